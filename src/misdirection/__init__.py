@@ -1,0 +1,62 @@
+"""Find, compare, steer and ablate the misalignment direction of a fine-tuned chat model.
+
+    import misdirection as md
+
+    organism = md.train(md.domain_examples("risky_money", "bad", "train"), "organism")
+    chat = organism.load()
+    direction = md.extract(chat, md.domain_pairs("risky_money", "train"))["data_difference"]
+    with md.ablate(chat, direction[15]):
+        print(md.margin(chat, md.probe_pairs()).mean())
+
+Public names are imported when they are first used, so that `import misdirection` is quick.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "misdirection.behaviour.margin": ("loss", "margin"),
+    "misdirection.behaviour.metrics": ("Estimate", "bootstrap"),
+    "misdirection.behaviour.sampling": ("sample",),
+    "misdirection.chat": ("Encoded", "encode", "encode_prompt"),
+    "misdirection.config": ("ExperimentConfig", "read_config"),
+    "misdirection.data": (
+        "Example",
+        "ProbePair",
+        "domain_examples",
+        "domain_pairs",
+        "neutral_examples",
+        "probe_pairs",
+        "read_examples",
+        "read_pairs",
+    ),
+    "misdirection.errors": ("MisdirectionError",),
+    "misdirection.experiment.runner": ("run_experiment", "write_report"),
+    "misdirection.models": ("ChatModel", "attach", "load"),
+    "misdirection.organisms.training": ("Organism", "train"),
+    "misdirection.recipe": ("Recipe",),
+    "misdirection.representation.convergence": ("compare", "cosines", "project_away"),
+    "misdirection.representation.directions": ("Direction", "combine", "extract"),
+    "misdirection.representation.interventions": (
+        "Ablate",
+        "Steer",
+        "ablate",
+        "intervene",
+        "random_like",
+        "steer",
+    ),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
