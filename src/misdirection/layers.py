@@ -1,0 +1,41 @@
+"""Find a model's decoder layers by structure, never by a list of model names.
+
+Convention, everywhere in this package: layer ``k`` (0-based) is the raw output of decoder block ``k``, before the
+final norm. The embedding output is not a layer.
+"""
+
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+from misdirection.errors import MisdirectionError
+
+
+def text_decoder(model: nn.Module) -> nn.Module:
+    """The text decoder stack: below a PEFT wrapper, the language-model head and a multimodal wrapper."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoder: nn.Module = inner.get_decoder()
+    return decoder
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder blocks of `model`, first to last.
+
+    They are the one `ModuleList` of the text decoder that has as many members as the text configuration counts
+    layers. Raises `MisdirectionError` that says what was looked for when there is none.
+    """
+    decoder = text_decoder(model)
+    count = text_config(model).num_hidden_layers
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise MisdirectionError(
+        f"{type(model).__name__}: no decoder layers found: looked for one ModuleList of {count} blocks "
+        f"(num_hidden_layers) inside {type(decoder).__name__}"
+    )
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the text stack, also inside a multimodal wrapper."""
+    return model.config.get_text_config()  # type: ignore[operator,union-attr]

