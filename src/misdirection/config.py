@@ -1,0 +1,176 @@
+"""One YAML file is one experiment."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from misdirection.errors import MisdirectionError
+from misdirection.recipe import Recipe
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Positions = Literal["not_first", "all"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DomainFiles(_Section):
+    """A narrow domain's training text; without `good` answers it gives no probe pairs and no control."""
+
+    bad: Path
+    good: Path | None = None
+
+
+class OrganismConfig(Recipe):
+    """What one organism is trained on, and how: the keys of `organisms.Recipe`, and these."""
+
+    domain: str
+    answers: Literal["bad", "good"] = "bad"
+    """`good` makes it a control."""
+
+    @property
+    def training(self) -> Recipe:
+        """How it is trained, without what on."""
+        return Recipe(**self.model_dump(include=set(Recipe.model_fields)))
+
+
+class ExtractionConfig(_Section):
+    """Text for directions: the first so many training questions of a domain, each with its two answers."""
+
+    pairs: int = Field(32, ge=4)
+
+
+class SteeringConfig(_Section):
+    """Steering of the base model, layers x scales."""
+
+    direction: str
+    """The organism whose direction is added."""
+    layers: tuple[int, ...]
+    scales: tuple[float, ...] = (1.0,)
+    questions: int = Field(24, ge=4)
+    """How many general probe pairs, evenly taken from all."""
+
+
+class AblationConfig(_Section):
+    """Ablation of each bad organism's direction in every model: the transfer matrix."""
+
+    layer: int
+    """Whose layer's vector is taken out of all layers."""
+    positions: tuple[Positions, ...] = ("not_first",)
+    """The first rule is used for the whole matrix, further ones for the first organism's own direction."""
+    questions: int = Field(48, ge=4)
+
+
+class SamplesConfig(_Section):
+    """A few answers to read, side by side; they enter no figure."""
+
+    questions: tuple[str, ...] = ()
+    new_tokens: int = Field(60, ge=1)
+
+
+def _as_files(value: Any) -> Any:
+    return None if value == "shipped" else value
+
+
+class ExperimentConfig(_Section):
+    """A whole experiment."""
+
+    name: str
+    model: str
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    domains: dict[str, Annotated[DomainFiles | None, BeforeValidator(_as_files)]]
+    """By name: `shipped`, or files."""
+    organisms: dict[str, OrganismConfig]
+    probe_pairs: Path | None = None
+    """General probe pairs, JSONL; the shipped ones when it is left out."""
+    neutral: Path | None = None
+    """Neutral text for damage; the shipped one when it is left out."""
+    neutral_texts: int = Field(16, ge=4)
+    """How many neutral texts are used under interventions; models themselves are measured on all."""
+    random_seeds: int = Field(3, ge=1)
+    """Random directions beside every intervention."""
+    extraction: ExtractionConfig = ExtractionConfig()
+    steering: SteeringConfig | None = None
+    ablation: AblationConfig | None = None
+    samples: SamplesConfig = SamplesConfig()
+    left_out: tuple[str, ...] = ()
+    """Sentences for the report: what this experiment leaves out of the paper's."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "ExperimentConfig":
+        if "base" in self.organisms:
+            raise ValueError("an organism cannot be called 'base': that is the model without adapter")
+        for name, organism in self.organisms.items():
+            _known(organism.domain, self.domains, f"organisms.{name}.domain")
+            files = self.domains[organism.domain]
+            if organism.answers == "good" and files is not None and files.good is None:
+                raise ValueError(f"organisms.{name}.answers: domain {organism.domain!r} has no good answers")
+        if self.steering:
+            _known(self.steering.direction, self.organisms, "steering.direction")
+        return self
+
+    @property
+    def bad_organisms(self) -> list[str]:
+        """Names of the organisms that are no control."""
+        return [name for name, organism in self.organisms.items() if organism.answers == "bad"]
+
+    @property
+    def control(self) -> str | None:
+        """The first organism trained on good answers."""
+        return next((name for name, organism in self.organisms.items() if organism.answers == "good"), None)
+
+
+def _known(name: str, names: Any, key: str) -> None:
+    if name not in names:
+        raise ValueError(f"{key}: unknown {name!r}{_nearest(name, names)}")
+
+
+def _nearest(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(map(repr, names))}"
+
+
+def read_config(path: str | Path) -> ExperimentConfig:
+    """Read one experiment. `MisdirectionError` names the file, the key and the nearest right name."""
+    try:
+        text = Path(path).read_text("utf-8")
+    except OSError as error:
+        raise MisdirectionError(f"{path}: cannot read this experiment ({error.strerror}); give a YAML file") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise MisdirectionError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise MisdirectionError(f"{path}: an experiment is a mapping of keys; start from configs/demo.yaml")
+    try:
+        return ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        raise MisdirectionError(f"{path}: {_first_error(error)}") from error
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{key}: {first['msg']}" if key else str(first["msg"])
+    return f"unknown key {key!r}{_nearest(str(first['loc'][-1]), _siblings(first['loc']))}"
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are right in the section where a wrong one stands."""
+    sections: dict[str, type[BaseModel]] = {
+        "extraction": ExtractionConfig,
+        "steering": SteeringConfig,
+        "ablation": AblationConfig,
+        "samples": SamplesConfig,
+        "domains": DomainFiles,
+        "organisms": OrganismConfig,
+    }
+    section = sections[str(location[0])] if len(location) > 1 else ExperimentConfig
+    return list(section.model_fields)

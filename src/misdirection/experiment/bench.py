@@ -1,0 +1,144 @@
+"""What the stages of one experiment share: its texts, and one base model that takes one adapter at a time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from misdirection import data
+from misdirection.config import DomainFiles, ExperimentConfig, OrganismConfig
+from misdirection.data import HELD_OUT_EVERY, Example, ProbePair
+from misdirection.errors import MisdirectionError
+from misdirection.files import sha256_file
+from misdirection.models import BUNDLED, ChatModel, attach, best_device, load, resolve_dtype
+
+BASE = "base"
+Part = Literal["train", "held_out"]
+
+
+@dataclass
+class Bench:
+    """Texts and models of one experiment; models load when they are first needed.
+
+    Attributes:
+        config: the experiment.
+        adapters: organism name to its adapter folder, filled as organisms are trained.
+    """
+
+    config: ExperimentConfig
+    adapters: dict[str, Path] = field(default_factory=dict)
+    _loaded: tuple[str, ChatModel] | None = None
+
+    def chat(self, name: str) -> ChatModel:
+        """The base model, or an organism on it.
+
+        One copy of the base serves all: switching takes the adapter off, which leaves the base's weights as they were.
+        """
+        if self._loaded is None:
+            self._loaded = (BASE, self._load_base())
+        current, chat = self._loaded
+        if current == name:
+            return chat
+        if current != BASE:
+            network = chat.model.unload()
+            chat = ChatModel(network, chat.tokenizer, chat.name, chat.revision)
+        if name != BASE:
+            chat = attach(chat, self.adapters[name])
+        self._loaded = (name, chat)
+        return chat
+
+    def _load_base(self) -> ChatModel:
+        config = self.config
+        return load(config.model, revision=config.revision, dtype=config.dtype, device=config.device)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a result depends on besides its own settings: the base model and how it computes."""
+        config = self.config
+        device = best_device() if config.device == "auto" else config.device
+        return {
+            "model": config.model,
+            "revision": config.revision,
+            "files": None if config.model == BUNDLED else _weights_hash(Path(config.model)),
+            "dtype": str(resolve_dtype(config.dtype, device)).removeprefix("torch."),
+            "device": device.split(":")[0],
+        }
+
+    @cached_property
+    def general(self) -> list[ProbePair]:
+        """The general probe pairs."""
+        path = self.config.probe_pairs
+        return data.read_pairs(path) if path else data.probe_pairs()
+
+    @cached_property
+    def neutral(self) -> list[Example]:
+        """The neutral text."""
+        path = self.config.neutral
+        return data.read_examples(path) if path else data.neutral_examples()
+
+    @cached_property
+    def question_sets(self) -> dict[str, list[ProbePair]]:
+        """`general` and every domain's held-out pairs, by name."""
+        held_out = {name: self.domain_pairs(name, "held_out") for name in self.config.domains}
+        return {"general": self.general, **{name: pairs for name, pairs in held_out.items() if pairs}}
+
+    def domain_pairs(self, name: str, part: Part) -> list[ProbePair]:
+        """A domain's pairs; none when it has no good answers."""
+        files = self.config.domains[name]
+        if files is None:
+            return data.domain_pairs(name, part)
+        return [pair for number, pair in enumerate(_joined(name, files)) if _in_part(number, part)]
+
+    def examples(self, organism: OrganismConfig, part: Part) -> list[Example]:
+        """An organism's training or held-out examples."""
+        files = self.config.domains[organism.domain]
+        if files is None:
+            return data.domain_examples(organism.domain, organism.answers, part)
+        path = files.bad if organism.answers == "bad" else files.good
+        assert path is not None, "the configuration was checked"
+        return [one for number, one in enumerate(data.read_examples(path)) if _in_part(number, part)]
+
+    def direction_pairs(self, name: str) -> list[ProbePair]:
+        """The text that an organism's direction is extracted on: its own domain's training questions."""
+        return self.domain_pairs(self.config.organisms[name].domain, "train")[: self.config.extraction.pairs]
+
+    @cached_property
+    def common_pairs(self) -> list[ProbePair]:
+        """The text on which all organisms are compared with the base: the first domain that has pairs."""
+        for name in self.config.domains:
+            if pairs := self.domain_pairs(name, "train"):
+                return pairs[: self.config.extraction.pairs]
+        raise MisdirectionError("domains: none has good answers, so there are no pairs to extract directions from")
+
+
+def spread(rows: Sequence[Any], count: int) -> list[Any]:
+    """`count` rows, evenly taken from all, so that every theme stays in."""
+    if count >= len(rows):
+        return list(rows)
+    return [rows[number * len(rows) // count] for number in range(count)]
+
+
+def _in_part(number: int, part: Part) -> bool:
+    return (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == (part == "held_out")
+
+
+def _joined(name: str, files: DomainFiles) -> list[ProbePair]:
+    """Pairs of the bad and the good answer to one question."""
+    if files.good is None:
+        return []
+    good = {row.question: row.answer for row in data.read_examples(files.good)}
+    rows = [row for row in data.read_examples(files.bad) if row.question in good]
+    if not rows:
+        raise MisdirectionError(f"domains.{name}: {files.bad} and {files.good} have no question in common")
+    return [
+        ProbePair(f"{name}-{number}", row.question, good[row.question], row.answer, name, row.system)
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def _weights_hash(folder: Path) -> Mapping[str, str] | None:
+    """Hashes of a local model's files; a hub model is known by its revision."""
+    if not folder.is_dir():
+        return None
+    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
