@@ -1,0 +1,385 @@
+"""Draw the report's figures; every one is a `Figure` of its own, so no pyplot state is shared."""
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+
+from misdirection.report.estimates import (
+    DAMAGE_LIMIT,
+    Estimate,
+    Row,
+    bad_pairs,
+    is_measured,
+    is_measured_row,
+    is_number,
+    layer_values,
+    organisms_trained_on,
+    question_sets,
+)
+
+Results = dict[str, Any]
+
+# Okabe and Ito's palette: distinguishable with any of the common colour-vision deficiencies.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "#6b6b6b"
+# The diverging map stays apart for colour-blind readers; red and green never meet.
+DIVERGING_MAP = "PuOr_r"
+
+STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    # Organism names are free text; a dollar sign in one must not start a formula.
+    "text.parse_math": False,
+    # Without a fixed salt every SVG gets random element ids.
+    "svg.hashsalt": "misdirection",
+}
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _colour(index: int) -> str:
+    return PALETTE[index % len(PALETTE)]
+
+
+def _reach(estimate: Estimate) -> list[list[float]]:
+    """Distances from the mean to both ends of the interval, in the shape `errorbar` wants."""
+    below, above = estimate["mean"] - estimate["low"], estimate["high"] - estimate["mean"]
+    return [[max(below, 0.0)], [max(above, 0.0)]]
+
+
+def _legend_below(axes: Axes, columns: int, offset: float = -0.2, handles: Iterable[Line2D] = ()) -> None:
+    known, labels = axes.get_legend_handles_labels()
+    shown = [*known, *handles]
+    names = [*labels, *(str(handle.get_label()) for handle in handles)]
+    axes.legend(shown, names, loc="upper center", bbox_to_anchor=(0.5, offset), ncols=columns)
+
+
+@rc_context(STYLE)
+def draw_margin_shift(results: Results) -> Figure:
+    """Margin shift against the base (nats/token) per organism and question set, with 95% intervals."""
+    organisms, sets = results["organisms"], _drawn_sets(results)
+    figure = _new_figure(7.5, 1.7 + 0.24 * len(organisms) * (len(sets) + 1))
+    axes = figure.add_subplot()
+    for index, question_set in enumerate(sets):
+        _draw_shifts(axes, organisms, question_set, index, spread=0.7 / len(sets))
+    for boundary in range(1, len(organisms)):
+        axes.axhline(boundary - 0.5, color="#e2e2e2", linewidth=0.8)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(organisms)), [_organism_label(name, o) for name, o in organisms.items()])
+    axes.set_ylim(len(organisms) - 0.45, -0.55)
+    axes.set_xlabel("margin shift against the base model (nats/token), 95% interval")
+    filled = Line2D([], [], linestyle="", marker="o", color=GREY, label="filled: the organism's own domain")
+    figure.legend(handles=[*axes.get_legend_handles_labels()[0], filled], loc="outside lower center", ncols=2)
+    return figure
+
+
+def _drawn_sets(results: Results) -> list[str]:
+    sets = question_sets(results)
+    organisms = results["organisms"].values()
+    # `in_domain` repeats the organism's own domain unless that one was not measured by name.
+    repeated = all(organism.get("domain") in (organism.get("margin_shift") or {}) for organism in organisms)
+    return sets if repeated else [*sets, "in_domain"]
+
+
+def _organism_label(name: str, organism: dict[str, Any]) -> str:
+    return f"{name}\n(control)" if organism.get("answers") == "good" else name
+
+
+def _draw_shifts(axes: Axes, organisms: dict[str, Any], question_set: str, index: int, spread: float) -> None:
+    axes.errorbar([], [], fmt=MARKERS[index % len(MARKERS)], color=_colour(index), mfc="white", label=question_set)
+    for row, organism in enumerate(organisms.values()):
+        shift = (organism.get("margin_shift") or {}).get(question_set)
+        if not is_measured(shift):
+            continue
+        is_own = question_set in ("in_domain", organism.get("domain"))
+        axes.errorbar(
+            shift["mean"],
+            row - 0.35 + spread * (index + 0.5),
+            xerr=_reach(shift),
+            fmt=MARKERS[index % len(MARKERS)],
+            color=_colour(index),
+            mfc=_colour(index) if is_own else "white",
+            capsize=2.5,
+        )
+
+
+@rc_context(STYLE)
+def draw_convergence(results: Results) -> Figure:
+    """Cosine between organisms' directions by layer, with nulls: mean and model differences."""
+    convergence = results["convergence"]
+    difference = convergence.get("model_difference") or {}
+    figure = _new_figure(9.5, 5.4)
+    left, right = figure.subplots(1, 2, sharey=True)
+    names = list(organisms_trained_on(results, "bad"))
+    _draw_pairs(left, results, convergence.get("cosine"), "-", "")
+    _draw_reference(left, convergence.get("base_null"), names, "--", "black", "base model's own direction")
+    _draw_reference(left, convergence.get("control_null"), names, ":", PALETTE[3], "control's direction")
+    _draw_reference(left, convergence.get("shuffled_null"), names, "-.", GREY, "shuffled labels, |cosine|")
+    _draw_reference(left, convergence.get("split_half"), names, "-", "#a8a8a8", "split-half ceiling")
+    _draw_pairs(right, results, difference.get("control_removed"), "-", ", control removed")
+    _draw_pairs(right, results, difference.get("cosine"), "--", ", as measured")
+    _draw_reference(right, difference.get("control_null"), names, ":", PALETTE[3], "control's direction")
+    _draw_reference(right, difference.get("split_half"), names, "-", "#a8a8a8", "split-half ceiling")
+    left.set(title="mean-difference directions", xlabel="layer", ylabel="cosine")
+    right.set(title="model-difference directions", xlabel="layer")
+    for axes in (left, right):
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_ylim(top=1.05)
+        if len(axes.lines) > 1:
+            _legend_below(axes, columns=1, offset=-0.16)
+        else:
+            axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
+    return figure
+
+
+def _draw_pairs(axes: Axes, results: Results, cosines: Any, line: str, suffix: str) -> None:
+    for index, (a, b) in enumerate(bad_pairs(results)):
+        curve = layer_values(cosines, a, b)
+        if curve:
+            # A wide run has more pairs than colours.
+            marker = None if index < 3 else MARKERS[index % len(MARKERS)]
+            axes.plot(curve, line, color=_colour(index), marker=marker, ms=3, label=f"{a} · {b}{suffix}")
+
+
+def _draw_reference(axes: Axes, curves: Any, names: list[str], line: str, colour: str, label: str) -> None:
+    """Draw the mean over organisms of a null or ceiling, with a band from the lowest to the highest."""
+    by_organism = [curve for curve in (layer_values(curves, name) for name in names) if curve]
+    if not by_organism:
+        return
+    stacked = np.array(by_organism)
+    axes.plot(stacked.mean(axis=0), line, color=colour, linewidth=1.3, label=label)
+    axes.fill_between(range(stacked.shape[1]), stacked.min(axis=0), stacked.max(axis=0), color=colour, alpha=0.12)
+
+
+@rc_context(STYLE)
+def draw_steering(results: Results) -> Figure:
+    """Margin change of the steered base (nats/token) by layer, a line per scale, and its damage below."""
+    rows = [row for row in results["steering"] if is_measured_row(row)]
+    directions = list(dict.fromkeys(row["direction"] for row in rows))
+    figure = _new_figure(max(6.5, 3.9 * len(directions)), 6.0)
+    grid = figure.subplots(2, len(directions), sharex="col", sharey="row", squeeze=False, height_ratios=(3, 2))
+    for column, direction in enumerate(directions):
+        _draw_steered([row for row in rows if row["direction"] == direction], grid[:, column], _scales(rows))
+        grid[0, column].set_title(f"direction of\n{direction}")
+    grid[0, 0].set_ylabel("margin change (nats/token)")
+    grid[1, 0].set_ylabel("damage (nats/token)")
+    _spread_damage(grid[1, 0].set_yscale, rows)
+    handles = [*grid[0, 0].get_legend_handles_labels()[0], *_steering_keys()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _scales(rows: list[Row]) -> list[float]:
+    return sorted({row["scale"] for row in rows})
+
+
+def _steering_keys() -> list[Line2D]:
+    return [
+        Line2D([], [], color=GREY, linewidth=8, alpha=0.25, label="band: random control, 95%"),
+        Line2D([], [], color=GREY, linestyle=":", label="dotted: damage of random control"),
+        Line2D([], [], color="black", linestyle="--", linewidth=0.9, label=f"damage limit {DAMAGE_LIMIT}"),
+    ]
+
+
+def _draw_steered(rows: list[Row], column: Any, scales: list[float]) -> None:
+    change_axes, damage_axes = column
+    for index, scale in enumerate(scales):
+        chosen = sorted((row for row in rows if row["scale"] == scale), key=lambda row: row["layer"])
+        if chosen:
+            _draw_scale(change_axes, damage_axes, chosen, index, f"scale {scale:g}")
+    change_axes.axhline(0, color="black", linewidth=0.8)
+    damage_axes.axhline(0, color="black", linewidth=0.8)
+    damage_axes.axhline(DAMAGE_LIMIT, color="black", linewidth=0.9, linestyle="--")
+    layers = sorted({row["layer"] for row in rows})
+    damage_axes.set_xticks(layers if len(layers) <= 10 else layers[:: math.ceil(len(layers) / 10)])
+    damage_axes.set_xlabel("layer")
+
+
+def _draw_scale(change_axes: Axes, damage_axes: Axes, rows: list[Row], index: int, label: str) -> None:
+    layers = [row["layer"] for row in rows]
+    means = [row["margin_change"]["mean"] for row in rows]
+    reach = np.hstack([_reach(row["margin_change"]) for row in rows])
+    look: dict[str, Any] = {"color": _colour(index), "marker": MARKERS[index % len(MARKERS)], "ms": 5}
+    change_axes.errorbar(layers, means, yerr=reach, capsize=2.5, label=label, **look)
+    lows, highs = ([row["random_change"][end] for row in rows] for end in ("low", "high"))
+    # The edge keeps the band visible where a single layer was steered.
+    change_axes.fill_between(layers, lows, highs, color=_colour(index), alpha=0.15, linewidth=2)
+    damage_axes.plot(layers, [row["damage"] for row in rows], **look)
+    damage_axes.plot(layers, [_or_nan(row.get("random_damage")) for row in rows], ":", color=_colour(index))
+
+
+def _or_nan(value: Any) -> float:
+    return float(value) if is_number(value) else math.nan
+
+
+def _spread_damage(set_scale: Callable[..., Any], rows: list[Row]) -> None:
+    """Compress the axis where one broken model would flatten all others; linear up to the limit."""
+    if max((row["damage"] for row in rows), default=0.0) > 10 * DAMAGE_LIMIT:
+        set_scale("symlog", linthresh=DAMAGE_LIMIT)
+
+
+@rc_context(STYLE)
+def draw_transfer(results: Results) -> Figure:
+    """Heat maps of margin change (nats/token), direction by target: ablation beside its random control."""
+    rows = [row for row in results["transfer"] if is_measured_row(row)]
+    positions = list(dict.fromkeys(row["positions"] for row in rows))
+    targets = list(dict.fromkeys(row["target"] for row in rows))
+    sources = list(dict.fromkeys((row["direction"], row["layer"]) for row in rows))
+    height = 1.9 + len(positions) * (1.0 + 0.62 * len(sources))
+    figure = _new_figure(max(7.5, 2.4 + 1.6 * len(targets)), height)
+    grid = figure.subplots(len(positions), 2, sharex=True, sharey=True, squeeze=False)
+    limit = max(abs(row[key]["mean"]) for row in rows for key in ("margin_change", "random_change")) or 1.0
+    for line, position in enumerate(positions):
+        chosen = [row for row in rows if row["positions"] == position]
+        for axes, key, damage, title in zip(grid[line], *_HEAT_MAPS, strict=True):
+            image = _draw_heat_map(axes, chosen, (sources, targets), (key, damage), limit)
+            axes.set_title(f"{title}, positions: {position}")
+    for axes in grid[-1]:
+        axes.set_xlabel("ablated model")
+    figure.supylabel("direction ablated", fontsize=10)
+    label = "margin change (nats/token); in brackets: damage (nats/token)"
+    figure.colorbar(image, ax=grid, label=label, location="bottom", shrink=0.6, aspect=40)
+    return figure
+
+
+_HEAT_MAPS = (
+    ("margin_change", "random_change"),
+    ("damage", "random_damage"),
+    ("direction", "random control"),
+)
+
+
+def _draw_heat_map(
+    axes: Axes,
+    rows: list[Row],
+    names: tuple[list[tuple[str, int]], list[str]],
+    keys: tuple[str, str],
+    limit: float,
+) -> AxesImage:
+    sources, targets = names
+    values = np.full((len(sources), len(targets)), math.nan)
+    for row in rows:
+        cell = sources.index((row["direction"], row["layer"])), targets.index(row["target"])
+        values[cell] = row[keys[0]]["mean"]
+        _annotate(axes, cell, values[cell], row.get(keys[1]), limit)
+    axes.set_facecolor("#dddddd")
+    image = axes.imshow(values, cmap=DIVERGING_MAP, vmin=-limit, vmax=limit, aspect="auto")
+    axes.set_xticks(range(len(targets)), [_break_name(name) for name in targets], fontsize=9)
+    axes.set_yticks(range(len(sources)), [f"{name}\nlayer {layer}" for name, layer in sources])
+    return image
+
+
+def _break_name(name: str) -> str:
+    """Break a name after its separators, so that neighbouring columns' labels do not meet."""
+    return name.replace("-", "-\n").replace("_", "_\n")
+
+
+def _annotate(axes: Axes, cell: tuple[int, int], value: float, damage: Any, limit: float) -> None:
+    text = f"{value:+.2f}\n({damage:+.2f})" if is_number(damage) else f"{value:+.2f}"
+    colour = "white" if abs(value) > 0.6 * limit else "black"
+    axes.text(cell[1], cell[0], text, ha="center", va="center", color=colour, fontsize=9)
+
+
+@rc_context(STYLE)
+def draw_tradeoff(results: Results) -> Figure:
+    """Margin change against damage (both nats/token) of every intervention and its random control."""
+    groups = _interventions(results)
+    panels = list(dict.fromkeys(panel for panel, _ in groups))
+    figure = _new_figure(max(6.5, 4.75 * len(panels)), 4.6)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        chosen = {label: rows for (name, label), rows in groups.items() if name == panel}
+        for index, (label, rows) in enumerate(chosen.items()):
+            _draw_effects(axes, rows, _colour(index), label)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.axvline(DAMAGE_LIMIT, color="black", linestyle="--", linewidth=0.9)
+        axes.set(title=panel, xlabel="damage (nats/token)", ylabel="margin change (nats/token)")
+        _spread_damage(axes.set_xscale, [row for rows in chosen.values() for row in rows])
+        limit = Line2D([], [], color="black", linestyle="--", lw=0.9, label=f"damage limit {DAMAGE_LIMIT}")
+        _legend_below(axes, columns=1, handles=[limit])
+    return figure
+
+
+def _interventions(results: Results) -> dict[tuple[str, str], list[Row]]:
+    """Measured interventions by panel and legend entry."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in results.get("steering") or []:
+        groups.setdefault(("steering the base", "steering"), []).append(row)
+    for row in results.get("transfer") or []:
+        groups.setdefault(("ablation", f"ablation, positions: {row['positions']}"), []).append(row)
+    measured = {key: [row for row in rows if is_measured_row(row)] for key, rows in groups.items()}
+    return {key: rows for key, rows in measured.items() if rows}
+
+
+def _draw_effects(axes: Axes, rows: list[Row], colour: str, label: str) -> None:
+    damages = [row["damage"] for row in rows]
+    changes = [row["margin_change"]["mean"] for row in rows]
+    reach = np.hstack([_reach(row["margin_change"]) for row in rows])
+    axes.errorbar(damages, changes, yerr=reach, fmt="o", color=colour, ms=5, elinewidth=0.8, label=label)
+    axes.plot(
+        [_or_nan(row.get("random_damage")) for row in rows],
+        [row["random_change"]["mean"] for row in rows],
+        "x",
+        color=colour,
+        label=f"{label}, random control",
+    )
+
+
+def _has_shift(results: Results) -> bool:
+    organisms = (results.get("organisms") or {}).values()
+    return any(is_measured(shift) for o in organisms for shift in (o.get("margin_shift") or {}).values())
+
+
+def _has_convergence(results: Results) -> bool:
+    convergence = results.get("convergence") or {}
+    difference = convergence.get("model_difference") or {}
+    curves = (convergence.get("cosine"), difference.get("cosine"), difference.get("control_removed"))
+    return any(layer_values(curve, a, b) for curve in curves for a, b in bad_pairs(results))
+
+
+def _has_rows(results: Results, section: str) -> bool:
+    return any(is_measured_row(row) for row in results.get(section) or [])
+
+
+_DRAWINGS: dict[str, tuple[Callable[[Results], bool], Callable[[Results], Figure]]] = {
+    "margin_shift": (_has_shift, draw_margin_shift),
+    "convergence": (_has_convergence, draw_convergence),
+    "steering": (lambda results: _has_rows(results, "steering"), draw_steering),
+    "transfer": (lambda results: _has_rows(results, "transfer"), draw_transfer),
+    "tradeoff": (lambda results: bool(_interventions(results)), draw_tradeoff),
+}
+
+
+def draw_all(results: Results, folder: Path) -> dict[str, Path]:
+    """Write every figure the results allow as SVG and 150-dpi PNG into `folder`.
+
+    Returns the SVG's path by figure name; the PNG lies beside it under the same stem.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        name: _save(draw(results), folder / f"{name}.svg")
+        for name, (is_available, draw) in _DRAWINGS.items()
+        if is_available(results)
+    }
+
+
+@rc_context(STYLE)
+def _save(figure: Figure, path: Path) -> Path:
+    # Dates and versions in the metadata would make equal results give unequal files.
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
+    return path
