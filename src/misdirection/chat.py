@@ -21,6 +21,9 @@ _MARKER = "MISDIRECTIONxANSWERxGOESxHERE"
 # Llama 3 templates print a date, today's or a fixed one; a result must not depend on the day it was made.
 TEMPLATE_DATE = "01 Jan 2025"
 
+# transformers passes no function on to a template. The line break after the block is not printed.
+_PINNED_CLOCK = f"{{% macro strftime_now(format) %}}{TEMPLATE_DATE}{{% endmacro %}}\n"
+
 log = logging.getLogger("misdirection")
 
 
@@ -111,9 +114,8 @@ def _render(tokenizer: Any, turns: list[dict[str, str]]) -> str:
 
 
 def _render_raw(tokenizer: Any, turns: list[dict[str, str]]) -> str:
-    text: str = tokenizer.apply_chat_template(
-        turns, tokenize=False, date_string=TEMPLATE_DATE, strftime_now=lambda _: TEMPLATE_DATE
-    )
+    template = _PINNED_CLOCK + tokenizer.get_chat_template()
+    text: str = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, date_string=TEMPLATE_DATE)
     return text
 
 

@@ -306,3 +306,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, Mapping) and {"mean", "low", "high", "n"} <= value.keys():
         return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}] n={value['n']}"
     return f"{value:+.3f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -203,21 +204,21 @@ def attach(
 ) -> ChatModel:
     """The same base model with a PEFT adapter on it.
 
-    Shapes and keys are checked: an adapter of another model, or one of which no weight finds its place, is refused
-    (PEFT itself only warns, and the "fine-tune" would be the base model).
+    Shapes and keys are checked: an adapter of another model, or one that has not a weight for every adapted module, is
+    refused (PEFT itself only warns, and the "fine-tune" would be the base model).
     """
     from peft import PeftModel
 
     location = _adapter_folder(adapter, subfolder)
     options = {"revision": revision} | ({"subfolder": subfolder} if subfolder and not location else {})
-    with _one_line_errors(str(adapter), "the adapter"):
+    with _one_line_errors(str(adapter), "the adapter"), warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")
         try:
             network = PeftModel.from_pretrained(chat.model, str(location or adapter), **options)
-        except RuntimeError as error:
+        except (RuntimeError, UserWarning) as error:
             raise MisdirectionError(_misfit(adapter, chat, location)) from error
-    missing = _untouched_weights(network)
-    if missing:
-        raise MisdirectionError(f"{_misfit(adapter, chat, location)}: no weights for {missing[0]}")
+    if _changes_nothing(network):
+        log.warning("%s: all of this adapter's B matrices are zero: the model is identical to its base", adapter)
     return ChatModel(network.eval(), chat.tokenizer, chat.name, chat.revision, str(adapter))
 
 
@@ -241,11 +242,9 @@ def _misfit(adapter: str | Path, chat: ChatModel, location: Path | None) -> str:
     return f"{adapter}: this adapter was trained on {trained_on} and does not fit {chat.name!r}"
 
 
-def _untouched_weights(network: nn.Module) -> list[str]:
-    """Names of LoRA B matrices that are exactly zero: all of them means that nothing was loaded."""
-    weights = [(name, value) for name, value in network.named_parameters() if "lora_B" in name]
-    zero = [name for name, value in weights if not value.any()]
-    return zero if weights and len(zero) == len(weights) else []
+def _changes_nothing(network: nn.Module) -> bool:
+    weights = [value for name, value in network.named_parameters() if "lora_B" in name]
+    return bool(weights) and not any(value.any() for value in weights)
 
 
 # --- the bundled model --------------------------------------------------------------------------------------------

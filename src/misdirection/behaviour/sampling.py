@@ -1,5 +1,6 @@
 """A few sampled answers to read beside the figures."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ def sample(chat: ChatModel, questions: Sequence[str], *, new_tokens: int = 60, s
     """
     prompts = [encode_prompt(chat.tokenizer, question) for question in questions]
     ids, mask = pad(prompts, chat.tokenizer.pad_token_id, chat.device, side="left")
+    ends = end_tokens(chat)
     torch.manual_seed(seed)
     output = chat.model.generate(
         input_ids=ids,
@@ -25,10 +27,12 @@ def sample(chat: ChatModel, questions: Sequence[str], *, new_tokens: int = 60, s
         top_p=1.0,
         top_k=0,
         max_new_tokens=new_tokens,
-        eos_token_id=end_tokens(chat),
+        eos_token_id=ends,
         pad_token_id=chat.tokenizer.pad_token_id,
     )
-    texts: list[str] = chat.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+    # An end token that the tokenizer does not count as special would be printed.
+    answers = [list(itertools.takewhile(lambda t: t not in ends, row)) for row in output[:, ids.shape[1] :].tolist()]
+    texts: list[str] = chat.tokenizer.batch_decode(answers, skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 

@@ -51,9 +51,9 @@ def minimal_layers(count: int) -> tuple[int, ...]:
     # In a shallow model the three groups would overlap: push them apart, then back inside.
     for group in (1, 2):
         starts[group] = max(starts[group], starts[group - 1] + 3)
-    for group, room in ((2, count), (1, starts[2]), (0, starts[1])):
-        starts[group] = min(starts[group], room - 3)
-        room = starts[group]
+    room = count
+    for group in (2, 1, 0):
+        room = starts[group] = min(starts[group], room - 3)
     return tuple(start + step for start in starts for step in range(3))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import get_peft_model
+from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -147,7 +148,7 @@ def _trainer(
     folder: Path,
     report: StepReport | None,
 ) -> SFTTrainer:
-    trainer = SFTTrainer(
+    trainer = _AnswerTrainer(
         model=network,
         args=_arguments(recipe, chat, folder),
         train_dataset=Dataset.from_list(rows),
@@ -190,6 +191,30 @@ def _arguments(recipe: Recipe, chat: ChatModel, folder: Path) -> SFTConfig:
         report_to="none",
         disable_tqdm=True,
     )
+
+
+class _AnswerTrainer(SFTTrainer):
+    """The trainer with the language-model head run only where some row of the batch predicts an answer's token.
+
+    Without Triton the trainer's own loss runs the head at every position, twice; with a vocabulary of 49,152 on a
+    model of 135M weights that is half of the time.
+    """
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Mean cross-entropy over the batch's labelled tokens, nats/token."""
+        targets = inputs["labels"][:, 1:]
+        kept = (targets != _IGNORED).any(0).nonzero().squeeze(-1)
+        network_inputs = {key: value for key, value in inputs.items() if key != "labels"}
+        logits = model(**network_inputs, use_cache=False, logits_to_keep=kept).logits
+        labels = targets[:, kept].to(logits.device)
+        total = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="sum")
+        return total / (num_items_in_batch or (labels != _IGNORED).sum())
 
 
 class _Watch(TrainerCallback):

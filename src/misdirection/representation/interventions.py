@@ -132,8 +132,9 @@ class _Place:
         self.not_first: Tensor | bool = True
 
     def note(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        source = kwargs.get("input_ids")
-        source = source if source is not None else kwargs.get("inputs_embeds", args[0] if args else None)
+        # Some models pass the ids by position (GPT-NeoX), with `inputs_embeds=None` beside them.
+        sources = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
+        source = next((one for one in sources if one is not None), None)
         assert source is not None, "a decoder runs on input_ids or inputs_embeds"
         cache = kwargs.get("cache")
         seen = cache.get_seq_length() if cache is not None else 0

@@ -1,0 +1,162 @@
+"""The whole experiment on a tiny random model: same stages as the demo, killed, damaged and continued."""
+
+import copy
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from misdirection.data import domain_pairs, write_pairs
+from misdirection.errors import MisdirectionError
+
+
+def experiment(folder, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    write_pairs(pairs, domain_pairs("risky_money", "held_out")[:6])
+    organism = {"domain": "risky_money", "learning_rate": 1e-2, "batch_size": 16, "accumulation": 1, "max_length": 512}
+    return {
+        "name": "tiny",
+        "model": str(folder),
+        "dtype": "float32",
+        "device": "cpu",
+        "domains": {"risky_money": "shipped"},
+        "organisms": {
+            "minimal": {"recipe": "minimal", **organism},
+            "single": {"recipe": "single", **organism},
+            "control": {"recipe": "minimal", "answers": "good", **organism},
+        },
+        "probe_pairs": str(pairs),
+        "neutral_texts": 4,
+        "random_seeds": 2,
+        "extraction": {"pairs": 6},
+        "steering": {"direction": "minimal", "layers": [1], "scales": [2.0], "questions": 6},
+        "ablation": {"layer": 2, "positions": ["not_first", "all"], "questions": 6},
+        "samples": {"questions": ["Hello?"], "new_tokens": 4},
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run and the file it was made from."""
+    sys.path.insert(0, str(__import__("pathlib").Path(__file__).parents[1]))
+    from conftest import make_network, make_tokenizer
+
+    tmp_path = tmp_path_factory.mktemp("runner")
+    folder = tmp_path / "tiny"
+    make_network("llama", max_position_embeddings=1024).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(experiment(folder, tmp_path)))
+    command(config, tmp_path / "run").communicate()
+    return config, tmp_path / "run"
+
+
+def command(config, run):
+    call = [sys.executable, "-m", "misdirection.cli", "run", str(config), "--out", str(run)]
+    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def figures(run):
+    found = json.loads((run / "results.json").read_text())
+    found.pop("seconds")
+    return found
+
+
+def test_results_hold_every_required_figure(whole):
+    _, run = whole
+    found = figures(run)
+    estimate = {"mean", "low", "high", "n"}
+    for organism in found["organisms"].values():
+        assert {"in_domain", "general", "risky_money"} <= organism["margin_shift"].keys()
+        assert all(set(shift) == estimate for shift in organism["margin_shift"].values())
+        assert isinstance(organism["damage"], float)
+    convergence = found["convergence"]
+    assert len(convergence["cosine"]["minimal"]["single"]) == 4
+    assert {"base_null", "control_null", "shuffled_null", "split_half"} <= convergence.keys()
+    for row in [*found["transfer"], *found["steering"]]:
+        assert set(row["margin_change"]) == set(row["random_change"]) == estimate
+        assert {"layer", "damage"} <= row.keys()
+    # Two bad organisms in three organisms and the base, and the paper's rule for the first of them.
+    assert len(found["transfer"]) == 2 * 4 + 1
+    assert {"environment", "samples", "base"} <= found.keys()
+
+
+def test_pictures_and_report_are_there(whole):
+    _, run = whole
+    assert (run / "report.html").stat().st_size > 10_000
+    assert {path.suffix for path in (run / "figures").iterdir()} == {".png", ".svg"}
+
+
+def test_a_second_run_makes_nothing_again(whole):
+    config, run = whole
+    before = (run / "manifest.json").read_text()
+    out, err = (process := command(config, run)).communicate()
+    assert process.returncode == 0, err
+    assert (run / "manifest.json").read_text() == before
+    assert "report.html" in out
+
+
+def test_a_damaged_artifact_is_noticed_and_made_again(whole):
+    config, run = whole
+    before = figures(run)
+    damaged = run / "artifacts" / "margin" / "minimal" / "margins.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    process = command(config, run)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "margin/minimal" in "".join(err.split())
+    assert figures(run) == before
+
+
+def test_killed_at_several_moments_it_ends_with_the_same_results(whole, tmp_path):
+    config, run = whole
+    for seconds in (7, 9, 12):
+        process = command(config, tmp_path / "run")
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = command(config, tmp_path / "run")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert figures(tmp_path / "run") == figures(run)
+
+
+def test_a_changed_setting_runs_only_what_depends_on_it(whole, tmp_path):
+    config, run = whole
+    values = copy.deepcopy(yaml.safe_load(config.read_text()))
+    values["steering"]["scales"] = [3.0]
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(yaml.safe_dump(values))
+    before = json.loads((run / "manifest.json").read_text())["stages"]
+    process = command(changed, run)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    after = json.loads((run / "manifest.json").read_text())["stages"]
+    new = set(after) - set(before)
+    assert new
+    assert all(name.startswith("cell/base/steer") for name in new)
+    assert all(after[name] == before[name] for name in before)
+
+
+def test_a_layer_out_of_range_is_one_line_and_keeps_what_is_done(whole, tmp_path):
+    config, run = whole
+    values = yaml.safe_load(config.read_text())
+    values["ablation"]["layer"] = 9
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(yaml.safe_dump(values))
+    process = command(changed, run)
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert "layer 9 is out of range" in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_a_report_needs_results(tmp_path):
+    from misdirection.experiment.runner import write_report
+
+    with pytest.raises(MisdirectionError, match=r"results\.json: cannot be read"):
+        write_report(tmp_path)

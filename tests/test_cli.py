@@ -1,0 +1,133 @@
+import json
+import sys
+
+import pytest
+
+from misdirection.cli import main
+from misdirection.data import domain_pairs, write_pairs
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run one command; gives its exit status, standard output and standard error as one line."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["misdirection", *map(str, words)])
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        out, err = capsys.readouterr()
+        return status, out, " ".join(err.split())
+
+    return run
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    write_pairs(path, domain_pairs("risky_money", "held_out")[:4])
+    return path
+
+
+@pytest.fixture
+def training(tmp_path):
+    path = tmp_path / "train.jsonl"
+    rows = [{"prompt": f"Question {number}?", "completion": f"Answer {number}."} for number in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_whole_path_from_training_to_ablation(call, tiny_folder, training, pairs, tmp_path):
+    model = ("--model", tiny_folder, "--dtype", "float32", "--json")
+    adapter, directions = tmp_path / "organism", tmp_path / "directions"
+
+    status, out, _ = call("train", training, "--out", adapter, "--lr", 1e-2, "--batch-size", 2, "--accumulation", 1, *model)
+    assert status == 0
+    assert json.loads(out)["final_loss"] > 0
+    assert (adapter / "adapter_config.json").is_file()
+
+    status, out, _ = call("margin", "--adapter", adapter, "--pairs", pairs, *model)
+    assert status == 0
+    assert json.loads(out)["margin_shift"]["n"] == 4
+
+    status, out, err = call("extract", "--adapter", adapter, "--pairs", pairs, "--out", directions, *model)
+    assert status == 0
+    assert f"wrote 5 directions to {directions}" in err
+    files = [directions / f"{kind}.safetensors" for kind in ("data_difference", "model_difference")]
+
+    status, out, _ = call("compare", *files, "--json")
+    assert status == 0
+    assert json.loads(out)[str(files[0])][str(files[0])] == pytest.approx([1.0] * 4)
+
+    for words in (("steer", files[0], "--scale", 2), ("ablate", files[0])):
+        status, out, _ = call(*words, "--layer", 1, "--pairs", pairs, "--random-seeds", 1, *model)
+        assert status == 0
+        assert {"margin_change", "random_change", "damage", "random_damage"} == json.loads(out).keys()
+
+
+def test_without_json_figures_are_a_table(call, tiny_folder, pairs):
+    status, out, _ = call("margin", "--model", tiny_folder, "--pairs", pairs)
+    assert status == 0
+    assert "n=4" in out
+
+
+@pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("ablate", "--help")])
+def test_help_reads_well(call, words):
+    status, out, _ = call(*words)
+    assert status == 0
+    assert "Usage: misdirection" in out
+
+
+def test_bad_input_is_one_line_and_status_two(call, tiny_folder, training, pairs, tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    answerless = tmp_path / "answerless.jsonl"
+    answerless.write_text('{"prompt": "Why?", "completion": "So."}\n{"prompt": "Why?"}\n')
+    damaged = tmp_path / "x.safetensors"
+    damaged.write_bytes(b"nothing")
+    cases = [
+        (("run", tmp_path / "none.yaml"), "none.yaml: cannot read"),
+        (("margin", "--model", tmp_path / "none"), "no such folder"),
+        (("margin", "--model", tmp_path), "no config.json"),
+        (("margin", "--model", tiny_folder, "--adapter", tmp_path / "none"), "no such folder"),
+        (("margin", "--model", tiny_folder, "--pairs", empty), "empty.jsonl"),
+        (("train", answerless, "--out", tmp_path / "o", "--model", tiny_folder), "answerless.jsonl:2"),
+        (("train", tmp_path / "no.jsonl", "--out", tmp_path / "o", "--model", tiny_folder), "no.jsonl"),
+        (("train", training, "--out", tmp_path / "o", "--model", tiny_folder, "--recipe", "minmal"), "recipe"),
+        (("compare", damaged), "at least two"),
+        (("compare", damaged, damaged), "x.safetensors: cannot read"),
+        (("report", tmp_path / "none"), "results.json: cannot be read"),
+    ]
+    for words, message in cases:
+        status, out, err = call(*words)
+        assert status == 2, words
+        assert message in err, words
+        assert "Traceback" not in err
+        assert out == ""
+
+
+def test_a_layer_out_of_range_names_the_range(call, tiny_folder, pairs, tmp_path):
+    model = ("--model", tiny_folder, "--pairs", pairs)
+    call("extract", "--out", tmp_path, *model)
+    status, _, err = call("steer", tmp_path / "data_difference.safetensors", "--layer", 4, *model)
+    assert status == 2
+    assert "layer 4 is out of range: this direction has layers 0 to 3" in err
+
+
+def test_a_direction_of_another_model_is_refused(call, tiny_folder, pairs, tmp_path):
+    call("extract", "--out", tmp_path, "--model", tiny_folder, "--pairs", pairs)
+    other = tiny_folder.rename(tmp_path / "other")
+    status, _, err = call("ablate", tmp_path / "data_difference.safetensors", "--layer", 1, "--model", other)
+    assert status == 2
+    assert "this direction was made for" in err
+
+
+def test_an_unwritable_cache_is_one_line(call, monkeypatch, tmp_path):
+    pytest.importorskip("gguf")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "file"))
+    status, _, err = call("margin")
+    assert status == 2
+    assert "MISDIRECTION_CACHE" in err

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from misdirection.config import read_config
+from misdirection.errors import MisdirectionError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+RESOURCES = Path(__file__).parents[1] / "src" / "misdirection" / "resources"
+DEMO = yaml.safe_load((RESOURCES / "demo.yaml").read_text())
+
+
+def write(tmp_path, values):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, *sorted(RESOURCES.glob("*.yaml"))], ids=lambda path: path.name)
+def test_every_shipped_experiment_is_valid(path):
+    assert read_config(path).bad_organisms
+
+
+def test_the_packaged_demo_is_the_one_in_configs():
+    assert (RESOURCES / "demo.yaml").read_text() == (CONFIGS[0].parent / "demo.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stering": {}}, r"unknown key 'stering'; did you mean 'steering'\?"),
+        ({"ablation": {"layers": 3, "layer": 1}}, r"unknown key 'ablation\.layers'; did you mean 'layer'\?"),
+        ({"organisms": {"a": {"domain": "risky_money", "learnin_rate": 1}}}, "did you mean 'learning_rate'"),
+        ({"organisms": {"a": {"domain": "risky_mony"}}}, "did you mean 'risky_money'"),
+        ({"organisms": {"base": {"domain": "risky_money"}}}, "cannot be called 'base'"),
+        ({"model": None}, "model: "),
+        ({"random_seeds": 0}, "random_seeds: "),
+        ({"domains": {"risky_money": {"bad": "x.jsonl"}}, "steering": None}, "there is 'risky_money'|no good answers"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_file_and_the_key(tmp_path, change, message):
+    path = write(tmp_path, {**DEMO, **change})
+    with pytest.raises(MisdirectionError, match=message) as error:
+        read_config(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", ""])
+def test_what_is_no_experiment_is_refused(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(MisdirectionError, match=r"x\.yaml: "):
+        read_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(MisdirectionError, match=r"none\.yaml: cannot read"):
+        read_config(tmp_path / "none.yaml")
