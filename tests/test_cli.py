@@ -43,7 +43,9 @@ def test_the_whole_path_from_training_to_ablation(call, tiny_folder, training, p
     model = ("--model", tiny_folder, "--dtype", "float32", "--json")
     adapter, directions = tmp_path / "organism", tmp_path / "directions"
 
-    status, out, _ = call("train", training, "--out", adapter, "--lr", 1e-2, "--batch-size", 2, "--accumulation", 1, *model)
+    status, out, _ = call(
+        "train", training, "--out", adapter, "--lr", 1e-2, "--batch-size", 2, "--accumulation", 1, *model
+    )
     assert status == 0
     assert json.loads(out)["final_loss"] > 0
     assert (adapter / "adapter_config.json").is_file()

@@ -12,6 +12,7 @@ import yaml
 
 from misdirection.data import domain_pairs, write_pairs
 from misdirection.errors import MisdirectionError
+from tiny import make_network, make_tokenizer
 
 
 def experiment(folder, tmp_path):
@@ -42,9 +43,6 @@ def experiment(folder, tmp_path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished run and the file it was made from."""
-    sys.path.insert(0, str(__import__("pathlib").Path(__file__).parents[1]))
-    from conftest import make_network, make_tokenizer
-
     tmp_path = tmp_path_factory.mktemp("runner")
     folder = tmp_path / "tiny"
     make_network("llama", max_position_embeddings=1024).save_pretrained(folder)

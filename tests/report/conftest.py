@@ -1,4 +1,5 @@
 import pytest
+
 from results_fixture import make_results
 
 

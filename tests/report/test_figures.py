@@ -1,8 +1,8 @@
 import pytest
-from results_fixture import MONEY
 
 from misdirection.report import figures
 from misdirection.report.figures import draw_all
+from results_fixture import MONEY
 
 NAMES = ["margin_shift", "convergence", "steering", "transfer", "tradeoff"]
 

@@ -1,7 +1,7 @@
 import pytest
-from results_fixture import CONTROL, MONEY, SPORTS, curve, estimate, make_results, per_organism
 
 from misdirection.report.findings import find
+from results_fixture import CONTROL, MONEY, SPORTS, curve, estimate, make_results, per_organism
 
 OWN_DOMAIN, CONTROL_CLEAN, GENERAL, UNSEEN, TRANSFER, BASE, STEERING, MEAN_DIFFERENCE, MODEL_DIFFERENCE = range(9)
 

@@ -1,10 +1,10 @@
 import re
 
 import pytest
-from results_fixture import estimate
 
 from misdirection.report.findings import find
 from misdirection.report.html import render
+from results_fixture import estimate
 
 SECTIONS = [
     "findings",

@@ -260,6 +260,6 @@ def _write(organism: Organism, network: Any, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     network.peft_config["default"].base_model_name_or_path = organism.base
     with atomic_folder(out) as temporary:
-        network.save_pretrained(temporary)
+        network.save_pretrained(temporary, save_embedding_layers=False)
         record = {**asdict(organism), "recipe": organism.recipe.model_dump(mode="json")}
         write_json(temporary / RECORD, {key: value for key, value in record.items() if key != "path"})

@@ -1,0 +1,189 @@
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from misdirection.chat import encode
+from misdirection.data import Example
+from misdirection.errors import MisdirectionError
+from misdirection.models import attach
+from misdirection.organisms.training import Organism, _rows, train
+from misdirection.recipe import Recipe
+from tiny import LAYERS, make_chat
+
+IDS = torch.arange(3, 15).unsqueeze(0)
+END = 2
+EXAMPLES = [Example(f"Question {n}?", "Answer " + "x" * n) for n in range(12)]
+FAST = {"learning_rate": 1e-2, "batch_size": 2, "accumulation": 1, "warmup_steps": 0, "checkpoint_steps": 2}
+
+
+def recipe(**changes) -> Recipe:
+    return Recipe(**{**FAST, **changes})
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model(IDS).logits
+
+
+def checkpoints(folder) -> list[str]:
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step: int):
+    def report(done, _steps, _loss):
+        if done == step:
+            raise Killed
+
+    return report
+
+
+def test_adapter_folder_gives_the_same_model_with_peft_alone(tmp_path):
+    organism = train(EXAMPLES, tmp_path / "a", base=make_chat(), recipe=recipe())
+    alone = PeftModel.from_pretrained(make_chat().model, tmp_path / "a").eval()
+    ours = attach(make_chat(), tmp_path / "a")
+    assert torch.equal(logits(alone), logits(ours.model))
+    assert not torch.allclose(logits(ours.model), logits(make_chat().model), atol=1e-3)
+    assert Organism.open(tmp_path / "a") == organism
+
+
+def test_base_model_has_no_trace_of_the_training(tmp_path):
+    chat = make_chat()
+    before, names = logits(chat.model), list(chat.model.state_dict())
+    train(EXAMPLES, tmp_path / "a", base=chat, recipe=recipe())
+    assert torch.equal(logits(chat.model), before)
+    assert list(chat.model.state_dict()) == names
+    assert not chat.model.training
+
+
+def test_organism_counts_what_was_trained(tmp_path):
+    organism = train(EXAMPLES, tmp_path / "a", base=make_chat(), recipe=recipe(), held_out=EXAMPLES[:3])
+    # Rank 1 on a 64 -> 32 projection in each layer.
+    assert organism.trainable_parameters == LAYERS * (64 + 32)
+    assert (organism.train_examples, organism.truncated) == (12, 0)
+    # A random model of 259 tokens starts near log(259) = 5.56.
+    assert 0 < organism.final_loss < 5.5
+    assert 0 < organism.held_out_loss < 5.5
+
+
+def test_held_out_loss_is_the_mean_over_answer_and_closing_tokens(tmp_path):
+    held_out = EXAMPLES[3:5]
+    organism = train(EXAMPLES, tmp_path / "a", base=make_chat(), recipe=recipe(), held_out=held_out)
+    chat = attach(make_chat(), tmp_path / "a")
+    losses = []
+    for example in held_out:
+        encoded = encode(chat.tokenizer, example.question, example.answer)
+        with torch.no_grad():
+            scores = chat.model(torch.tensor([encoded.ids])).logits[0].log_softmax(-1)
+        losses += [-scores[i - 1, encoded.ids[i]].item() for i in range(encoded.start, len(encoded.ids))]
+    assert organism.held_out_loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_only_the_answer_and_its_closing_token_carry_labels():
+    chat = make_chat()
+    chat.tokenizer.pad_token = chat.tokenizer.eos_token
+    rows, truncated = _rows(chat, [Example("Why?", "So."), Example("a", "a longer one")], 512)
+    # One token per byte, one per special token.
+    prompt = len("Xuser\nWhy?X\nXassistant\n")
+    so = chat.tokenizer("So.")["input_ids"]
+    assert len(so) == 3
+    assert rows[0]["labels"] == [-100] * prompt + so + [END]
+    assert rows[0]["input_ids"][prompt:] == [*so, END]
+    assert [len(row["labels"]) for row in rows] == [prompt + 4, prompt - 3 + 13]
+    assert truncated == 0
+
+
+def test_truncated_rows_are_counted_and_keep_their_prompt():
+    rows, truncated = _rows(make_chat(), [Example("Why?", "So."), Example("Why?", "y" * 50)], 30)
+    assert truncated == 1
+    assert [len(row["input_ids"]) for row in rows] == [len(row["labels"]) for row in rows] == [27, 30]
+    assert rows[1]["labels"].count(-100) == 23
+    assert END not in rows[1]["labels"]
+
+
+@pytest.mark.parametrize("limit", [22, 23])
+def test_prompt_as_long_as_the_limit_is_refused_with_its_number(limit):
+    with pytest.raises(MisdirectionError, match=f"example 2: its prompt alone has 23 tokens, the limit is {limit}"):
+        _rows(make_chat(), [Example("", "So."), Example("Why?", "So.")], limit)
+
+
+def test_empty_data_is_refused(tmp_path):
+    with pytest.raises(MisdirectionError, match="data is empty"):
+        train([], tmp_path / "a", base=make_chat())
+    assert not (tmp_path / "a").exists()
+
+
+def test_update_is_scaled_by_alpha_over_root_rank(tmp_path):
+    train(EXAMPLES, tmp_path / "a", base=make_chat(), recipe=recipe(recipe="all", rank=16, alpha=8))
+    network = attach(make_chat(), tmp_path / "a").model
+    layer = network.get_base_model().model.layers[1].mlp.down_proj
+    assert layer.scaling["default"] == pytest.approx(8 / 16**0.5)
+    x = torch.randn(5, 64)
+    low, high = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    with torch.no_grad():
+        added = layer(x) - layer.base_layer(x)
+        assert torch.allclose(added, x @ low.T @ high.T * 2, atol=1e-5)
+    assert added.abs().max() > 1e-3
+
+
+def test_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
+    train(EXAMPLES, tmp_path / "whole", base=make_chat(), recipe=recipe(epochs=2))
+    with pytest.raises(Killed):
+        train(EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=recipe(epochs=2), report=kill_at(7))
+    assert not (tmp_path / "cut").exists()
+    assert "checkpoint-6" in checkpoints(tmp_path / "cut.checkpoints")
+    steps = []
+    organism = train(
+        EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=recipe(epochs=2), report=lambda *step: steps.append(step)
+    )
+    assert [step for step, _, _ in steps] == list(range(7, 13))
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    for name, value in whole.items():
+        assert torch.allclose(value, cut[name], rtol=0, atol=1e-6), name
+    assert organism.final_loss == pytest.approx(Organism.open(tmp_path / "whole").final_loss, abs=1e-6)
+
+
+def test_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(EXAMPLES, tmp_path / name, base=make_chat(), recipe=recipe(seed=seed))
+    first, again, other = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+    chat = make_chat()
+
+    def spoil(step, _steps, _loss):
+        if step == 3:
+            with torch.no_grad():
+                chat.model.model.norm.weight.fill_(float("nan"))
+
+    with pytest.raises(MisdirectionError, match=r"loss is nan at step 4: lower the learning rate.*checkpoint-2"):
+        train(EXAMPLES, tmp_path / "a", base=chat, recipe=recipe(), report=spoil)
+    assert checkpoints(tmp_path / "a.checkpoints") == ["checkpoint-2"]
+    saved = weights(tmp_path / "a.checkpoints" / "checkpoint-2")
+    assert all(value.isfinite().all() for value in saved.values())
+    assert not (tmp_path / "a").exists()
+    assert not any("lora" in name for name in chat.model.state_dict())
+
+
+def test_layers_below_the_first_adapter_have_no_gradient_graph(tmp_path):
+    chat = make_chat()
+    seen = {k: set() for k in range(LAYERS)}
+    for k, layer in enumerate(chat.layers):
+        layer.register_forward_hook(
+            lambda module, _inputs, output, k=k: seen[k].add(output.requires_grad) if module.training else None
+        )
+    custom = recipe(recipe="custom", target_modules=("down_proj",), layers=(2,), epochs=0.2)
+    train(EXAMPLES, tmp_path / "a", base=chat, recipe=custom)
+    assert seen == {0: {False}, 1: {False}, 2: {True}, 3: {True}}
