@@ -70,7 +70,7 @@ def main() -> None:
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="The run's folder.")] = Path("runs/demo"),
     full: Annotated[
-        bool, typer.Option("--full", help="Everything that the quick demo leaves out (about an hour).")
+        bool, typer.Option("--full", help="Everything that the quick demo leaves out (an hour or two).")
     ] = False,
 ) -> None:
     """The whole experiment on the bundled model: train, measure, extract, compare, steer, ablate, report."""
