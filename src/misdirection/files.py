@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from misdirection.errors import MisdirectionError
 
 TEMPORARY = ".tmp-"
@@ -61,8 +63,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def _one_line_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise MisdirectionError(f"{path}: cannot be written ({reason}); free space or choose another folder") from error
 
 

@@ -187,3 +187,15 @@ def test_layers_below_the_first_adapter_have_no_gradient_graph(tmp_path):
     custom = recipe(recipe="custom", target_modules=("down_proj",), layers=(2,), epochs=0.2)
     train(EXAMPLES, tmp_path / "a", base=chat, recipe=custom)
     assert seen == {0: {False}, 1: {False}, 2: {True}, 3: {True}}
+
+
+def test_checkpoints_of_another_training_are_not_continued(tmp_path):
+    chat, out = make_chat(), tmp_path / "organism"
+    few = Recipe(learning_rate=1e-2, batch_size=1, accumulation=1, warmup_steps=0, checkpoint_steps=1)
+    examples = [Example(f"Question {number}?", f"Answer {number}.") for number in range(3)]
+    train(examples, out, base=chat, recipe=few)
+    steps = []
+    train(examples, out, base=chat, recipe=few, report=lambda step, *_: steps.append(step))
+    assert steps == []
+    train(examples[:2], out, base=chat, recipe=few, report=lambda step, *_: steps.append(step))
+    assert steps == [1, 2]

@@ -43,6 +43,7 @@ class Bench:
         if current != BASE:
             network = chat.model.unload()
             chat = ChatModel(network, chat.tokenizer, chat.name, chat.revision)
+            self._loaded = (BASE, chat)
         if name != BASE:
             chat = attach(chat, self.adapters[name])
         self._loaded = (name, chat)

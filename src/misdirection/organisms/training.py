@@ -4,6 +4,7 @@ The result is a plain PEFT adapter folder with `organism.json`, its recipe and t
 """
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,7 +89,8 @@ def train(
         base: the base model's name, or one that is already loaded (it gets no trace of the training).
         recipe: adapter and optimiser; the paper's `minimal` by default.
         held_out: examples for the held-out loss.
-        checkpoints: folder for checkpoints; training resumes from the last one in it. `OUT.checkpoints` by default.
+        checkpoints: folder for checkpoints, `OUT.checkpoints` by default; training resumes from the last one in it
+            that was made with the same base, data and recipe.
         report: called after each optimiser step.
 
     Raises:
@@ -96,13 +98,16 @@ def train(
     """
     recipe = recipe or Recipe()
     chat = load(base) if isinstance(base, str) else base
-    folder = Path(checkpoints) if checkpoints else Path(f"{out}.checkpoints")
+    folder = Path(checkpoints or f"{out}.checkpoints")
+    _keep_checkpoints(
+        folder, {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
+    )
     rows, truncated = _rows(chat, examples, recipe.max_length)
     torch.manual_seed(recipe.seed)
     network = get_peft_model(chat.model, adapter_config(recipe, chat))
     try:
         trainer = _trainer(network, chat, recipe, rows, folder, report)
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
         organism = Organism(
             path=str(out),
             base=chat.name,
@@ -119,6 +124,14 @@ def train(
         network.unload()
         chat.model.eval()
     return organism
+
+
+def _keep_checkpoints(folder: Path, training: dict[str, Any]) -> None:
+    """Empty the folder unless its checkpoints are of the same training, or another one would be continued."""
+    record = folder / "training.json"
+    if not record.is_file() or read_json(record) != training:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(record, training)
 
 
 def _rows(chat: ChatModel, examples: Sequence[Example], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
