@@ -1,21 +1,23 @@
 """Files that are whole or not there: written under a temporary name in the same folder, synced, then renamed."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from misdirection.errors import MisdirectionError
 
-TEMPORARY = ".tmp-"
+TEMPORARY = ".misdirection-tmp-"
 """Names that begin so are left over from a killed process, and nothing that counts."""
+
+# What only writing gives. Any other error inside a caller's block may be about a file that it reads.
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 
 @contextlib.contextmanager
@@ -24,47 +26,71 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises `MisdirectionError` that names the path when the disk is full or cannot be written.
     """
-    with _one_line_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+    with write_errors(path):
+        temporary = _temporary(path)
+        temporary.touch(exist_ok=False)
+    try:
+        with write_errors(path, only=_DISK):
             yield temporary
+        with write_errors(path):
             _sync(temporary)
             temporary.replace(path)
             _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    finally:
+        remove(temporary)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; an existing one is replaced as a whole."""
-    with _one_line_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
-        try:
+    with write_errors(path):
+        temporary = _temporary(path)
+        temporary.mkdir()
+    try:
+        with write_errors(path, only=_DISK):
             yield temporary
-            for file in temporary.rglob("*"):
-                _sync(file)
-            temporary.chmod(0o755)
-            # A folder cannot be renamed over a full one: between the two steps there is none, which is as good as
-            # not made yet.
-            if path.exists():
-                shutil.rmtree(path)
-            temporary.rename(path)
-            _sync(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with write_errors(path):
+            for one in (*temporary.rglob("*"), temporary):
+                _sync(one)
+            _replace_folder(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def _temporary(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    # A folder cannot be renamed over a full one. The old one is renamed away, not deleted in place, so that a kill
+    # leaves the old folder, the new one or none, and never half of one.
+    old = _temporary(path)
+    if os.path.lexists(path):
+        path.rename(old)
+    new.rename(path)
+    _sync(path.parent)
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder if it is there and can be deleted."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @contextlib.contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
+def write_errors(path: Path, only: Container[int | None] | None = None) -> Iterator[None]:
+    """Turn the system's errors (those numbered in `only`, if given) into a `MisdirectionError` that names `path`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        if only is not None and error.errno not in only:
+            raise
+        reason = error.strerror or str(error)
         raise MisdirectionError(f"{path}: cannot be written ({reason}); free space or choose another folder") from error
 
 
@@ -80,8 +106,6 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file, or leave what is there."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        # A temporary file is private by default; a result is not.
-        temporary.chmod(0o644)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -106,7 +130,9 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_tree(path: Path) -> str:
-    """SHA-256 over a folder's relative file names and contents."""
+    """SHA-256 over a folder's relative file names and contents; of a file, over its contents."""
+    if not path.is_dir():
+        return sha256_file(path)
     total = hashlib.sha256()
     for file in sorted(one for one in path.rglob("*") if one.is_file()):
         total.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())

@@ -8,10 +8,12 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 
 from misdirection.data import domain_pairs, write_pairs
 from misdirection.errors import MisdirectionError
+from misdirection.experiment.results import directions_section
 from tiny import make_network, make_tokenizer
 
 
@@ -158,3 +160,11 @@ def test_a_report_needs_results(tmp_path):
 
     with pytest.raises(MisdirectionError, match=r"results\.json: cannot be read"):
         write_report(tmp_path)
+
+
+def test_the_channels_that_carry_a_direction_are_listed():
+    vector = torch.tensor([0.0, 3.0, 0.0, -4.0])
+    (row,) = directions_section({"a": vector}, layer=2, count=2).values()
+    assert row["norm"] == pytest.approx(5.0)
+    assert [top["channel"] for top in row["top_channels"]] == [3, 1]
+    assert [top["share"] for top in row["top_channels"]] == pytest.approx([0.64, 0.36])

@@ -1,5 +1,9 @@
+import errno
+import json
 import logging
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -7,11 +11,12 @@ import time
 import pytest
 
 from misdirection.errors import MisdirectionError
+from misdirection.experiment import store
 from misdirection.experiment.store import Run
-from misdirection.files import sha256_tree
+from misdirection.files import TEMPORARY, sha256_tree
 
-# Five stages, each from the one before, slow enough to be killed in the middle.
-SCRIPT = """
+# Five stages, each from the one before; a line is printed at every step, so that a test knows where to kill it.
+STAGES = """
 import sys, time
 from pathlib import Path
 from misdirection.experiment.store import Run
@@ -22,9 +27,27 @@ with Run.open(Path(sys.argv[1]), "name: x") as run:
         def compute(folder, number=number, before=before):
             for step in range(5):
                 (folder / f"{step}.txt").write_text(f"{number} {before}")
-                time.sleep(0.01)
+                print(number, step, flush=True)
+                time.sleep(0.005)
         run.stage(f"s/{number}", {"number": number, "before": before}, compute)
         before = run.digest(f"s/{number}")
+"""
+
+# A finished stage, then one that never ends.
+STUCK = """
+import sys, time
+from pathlib import Path
+from misdirection.experiment.store import Run
+
+def stick(folder):
+    (folder / "out.txt").write_text("half")
+    (run.partial("two") / "step-1").write_text("x")
+    print("stuck", flush=True)
+    time.sleep(600)
+
+with Run.open(Path(sys.argv[1]), "x") as run:
+    run.stage("one", {}, lambda folder: (folder / "out.txt").write_text("a"))
+    run.stage("two", {}, stick)
 """
 
 
@@ -36,8 +59,28 @@ def never(_folder):
     raise AssertionError("the stage was run again")
 
 
-def start(folder):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)])
+def start(script, folder):
+    return subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
+
+
+def kill(process):
+    process.kill()
+    return process.wait()
+
+
+def leftovers(folder):
+    return list(folder.rglob(f"{TEMPORARY}*"))
+
+
+@pytest.fixture
+def stuck(tmp_path):
+    """A process that has the run folder and is in the middle of its stage `two`."""
+    process = start(STUCK, tmp_path / "run")
+    assert process.stdout.readline() == "stuck\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
 
 
 def test_a_stage_with_unchanged_inputs_is_not_run_again(tmp_path):
@@ -54,24 +97,89 @@ def test_changed_inputs_run_it_again(tmp_path):
     assert (artifact / "out.txt").read_text() == "b"
 
 
-def test_a_damaged_artifact_is_named_and_made_again(tmp_path, caplog):
+def test_inputs_are_compared_by_value_whatever_their_order(tmp_path):
+    with Run.open(tmp_path / "run", "x") as run:
+        run.stage("one", {"a": 1, "b": [2]}, write("a"))
+    with Run.open(tmp_path / "run", "x") as run:
+        run.stage("one", {"b": (2,), "a": 1}, never)
+
+
+@pytest.mark.parametrize("damage", ["flip", "delete", "add"])
+def test_a_damaged_artifact_is_named_and_made_again(tmp_path, damage):
     with Run.open(tmp_path / "run", "x") as run:
         artifact = run.stage("one", {}, write("good"))
-    (artifact / "out.txt").write_text("goof")
-    with caplog.at_level(logging.WARNING), Run.open(tmp_path / "run", "x") as run:
+        run.stage("two", {}, write("other"))
+    file = artifact / "out.txt"
+    if damage == "flip":
+        file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    elif damage == "delete":
+        file.unlink()
+    else:
+        (artifact / "more.txt").write_text("")
+    notices = []
+    with Run.open(tmp_path / "run", "x", notices.append) as run:
         run.stage("one", {}, write("good"))
-    assert str(artifact) in caplog.text
-    assert (artifact / "out.txt").read_text() == "good"
+        run.stage("two", {}, never)
+    assert len(notices) == 1
+    assert notices[0].startswith(f"{artifact}: missing or damaged")
+    assert [path.name for path in artifact.iterdir()] == ["out.txt"]
+    assert file.read_text() == "good"
 
 
-def test_a_damaged_manifest_runs_every_stage_again(tmp_path, caplog):
+@pytest.mark.parametrize(
+    "text", ['{"sta', "[]", '{"stages": []}', '{"stages": {"one": 3}}', '{"stages": {"one": {"key": "k"}}}', "\udcff"]
+)
+def test_a_damaged_manifest_is_named_and_every_stage_run_again(tmp_path, text):
     with Run.open(tmp_path / "run", "x") as run:
         run.stage("one", {}, write("a"))
-    (tmp_path / "run" / "manifest.json").write_text('{"sta')
-    with caplog.at_level(logging.WARNING), Run.open(tmp_path / "run", "x") as run:
+    manifest = tmp_path / "run" / "manifest.json"
+    manifest.write_bytes(text.encode("utf-8", "surrogateescape"))
+    notices = []
+    with Run.open(tmp_path / "run", "x", notices.append) as run:
         artifact = run.stage("one", {}, write("b"))
-    assert "manifest.json: damaged" in caplog.text
+    assert notices == [f"{manifest}: damaged; every stage is run again"]
     assert (artifact / "out.txt").read_text() == "b"
+    assert list(json.loads(manifest.read_text())["stages"]) == ["one"]
+
+
+def test_notices_go_to_the_log_by_default(tmp_path, caplog):
+    (tmp_path / "manifest.json").write_text("{")
+    with caplog.at_level(logging.WARNING, "misdirection"), Run.open(tmp_path, "x"):
+        pass
+    assert "manifest.json: damaged" in caplog.text
+
+
+def test_a_stage_runs_again_when_the_manifest_was_not_written(tmp_path, monkeypatch):
+    def crash(_path, _value):
+        raise RuntimeError
+
+    with Run.open(tmp_path / "run", "x") as run:
+        run.stage("one", {"a": 1}, write("a"))
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+            patch.setattr(store, "write_json", crash)
+            run.stage("one", {"a": 2}, write("b"))
+    with Run.open(tmp_path / "run", "x") as run:
+        artifact = run.stage("one", {"a": 1}, write("a"))
+        assert run.digest("one") == sha256_tree(artifact)
+    assert (artifact / "out.txt").read_text() == "a"
+
+
+def test_seconds_are_those_of_the_first_time(tmp_path):
+    with Run.open(tmp_path / "run", "x") as run:
+        run.stage("one", {}, lambda _folder: time.sleep(0.05))
+        first = run.seconds()
+    with Run.open(tmp_path / "run", "x") as run:
+        run.stage("one", {}, never)
+        assert run.seconds() == first
+    assert first["one"] >= 0.05
+
+
+@pytest.mark.parametrize("name", ["../out", "a//b", "", "one/two/three", "one"])
+def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
+    with Run.open(tmp_path / "run", "x") as run:
+        run.stage("one/two", {}, write("a"))
+        with pytest.raises(MisdirectionError):
+            run.stage(name, {}, never)
 
 
 def test_working_files_outlive_a_failure_and_go_with_changed_inputs(tmp_path):
@@ -94,33 +202,85 @@ def test_working_files_outlive_a_failure_and_go_with_changed_inputs(tmp_path):
     assert not (tmp_path / "run" / "partial" / "one").exists()
 
 
-def test_a_second_process_is_refused(tmp_path):
-    holder = start(tmp_path / "run")
-    try:
-        while not (tmp_path / "run" / "experiment.yaml").exists():
-            time.sleep(0.01)
-        with pytest.raises(MisdirectionError, match="another run is at work here"), Run.open(tmp_path / "run", "x"):
-            pass
-    finally:
-        holder.kill()
-        holder.wait()
+def test_working_files_half_deleted_by_a_kill_are_not_taken_up(tmp_path, monkeypatch):
+    def killed(_folder):
+        raise KeyboardInterrupt
+
+    with Run.open(tmp_path / "run", "x") as run:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(store.shutil, "rmtree", killed)
+            run.stage("one", {}, lambda _folder: (run.partial("one") / "step-1").write_text("x"))
+        (run.artifact("one") / "damage").write_text("")
+    with Run.open(tmp_path / "run", "x") as run:
+        found = []
+        run.stage("one", {}, lambda _folder: found.append(list(run.partial("one").iterdir())))
+    assert found == [[]]
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path, stuck):
+    folder = tmp_path / "run"
+    with pytest.raises(MisdirectionError, match=f"another run is using {folder};"), Run.open(folder, "x"):
+        pass
+    assert kill(stuck) == -signal.SIGKILL
+    with Run.open(folder, "x"):
+        pass
+
+
+def test_a_stage_killed_in_the_middle_is_made_again_from_its_working_files(tmp_path, stuck):
+    folder = tmp_path / "run"
+    kill(stuck)
+    assert leftovers(folder)
+    assert not (folder / "artifacts" / "two").exists()
+    found = []
+    with Run.open(folder, "x") as run:
+        assert not leftovers(folder)
+        run.stage("one", {}, never)
+        run.stage("two", {}, lambda _folder: found.extend(path.name for path in run.partial("two").iterdir()))
+    assert found == ["step-1"]
+
+
+def test_only_the_run_s_own_leftovers_are_removed(tmp_path):
+    kept = tmp_path / "mine" / f"{TEMPORARY}x"
+    kept.mkdir(parents=True)
+    (tmp_path / ".tmp-mine").write_text("")
+    with Run.open(tmp_path, "x"):
+        pass
+    assert kept.exists()
+    assert (tmp_path / ".tmp-mine").exists()
 
 
 def test_a_file_in_place_of_the_folder_is_one_line(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(MisdirectionError, match="cannot be used"), Run.open(tmp_path / "run", "x"):
+    with pytest.raises(MisdirectionError, match="run: cannot be used"), Run.open(tmp_path / "run", "x"):
         pass
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_artifacts(tmp_path):
-    assert start(tmp_path / "whole").wait() == 0
+def test_a_disk_full_in_a_stage_is_one_line_and_the_run_goes_on_later(tmp_path):
+    def full(_folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Run.open(tmp_path / "run", "x") as run:
+        with pytest.raises(MisdirectionError, match=r"artifacts/one: cannot be written \(No space left on device\)"):
+            run.stage("one", {}, full)
+        assert not leftovers(tmp_path)
+        run.stage("one", {}, write("a"))
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_artifacts(tmp_path):
+    process = start(STAGES, tmp_path / "whole")
+    assert len(process.communicate()[0].splitlines()) == 25
     chance = random.Random(0)
-    for _ in range(8):
-        process = start(tmp_path / "killed")
-        time.sleep(0.1 + chance.random() * 0.5)
-        process.kill()
-        process.wait()
-    assert start(tmp_path / "killed").wait() == 0
+    codes = []
+    for _ in range(10):
+        process = start(STAGES, tmp_path / "killed")
+        for _ in range(chance.randint(1, 6)):
+            process.stdout.readline()
+        time.sleep(chance.random() * 0.02)
+        codes.append(kill(process))
+    assert codes.count(-signal.SIGKILL) >= 5
+    process = start(STAGES, tmp_path / "killed")
+    process.communicate()
+    assert process.returncode == 0
     whole, killed = (sha256_tree(tmp_path / name / "artifacts") for name in ("whole", "killed"))
     assert whole == killed
-    assert not list((tmp_path / "killed").rglob(".tmp-*"))
+    assert not leftovers(tmp_path)

@@ -152,3 +152,17 @@ def _with_control(vectors: Mapping[str, Tensor], control: str | None) -> dict[st
 def _drift_halves(own: Means, base: Means) -> list[float]:
     first, second = (own.vectors[f"half_{i}/all"] - base.vectors[f"half_{i}/all"] for i in (0, 1))
     return cosines(first, second)
+
+
+def directions_section(vectors: Mapping[str, Tensor], layer: int, count: int = 5) -> dict[str, Any]:
+    """Of each vector, [width]: its norm, and the channels that carry most of its squared norm."""
+    return {name: {"layer": layer, **_carriers(vector.double(), count)} for name, vector in vectors.items()}
+
+
+def _carriers(vector: Tensor, count: int) -> dict[str, Any]:
+    top = (vector**2 / vector.dot(vector)).topk(min(count, len(vector)))
+    shares = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return {
+        "norm": float(vector.norm()),
+        "top_channels": [{"channel": channel, "share": share} for channel, share in shares],
+    }

@@ -50,6 +50,7 @@ def run_experiment(config: ExperimentConfig, folder: str | Path) -> Path:
         found = _train_and_measure(one)
         found |= _convergence(one)
         found |= {
+            "directions": _directions(one),
             "steering": list(_steering(one)),
             "transfer": list(_transfer(one)),
             "samples": _samples(one),
@@ -122,6 +123,14 @@ def _own_means(one: _Experiment, model: str, organism: str) -> Path:
 
 def _direction(one: _Experiment, organism: str) -> Direction:
     return stages.read_direction(_own_means(one, organism, organism))
+
+
+def _directions(one: _Experiment) -> dict[str, Any]:
+    """The vectors that are ablated, described."""
+    if one.config.ablation is None:
+        return {}
+    layer = one.config.ablation.layer
+    return results.directions_section({name: _direction(one, name)[layer] for name in one.config.bad_organisms}, layer)
 
 
 def _steering(one: _Experiment) -> Iterator[dict[str, Any]]:

@@ -1,12 +1,12 @@
 """Write the report of a run as one self-contained HTML file."""
 
 import base64
-import os
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from misdirection.files import write_atomic
 from misdirection.report.estimates import (
     DAMAGE_LIMIT,
     is_number,
@@ -45,7 +45,8 @@ def render(results: Results, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = draw_all(results, folder / "figures")
     page = _environment().get_template("template.html").render(_page(results, pictures))
-    return _write_whole(folder / "report.html", page)
+    write_atomic(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def _environment() -> Environment:
@@ -63,7 +64,10 @@ def _environment() -> Environment:
 def _page(results: Results, pictures: dict[str, Path]) -> dict[str, Any]:
     """Everything the template reads; an absent section becomes empty."""
     lists = {name: results.get(name) or [] for name in ("steering", "transfer", "samples", "left_out")}
-    dicts = {name: results.get(name) or {} for name in ("base", "base_margin", "organisms", "environment", "seconds")}
+    dicts = {
+        name: results.get(name) or {}
+        for name in ("base", "base_margin", "organisms", "directions", "environment", "seconds")
+    }
     return {
         **lists,
         **dicts,
@@ -88,16 +92,3 @@ def _plain(value: Any) -> str:
 
 def _data_uri(path: Path) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
-def _write_whole(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
