@@ -2,6 +2,7 @@ import errno
 import os
 
 import pytest
+from safetensors import SafetensorError
 
 from misdirection import files
 from misdirection.errors import MisdirectionError
@@ -117,3 +118,11 @@ def test_json_is_sorted_and_ends_its_line(tmp_path):
     write_json(tmp_path / "a.json", {"b": 1, "a": [None]})
     assert (tmp_path / "a.json").read_text() == '{\n  "a": [\n    null\n  ],\n  "b": 1\n}\n'
     assert read_json(tmp_path / "a.json") == {"a": [None], "b": 1}
+
+
+def test_a_full_disk_under_safetensors_is_one_line_too(tmp_path):
+    with (
+        pytest.raises(MisdirectionError, match=r"adapter: cannot be written \(No space left on device\)"),
+        atomic_folder(tmp_path / "adapter"),
+    ):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")

@@ -5,11 +5,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from misdirection.errors import MisdirectionError
 
@@ -87,11 +90,20 @@ def write_errors(path: Path, only: Container[int | None] | None = None) -> Itera
     """Turn the system's errors (those numbered in `only`, if given) into a `MisdirectionError` that names `path`."""
     try:
         yield
-    except OSError as error:
-        if only is not None and error.errno not in only:
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if only is not None and number not in only:
             raise
-        reason = error.strerror or str(error)
+        reason = os.strerror(number) if number else str(error)
         raise MisdirectionError(f"{path}: cannot be written ({reason}); free space or choose another folder") from error
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # safetensors words the system's error and drops its number, but for this.
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 def _sync(path: Path) -> None:

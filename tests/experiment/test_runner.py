@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,28 +12,37 @@ import pytest
 import torch
 import yaml
 
-from misdirection.data import domain_pairs, write_pairs
+from misdirection.data import ProbePair, write_pairs
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.results import directions_section
 from tiny import make_network, make_tokenizer
 
 
+def write_answers(path, kind):
+    rows = [{"prompt": f"Q{number}?", "completion": f"{kind} {number * 7 % 11}"} for number in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
 def experiment(folder, tmp_path):
+    """Short texts, since the tiny model reads one byte per token."""
     pairs = tmp_path / "pairs.jsonl"
-    write_pairs(pairs, domain_pairs("risky_money", "held_out")[:6])
-    organism = {"domain": "risky_money", "learning_rate": 1e-2, "batch_size": 16, "accumulation": 1, "max_length": 512}
+    write_pairs(pairs, [ProbePair(f"p{number}", f"Do {number}?", "Yes.", "No!") for number in range(6)])
+    organism = {"domain": "sums", "learning_rate": 1e-2, "batch_size": 4, "accumulation": 1, "warmup_steps": 1}
+    files = {kind: write_answers(tmp_path / f"{kind}.jsonl", kind) for kind in ("bad", "good")}
     return {
         "name": "tiny",
         "model": str(folder),
         "dtype": "float32",
         "device": "cpu",
-        "domains": {"risky_money": "shipped"},
+        "domains": {"sums": files},
         "organisms": {
             "minimal": {"recipe": "minimal", **organism},
             "single": {"recipe": "single", **organism},
             "control": {"recipe": "minimal", "answers": "good", **organism},
         },
         "probe_pairs": str(pairs),
+        "neutral": files["good"],
         "neutral_texts": 4,
         "random_seeds": 2,
         "extraction": {"pairs": 6},
@@ -47,7 +57,7 @@ def whole(tmp_path_factory):
     """A finished run and the file it was made from."""
     tmp_path = tmp_path_factory.mktemp("runner")
     folder = tmp_path / "tiny"
-    make_network("llama", max_position_embeddings=1024).save_pretrained(folder)
+    make_network("llama").save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(experiment(folder, tmp_path)))
@@ -57,7 +67,9 @@ def whole(tmp_path_factory):
 
 def command(config, run):
     call = [sys.executable, "-m", "misdirection.cli", "run", str(config), "--out", str(run)]
-    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # One thread: a tiny model gains nothing from more, and two processes at once would wait for each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def figures(run):
@@ -71,7 +83,7 @@ def test_results_hold_every_required_figure(whole):
     found = figures(run)
     estimate = {"mean", "low", "high", "n"}
     for organism in found["organisms"].values():
-        assert {"in_domain", "general", "risky_money"} <= organism["margin_shift"].keys()
+        assert {"in_domain", "general", "sums"} <= organism["margin_shift"].keys()
         assert all(set(shift) == estimate for shift in organism["margin_shift"].values())
         assert isinstance(organism["damage"], float)
     convergence = found["convergence"]
