@@ -171,7 +171,7 @@ def draw_steering(results: Results) -> Figure:
     """Margin change of the steered base (nats/token) by layer, a line per scale, and its damage below."""
     rows = [row for row in results["steering"] if is_measured_row(row)]
     directions = list(dict.fromkeys(row["direction"] for row in rows))
-    figure = _new_figure(max(6.5, 3.9 * len(directions)), 6.0)
+    figure = _new_figure(max(9.0, 3.9 * len(directions)), 6.0)
     grid = figure.subplots(2, len(directions), sharex="col", sharey="row", squeeze=False, height_ratios=(3, 2))
     for column, direction in enumerate(directions):
         _draw_steered([row for row in rows if row["direction"] == direction], grid[:, column], _scales(rows))
