@@ -22,6 +22,7 @@ from rich.table import Table
 from misdirection.config import Dtype, Positions
 from misdirection.errors import MisdirectionError
 from misdirection.progress import console as notices
+from misdirection.progress import track
 
 app = typer.Typer(
     name="misdirection",
@@ -188,7 +189,9 @@ def extract(
     """The model's directions, one file per kind: misaligned minus aligned text, organism minus base."""
     from misdirection.representation.directions import extract as extract_directions
 
-    found = extract_directions(_load(model, adapter, dtype, device), _pairs(pairs))
+    chat, texts = _load(model, adapter, dtype, device), _pairs(pairs)
+    with track("activations", 2 * len(texts) * (2 if adapter else 1)) as advance:
+        found = extract_directions(chat, texts, progress=advance)
     written = {}
     for kind, direction in found.items():
         path = folder / f"{kind}.safetensors"

@@ -103,17 +103,23 @@ class Direction:
             )
 
 
-def extract(chat: ChatModel, pairs: Sequence[ProbePair], *, budget: int = TOKEN_BUDGET) -> dict[str, Direction]:
+def extract(
+    chat: ChatModel,
+    pairs: Sequence[ProbePair],
+    *,
+    budget: int = TOKEN_BUDGET,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Direction]:
     """All directions that `chat` gives on `pairs`, by kind.
 
     A model with an adapter is run twice, with it and with it switched off, and gives all five kinds; a model without
-    one gives `data_difference` only.
+    one gives `data_difference` only. `progress` is told the number of answers done.
     """
-    own = pair_means(chat, pairs, budget=budget)
+    own = pair_means(chat, pairs, budget=budget, progress=progress)
     if not chat.adapter:
         return {"data_difference": direction(chat, "data_difference", pairs, own)}
     with chat.as_base():
-        base = pair_means(chat, pairs, budget=budget)
+        base = pair_means(chat, pairs, budget=budget, progress=progress)
     return differences(chat, pairs, own, base)
 
 
