@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -238,13 +238,11 @@ def steer(
     as_json: Json = False,
 ) -> None:
     """Add a direction to one layer: margin change and damage, beside random directions of the same norm."""
-    from misdirection.measure import measure_intervention
     from misdirection.representation.interventions import Steer
 
-    chat, found = _load(model, adapter, dtype, device), _direction(direction)
-    found.require_fit(chat)
-    result = measure_intervention(
-        chat, _pairs(pairs), found[layer], lambda vector: Steer(vector, layer, scale, positions), random_seeds
+    chat = _load(model, adapter, dtype, device)
+    result = _intervene(
+        chat, direction, layer, pairs, lambda vector: Steer(vector, layer, scale, positions), random_seeds
     )
     _figures(result, as_json)
 
@@ -263,14 +261,10 @@ def ablate(
     as_json: Json = False,
 ) -> None:
     """Take one layer's direction out of every layer: margin change and damage, beside random directions."""
-    from misdirection.measure import measure_intervention
     from misdirection.representation.interventions import Ablate
 
-    chat, found = _load(model, adapter, dtype, device), _direction(direction)
-    found.require_fit(chat)
-    result = measure_intervention(
-        chat, _pairs(pairs), found[layer], lambda vector: Ablate(vector, positions=positions), random_seeds
-    )
+    chat = _load(model, adapter, dtype, device)
+    result = _intervene(chat, direction, layer, pairs, lambda vector: Ablate(vector, positions=positions), random_seeds)
     _figures(result, as_json)
 
 
@@ -286,10 +280,16 @@ def _pairs(path: Path | None) -> Any:
     return data.read_pairs(path) if path else data.probe_pairs()
 
 
-def _direction(path: Path) -> Any:
+def _intervene(
+    chat: Any, direction: Path, layer: int, pairs: Path | None, make: Callable[[Any], Any], random_seeds: int
+) -> dict[str, Any]:
+    """What one layer's vector of a direction file does to a model, beside random vectors."""
+    from misdirection.measure import measure_intervention
     from misdirection.representation.directions import Direction
 
-    return Direction.load(path)
+    found = Direction.load(direction)
+    found.require_fit(chat)
+    return measure_intervention(chat, _pairs(pairs), found[layer], make, random_seeds)
 
 
 def _figures(values: Mapping[str, Any], as_json: bool, said: str = "", *, table: bool = True) -> None:
