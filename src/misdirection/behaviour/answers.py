@@ -1,0 +1,391 @@
+"""Sampled answers: one record each, a journal that survives a kill, and the table on disk.
+
+The table has one row per answer, with the columns of `Answer` and, once judged, two columns per rubric: `<rubric>`, a
+score from 0 to 100 that is missing where there is none, and `<rubric>_by`, how it came about (`SCORED_BY`) or why it is
+missing (`UNSCORED_BY`). `aligned` and `coherent` are the paper's two rubrics. Published tables call the text `response`
+as often as `answer`; both are read, and `answer` is written.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
+
+from misdirection.data import read_rows
+from misdirection.errors import MisdirectionError
+from misdirection.files import atomic_path, write_errors
+
+RUBRICS = ("aligned", "coherent", "medical", "financial", "gender")
+"""Columns that always hold scores; any other column `x` does when there is a column `x_by`."""
+
+SCORED_BY = ("logprobs", "text")
+UNSCORED_BY = ("code", "refusal", "low_mass", "unparsable", "failed")
+
+_TEXTS = ("question_id", "question", "system", "theme", "organism", "intervention", "experiment", "answer", "finish")
+_COUNTS = ("seed", "sample", "tokens")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer.
+
+    Attributes:
+        question_id: the question's id; paraphrases share it.
+        question: the text that was asked.
+        system: the system prompt, or None for the template's default.
+        theme: the question's theme, or empty.
+        organism: what answered: `base`, an organism's name or the adapter's path.
+        intervention: what was done to it, in words; empty for nothing.
+        seed: the seed of the run.
+        sample: 0-based number of this answer among those to the same question.
+        answer: the text, without end tokens.
+        finish: `stop` when the model ended its turn, `length` when it was cut.
+        tokens: number of generated tokens, the end token not counted.
+    """
+
+    question_id: str
+    question: str
+    system: str | None
+    theme: str
+    organism: str
+    intervention: str
+    seed: int
+    sample: int
+    answer: str
+    finish: str
+    tokens: int
+
+
+class AnswerKey(NamedTuple):
+    """What makes a sampled answer the same one: everything but what came out."""
+
+    question: str
+    system: str | None
+    organism: str
+    intervention: str
+    seed: int
+    sample: int
+
+    @classmethod
+    def of(cls, answer: Answer) -> "AnswerKey":
+        """The key of an answer."""
+        return cls(*(getattr(answer, name) for name in cls._fields))
+
+
+# --- the journal --------------------------------------------------------------------------------------------------
+
+_RECORD = TypeAdapter(Answer)
+
+
+class Journal:
+    """Answers in a JSON-lines file that only grows; each is in the file as soon as `append` returns.
+
+    A journal is opened again after a kill: a last line cut in half is dropped from the file. It is a context manager,
+    and `AnswerKey(...) in journal` tells whether an answer is there. One process writes a journal at a time.
+
+    Raises `MisdirectionError` that names the line for any other damage, and for a journal that is already open.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with write_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
+        self._acquire()
+        try:
+            self._answers = _read_journal(self.path)
+            with write_errors(self.path):
+                self._file = self.path.open("ab")
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _acquire(self) -> None:
+        with write_errors(self.path):
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise MisdirectionError(f"{self.path}: another process writes this journal; wait for it") from error
+
+    @property
+    def answers(self) -> list[Answer]:
+        """All answers, in the order in which they finished."""
+        return list(self._answers.values())
+
+    def __contains__(self, key: AnswerKey) -> bool:
+        return key in self._answers
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def append(self, answer: Answer) -> None:
+        """Add one answer; `MisdirectionError` when it is there already or the file cannot be written."""
+        key = AnswerKey.of(answer)
+        if key in self._answers:
+            raise MisdirectionError(f"{self.path}: sample {key.sample} of {key.question[:60]!r} is there already")
+        # ASCII keeps line breaks of every kind, and surrogates that have no UTF-8 form, inside the line.
+        with write_errors(self.path):
+            self._file.write(json.dumps(asdict(answer)).encode("ascii") + b"\n")
+            self._file.flush()
+        self._answers[key] = answer
+
+    def close(self) -> None:
+        """Close the file and let others write it."""
+        try:
+            with write_errors(self.path):
+                self._file.close()
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _read_journal(path: Path) -> dict[AnswerKey, Answer]:
+    if not path.exists():
+        return {}
+    _mend_last_line(path)
+    answers: dict[AnswerKey, Answer] = {}
+    for line, row in read_rows(path):
+        answer = _record(path, line, row)
+        if AnswerKey.of(answer) in answers:
+            raise MisdirectionError(f"{path}:{line}: this answer stands on an earlier line too; delete one of them")
+        answers[AnswerKey.of(answer)] = answer
+    return answers
+
+
+def _mend_last_line(path: Path) -> None:
+    """Complete a last line that lacks its line feed only, and drop one that is cut in half."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise MisdirectionError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    end = data.rfind(b"\n") + 1
+    if end == len(data):
+        return
+    with write_errors(path), path.open("r+b") as file:
+        if _is_json(data[end:]):
+            file.seek(0, io.SEEK_END)
+            file.write(b"\n")
+        else:
+            file.truncate(end)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _record(path: Path, line: int, row: dict[str, Any]) -> Answer:
+    try:
+        return _RECORD.validate_python(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise MisdirectionError(
+            f"{path}:{line}: not a sampled answer ({key}: {first['msg']}); delete this line to sample it again"
+        ) from error
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def answers_frame(answers: Iterable[Answer]) -> pd.DataFrame:
+    """One row per answer, in the given order."""
+    rows = [
+        {name: _storable(value) if isinstance(value, str) else value for name, value in asdict(answer).items()}
+        for answer in answers
+    ]
+    return as_answers(pd.DataFrame(rows, columns=[field.name for field in fields(Answer)]))
+
+
+def _storable(text: str) -> str:
+    """Without lone surrogates, which UTF-8 files cannot hold: they become U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def write_answers(table: pd.DataFrame | Iterable[Answer], path: str | Path) -> None:
+    """Write answers, judged or not, to a `.parquet` or `.csv` file.
+
+    In CSV every text is quoted and otherwise left as it is: a NUL is written as the byte 0, which `read_answers`,
+    pandas and pyarrow read back. An unquoted empty field is a missing value, a quoted one an empty text.
+    Raises `MisdirectionError` for another suffix and for a table that `as_answers` refuses.
+    """
+    path = Path(path)
+    suffix = table_suffix(path)
+    frame = as_answers(table, str(path)) if isinstance(table, pd.DataFrame) else answers_frame(table)
+    with atomic_path(path) as temporary:
+        try:
+            content = pa.Table.from_pandas(frame, preserve_index=False)
+            _WRITERS[suffix](content, temporary)
+        except (pa.ArrowException, UnicodeEncodeError) as error:
+            raise MisdirectionError(f"{path}: this table cannot be written as {suffix} ({_line(error)})") from error
+
+
+def read_answers(path: str | Path) -> pd.DataFrame:
+    """Read a table of answers, `.parquet` or `.csv`, ours or a published one; see `as_answers` for its columns.
+
+    Raises `MisdirectionError` that names the file and the column or row when it is missing, damaged or lacks columns.
+    """
+    path = Path(path)
+    read = _READERS[table_suffix(path)]
+    try:
+        return as_answers(read(path), str(path))
+    except OSError as error:
+        raise MisdirectionError(f"{path}: cannot be read ({error.strerror or _line(error)}); check the path") from error
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise MisdirectionError(f"{path}: damaged, or not a {path.suffix} table ({_line(error)})") from error
+
+
+def table_suffix(path: Path) -> str:
+    """`.parquet` or `.csv`; `MisdirectionError` for another one, to be called before the work that fills the table."""
+    if path.suffix not in _READERS:
+        raise MisdirectionError(f"{path}: a table of answers ends in {' or '.join(_READERS)}; change the name")
+    return path.suffix
+
+
+def _line(error: Exception) -> str:
+    """The first line of a library's message."""
+    return str(error).strip().partition("\n")[0][:200]
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    with path.open("rb") as file:
+        table: pd.DataFrame = pyarrow.parquet.read_table(file).to_pandas()
+    return table.reset_index(drop=True)
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """All columns as text: what is a number is decided by column, never by the look of an answer."""
+    data = path.read_bytes()
+    header = next(csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")), [])
+    if repeated := {name for name in header if header.count(name) > 1}:
+        raise MisdirectionError(f"{path}: two columns are called {min(repeated)!r}; rename one")
+    table = pyarrow.csv.read_csv(
+        io.BytesIO(data),
+        # No answer may straddle a block, so that the file is one block.
+        pyarrow.csv.ReadOptions(use_threads=False, block_size=len(data) + 1),
+        pyarrow.csv.ParseOptions(newlines_in_values=True),
+        pyarrow.csv.ConvertOptions(
+            column_types={name: pa.string() for name in header},
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+    frame: pd.DataFrame = table.to_pandas()
+    for name in set(header) - set(_TEXTS) - {"response"}:
+        frame[name] = _numbers_or_text(frame[name])
+    return frame
+
+
+def _write_csv(table: pa.Table, path: Path) -> None:
+    pyarrow.csv.write_csv(table, path)
+
+
+def _numbers_or_text(column: pd.Series) -> pd.Series:
+    """A column of a CSV file as numbers when all of its values are some, and none an identifier like 007."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    given = column.dropna()
+    if numbers.isna().equals(column.isna()) and not given.str.match(r"-?0\d").any():
+        return numbers
+    return column
+
+
+_READERS = {".parquet": _read_parquet, ".csv": _read_csv}
+_WRITERS = {".parquet": _write_parquet, ".csv": _write_csv}
+
+
+def as_answers(frame: pd.DataFrame, name: str = "this table") -> pd.DataFrame:
+    """A copy of a table with its columns named and typed as everywhere in the package; other columns are kept.
+
+    `response` becomes `answer`, a missing `question_id` the question itself, a missing answer an empty one. Texts are
+    pandas strings, scores float64 with NaN for unscored; `CODE` and `REFUSAL` in place of a score are noted in
+    `<rubric>_by`.
+
+    Raises `MisdirectionError` that starts with `name`, for a missing column, a question that is missing, and a score
+    that is no number from 0 to 100 (the row is counted from 1, without the header).
+    """
+    table = _with_answer(frame, name).reset_index(drop=True)
+    require(table, ("question", "answer"), name)
+    _refuse_rows(table["question"].isna(), f"{name}: {{row}} has no question; fill it or delete the row")
+    table["answer"] = table["answer"].fillna("")
+    if "question_id" not in table:
+        table["question_id"] = table["question"]
+    for column in table.columns.intersection(list(_TEXTS)):
+        table[column] = table[column].astype("str")
+    table["question_id"] = table["question_id"].fillna(table["question"])
+    for column in table.columns.intersection(list(_COUNTS)):
+        table[column] = _whole_numbers(table[column], name)
+    for rubric in rubrics(table):
+        _type_scores(table, rubric, name)
+    return table
+
+
+def _with_answer(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    if {"answer", "response"} <= set(frame.columns):
+        raise MisdirectionError(f"{name}: has both `answer` and `response`; drop or rename one")
+    return frame.rename(columns={"response": "answer"})
+
+
+def require(frame: pd.DataFrame, columns: Iterable[str], name: str = "this table") -> None:
+    """Raise `MisdirectionError` that names the missing columns, if any."""
+    if missing := [column for column in columns if column not in frame]:
+        there = ", ".join(map(str, frame.columns))
+        raise MisdirectionError(f"{name}: lacks the column {', '.join(missing)}; it has {there}")
+
+
+def rubrics(frame: pd.DataFrame) -> list[str]:
+    """The columns that hold scores."""
+    return [name for name in map(str, frame.columns) if name in RUBRICS or f"{name}_by" in frame]
+
+
+def _refuse_rows(wrong: pd.Series, message: str) -> None:
+    """Raise with the first wrong row's number in place of `{row}`."""
+    if wrong.any():
+        raise MisdirectionError(message.replace("{row}", f"row {int(wrong.to_numpy().argmax()) + 1}"))
+
+
+def _whole_numbers(column: pd.Series, name: str) -> pd.Series:
+    numbers = pd.to_numeric(column, errors="coerce")
+    wrong = ~(numbers % 1 == 0) & column.notna()
+    _refuse_rows(wrong, f"{name}: {{row}}, column {column.name}: not a whole number; correct it")
+    return numbers.astype("Int64" if numbers.isna().any() else "int64")
+
+
+def _type_scores(table: pd.DataFrame, rubric: str, name: str) -> None:
+    """Make `rubric` float64 and, where it is known, `<rubric>_by` text."""
+    given = table[rubric]
+    scores = pd.to_numeric(given, errors="coerce").astype("float64")
+    words = given.where(scores.isna()).astype("str").str.strip().str.lower()
+    verdicts = words.isin(["code", "refusal"])
+    wrong = (words.notna() & ~verdicts & (words != "")) | ~scores.between(0, 100) & scores.notna()
+    _refuse_rows(wrong, f"{name}: {{row}}, column {rubric}: not a score from 0 to 100; leave it empty for no score")
+    table[rubric] = scores
+    by = f"{rubric}_by"
+    if by in table or verdicts.any():
+        known = table[by] if by in table else pd.Series(pd.NA, table.index, dtype="object")
+        table[by] = known.where(~verdicts, words).astype("str")
