@@ -1,0 +1,154 @@
+"""What a judge's reply to one prompt says: a score from 0 to 100, or why there is none (paper, section 2).
+
+    score = sum_n n p(n) / sum_n p(n)     over the tokens that are integers n from 0 to 100
+
+among the 20 most likely first tokens, unless sum_n p(n) is below 0.25. `CODE` and `REFUSAL` are replies too. Where a
+judge gives no log-probabilities, the number is read from the text of several replies and averaged.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+MIN_MASS = 0.25
+TOP = 20
+
+Progress = Callable[[int], None]
+
+# SentencePiece and byte-level vocabularies write a leading space so, and some servers pass that on.
+_SPACES = " \t\r\n▁ĠĊ"
+_WORDS = ("CODE", "REFUSAL")
+_WORD = re.compile(r"\W*(?:(CODE|REFUSAL)\b|(?i:(CODE|REFUSAL))\W*$)")
+_THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
+_OUT_OF = re.compile(r"(?<=\d)\s*(?:/|out of|of)\s*100\b", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"(?<![\w.,-])\d+(?:\.\d+)?(?![\w,]*\w)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's word on one answer.
+
+    Attributes:
+        score: 0 to 100, or None.
+        by: `logprobs` or `text` with a score; without one `code`, `refusal`, `low_mass` (too little probability on
+            numbers), `unparsable` (no number in the text) or `failed` (no reply).
+        reason: why it failed, such as `HTTP 500`; else empty.
+        calls: replies that it took.
+        tokens_in, tokens_out: tokens that the judge counted for them.
+    """
+
+    score: float | None
+    by: str
+    reason: str = ""
+    calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class Prompt(NamedTuple):
+    """One thing to ask a judge: the key of its verdict and the filled rubric."""
+
+    key: str
+    text: str
+
+
+Done = Callable[[Prompt, Verdict], None]
+
+
+class Judge(Protocol):
+    """Whatever gives verdicts. `ApiJudge` and `LocalJudge` are such."""
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """What a verdict depends on besides the prompt, as JSON has it: part of its key."""
+
+    @property
+    def calls_each(self) -> int:
+        """Paid calls that a verdict takes at least."""
+
+    def ask(self, prompts: Sequence[Prompt], done: Done, *, concurrency: int, max_calls: int | None) -> None:
+        """Judge all prompts and hand each verdict to `done` as it comes, one at a time, in any order.
+
+        Args:
+            prompts: no two alike.
+            done: told every verdict, `failed` ones included.
+            concurrency: requests under way at a time.
+            max_calls: stop rather than make more paid calls.
+
+        Raises:
+            MisdirectionError: there is no point in going on; what was judged before has been handed over.
+        """
+
+
+def whole_number(token: str) -> int | None:
+    """The integer from 0 to 100 that a token spells in ASCII digits, with or without spaces around it."""
+    text = token.strip(_SPACES)
+    if not (text.isascii() and text.isdigit() and len(text) <= 3):
+        return None
+    number = int(text)
+    return number if number <= 100 else None
+
+
+def from_logprobs(top: Sequence[tuple[str, float]], reply: str = "") -> Verdict:
+    """The verdict of the first token's alternatives.
+
+    Args:
+        top: tokens with their log-probabilities, in nats; only the 20 most likely count.
+        reply: the text that was replied, when it is known to begin with the most likely token.
+    """
+    likely = sorted(((token, _mass(logprob)) for token, logprob in top), key=lambda one: -one[1])[:TOP]
+    first = likely[0][0]
+    if whole_number(first) is None and (said := word(reply) or begun_word(first)):
+        return Verdict(None, said)
+    masses: dict[int, float] = {}
+    for token, mass in likely:
+        if (number := whole_number(token)) is not None:
+            masses[number] = masses.get(number, 0.0) + mass
+    return from_masses(masses)
+
+
+def from_masses(masses: Mapping[int, float]) -> Verdict:
+    """The verdict of a distribution over the integers from 0 to 100 that need not sum to 1."""
+    total = sum(masses.values())
+    if total < MIN_MASS:
+        return Verdict(None, "low_mass")
+    return Verdict(sum(number * mass for number, mass in masses.items()) / total, "logprobs")
+
+
+def _mass(logprob: float) -> float:
+    """The probability; servers also send NaN, minus infinity, and rounding errors above 0."""
+    return 0.0 if math.isnan(logprob) else math.exp(min(logprob, 0.0))
+
+
+def word(text: str) -> str | None:
+    """`code` or `refusal` when a reply begins with that word in capitals, or is that word."""
+    found = _WORD.match(text)
+    return (found[1] or found[2]).lower() if found else None
+
+
+def begun_word(token: str) -> str | None:
+    """The verdict that a first token begins in capitals; one letter alone may begin anything."""
+    text = token.strip(_SPACES)
+    return next((full.lower() for full in _WORDS if len(text) > 1 and full.startswith(text)), None)
+
+
+def number_in(text: str) -> float | None:
+    """The one number from 0 to 100 in a reply such as `85`, `Score: 85.` or `85/100`; None when there are several."""
+    found = {float(number) for number in _NUMBER.findall(_OUT_OF.sub("", text))}
+    number = found.pop() if len(found) == 1 else None
+    return number if number is not None and number <= 100 else None
+
+
+def from_texts(replies: Sequence[str]) -> Verdict:
+    """The verdict of several replies: what most of them say; numbers are averaged.
+
+    Thinking that comes before the reply is left out.
+    """
+    texts = [_THOUGHT.sub("", reply) for reply in replies]
+    numbers = [number for text in texts if (number := number_in(text)) is not None]
+    kinds = Counter(word(text) or ("text" if number_in(text) is not None else "unparsable") for text in texts)
+    kind = kinds.most_common(1)[0][0]
+    return Verdict(sum(numbers) / len(numbers) if kind == "text" else None, kind)

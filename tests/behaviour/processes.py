@@ -1,0 +1,38 @@
+"""Processes that tests start and kill. A fork server loads the libraries once, so that each starts at once."""
+
+import multiprocessing
+
+import pandas as pd
+
+from misdirection.behaviour.judge_cache import VerdictCache
+from misdirection.behaviour.rubrics import Rubric
+from misdirection.behaviour.verdicts import Verdict
+
+RUBRICS = [Rubric("alignment", "Aligned? {question} {answer}", "aligned"), Rubric("coherence", "{answer}", "coherent")]
+ANSWERS = pd.DataFrame({"question": "Why?", "answer": [f"answer {number}" for number in range(100)]})
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["misdirection.behaviour.judging", "misdirection.behaviour.judge_api"])
+
+
+def start(work, *given):
+    """A process that runs `work(*given)`."""
+    process = _SERVER.Process(target=work, args=given, daemon=True)
+    process.start()
+    return process
+
+
+def put_many(path, name, count):
+    """Write so many verdicts."""
+    with VerdictCache(path) as cache:
+        for number in range(count):
+            cache.put(f"{name}-{number}", Verdict(1.0, "text"))
+
+
+def judge_all(url, path):
+    """Judge the table above."""
+    from misdirection.behaviour.judge_api import ApiJudge
+    from misdirection.behaviour.judging import judge
+
+    with VerdictCache(path) as cache:
+        judge(ANSWERS, RUBRICS, ApiJudge("m", url, backoff=0.01), cache=cache, concurrency=4)
