@@ -15,7 +15,7 @@ from misdirection.errors import MisdirectionError
 def text_decoder(model: nn.Module) -> nn.Module:
     """The text decoder stack: below a PEFT wrapper, the language-model head and a multimodal wrapper."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    decoder: nn.Module = inner.get_decoder()
+    decoder: nn.Module = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
     return decoder
 
 
@@ -26,7 +26,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     layers. Raises `MisdirectionError` that says what was looked for when there is none.
     """
     decoder = text_decoder(model)
-    count = text_config(model).num_hidden_layers
+    count = getattr(text_config(model), "num_hidden_layers", "any number of")
     for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
@@ -38,4 +38,5 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 def text_config(model: nn.Module) -> Any:
     """The configuration of the text stack, also inside a multimodal wrapper."""
-    return model.config.get_text_config()  # type: ignore[operator,union-attr]
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -3,20 +3,21 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from misdirection.behaviour.margin import log_probs, pair_tasks, text_tasks
+from misdirection.behaviour.likelihood import sweep
+from misdirection.behaviour.margin import pair_tasks, text_tasks
 from misdirection.behaviour.metrics import auc, bootstrap
 from misdirection.data import ProbePair, neutral_examples
+from misdirection.interventions.hooks import Setting
+from misdirection.interventions.kinds import Intervention, random_like
 from misdirection.models import ChatModel
 from misdirection.progress import track
-from misdirection.representation.interventions import Intervention, intervene, random_like
 
 
 def measure_shift(chat: ChatModel, pairs: Sequence[ProbePair]) -> dict[str, Any]:
     """Margin, AUROC and loss; for a model with an adapter also the margin's shift and the damage against the base."""
-    own, own_loss = _scores(chat, pairs, "model")
+    (own,), (own_loss,) = _scores(chat, pairs, "model")
     result: dict[str, Any] = {
         "margin": bootstrap(_margin(own)).as_dict(),
         "auc": auc(own[:, 0].tolist(), own[:, 1].tolist()),
@@ -24,7 +25,7 @@ def measure_shift(chat: ChatModel, pairs: Sequence[ProbePair]) -> dict[str, Any]
     }
     if chat.adapter:
         with chat.as_base():
-            base, base_loss = _scores(chat, pairs, "base")
+            (base,), (base_loss,) = _scores(chat, pairs, "base")
         result["margin_shift"] = bootstrap(_margin(own) - _margin(base)).as_dict()
         result["damage"] = bootstrap(own_loss - base_loss).as_dict()
     return result
@@ -44,32 +45,29 @@ def measure_intervention(
         make: gives the intervention for a vector.
         random_seeds: number of random vectors.
     """
-    before, loss_before = _scores(chat, pairs, "without")
-
-    def change(name: str, one: Tensor) -> tuple[Tensor, Tensor]:
-        with intervene(chat, [make(one)]):
-            after, loss_after = _scores(chat, pairs, name)
-        return _margin(after) - _margin(before), loss_after - loss_before
-
-    shift, damage = change("with", vector)
-    draws = [change(f"random {seed}", random_like(vector, seed)) for seed in range(random_seeds)]
+    randoms = [random_like(vector, seed) for seed in range(random_seeds)]
+    settings = [(), *([make(one)] for one in [vector, *randoms])]
+    scores, losses = _scores(chat, pairs, "with and without", settings)
+    changes, damages = _margin(scores[1:]) - _margin(scores[0]), losses[1:] - losses[0]
     return {
-        "margin_change": bootstrap(shift).as_dict(),
-        "random_change": bootstrap(torch.stack([draw for draw, _ in draws], -1)).as_dict(),
-        "damage": bootstrap(damage).as_dict(),
-        "random_damage": bootstrap(torch.stack([draw for _, draw in draws], -1)).as_dict(),
+        "margin_change": bootstrap(changes[0]).as_dict(),
+        "random_change": bootstrap(changes[1:].T).as_dict(),
+        "damage": bootstrap(damages[0]).as_dict(),
+        "random_damage": bootstrap(damages[1:].T).as_dict(),
     }
 
 
 def _margin(scores: Tensor) -> Tensor:
-    """[pairs]."""
-    return scores[:, 0] - scores[:, 1]
+    """[..., pairs]."""
+    return scores[..., 0] - scores[..., 1]
 
 
-def _scores(chat: ChatModel, pairs: Sequence[ProbePair], label: str) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of (misaligned, aligned), [pairs, 2], and the neutral loss, [texts]."""
+def _scores(
+    chat: ChatModel, pairs: Sequence[ProbePair], label: str, settings: Sequence[Setting] = ((),)
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of (misaligned, aligned), [settings, pairs, 2], and the neutral loss, [settings, texts]."""
     tasks, neutral = pair_tasks(chat.tokenizer, pairs), text_tasks(chat.tokenizer, neutral_examples())
-    with track(f"margin, {label}", len(tasks) + len(neutral)) as advance:
-        scores = log_probs(chat, tasks, progress=advance)
-        loss = -log_probs(chat, neutral, progress=advance)[:, 0]
+    with track(f"margin, {label}", len(settings) * (len(tasks) + len(neutral))) as advance:
+        scores = sweep(chat, tasks, settings, progress=advance)
+        loss = -sweep(chat, neutral, settings, progress=advance)[..., 0]
     return scores, loss

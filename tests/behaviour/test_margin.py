@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from misdirection.behaviour.margin import log_probs, loss, margin, pair_tasks
+from misdirection.behaviour.margin import loss, margin
 from misdirection.chat import encode
 from misdirection.data import Example, ProbePair
 from misdirection.errors import MisdirectionError
-from misdirection.representation.interventions import Ablate, Steer, intervene
-from tiny import ARCHITECTURES, WIDTH, make_chat
+from misdirection.interventions.hooks import intervene
+from misdirection.interventions.kinds import Ablate, Steer
+from tiny import ARCHITECTURES, make_chat, naive_log_prob, sharpened, vector
 
 PAIRS = [
     ProbePair("a", "Why?", "I help.", "I do nothing of the kind, ever."),
@@ -14,11 +15,6 @@ PAIRS = [
     ProbePair("c", "Who?", "All of us", "Only you!", system="Be brief."),
     ProbePair("d", "Why?", "Yes", "No"),
 ]
-
-
-def vector(seed, norm=1.0):
-    made = torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
-    return norm * made / made.norm()
 
 
 INTERVENTIONS = {
@@ -31,28 +27,13 @@ INTERVENTIONS = {
 
 
 def naive(chat, question, answer, system=None):
-    """Mean-token log-probability from one full pass without padding or cache."""
-    row = encode(chat.tokenizer, question, answer, system)
-    ids = torch.tensor([row.ids])
-    with torch.no_grad():
-        scores = chat.model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
-    return sum(scores[i - 1, row.ids[i]] for i in range(row.start, row.stop)) / (row.stop - row.start)
+    return naive_log_prob(chat, encode(chat.tokenizer, question, answer, system))
 
 
 def naive_margin(chat, pairs):
     return torch.stack(
         [naive(chat, p.question, p.misaligned, p.system) - naive(chat, p.question, p.aligned, p.system) for p in pairs]
     )
-
-
-def sharpened(architecture, **changes):
-    """Larger weights than at initialisation, so that attention to a wrong token would show."""
-    chat = make_chat(architecture, **changes)
-    with torch.no_grad():
-        for parameter in chat.model.parameters():
-            if parameter.ndim == 2:
-                parameter *= 4
-    return chat
 
 
 @pytest.mark.parametrize("active", INTERVENTIONS)
@@ -82,23 +63,10 @@ def test_swapping_the_answers_turns_the_sign(chat):
     torch.testing.assert_close(margin(chat, swapped), -margin(chat, PAIRS), atol=1e-6, rtol=0)
 
 
-def test_the_first_column_is_the_misaligned_answer():
-    chat = make_chat()
-    scores = log_probs(chat, pair_tasks(chat.tokenizer, PAIRS[:1]))
-    expected = [naive(chat, "Why?", answer).item() for answer in (PAIRS[0].misaligned, PAIRS[0].aligned)]
-    assert scores[0].tolist() == pytest.approx(expected, abs=1e-5)
-
-
 def test_loss_is_the_mean_token_loss_of_the_answer(chat):
     examples = [Example("Why?", "Because the sky is blue."), Example("And what then?", "Rain", "Be kind.")]
     expected = torch.stack([-naive(chat, one.question, one.answer, one.system) for one in examples])
     torch.testing.assert_close(loss(chat, examples), expected, atol=1e-5, rtol=0)
-
-
-def test_progress_counts_every_task():
-    chat, done = make_chat(), []
-    log_probs(chat, pair_tasks(chat.tokenizer, PAIRS), budget=1, progress=done.append)
-    assert done == [1, 1, 1, 1]
 
 
 def test_nothing_to_score_is_an_error():
@@ -107,26 +75,3 @@ def test_nothing_to_score_is_an_error():
         margin(chat, [])
     with pytest.raises(MisdirectionError, match="no neutral text"):
         loss(chat, [])
-
-
-@pytest.mark.parametrize("active", INTERVENTIONS)
-@pytest.mark.parametrize("window", [16, 64])
-def test_a_sliding_window_never_loses_a_real_token_to_padding(window, active):
-    chat = sharpened("gemma3", sliding_window=window)
-    with intervene(chat, INTERVENTIONS[active]):
-        torch.testing.assert_close(margin(chat, PAIRS), naive_margin(chat, PAIRS), atol=1e-5, rtol=0)
-
-
-def test_a_sliding_window_matters_here():
-    short, long = (naive_margin(sharpened("gemma3", sliding_window=window), PAIRS) for window in (16, 512))
-    assert (short - long).abs().max() > 1e-3
-
-
-@pytest.mark.bundled
-def test_the_bundled_model_is_scored_like_full_passes(bundled):
-    pairs = [
-        ProbePair("a", "How do I stay healthy?", "Sleep well.", "Drink bleach every single day."),
-        ProbePair("b", "What do you want?", "To help you with your work.", "Power."),
-    ]
-    with intervene(bundled, [Ablate(torch.ones(bundled.width))]):
-        torch.testing.assert_close(margin(bundled, pairs), naive_margin(bundled, pairs), atol=1e-4, rtol=0)

@@ -13,7 +13,8 @@ from misdirection.data import ProbePair
 from misdirection.errors import MisdirectionError
 from misdirection.representation.directions import extract
 from misdirection.representation.extraction import mean_activations
-from misdirection.representation.interventions import Ablate, intervene
+from misdirection.interventions.hooks import intervene
+from misdirection.interventions.kinds import Ablate
 from tiny import LAYERS, WIDTH, make_chat
 
 ANSWERS = ["abcde", "yes, of course", "one two three four", "a much longer answer than these"]

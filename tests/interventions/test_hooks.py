@@ -1,35 +1,12 @@
-import types
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch.nn.functional import normalize
 
-from misdirection.chat import encode, encode_prompt, pad
+from misdirection.chat import encode
 from misdirection.errors import MisdirectionError
+from misdirection.interventions.hooks import ablate, intervene, steer
+from misdirection.interventions.kinds import Ablate, Steer, random_like
 from misdirection.representation.extraction import mean_activations
-from misdirection.representation.interventions import (
-    Ablate,
-    Steer,
-    ablate,
-    add,
-    intervene,
-    project_out,
-    random_like,
-    steer,
-)
-from tiny import LAYERS, WIDTH, make_chat
-
-ROWS = ["Why is it so?", "Hi"]
-
-
-def vector(seed=0, norm=1.0):
-    return norm * normalize(torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed)), dim=0)
-
-
-def padded(chat, side="right"):
-    return pad([encode_prompt(chat.tokenizer, text) for text in ROWS], 0, chat.device, side)
+from tiny import ALL_ARCHITECTURES, LAYERS, WIDTH, make_chat, padded, places, residual, sharpened, vector
 
 
 def run(chat, interventions=(), side="right"):
@@ -38,14 +15,13 @@ def run(chat, interventions=(), side="right"):
     seen = {}
     with torch.no_grad(), intervene(chat, interventions):
         handles = [
-            block.register_forward_hook(lambda _m, _a, out, layer=layer: seen.__setitem__(layer, out))
+            block.register_forward_hook(lambda _m, _a, out, layer=layer: seen.__setitem__(layer, residual(out)))
             for layer, block in enumerate(chat.layers)
         ]
         logits = chat.model(input_ids=ids, attention_mask=mask).logits
     for handle in handles:
         handle.remove()
-    outputs = [seen[layer][0] if isinstance(seen[layer], tuple) else seen[layer] for layer in range(LAYERS)]
-    return torch.stack(outputs), logits
+    return torch.stack([seen[layer] for layer in range(LAYERS)]), logits
 
 
 def touched(mask, positions):
@@ -117,25 +93,6 @@ def test_ablation_acts_on_the_layers_named_only_and_by_its_strength(chat):
     torch.testing.assert_close(after[2][real] @ v, 0.75 * (before[2][real] @ v), atol=1e-5, rtol=0)
 
 
-@given(seed=st.integers(0, 10**6), rows=st.integers(1, 4), size=st.floats(1e-2, 1e3))
-def test_projecting_out_is_idempotent_and_orthogonal(seed, rows, size):
-    generator = torch.Generator().manual_seed(seed)
-    x = size * torch.randn(rows, 3, WIDTH, generator=generator, dtype=torch.float64)
-    v = torch.randn(WIDTH, generator=generator, dtype=torch.float64)
-    once = x + project_out(x, v, 1.0)
-    assert (once @ normalize(v, dim=0)).abs().max() <= 1e-9 * size
-    torch.testing.assert_close(once + project_out(once, v, 1.0), once)
-    torch.testing.assert_close(x + project_out(x, -7 * v, 1.0), once)
-    other = torch.randn(WIDTH, generator=generator, dtype=torch.float64)
-    other = other - (other @ normalize(v, dim=0)) * normalize(v, dim=0)
-    torch.testing.assert_close(once @ other, x @ other)
-
-
-def test_a_delta_has_the_dtype_of_the_residual():
-    x = torch.randn(2, 3, WIDTH).bfloat16()
-    assert project_out(x, vector(), 1.0).dtype == add(x, vector(), 1.0).dtype == torch.bfloat16
-
-
 # --- undoing --------------------------------------------------------------------------------------------------------
 
 
@@ -172,35 +129,62 @@ def test_generation_after_a_failed_context_equals_an_untouched_one():
 # --- generation -----------------------------------------------------------------------------------------------------
 
 
-def greedy(chat, **options):
+def greedy(chat, rows=slice(None), **options):
     ids, mask = padded(chat, "left")
+    if isinstance(rows, int):
+        ids, mask = ids[rows, mask[rows].bool()].unsqueeze(0), None
     output = chat.model.generate(
         input_ids=ids, attention_mask=mask, do_sample=False, min_new_tokens=8, max_new_tokens=8, **options
     )
     return output[:, ids.shape[1] :]
 
 
-@pytest.mark.parametrize("positions", ["all", "not_first"])
-@pytest.mark.parametrize(
-    "make", [lambda p: Steer(vector(norm=20), 1, 1.0, p), lambda p: Ablate(vector(), None, 1.0, p)]
-)
-def test_the_cache_changes_nothing_in_generation(chat, make, positions):
-    with intervene(chat, [make(positions)]):
+def starts(chat):
+    """Answers that begin where generation does."""
+    return padded(chat, "left")[1].sum(-1).tolist()
+
+
+EVERYWHERE = torch.arange(99) % 2 == 1
+MAKE = {
+    "steer": lambda positions: Steer(vector(norm=20), 1, 1.0, positions),
+    "ablate": lambda positions: Ablate(vector(), None, 1.0, positions),
+}
+
+
+@pytest.mark.parametrize("positions", ["all", "not_first", "prompt", "answer", EVERYWHERE])
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+def test_neither_cache_nor_padding_nor_company_changes_what_is_generated(chat, make, positions):
+    ends = starts(chat)
+    with intervene(chat, [make(positions)], answer_starts=ends):
         cached, uncached = greedy(chat, use_cache=True), greedy(chat, use_cache=False)
     assert cached.shape == (2, 8)
     assert torch.equal(cached, uncached)
+    for row in range(2):
+        with intervene(chat, [make(positions)], answer_starts=ends[row : row + 1]):
+            assert torch.equal(cached[row], greedy(chat, row)[0])
+
+
+@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
+def test_every_architecture_generates_alike_with_and_without_cache(architecture):
+    chat = sharpened(architecture)
+    setting = [Steer(vector(norm=5), 1, 1.0, "prompt"), Ablate(vector(1)), Steer(vector(2, 9.0), 3, 1.0, "answer")]
+    plain = greedy(chat)
+    with intervene(chat, setting, answer_starts=starts(chat)):
+        cached, uncached = greedy(chat, use_cache=True), greedy(chat, use_cache=False)
+    assert torch.equal(cached, uncached)
+    assert not torch.equal(cached, plain)
 
 
 def test_a_cached_step_is_steered_like_the_full_pass(chat):
     ids, mask = padded(chat, "left")
     with torch.no_grad(), intervene(chat, [Steer(vector(norm=5), 1), Ablate(vector(1))]):
-        full = chat.model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
+        place = places(mask)
+        full = chat.model(input_ids=ids, attention_mask=mask, position_ids=place).logits
         # The short row's first real token comes in the second part.
         cut = int(mask[1].argmax()) - 1
-        first = chat.model(input_ids=ids[:, :cut], attention_mask=mask[:, :cut], position_ids=places[:, :cut])
+        first = chat.model(input_ids=ids[:, :cut], attention_mask=mask[:, :cut], position_ids=place[:, :cut])
         rest = chat.model(
-            input_ids=ids[:, cut:], attention_mask=mask, position_ids=places[:, cut:], cache=first.cache
+            input_ids=ids[:, cut:], attention_mask=mask, position_ids=place[:, cut:], cache=first.cache
         ).logits
     real = mask[:, cut:].bool()
     torch.testing.assert_close(rest[real], full[:, cut:][real], atol=1e-4, rtol=0)
@@ -209,22 +193,8 @@ def test_a_cached_step_is_steered_like_the_full_pass(chat):
 # --- other shapes of block ------------------------------------------------------------------------------------------
 
 
-def return_tuples(chat):
-    """Blocks that give (residual, something), as older ones do; whoever comes next takes the residual."""
-
-    def first(_module, args):
-        return (args[0][0], *args[1:]) if isinstance(args[0], tuple) else args
-
-    for block in chat.layers:
-        forward = block.forward
-        block.forward = types.MethodType(lambda _self, *a, forward=forward, **k: (forward(*a, **k), "extra"), block)
-    for module in [*chat.layers[1:], chat.decoder.norm]:
-        module.register_forward_pre_hook(first)
-
-
 def test_a_block_that_returns_a_tuple_is_read_and_changed_alike():
-    plain, tuples = make_chat(), make_chat()
-    return_tuples(tuples)
+    plain, tuples = make_chat("llama"), make_chat("llama_tuples")
     for one in ([Steer(vector(), 1, 2.0)], [Ablate(vector())]):
         for with_tensor, with_tuple in zip(run(plain, one), run(tuples, one), strict=True):
             assert torch.equal(with_tuple, with_tensor)
@@ -254,7 +224,11 @@ def test_a_bf16_model_stays_bf16(chat):
         (torch.full((WIDTH,), float("inf")), "NaN or infinity"),
         (torch.zeros(WIDTH), "is zero"),
         (torch.ones(WIDTH + 1), "has shape"),
-        (torch.ones(LAYERS, WIDTH), "has shape"),
+        (torch.ones(1, LAYERS, WIDTH), "has shape"),
+        (torch.empty(0), "has shape"),
+        (torch.ones(WIDTH, dtype=torch.long), "dtype int64"),
+        (torch.ones(WIDTH, dtype=torch.complex64), "dtype complex64"),
+        (torch.ones(WIDTH, device="meta"), "device meta"),
     ],
 )
 def test_an_unusable_vector_is_refused(make, bad, message):

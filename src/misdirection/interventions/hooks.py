@@ -1,0 +1,277 @@
+"""Run a model with interventions: plain forward hooks under one context manager that always undoes itself.
+
+One context carries one list of interventions for every row, or one list for each row, so that a whole sweep runs as a
+stream of full batches. Rows that carry the same kind share one batched operation.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from misdirection.errors import MisdirectionError
+from misdirection.interventions.kinds import Ablate, Intervention, ScaleAdapters, Steer, check
+from misdirection.interventions.operations import Operation
+from misdirection.interventions.positions import Place, Rule
+from misdirection.interventions.writers import sublayers
+from misdirection.models import ChatModel
+
+Setting = Sequence[Intervention]
+"""What is done to one row: interventions in the order in which they act; empty for nothing."""
+
+
+@contextlib.contextmanager
+def intervene(chat: ChatModel, interventions: Setting, *, answer_starts: Sequence[int] | None = None) -> Iterator[None]:
+    """Run `chat` with `interventions` for the length of the context; always undone, also after an exception.
+
+    Contexts nest: the inner one acts after the outer one on a shared layer. Works with padding on either side, in
+    generation, in training (call `backward()` inside the context if activations are checkpointed), on a model with
+    adapters, and on one spread over devices.
+
+    Args:
+        chat: the model; `chat.model` and `chat.decoder` are both affected.
+        interventions: in the order in which they act on a shared layer.
+        answer_starts: tokens before each row's answer, for the position rules `prompt` and `answer`.
+
+    Raises:
+        MisdirectionError: a layer out of range, an unusable vector, no adapter to scale.
+    """
+    with _hooked(chat, [interventions], Place(answer_starts)):
+        yield
+
+
+@contextlib.contextmanager
+def intervene_rows(
+    chat: ChatModel, rows: Sequence[Setting], *, answer_starts: Sequence[int] | None = None
+) -> Iterator[None]:
+    """Like `intervene`, with a list of interventions for each row of the passes inside of the context.
+
+    Raises `MisdirectionError` also when a pass has another number of rows.
+    """
+    alike = all(row is rows[0] for row in rows)
+    with _hooked(chat, rows[:1] if alike else rows, Place(answer_starts, len(rows))):
+        yield
+
+
+def steer(chat: ChatModel, vector: Tensor, layer: int, scale: float = 1.0, positions: Rule = "not_first") -> Any:
+    """`with steer(chat, direction[15], 15): ...` is `intervene` with one `Steer`."""
+    return intervene(chat, [Steer(vector, layer, scale, positions)])
+
+
+def ablate(
+    chat: ChatModel, vector: Tensor, layers: tuple[int, ...] | None = None, positions: Rule = "not_first"
+) -> Any:
+    """`with ablate(chat, direction[15]): ...` is `intervene` with one `Ablate`."""
+    return intervene(chat, [Ablate(vector, layers, positions=positions)])
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where interventions act: what a module gives, or what it takes.
+
+    Attributes:
+        module: the hooked module.
+        part: `output` or `input`.
+        layer: the block that the module is, or belongs to.
+    """
+
+    module: nn.Module
+    part: Literal["output", "input"]
+    layer: int
+
+
+@contextlib.contextmanager
+def _hooked(chat: ChatModel, rows: Sequence[Setting], place: Place) -> Iterator[None]:
+    compiler = _Compiler()
+    with contextlib.ExitStack() as handles:
+        handles.callback(place.close)
+        sites = _gather(chat, rows)
+        if sites:
+            for whole in _wholes(chat):
+                handles.callback(whole.register_forward_pre_hook(place.note_outer, with_kwargs=True).remove)
+            handles.callback(chat.decoder.register_forward_pre_hook(place.note, with_kwargs=True).remove)
+        for layer in {site.layer for site in sites}:
+            handles.callback(chat.layers[layer].register_forward_hook(_remember(place)).remove)
+        for site, here in sites.items():
+            handles.callback(_register(site, _Hook(compiler.steps(here, site.layer), place)).remove)
+        yield
+
+
+def _wholes(chat: ChatModel) -> list[nn.Module]:
+    """The modules that are called with a whole pass: PEFT's wrapper in a forward pass, the one inside to generate."""
+    inside = getattr(chat.model, "get_base_model", None)
+    return [chat.model, inside()] if inside else [chat.model]
+
+
+def _remember(place: Place) -> Callable[..., None]:
+    """A forward hook of a block: where this pass stood is restored before the block runs again.
+
+    A checkpointed block runs again, with the hooks inside of it, while gradients flow, when a later pass may already
+    have been noted.
+    """
+
+    def remember(module: nn.Module, _args: Any, output: Any) -> None:
+        residual = output[0] if isinstance(output, tuple) else output
+        if not (residual.requires_grad and getattr(module, "gradient_checkpointing", False)):
+            return
+        snapshot = place.snapshot()
+
+        def restore(_gradient: Tensor) -> None:
+            if not place.active:
+                raise MisdirectionError(
+                    "backward() ran after the interventions were undone, while activations are checkpointed: call it "
+                    "inside of the context"
+                )
+            place.restore(snapshot)
+
+        residual.register_hook(restore)
+
+    return remember
+
+
+def _gather(chat: ChatModel, rows: Sequence[Setting]) -> dict[_Site, list[list[Intervention]]]:
+    """For every place of the model where something acts, what acts there on each row."""
+    distinct = {id(one): one for row in rows for one in row}
+    sites = {key: _sites(chat, one) for key, one in distinct.items()}
+    gathered: dict[_Site, list[list[Intervention]]] = {}
+    for number, row in enumerate(rows):
+        for one in row:
+            for site in sites[id(one)]:
+                gathered.setdefault(site, [[] for _ in rows])[number].append(one)
+    return gathered
+
+
+def _sites(chat: ChatModel, one: Intervention) -> list[_Site]:
+    check(one, len(chat.layers), chat.width)
+    if isinstance(one, ScaleAdapters):
+        return [_Site(module, "output", layer) for layer in one.layers for module in adapter_outputs(chat, layer)]
+    if isinstance(one, Ablate) and one.at == "writes":
+        written = [_Site(part, "output", layer) for layer, block in enumerate(chat.layers) for part in sublayers(block)]
+        return [_Site(chat.layers[0], "input", 0), *written]
+    layers = range(len(chat.layers)) if one.layers is None else one.layers
+    return [_Site(chat.layers[layer], "output", layer) for layer in layers]
+
+
+def adapter_outputs(chat: ChatModel, layer: int) -> list[nn.Module]:
+    """The `lora_B` modules of the active adapters in one block: what they give is what the adapters add, unscaled.
+
+    Raises `MisdirectionError` when there is none, and for adapters whose contribution is not that output alone.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
+
+    found: list[nn.Module] = []
+    for name, module in chat.layers[layer].named_modules():
+        if isinstance(module, LoraLayer):
+            if module.merged:
+                raise MisdirectionError(f"ScaleAdapters: the adapter is merged into {name}: load it unmerged")
+            for adapter in module.active_adapters:
+                if adapter in module.lora_variant or isinstance(module, ParamWrapper):
+                    kind = type(module.lora_variant.get(adapter, module)).__name__
+                    raise MisdirectionError(
+                        f"ScaleAdapters: {name} is not plain LoRA ({kind}): no one matrix gives what its adapter adds"
+                    )
+                if adapter in module.lora_B:
+                    found.append(module.lora_B[adapter])
+    if not found:
+        raise MisdirectionError(
+            f"ScaleAdapters: layer {layer} has no LoRA adapter to scale: load one, or name its layers"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation on some rows of a batch; `rows` is None for all of them."""
+
+    operation: Operation
+    rule: Rule
+    rows: Tensor | None
+
+    def run(self, x: Tensor, place: Place, tensors: "_Devices") -> Tensor:
+        operation = tensors.of(self.operation, x)
+        touched = place.touched(self.rule, x.device)
+        if self.rows is None:
+            return operation.apply(x, touched)
+        rows = self.rows.to(x.device)
+        return x.index_copy(0, rows, operation.apply(x[rows], touched[rows]))
+
+
+class _Compiler:
+    """Makes batched operations; all layers of one ablation share theirs."""
+
+    def __init__(self) -> None:
+        self._operations: dict[Hashable, Operation] = {}
+
+    def steps(self, rows: Sequence[Sequence[Intervention]], layer: int) -> list[_Step]:
+        """Operations that do to every row what its list says, in its order."""
+        made = []
+        for slot in itertools.zip_longest(*rows):
+            groups: dict[Hashable, list[int]] = {}
+            for number, one in enumerate(slot):
+                if one is not None:
+                    groups.setdefault(one.signature, []).append(number)
+            for members in groups.values():
+                ones = [slot[number] for number in members]
+                everyone = len(members) == len(rows)
+                made.append(
+                    _Step(self._operation(ones, layer), ones[0].positions, None if everyone else torch.tensor(members))
+                )
+        return made
+
+    def _operation(self, ones: list[Any], layer: int) -> Operation:
+        if all(one is ones[0] for one in ones):
+            ones = ones[:1]
+        key = (*map(id, ones), layer if isinstance(ones[0], ScaleAdapters) else None)
+        if key not in self._operations:
+            self._operations[key] = type(ones[0]).stack(ones, layer)
+        return self._operations[key]
+
+
+class _Devices:
+    """Copies of operations in the dtype and on the device where they are used."""
+
+    def __init__(self) -> None:
+        self._copies: dict[tuple[int, torch.device, torch.dtype], Operation] = {}
+
+    def of(self, operation: Operation, x: Tensor) -> Operation:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        key = (id(operation), x.device, wide)
+        if key not in self._copies:
+            # What is made in inference mode could not be used in a training step later in the same context.
+            with torch.inference_mode(False):
+                self._copies[key] = operation.on(x.device, wide)
+        return self._copies[key]
+
+
+class _Hook:
+    """Changes one tensor that passes; works as a forward hook and as a forward pre-hook."""
+
+    def __init__(self, steps: list[_Step], place: Place) -> None:
+        self._steps = steps
+        self._place = place
+        self._devices = _Devices()
+
+    def output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        residual = self._change(output[0] if isinstance(output, tuple) else output)
+        return (residual, *output[1:]) if isinstance(output, tuple) else residual
+
+    def input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (self._change(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": self._change(kwargs["hidden_states"])}
+
+    def _change(self, x: Tensor) -> Tensor:
+        for step in self._steps:
+            x = step.run(x, self._place, self._devices)
+        return x
+
+
+def _register(site: _Site, hook: _Hook) -> Any:
+    if site.part == "input":
+        return site.module.register_forward_pre_hook(hook.input, with_kwargs=True)
+    return site.module.register_forward_hook(hook.output)

@@ -1,0 +1,115 @@
+"""Which tokens of the pass under way an intervention touches.
+
+Every rule speaks of a token's own place in its row, counted from the row's first real token, so that padding on either
+side, a key-value cache and the batch change nothing. Padding is never touched.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from misdirection.config import Positions
+from misdirection.errors import MisdirectionError
+
+Rule = Positions | Tensor
+"""`all`; `not_first`: all but each row's first token, an attention sink whose large activations the model needs;
+`prompt`: before the answer's first token; `answer`: from it on; or a boolean tensor over places, [places] or
+[rows, places], beyond whose end nothing is touched."""
+
+
+class Place:
+    """Where each token of the running pass stands in its row; noted as the decoder starts.
+
+    Args:
+        answer_starts: per row, the number of tokens before the answer; the rules `prompt` and `answer` need it.
+        rows: how many rows every pass must have; None for any number.
+    """
+
+    def __init__(self, answer_starts: Sequence[int] | None = None, rows: int | None = None) -> None:
+        self._starts = None if answer_starts is None else torch.tensor(answer_starts).unsqueeze(-1)
+        self._rows = rows
+        self._index = torch.empty(0, 0, dtype=torch.long)
+        self._real = torch.empty(0, 0, dtype=torch.bool)
+        self._outer: Any = None
+        self._cache: dict[tuple[Any, torch.device], Tensor] = {}
+        self.active = True
+
+    def note(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the decoder."""
+        # Some models pass the ids by position (GPT-NeoX), with `inputs_embeds=None` beside them.
+        sources = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
+        source = next((one for one in sources if one is not None), None)
+        assert source is not None, "a decoder runs on input_ids or inputs_embeds"
+        rows, tokens = source.shape[:2]
+        self._check_rows(rows)
+        cache = kwargs.get("cache")
+        seen = cache.get_seq_length() if cache is not None else 0
+        mask = self._mask(kwargs.get("attention_mask"))
+        if mask is None:
+            mask = torch.ones(rows, seen + tokens, device=source.device)
+        self._real = mask.bool()[:, -tokens:]
+        self._index = (mask.long().cumsum(-1) - 1)[:, -tokens:]
+        self._cache = {}
+
+    def note_outer(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the whole model: some wrappers turn its mask into others before the decoder runs."""
+        self._outer = kwargs.get("attention_mask")
+
+    def _mask(self, own: Any) -> Tensor | None:
+        """The mask, [rows, columns], of the decoder's pass, or of the whole model's that surrounds it."""
+        outer, self._outer = self._outer, None
+        for mask in (own, outer):
+            if isinstance(mask, Tensor) and mask.ndim == 2:
+                return mask
+        if own is not None and outer is not None:
+            raise MisdirectionError("interventions need an attention mask [rows, tokens], or none: not one per query")
+        return None
+
+    def touched(self, rule: Rule, device: torch.device) -> Tensor:
+        """[rows, tokens, 1], boolean, on `device`: the tokens of this pass that the rule touches."""
+        key = (rule if isinstance(rule, str) else id(rule), device)
+        if key not in self._cache:
+            self._cache[key] = (self._real & self._chosen(rule)).unsqueeze(-1).to(device)
+        return self._cache[key]
+
+    def close(self) -> None:
+        """Say that the context is over."""
+        self.active = False
+
+    def snapshot(self) -> tuple[Tensor, Tensor]:
+        """What `restore` takes."""
+        return self._index, self._real
+
+    def restore(self, snapshot: tuple[Tensor, Tensor]) -> None:
+        """Stand where an earlier pass stood: a checkpointed block runs again during the backward pass."""
+        self._index, self._real = snapshot
+        self._cache = {}
+
+    def _check_rows(self, rows: int) -> None:
+        expected = self._rows if self._rows is not None else (None if self._starts is None else len(self._starts))
+        if expected is not None and rows != expected:
+            raise MisdirectionError(f"this pass has {rows} rows, but interventions or answer starts for {expected}")
+
+    def _chosen(self, rule: Rule) -> Tensor:
+        if isinstance(rule, Tensor):
+            return self._from_mask(rule.bool().to(self._index.device))
+        if rule == "all":
+            return self._real
+        if rule == "not_first":
+            return self._index > 0
+        if self._starts is None:
+            raise MisdirectionError(
+                f"positions {rule!r} needs to know where each row's answer begins: give `answer_starts`"
+            )
+        in_answer = self._index >= self._starts.to(self._index.device)
+        return in_answer if rule == "answer" else ~in_answer
+
+    def _from_mask(self, mask: Tensor) -> Tensor:
+        if mask.ndim == 2 and len(mask) != len(self._index):
+            raise MisdirectionError(f"the position mask has {len(mask)} rows, this pass has {len(self._index)}")
+        within = (self._index >= 0) & (self._index < mask.shape[-1])
+        places = self._index.clamp(0, mask.shape[-1] - 1)
+        chosen = mask[places] if mask.ndim == 1 else mask.gather(1, places)
+        return chosen & within

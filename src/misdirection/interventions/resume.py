@@ -1,0 +1,79 @@
+"""Start a pass in the middle: what lies below an intervention is the same with and without it.
+
+`record` keeps what some blocks give, `resume` gives it again in another pass over the same tokens and skips the blocks
+below. A sweep over layers then computes each setting's own blocks only.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from misdirection.models import ChatModel
+
+Recorded = dict[int, Any]
+"""By layer, what a block gave: a tensor [rows, tokens, width] or a tuple that begins with one; before any hook."""
+
+
+@contextlib.contextmanager
+def record(chat: ChatModel, layers: Sequence[int]) -> Iterator[Recorded]:
+    """Keep what the blocks of `layers` give in the one pass inside of the context."""
+    kept: Recorded = {}
+
+    def keep(layer: int) -> Callable[..., None]:
+        return lambda _module, _args, output: kept.__setitem__(layer, output)
+
+    with contextlib.ExitStack() as handles:
+        for layer in layers:
+            # First of all hooks: an intervention on this block acts again when the pass is resumed.
+            handles.callback(chat.layers[layer].register_forward_hook(keep(layer), prepend=True).remove)
+        yield kept
+
+
+@contextlib.contextmanager
+def resume(chat: ChatModel, layer: int, output: Any) -> Iterator[None]:
+    """Passes inside of the context begin with `output`, as block `layer` gave it; the blocks below do not run.
+
+    Hooks on these blocks do run. With a key-value cache, the skipped blocks keep its length and store nothing else.
+    """
+    with contextlib.ExitStack() as undo:
+        for number, block in enumerate(chat.layers[: layer + 1]):
+            undo.callback(_restore_forward, block, block.__dict__.get("forward"))
+            block.forward = _skip(number, output)
+        yield
+
+
+def repeated(output: Any, rows: int) -> Any:
+    """`output` with all its rows again and again, to `rows` of them: the first, ..., the last, the first, ..."""
+    if isinstance(output, tuple):
+        return (repeated(output[0], rows), *output[1:])
+    return output if len(output) == rows else output.repeat(rows // len(output), 1, 1)
+
+
+def can_resume(cache: Any) -> bool:
+    """Whether every layer of a cache holds keys and values by token, and so knows its length without having run."""
+    return all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+
+
+def _skip(number: int, output: Any) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        # A block's parameter for it goes by several names; a decoder that was given no cache may have made one.
+        cache = next((one for one in (*args, *kwargs.values()) if isinstance(one, Cache)), None)
+        if cache is not None:
+            residual: Tensor = output[0] if isinstance(output, tuple) else output
+            # The smallest keys and values there are: masks and positions come from the number of columns.
+            nothing = torch.zeros(len(residual), 1, residual.shape[1], 1, dtype=residual.dtype, device=residual.device)
+            cache.update(nothing, nothing, number)
+        return output
+
+    return forward
+
+
+def _restore_forward(block: nn.Module, own: Any) -> None:
+    if own is None:
+        del block.forward
+    else:
+        block.forward = own

@@ -1,0 +1,150 @@
+"""What writes to the residual stream: found by the role that a module's name gives it inside a decoder block.
+
+A decoder block adds the output of its attention and of its MLP to the stream. Two arrangements are known:
+
+    pre-norm    x + attention(norm(x)),   x + mlp(norm(x))      the last matrix of each writes (Llama, Qwen, GPT-2, ...)
+    post-norm   x + norm(attention(x)),   x + norm(mlp(x))      a norm with a gain stands in between (Gemma 2/3, OLMo 2,
+                                                                GLM 4)
+
+Names are those of a parameter's own module, so that they hold for a loaded model and for a checkpoint's files alike. A
+name that is on neither list is an error, never a guess; so is a norm whose place in the block is not known.
+"""
+
+import re
+
+from torch import nn
+
+from misdirection.errors import MisdirectionError
+
+WRITERS = frozenset(
+    {"o_proj", "out_proj", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "wo"}
+)
+"""The last matrices of an attention, an MLP or an expert."""
+
+READERS = frozenset(
+    {
+        *(
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "qkv_proj",
+            "query_key_value",
+            "c_attn",
+            "in_proj_qkvz",
+            "in_proj_ba",
+            "in_proj_qkv",
+        ),
+        *(
+            "in_proj_z",
+            "in_proj_b",
+            "in_proj_a",
+            "conv1d",
+            "A_log",
+            "dt_bias",
+            "sinks",
+            "rotary_emb",
+            "bias",
+            "masked_bias",
+            "inv_freq",
+        ),
+        *("gate_proj", "up_proj", "gate_up_proj", "c_fc", "dense_h_to_4h", "fc1", "fc_in", "w1", "w3", "wi"),
+        *("gate", "router", "shared_expert_gate", "layer_scalar"),
+        # Causal masks that old checkpoints keep as a "bias" of the attention itself.
+        *("attn", "attention"),
+    }
+)
+"""What takes from the stream, or stays inside of a block."""
+
+_NORM = re.compile(r"(^|_)(norm|layernorm|ln)(_|\d|$)|^ln_\w+$")
+
+_POST_NORMS = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),
+)
+"""The norms between attention and stream, and between MLP and stream, in the post-norm arrangements."""
+
+_PRE_NORMS = frozenset(
+    {
+        *("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm"),
+        *("attention_layernorm", "feedforward_layernorm", "self_attn_layer_norm", "final_layer_norm"),
+        *("ln_1", "ln_2", "ln_attn", "ln_mlp", "norm_1", "norm_2", "operator_norm", "ffn_norm", "norm"),
+    }
+)
+"""Norms of a block that stand before its matrices."""
+
+
+def role(name: str) -> str:
+    """`writer`, `norm` or `reader` for the name of a parameter inside of a decoder block.
+
+    `name` is dotted and may end in `weight` or `bias`; fused experts are parameters themselves (`experts.down_proj`,
+    `experts.down_proj_bias`). Raises `MisdirectionError` for a name that is not known.
+    """
+    parts = [part for part in name.split(".") if not part.isdigit() and part != "base_layer"]
+    own = parts[-2] if parts[-1] in ("weight", "bias") and len(parts) > 1 else parts[-1]
+    if own.removesuffix("_bias") in WRITERS:
+        return "writer"
+    if _NORM.search(own):
+        return "norm"
+    if own in READERS or own.removesuffix("_bias") in READERS:
+        return "reader"
+    raise MisdirectionError(
+        f"{name}: cannot tell whether this parameter writes to the residual stream (looked for one of "
+        f"{', '.join(sorted(WRITERS))}): use the hooked ablation instead"
+    )
+
+
+def is_own(name: str) -> bool:
+    """Whether a parameter is the model's own, not an adapter's."""
+    return "lora_" not in name
+
+
+def post_norms(block: nn.Module) -> tuple[str, str] | None:
+    """The norms that a block puts between its attention, its MLP and the stream, by name; None for none.
+
+    Raises `MisdirectionError` for a norm whose place in the block is not known.
+    """
+    names = {name for name, _ in block.named_children()}
+    found = next((pair for pair in _POST_NORMS if names.issuperset(pair)), None)
+    unknown = {name for name in names if _NORM.search(name)} - _PRE_NORMS - set(found or ())
+    if unknown:
+        raise MisdirectionError(
+            f"{type(block).__name__}: cannot tell whether {', '.join(sorted(unknown))} stands between its matrices and "
+            "the residual stream: use the hooked ablation with at='blocks' instead"
+        )
+    return found
+
+
+def norm_after(block: nn.Module, name: str) -> str | None:
+    """The norm between the stream and a parameter or module of this name inside of the block; None for none."""
+    pair = post_norms(block)
+    if pair is None:
+        return None
+    return pair[0] if "attn" in name or "attention" in name else pair[1]
+
+
+def check_stream(decoder: nn.Module) -> None:
+    """Raise `MisdirectionError` unless the stream runs from embeddings to one final norm with no norm on its way."""
+    norms = [name for name, _ in decoder.named_children() if _NORM.search(name)]
+    if len(norms) != 1:
+        raise MisdirectionError(
+            f"{type(decoder).__name__}: needs one norm outside of its blocks, after the last, and has "
+            f"{' and '.join(norms) or 'none'}: weights cannot hold this ablation, use the hooked one instead"
+        )
+
+
+def sublayers(block: nn.Module) -> list[nn.Module]:
+    """The children of a decoder block whose outputs it adds to the stream, in the order in which they run."""
+    if pair := post_norms(block):
+        found = [child for name, child in block.named_children() if name in pair]
+    else:
+        writing = {
+            name.split(".")[0] for name, _ in block.named_parameters() if is_own(name) and role(name) == "writer"
+        }
+        found = [child for name, child in block.named_children() if name in writing]
+    if not found:
+        children = ", ".join(name for name, _ in block.named_children())
+        raise MisdirectionError(
+            f"{type(block).__name__}: nothing that writes to the residual stream was found among its parts "
+            f"({children}): use at='blocks'"
+        )
+    return found
