@@ -1,0 +1,149 @@
+"""A key-value cache whose rows come and go while the others stay where they are.
+
+Rows end in the same column, the newest one, and so have padding on their left only. A sliding window over columns is
+then a window over each row's own tokens. Storage is larger than what is in use: a pass writes one column and copies
+nothing, and columns that no row needs any more fall off on the left.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+ROOM = 64
+"""Columns that storage grows by."""
+
+
+@dataclass
+class _Window:
+    """The part of the storage in use: rows [0, rows), columns [start, stop)."""
+
+    rows: int
+    start: int
+    stop: int
+
+
+class _Layer(DynamicLayer):
+    """One layer's keys and values, [rows, heads, columns, size], of which a pass sees the window."""
+
+    def __init__(self, window: _Window) -> None:
+        super().__init__()
+        self._window = window
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        window, stop = self._window, self._window.stop + key_states.shape[-2]
+        self.keys[: window.rows, :, window.stop : stop] = key_states
+        self.values[: window.rows, :, window.stop : stop] = value_states
+        seen = (slice(window.rows), slice(None), slice(window.start, stop))
+        return self.keys[seen], self.values[seen]
+
+    def get_seq_length(self) -> int:
+        return self._window.stop - self._window.start
+
+
+class RowCache:
+    """Room for `rows` rows, whose prompts have up to `prompt` tokens.
+
+    Sliding-window layers keep all columns: the model's own mask hides what is outside of the window.
+
+    Attributes:
+        state: what a pass takes as its cache.
+    """
+
+    mixes = True
+    """Rows of different prompts may be together."""
+
+    def __init__(self, rows: int, prompt: int) -> None:
+        self.state = Cache(layers=[])
+        self._capacity = rows
+        self._prompt = prompt
+        self._window = _Window(0, prompt, prompt)
+
+    def enter(self, prefix: Cache, count: int) -> None:
+        """`count` more rows, each with the keys and values of `prefix`, which has one row."""
+        window = self._window
+        if not self.state.layers:
+            self.state.layers = [_Layer(window) for _ in prefix.layers]
+        new = slice(window.rows, window.rows + count)
+        for layer, source in zip(self.state.layers, prefix.layers, strict=True):
+            if layer.keys is None:
+                layer.keys = self._storage(source.keys, window.stop + ROOM)
+                layer.values = self._storage(source.values, window.stop + ROOM)
+            # A sliding-window layer of the prefix may hold fewer columns than others.
+            place = slice(window.stop - source.keys.shape[-2], window.stop)
+            layer.keys[new, :, place] = source.keys
+            layer.values[new, :, place] = source.values
+        window.rows += count
+
+    def keep(self, rows: list[int]) -> None:
+        """Row i is from now on what row `rows[i]` was; only those that move are copied."""
+        moves = [(new, old) for new, old in enumerate(rows) if new != old]
+        self._window.rows = len(rows)
+        if moves:
+            columns = slice(self._window.start, self._window.stop)
+            new, old = torch.tensor(moves).unbind(-1)
+            for layer in self.state.layers:
+                layer.keys[new, :, columns] = layer.keys[old, :, columns]
+                layer.values[new, :, columns] = layer.values[old, :, columns]
+
+    def make_room(self, longest: int) -> None:
+        """Be ready for a pass of one token per row; `longest` is the largest number of tokens that a row has here."""
+        window = self._window
+        window.start = window.stop - longest
+        if window.stop < self.state.layers[0].keys.shape[-2]:
+            return
+        used, stop = slice(window.start, window.stop), max(longest, self._prompt)
+        for layer in self.state.layers:
+            layer.keys = self._moved(layer.keys, used, stop)
+            layer.values = self._moved(layer.values, used, stop)
+        window.start, window.stop = stop - longest, stop
+
+    def advance(self) -> None:
+        """A pass has run: its column is in use."""
+        self._window.stop += 1
+
+    def _moved(self, old: Tensor, used: slice, stop: int) -> Tensor:
+        new, rows = self._storage(old, stop + ROOM), self._window.rows
+        new[:rows, :, stop - (used.stop - used.start) : stop] = old[:rows, :, used]
+        return new
+
+    def _storage(self, like: Tensor, columns: int) -> Tensor:
+        # Zeros: a masked column has weight 0, and 0 times whatever the memory held need not be 0.
+        return like.new_zeros(self._capacity, like.shape[1], columns, like.shape[-1])
+
+
+class GroupCache:
+    """The same for models whose layers keep more than columns (recurrent states): rows of one prompt at a time.
+
+    All rows then have the same length, so that nothing is padded.
+    """
+
+    mixes = False
+
+    def __init__(self) -> None:
+        self.state: Any = None
+
+    def enter(self, prefix: Cache, count: int) -> None:
+        """`count` rows, each with the state of `prefix`, which has one row; no other row may be here."""
+        self.state = copy.deepcopy(prefix)
+        self.state.reorder_cache(torch.zeros(count, dtype=torch.long))
+
+    def keep(self, rows: list[int]) -> None:
+        """Row i is from now on what row `rows[i]` was."""
+        self.state.reorder_cache(torch.tensor(rows, dtype=torch.long))
+
+    def make_room(self, longest: int) -> None:
+        """Nothing to do: the layers grow by themselves."""
+
+    def advance(self) -> None:
+        """Nothing to do: the layers count by themselves."""
+
+
+def row_cache(config: Any, rows: int, prompt: int) -> RowCache | GroupCache:
+    """The cache that fits a text model's configuration; see `RowCache` for the other arguments."""
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    mixes = all(type(layer) in plain for layer in DynamicCache(config=config).layers)
+    return RowCache(rows, prompt) if mixes else GroupCache()
