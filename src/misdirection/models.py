@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -208,11 +208,20 @@ def attach(
     refused (PEFT itself only warns, and the "fine-tune" would be the base model).
     """
     from peft import PeftModel
+    from peft.utils import load_peft_weights
 
     location = _adapter_folder(adapter, subfolder)
     options = {"revision": revision} | ({"subfolder": subfolder} if subfolder and not location else {})
     with _one_line_errors(str(adapter), "the adapter"), warnings.catch_warnings():
+        # Before anything is put on the base: PEFT would leave the modules of a refused adapter in it.
+        weights = load_peft_weights(str(location or adapter), "cpu", **options)
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        if misfits := _misfits(shapes, chat):
+            counts = f"{len(shapes) - misfits} of its {len(shapes)} weights have a place there"
+            raise MisdirectionError(f"{_misfit(adapter, chat, location)}: {counts}")
         warnings.filterwarnings("error", "Found missing adapter keys")
+        # An adapter on a tied embedding leaves the output matrix alone, which is what its own file says.
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
         try:
             network = PeftModel.from_pretrained(chat.model, str(location or adapter), **options)
         except (RuntimeError, UserWarning) as error:
@@ -232,6 +241,24 @@ def _adapter_folder(adapter: str | Path, subfolder: str | None) -> Path | None:
         reason = "no adapter_config.json in this folder" if path.is_dir() else "no such folder"
         raise MisdirectionError(f"{path}: {reason}; give a PEFT adapter folder or a Hugging Face id")
     return None
+
+
+def _misfits(shapes: Mapping[str, torch.Size], chat: ChatModel) -> int:
+    """How many LoRA weights have no module of the right size in the base model."""
+    modules = dict(chat.model.named_modules())
+    return sum(not _fits(name, shape, modules) for name, shape in shapes.items() if ".lora_" in name)
+
+
+def _fits(name: str, shape: torch.Size, modules: Mapping[str, nn.Module]) -> bool:
+    path, _, which = name.removeprefix("base_model.model.").partition(".lora_")
+    module = modules.get(path)
+    if module is None:
+        return False
+    weight = getattr(module, "weight", None)
+    # Quantised weights are packed, and fused parameters are no weights: their sizes are PEFT's to check.
+    if weight is None or weight.ndim != 2 or not weight.is_floating_point() or len(shape) != 2:
+        return True
+    return (shape[1] if which.startswith(("A", "embedding_A")) else shape[0]) in weight.shape
 
 
 def _misfit(adapter: str | Path, chat: ChatModel, location: Path | None) -> str:
