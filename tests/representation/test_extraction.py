@@ -11,10 +11,10 @@ from misdirection.behaviour.margin import margin
 from misdirection.chat import Encoded, encode
 from misdirection.data import ProbePair
 from misdirection.errors import MisdirectionError
-from misdirection.representation.directions import extract
-from misdirection.representation.extraction import mean_activations
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate
+from misdirection.representation.directions import extract
+from misdirection.representation.extraction import mean_activations
 from tiny import LAYERS, WIDTH, make_chat
 
 ANSWERS = ["abcde", "yes, of course", "one two three four", "a much longer answer than these"]

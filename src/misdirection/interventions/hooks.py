@@ -5,18 +5,16 @@ stream of full batches. Rows that carry the same kind share one batched operatio
 """
 
 import contextlib
-import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.kinds import Ablate, Intervention, ScaleAdapters, Steer, check
-from misdirection.interventions.operations import Operation
 from misdirection.interventions.positions import Place, Rule
+from misdirection.interventions.program import Compiler, Devices, Step
 from misdirection.interventions.writers import sublayers
 from misdirection.models import ChatModel
 
@@ -86,7 +84,7 @@ class _Site:
 
 @contextlib.contextmanager
 def _hooked(chat: ChatModel, rows: Sequence[Setting], place: Place) -> Iterator[None]:
-    compiler = _Compiler()
+    compiler, devices = Compiler(), Devices()
     with contextlib.ExitStack() as handles:
         handles.callback(place.close)
         sites = _gather(chat, rows)
@@ -97,7 +95,7 @@ def _hooked(chat: ChatModel, rows: Sequence[Setting], place: Place) -> Iterator[
         for layer in {site.layer for site in sites}:
             handles.callback(chat.layers[layer].register_forward_hook(_remember(place)).remove)
         for site, here in sites.items():
-            handles.callback(_register(site, _Hook(compiler.steps(here, site.layer), place)).remove)
+            handles.callback(_register(site, _Hook(compiler.steps(here, site.layer), place, devices)).remove)
         yield
 
 
@@ -184,77 +182,13 @@ def adapter_outputs(chat: ChatModel, layer: int) -> list[nn.Module]:
     return found
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One operation on some rows of a batch; `rows` is None for all of them."""
-
-    operation: Operation
-    rule: Rule
-    rows: Tensor | None
-
-    def run(self, x: Tensor, place: Place, tensors: "_Devices") -> Tensor:
-        operation = tensors.of(self.operation, x)
-        touched = place.touched(self.rule, x.device)
-        if self.rows is None:
-            return operation.apply(x, touched)
-        rows = self.rows.to(x.device)
-        return x.index_copy(0, rows, operation.apply(x[rows], touched[rows]))
-
-
-class _Compiler:
-    """Makes batched operations; all layers of one ablation share theirs."""
-
-    def __init__(self) -> None:
-        self._operations: dict[Hashable, Operation] = {}
-
-    def steps(self, rows: Sequence[Sequence[Intervention]], layer: int) -> list[_Step]:
-        """Operations that do to every row what its list says, in its order."""
-        made = []
-        for slot in itertools.zip_longest(*rows):
-            groups: dict[Hashable, list[int]] = {}
-            for number, one in enumerate(slot):
-                if one is not None:
-                    groups.setdefault(one.signature, []).append(number)
-            for members in groups.values():
-                ones = [slot[number] for number in members]
-                everyone = len(members) == len(rows)
-                made.append(
-                    _Step(self._operation(ones, layer), ones[0].positions, None if everyone else torch.tensor(members))
-                )
-        return made
-
-    def _operation(self, ones: list[Any], layer: int) -> Operation:
-        if all(one is ones[0] for one in ones):
-            ones = ones[:1]
-        key = (*map(id, ones), layer if isinstance(ones[0], ScaleAdapters) else None)
-        if key not in self._operations:
-            self._operations[key] = type(ones[0]).stack(ones, layer)
-        return self._operations[key]
-
-
-class _Devices:
-    """Copies of operations in the dtype and on the device where they are used."""
-
-    def __init__(self) -> None:
-        self._copies: dict[tuple[int, torch.device, torch.dtype], Operation] = {}
-
-    def of(self, operation: Operation, x: Tensor) -> Operation:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        key = (id(operation), x.device, wide)
-        if key not in self._copies:
-            # What is made in inference mode could not be used in a training step later in the same context.
-            with torch.inference_mode(False):
-                self._copies[key] = operation.on(x.device, wide)
-        return self._copies[key]
-
-
 class _Hook:
     """Changes one tensor that passes; works as a forward hook and as a forward pre-hook."""
 
-    def __init__(self, steps: list[_Step], place: Place) -> None:
+    def __init__(self, steps: list[Step], place: Place, devices: Devices) -> None:
         self._steps = steps
         self._place = place
-        self._devices = _Devices()
+        self._devices = devices
 
     def output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         residual = self._change(output[0] if isinstance(output, tuple) else output)

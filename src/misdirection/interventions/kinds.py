@@ -13,6 +13,7 @@ what the one before it left; those of disjoint layers may be given in any order.
 scale and then by its negative is nothing.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -158,6 +159,18 @@ class ScaleAdapters:
 
 
 Intervention = Steer | Ablate | Clamp | ScaleAdapters
+
+
+def described(intervention: Intervention) -> dict[str, Any]:
+    """Kind and settings as JSON values, with tensors by their SHA-256 (float32): what a result or a file depends on."""
+    settings = {
+        name: _digest(value) if isinstance(value, Tensor) else value for name, value in vars(intervention).items()
+    }
+    return {"kind": type(intervention).__name__, **settings}
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().to("cpu", torch.float32).numpy().tobytes()).hexdigest()
 
 
 def first_block(intervention: Intervention) -> int:

@@ -34,6 +34,7 @@ READERS = frozenset(
             "in_proj_ba",
             "in_proj_qkv",
         ),
+        *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "e_score_correction_bias"),
         *(
             "in_proj_z",
             "in_proj_b",
@@ -130,6 +131,13 @@ def check_stream(decoder: nn.Module) -> None:
             f"{type(decoder).__name__}: needs one norm outside of its blocks, after the last, and has "
             f"{' and '.join(norms) or 'none'}: weights cannot hold this ablation, use the hooked one instead"
         )
+    for name, child in decoder.named_children():
+        stores = any(isinstance(module, nn.Embedding) for module in child.modules())
+        if "embed" in name and name not in norms and not stores and any(True for _ in child.buffers()):
+            raise MisdirectionError(
+                f"{type(decoder).__name__}: {name} writes to the residual stream and is no matrix that can be changed: "
+                "weights cannot hold this ablation, use the hooked one instead"
+            )
 
 
 def sublayers(block: nn.Module) -> list[nn.Module]:

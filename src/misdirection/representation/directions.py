@@ -8,6 +8,8 @@ With M(model, text) the mean activation over answer tokens, [layers, width]:
     model_difference_aligned     M(organism, aligned) - M(base, aligned)
     model_difference             the same over all answers: what the text cannot explain
 
+`judged.py` makes two further kinds from an organism's own judged answers, `formats.py` the kind `imported`.
+
 Layer k is the raw output of decoder block k, 0-based.
 """
 
@@ -94,9 +96,17 @@ class Direction:
         except (OSError, SafetensorError) as error:
             raise MisdirectionError(f"{path}: cannot read this direction ({error}); extract it again") from error
 
+    def require_base(self, name: str) -> None:
+        """Raise `MisdirectionError` unless the direction was made for the base model of this name."""
+        if self.origin.model != name:
+            raise MisdirectionError(
+                f"this direction was made for {self.origin.model}, not for {name}: extract one from this base model"
+            )
+
     def require_fit(self, chat: ChatModel) -> None:
         """Raise `MisdirectionError` unless the direction was made for this base model."""
-        if self.origin.model != chat.name or self.vectors.shape != (len(chat.layers), chat.width):
+        self.require_base(chat.name)
+        if self.vectors.shape != (len(chat.layers), chat.width):
             raise MisdirectionError(
                 f"this direction was made for {self.origin.model} {list(self.vectors.shape)}, not for {chat.name} "
                 f"{[len(chat.layers), chat.width]}: extract one from this base model"

@@ -1,0 +1,232 @@
+"""Bake an intervention into a copy of a model's weights, shard by shard.
+
+Ablation. Every matrix W that writes to the residual stream (embeddings, attention and MLP outputs, all experts), and
+every bias b of one, loses its part along the directions V (orthonormal rows):
+
+    W <- W - strength * V^T V W          b <- b - strength * V^T V b
+
+On a pre-norm model this is `Ablate(at="writes", positions="all")`, exactly. On a post-norm model (Gemma 2/3, OLMo 2)
+the norm between W and the stream multiplies by a gain g, so that W loses its part along g * v instead: then nothing is
+written along v, but the norm scales what is left anew, and the result is not the hooked operation.
+
+Steering. Where the MLP output of the layer has a bias, b <- b + scale * v.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from misdirection.errors import MisdirectionError
+from misdirection.files import atomic_folder, read_json, write_json
+from misdirection.interventions.checkpoint import Checkpoint
+from misdirection.interventions.kinds import Ablate, Intervention, Steer, check, described, orthonormal
+from misdirection.interventions.writers import WRITERS, check_stream
+from misdirection.layers import text_config, text_decoder
+
+_INDEX = "model.safetensors.index.json"
+_PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_WEIGHTS = {".safetensors", ".bin", ".gguf", ".pth", ".h5", ".msgpack", ".onnx"}
+
+
+@dataclass(frozen=True)
+class Baked:
+    """What baking changed.
+
+    Attributes:
+        base: the model whose weights were changed.
+        changed: number of tensors that lost their part along the directions (or gained a bias).
+        experts: number of expert matrices among them.
+        before: largest |V W| / |W| of one changed tensor before; 0 for steering.
+        after: the same after, against the same |W|: what the weights' own dtype leaves.
+        untied: whether the output matrix was split off from the embedding.
+        exact: whether the result equals the hooked operation; False on a post-norm model.
+    """
+
+    base: str
+    changed: int
+    experts: int
+    before: float
+    after: float
+    untied: bool
+    exact: bool
+
+
+def bake(model: str, intervention: Intervention, folder: str | Path, *, revision: str | None = None) -> Baked:
+    """Write a copy of `model` with the intervention in its weights; `transformers` loads it like any other.
+
+    Memory stays near that of the largest shard. Beside the weights, `baked.json` says what was done.
+
+    Args:
+        model: `smollm2-135m`, a folder or a Hugging Face id.
+        intervention: `Ablate(..., positions="all", at="writes")`, or `Steer(..., positions="all")`.
+        folder: where to write; must not be the model's own.
+
+    Raises:
+        MisdirectionError: what cannot be baked, with the reason and what to use instead: a position rule, some layers
+            only, a quantised base, a parameter whose part is not known, a layer without a bias to steer.
+    """
+    checkpoint, out = Checkpoint.open(model, revision), Path(folder)
+    if checkpoint.folder.resolve().is_relative_to(out.resolve()):
+        raise MisdirectionError(f"{out}: holds the model itself, which is never written over: choose another folder")
+    change = _change(checkpoint, intervention)
+    with atomic_folder(out) as temporary:
+        for shard in checkpoint.shards:
+            _write_shard(checkpoint, shard, change, temporary)
+        report = change.report()
+        _write_rest(checkpoint, temporary, untied=report.untied)
+        write_json(temporary / "baked.json", {**asdict(report), "intervention": described(intervention)})
+    return report
+
+
+def _change(checkpoint: Checkpoint, intervention: Intervention) -> "_Ablation | _Steering":
+    check(intervention, int(text_config(checkpoint.network).num_hidden_layers), checkpoint.width)
+    on_all = isinstance(intervention.positions, str) and intervention.positions == "all"
+    if isinstance(intervention, Ablate | Steer) and not on_all:
+        rule = repr(intervention.positions) if isinstance(intervention.positions, str) else "given by a mask"
+        raise MisdirectionError(
+            f"positions {rule} cannot be baked: weights act on every token; "
+            "use positions='all', or keep the intervention as a hook"
+        )
+    if isinstance(intervention, Ablate):
+        return _Ablation(checkpoint, intervention)
+    if isinstance(intervention, Steer):
+        return _Steering(checkpoint, intervention)
+    raise MisdirectionError(f"{type(intervention).__name__} cannot be baked into weights: keep it as a hook")
+
+
+def _write_shard(checkpoint: Checkpoint, shard: str, change: "_Ablation | _Steering", folder: Path) -> None:
+    # A function of its own, so that one shard is let go before the next is read.
+    save_file(dict(_shard(checkpoint, shard, change)), folder / shard, checkpoint.metadata(shard))
+
+
+def _shard(checkpoint: Checkpoint, shard: str, change: "_Ablation | _Steering") -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in checkpoint.tensors(shard):
+        if change.splits_head and name == checkpoint.input_name:
+            yield checkpoint.head_name, tensor.clone()
+        yield name, change.apply(name, tensor)
+
+
+class _Ablation:
+    def __init__(self, checkpoint: Checkpoint, ablation: Ablate) -> None:
+        if ablation.at != "writes" or ablation.layers is not None or ablation.toward is not None:
+            raise MisdirectionError(
+                "weights can only lose a direction from all that is written to the stream: give at='writes' and "
+                "neither `layers` nor `toward`, or keep the intervention as a hook"
+            )
+        check_stream(text_decoder(checkpoint.network))
+        self._checkpoint, self._ablation = checkpoint, ablation
+        self.splits_head = checkpoint.tied and not checkpoint.stores_head
+        self._written = {name for name in checkpoint.names if checkpoint.part(name) in ("writer", "embedding")}
+        self._missing: set[str | int] = {checkpoint.input_name, *range(len(checkpoint.blocks))}
+        self._changed = self._experts = 0
+        self._before = self._after = 0.0
+
+    def apply(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor that writes without its part along the directions; any other as it is."""
+        if name not in self._written:
+            return tensor
+        if tensor.dtype not in _PLAIN:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise MisdirectionError(f"{name}: its weights are packed ({dtype}): bake the unquantised model instead")
+        axis = self._checkpoint.output_axis(name, tensor)
+        vectors = self._ablation.vector.detach().cpu().double()
+        gain = self._checkpoint.gain(name)
+        basis = orthonormal(vectors if gain is None else vectors * gain)
+        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).movedim(axis, -1)
+        basis = basis.to(wide.dtype)
+        result = wide - self._ablation.strength * (wide @ basis.T) @ basis
+        self._count(name, wide, result.to(tensor.dtype).to(wide.dtype), basis)
+        return result.movedim(-1, axis).to(tensor.dtype).contiguous()
+
+    def _count(self, name: str, before: Tensor, after: Tensor, basis: Tensor) -> None:
+        self._changed += 1
+        place = self._checkpoint.place(name)
+        self._missing.discard(place[0] if place else name)
+        if ".experts." in name and not name.endswith("bias"):
+            self._experts += len(before) if before.ndim == 3 else 1
+        size = float(before.norm()) or 1.0
+        self._before = max(self._before, float((before @ basis.T).norm()) / size)
+        self._after = max(self._after, float((after @ basis.T).norm()) / size)
+
+    def report(self) -> Baked:
+        """What was changed."""
+        one = self._checkpoint
+        if self._missing:
+            missing = ", ".join(sorted(f"layer {it}" if isinstance(it, int) else it for it in self._missing))
+            raise MisdirectionError(f"{one.name}: nothing that writes to the stream in {missing}: fetch it again")
+        return Baked(
+            one.name, self._changed, self._experts, self._before, self._after, one.tied, exact=not one.post_norm
+        )
+
+
+class _Steering:
+    splits_head = False
+
+    def __init__(self, checkpoint: Checkpoint, steering: Steer) -> None:
+        if steering.keep_norm:
+            raise MisdirectionError("Steer: keep_norm depends on the activation and cannot be baked: keep it as a hook")
+        if checkpoint.post_norm:
+            raise MisdirectionError(
+                f"{checkpoint.name}: a norm follows its MLP, so that a bias is not a steering: use a hook"
+            )
+        self._checkpoint, self._steering = checkpoint, steering
+        names = [name for members in checkpoint.shards.values() for name in members]
+        self._target = next(filter(self._is_bias, names), None)
+        if self._target is None:
+            raise MisdirectionError(
+                f"{checkpoint.name}: the MLP output of layer {steering.layer} has no bias to put the vector into: "
+                "keep the steering as a hook, or export the direction as a control vector"
+            )
+
+    def _is_bias(self, name: str) -> bool:
+        place = self._checkpoint.place(name)
+        if place is None or place[0] != self._steering.layer:
+            return False
+        parts = place[1].split(".")
+        in_mlp = not any("attn" in part or "attention" in part or "expert" in part for part in parts)
+        return in_mlp and parts[-1] == "bias" and parts[-2] in WRITERS
+
+    def apply(self, name: str, tensor: Tensor) -> Tensor:
+        """The bias of the layer's MLP output with the vector added; any other tensor as it is."""
+        if name != self._target:
+            return tensor
+        vector = self._steering.scale * self._steering.vector.detach().cpu().double()
+        # Granite multiplies what its MLP gives before it adds it to the stream.
+        factor = getattr(text_config(self._checkpoint.network), "residual_multiplier", 1.0)
+        return (tensor.double() + vector / factor).to(tensor.dtype)
+
+    def report(self) -> Baked:
+        """What was changed."""
+        return Baked(self._checkpoint.name, 1, 0, 0.0, 0.0, untied=False, exact=True)
+
+
+def _write_rest(checkpoint: Checkpoint, folder: Path, *, untied: bool) -> None:
+    """Everything but the weights, with the index and the configuration brought up to date."""
+    for path in checkpoint.folder.iterdir():
+        if path.is_file() and path.suffix not in _WEIGHTS and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, folder / path.name)
+    if untied:
+        config = read_json(folder / "config.json")
+        for section in (config, config.get("text_config")):
+            if section is not None:
+                section["tie_word_embeddings"] = False
+        write_json(folder / "config.json", config)
+    if (checkpoint.folder / _INDEX).is_file():
+        index = read_json(checkpoint.folder / _INDEX)
+        if untied and not checkpoint.stores_head:
+            _add_head(index, checkpoint)
+        write_json(folder / _INDEX, index)
+
+
+def _add_head(index: dict[str, Any], checkpoint: Checkpoint) -> None:
+    embedding = checkpoint.tensor(checkpoint.input_name)
+    index["weight_map"][checkpoint.head_name] = index["weight_map"][checkpoint.input_name]
+    for name, more in (("total_size", embedding.nbytes), ("total_parameters", embedding.numel())):
+        if name in index.get("metadata", {}):
+            index["metadata"][name] += more

@@ -1,0 +1,409 @@
+"""An ablation as a plain PEFT adapter, so that the base model's weights stay as they are.
+
+Of a fine-tune alone. What its adapters write loses its part along the directions V (orthonormal rows):
+
+    B <- B - strength * V^T V B
+
+Of the whole model. `W - strength * V^T V W` is W plus a product of rank k, exactly:
+
+    B = -strength * V^T,   A = V W            for every matrix W that writes to the residual stream
+
+over a full, fine-tuned or quantised base; on top of a LoRA fine-tune, W is the sum of both, and both become one
+adapter.
+All modules get one rank and a scaling of one, without patterns, so that every server of LoRAs reads the file alike.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import Embedding as LoraEmbedding
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from misdirection.errors import MisdirectionError
+from misdirection.files import atomic_folder, read_json, write_json
+from misdirection.interventions.checkpoint import gain_at_zero
+from misdirection.interventions.kinds import Ablate, check, described, orthonormal
+from misdirection.interventions.writers import check_stream, is_own, norm_after, post_norms, role
+from misdirection.models import ChatModel
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_PREFIX = "base_model.model."
+_WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save|token_adapter)\b.*$")
+_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        base: the model that the adapter belongs to.
+        modules: number of modules that lost their part along the directions.
+        rank: rank of the adapter.
+        before: largest |V B| / |B| of one module before, for the ablation of a fine-tune alone.
+        after: the same after.
+        exact: whether an ablation of the whole model equals the hooked one; False on a post-norm model.
+    """
+
+    base: str
+    modules: int
+    rank: int
+    before: float = 0.0
+    after: float = 0.0
+    exact: bool = True
+
+
+# --- of a fine-tune alone -----------------------------------------------------------------------------------------
+
+
+def project_adapter(
+    chat: ChatModel, vectors: Tensor, folder: str | Path, *, strength: float = 1.0, keep_norm: bool = False
+) -> Written:
+    """Write the adapter of `chat` without the directions in what it writes to the stream.
+
+    Modules that do not write to the stream (queries, gates, ...) stay as they are.
+
+    Args:
+        chat: a model with an adapter that is a local folder.
+        vectors: [width] or [k, width].
+        folder: where to write.
+        strength: 1 removes the whole component.
+        keep_norm: scale each column of B back to its norm, as the paper's code does; what is left is then amplified.
+
+    Raises:
+        MisdirectionError: no adapter, one that is not a plain sum (DoRA), modules of the blocks that were trained as
+            a whole, nothing in it that writes to the stream.
+    """
+    check(Ablate(vectors), len(chat.layers), chat.width)
+    check_stream(chat.decoder)
+    source = _adapter_folder(chat)
+    _refuse_overwriting(Path(folder), source)
+    config, weights = read_json(source / _CONFIG), load_file(source / _WEIGHTS)
+    _refuse_unlike_lora(config, str(source))
+    _refuse_variants(chat)
+    _refuse_whole_modules(chat, weights, source)
+    changed: list[str] = []
+    ratios = [(0.0, 0.0)]
+    for module in _written_modules(chat, adapted_only=True):
+        basis = orthonormal(module.facing(vectors)).float()
+        for key in [key for key in weights if key.startswith(f"{_PREFIX}{module.name}.lora_") and "_B" in key]:
+            before = weights[key]
+            _check_loaded(module, before, key, source)
+            after = _without(before, basis, strength, keep_norm).to(before.dtype).contiguous()
+            ratios.append((_share(before, basis), _share(after, basis)))
+            weights[key] = after
+            changed.append(module.name)
+    if not changed:
+        raise MisdirectionError(
+            f"{source}: none of its modules writes to the residual stream: ablate the whole model instead"
+        )
+    before, after = (max(values) for values in zip(*ratios, strict=True))
+    report = Written(chat.name, len(set(changed)), int(config["r"]), before, after)
+    ablation = described(Ablate(vectors, strength=strength, positions="all", at="writes"))
+    settings = {"form": "adapter-only", "keep_norm": keep_norm, "intervention": ablation}
+    _save(Path(folder), config, weights, report, settings)
+    return report
+
+
+def _without(tensor: Tensor, basis: Tensor, strength: float, keep_norm: bool) -> Tensor:
+    """B, [width, rank], or a bias [width], without its part along the rows of `basis`."""
+    wide = tensor.float()
+    left = wide - strength * basis.T @ (basis @ wide)
+    if keep_norm:
+        left = left * (wide.norm(dim=0) / left.norm(dim=0).clamp_min(1e-12))
+    return left
+
+
+def _share(tensor: Tensor, basis: Tensor) -> float:
+    size = float(tensor.float().norm())
+    return float((basis @ tensor.float()).norm()) / size if size else 0.0
+
+
+# --- of the whole model -------------------------------------------------------------------------------------------
+
+
+def ablation_adapter(chat: ChatModel, ablation: Ablate, folder: str | Path) -> Written:
+    """Write the ablation of the whole model as one LoRA; with the model's own adapter, if it has one, in it.
+
+    On a pre-norm model the adapter is `Ablate(at="writes", positions="all")`, exactly; on a post-norm model nothing is
+    written along the directions, which is not the hooked operation (see `bake`). Do not merge it into a model whose
+    embedding is also its output matrix: the merge would change both.
+
+    Args:
+        chat: the model; its weights may be quantised, then the ablation is of what they stand for.
+        ablation: `Ablate(..., positions="all", at="writes")`.
+        folder: where to write.
+
+    Raises:
+        MisdirectionError: what a LoRA cannot express: a position rule, biases and fused experts that write to the
+            stream; a fine-tune that is more than a plain LoRA.
+    """
+    check(ablation, len(chat.layers), chat.width)
+    check_stream(chat.decoder)
+    if chat.adapter is not None:
+        _refuse_overwriting(Path(folder), Path(chat.adapter))
+    everywhere = isinstance(ablation.positions, str) and ablation.positions == "all"
+    if not everywhere or ablation.at != "writes" or ablation.toward is not None:
+        raise MisdirectionError(
+            "an adapter acts on every token and on all that is written to the stream: give positions='all' and "
+            "at='writes' and no `toward`, or keep the intervention as a hook"
+        )
+    _refuse_more_than_lora(chat)
+    pieces = {module.name: module.ablated(ablation) for module in _written_modules(chat)}
+    pieces = _with_own_adapter(chat, pieces)
+    rank = max(len(a) for a, _ in pieces.values())
+    weights = dict(_named_weights(chat, pieces, rank))
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=sorted(pieces), task_type="CAUSAL_LM", inference_mode=True,
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in chat.layers[0].modules()), base_model_name_or_path=chat.name,
+    )  # fmt: skip
+    report = Written(chat.name, len(pieces), rank, exact=not any(post_norms(block) for block in chat.layers))
+    _save(Path(folder), _plain(config), weights, report, {"form": "adapter", "intervention": described(ablation)})
+    return report
+
+
+Factors = tuple[Tensor, Tensor]
+"""A, [rank, in], and B, [out, rank], float32; what is added to the weight is B A."""
+
+
+def _with_own_adapter(chat: ChatModel, pieces: dict[str, Factors]) -> dict[str, Factors]:
+    """The factors together with those of the model's own adapters, whose scaling goes into B."""
+    together = dict(pieces)
+    for name, module in _network(chat).named_modules():
+        if isinstance(module, LoraLayer) and (own := _own_factors(name, module)) is not None:
+            a, b = together.get(name, (own[0][:0], own[1][:, :0]))
+            together[name] = torch.cat([own[0], a]), torch.cat([own[1], b], dim=1)
+    return together
+
+
+def _own_factors(name: str, module: LoraLayer) -> Factors | None:
+    parts = []
+    for adapter in module.active_adapters:
+        if adapter in module.lora_A:
+            if module.lora_B[adapter].bias is not None:
+                raise MisdirectionError(f"{name}: its lora_B has a bias: merge the fine-tune first, then ablate it")
+            parts.append((module.lora_A[adapter].weight, module.lora_B[adapter].weight * module.scaling[adapter]))
+        elif adapter in module.lora_embedding_A:
+            parts.append((module.lora_embedding_A[adapter], module.lora_embedding_B[adapter] * module.scaling[adapter]))
+    if not parts:
+        return None
+    a, b = zip(*parts, strict=True)
+    return torch.cat(a).detach().float().cpu(), torch.cat(b, dim=1).detach().float().cpu()
+
+
+def _named_weights(chat: ChatModel, pieces: dict[str, Factors], rank: int) -> Iterator[tuple[str, Tensor]]:
+    modules = dict(_network(chat).named_modules())
+    for name, (a, b) in pieces.items():
+        a = torch.cat([a, a.new_zeros(rank - len(a), a.shape[1])])
+        b = torch.cat([b, b.new_zeros(len(b), rank - b.shape[1])], dim=1)
+        embedding = isinstance(modules[name], nn.Embedding | LoraEmbedding)
+        names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+        yield f"{_PREFIX}{name}.{names[0]}", a.contiguous()
+        yield f"{_PREFIX}{name}.{names[1]}", b.contiguous()
+
+
+# --- modules that write -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module whose output is written to the residual stream.
+
+    Attributes:
+        name: its path in the base model.
+        module: the module, or the LoRA layer around it.
+        gain: [width], of the norm between it and the stream; None for none.
+    """
+
+    name: str
+    module: Any
+    gain: Tensor | None
+
+    def facing(self, vectors: Tensor) -> Tensor:
+        """The directions as this module must not write them."""
+        wide = vectors.detach().cpu().double()
+        return wide if self.gain is None else wide * self.gain
+
+    def ablated(self, ablation: Ablate) -> Factors:
+        """A = V W and B = -strength * V^T."""
+        own = self.module.get_base_layer() if isinstance(self.module, LoraLayer) else self.module
+        if getattr(own, "bias", None) is not None and bool(own.bias.any()):
+            raise MisdirectionError(
+                f"{self.name}: its bias writes to the residual stream, where no LoRA reaches: bake the weights instead"
+            )
+        basis = orthonormal(self.facing(ablation.vector)).float()
+        weight = dequantize_module_weight(own).detach()
+        if weight.dtype not in _PLAIN:
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise MisdirectionError(f"{self.name}: its weights are packed ({dtype}): load the unquantised model")
+        weight = weight.float().cpu()
+        # An embedding's rows and a Conv1D's columns run over the stream.
+        columns = weight.T if isinstance(own, nn.Embedding | Conv1D) else weight
+        if isinstance(self.module, LoraLayer) and (added := _own_factors(self.name, self.module)) is not None:
+            columns = columns + added[1] @ added[0]
+        return basis @ columns, -ablation.strength * basis.T
+
+
+def _written_modules(chat: ChatModel, *, adapted_only: bool = False) -> Iterator[_Module]:
+    """Modules that write to the stream, or those of them that have an adapter: embeddings, then those of each block."""
+    names = {id(module): name for name, module in _network(chat).named_modules()}
+    for name in _embedding_names(chat):
+        module = _network(chat).get_submodule(name)
+        if isinstance(module, LoraLayer) or not adapted_only:
+            yield _Module(name, module, None)
+    for block in chat.layers:
+        for name, module in _writing(block):
+            if isinstance(module, LoraLayer) or not adapted_only:
+                path = f"{names[id(block)]}.{name}"
+                _refuse_fused(path, module)
+                yield _Module(path, module, _gain(block, name))
+
+
+def _embedding_names(chat: ChatModel) -> list[str]:
+    """Paths of what makes up what enters the first block."""
+    names = {id(module): name for name, module in _network(chat).named_modules()}
+    inside = {id(module) for block in chat.layers for module in block.modules()}
+    found = [
+        _WRAPPED.sub("", names[id(module)])
+        for module in chat.decoder.modules()
+        if isinstance(module, nn.Embedding) and id(module) not in inside
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _writing(block: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Name inside the block, and module, of everything in it that writes."""
+    seen = set()
+    for name, _ in block.named_parameters():
+        if not is_own(name) or role(name) != "writer":
+            continue
+        path = name.rsplit(".", 1)[0].removesuffix(".base_layer")
+        if path not in seen:
+            seen.add(path)
+            yield path, block.get_submodule(path)
+
+
+def _refuse_fused(name: str, module: Any) -> None:
+    own = module.get_base_layer() if isinstance(module, LoraLayer) else module
+    if not isinstance(own, nn.Linear | Conv1D):
+        raise MisdirectionError(
+            f"{name}: is a {type(own).__name__} (fused experts, or weights packed in a way of its own), where no plain "
+            "LoRA reaches: bake the weights instead"
+        )
+
+
+def _gain(block: nn.Module, name: str) -> Tensor | None:
+    own = norm_after(block, name)
+    if own is None:
+        return None
+    norm = block.get_submodule(own)
+    return norm.get_parameter("weight").detach().cpu().double() + gain_at_zero(norm)
+
+
+def _network(chat: ChatModel) -> Any:
+    return chat.model.get_base_model() if isinstance(chat.model, PeftModel) else chat.model
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def _adapter_folder(chat: ChatModel) -> Path:
+    if chat.adapter is None:
+        raise MisdirectionError("there is no adapter to take a direction out of: give --adapter")
+    folder = Path(chat.adapter)
+    if not (folder / _WEIGHTS).is_file():
+        raise MisdirectionError(
+            f"{folder}: no {_WEIGHTS} here: save the adapter as safetensors in a local folder first"
+        )
+    return folder
+
+
+def _refuse_overwriting(folder: Path, source: Path) -> None:
+    if source.exists() and source.resolve().is_relative_to(folder.resolve()):
+        raise MisdirectionError(f"{folder}: holds the adapter itself, which is never written over: choose another")
+
+
+def _check_loaded(one: "_Module", stored: Tensor, key: str, source: Path) -> None:
+    """The file must be the adapter that was loaded, not another checkpoint's beside it."""
+    values = [*one.module.lora_B.parameters(), *one.module.lora_embedding_B.values()]
+    if not any(v.shape == stored.shape and torch.allclose(v.cpu().float(), stored.float(), 1e-2, 1e-6) for v in values):
+        raise MisdirectionError(f"{source}: {key} is not that of the adapter that is loaded: load it from this folder")
+
+
+def _refuse_unlike_lora(config: dict[str, Any], name: str) -> None:
+    instead = "merge the fine-tune and bake the ablation instead"
+    kind = str(config.get("peft_type")).removeprefix("PeftType.")
+    if kind != "LORA":
+        raise MisdirectionError(f"{name}: is no LoRA but {kind}: {instead}")
+    if config.get("use_dora"):
+        raise MisdirectionError(f"{name}: a DoRA adapter is not a sum: {instead}")
+    if str(config.get("init_lora_weights")).startswith(_FROM_BASE):
+        start = config["init_lora_weights"]
+        raise MisdirectionError(f"{name}: it began from the base's own weights ({start}), which it changes: {instead}")
+
+
+def _refuse_variants(chat: ChatModel) -> None:
+    for name, module in _network(chat).named_modules():
+        for variant in module.lora_variant.values() if isinstance(module, LoraLayer) else ():
+            raise MisdirectionError(
+                f"{chat.adapter}: {name} is not plain LoRA ({type(variant).__name__}): merge the fine-tune and bake "
+                "the ablation instead"
+            )
+
+
+def _refuse_more_than_lora(chat: ChatModel) -> None:
+    """What the fine-tune holds beside plain LoRA modules would be lost."""
+    if not isinstance(chat.model, PeftModel):
+        return
+    for adapter in chat.model.active_adapters:
+        config = chat.model.peft_config[adapter].to_dict()
+        _refuse_unlike_lora(config, str(chat.adapter))
+        settings = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
+        more = [name for name in settings if config.get(name)] + ["bias"] * (config.get("bias") != "none")
+        if more:
+            raise MisdirectionError(
+                f"{chat.adapter}: holds more than a plain LoRA ({', '.join(more)}), which one adapter for all cannot "
+                "carry: merge the fine-tune first, then ablate it"
+            )
+    _refuse_variants(chat)
+    if any(module.merged for module in chat.model.modules() if isinstance(module, LoraLayer)):
+        raise MisdirectionError(f"{chat.adapter}: is merged into the model: load it unmerged")
+
+
+def _refuse_whole_modules(chat: ChatModel, weights: dict[str, Tensor], source: Path) -> None:
+    """What was trained as a whole, between the embedding and the last block, has no B to take a direction out of."""
+    names = {id(module): name for name, module in _network(chat).named_modules()}
+    inside = tuple(f"{name}." for name in [*_embedding_names(chat), *(names[id(block)] for block in chat.layers)])
+    for key in weights:
+        name = key.removeprefix(_PREFIX)
+        # peft keeps the base's own embedding in the file when a LoRA is on it.
+        if is_own(name) and name.startswith(inside) and not name.endswith("embed_tokens.base_layer.weight"):
+            raise MisdirectionError(
+                f"{source}: {name} was trained as a whole, not as a LoRA: merge the fine-tune and bake the ablation "
+                "instead"
+            )
+
+
+def _plain(config: LoraConfig) -> dict[str, Any]:
+    values = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+    return json.loads(json.dumps(values, default=str))
+
+
+def _save(
+    folder: Path, config: dict[str, Any], weights: dict[str, Tensor], report: Written, settings: dict[str, Any]
+) -> None:
+    with atomic_folder(folder) as temporary:
+        save_file(weights, temporary / _WEIGHTS, {"format": "pt"})
+        write_json(temporary / _CONFIG, config)
+        write_json(temporary / "ablation.json", asdict(report) | settings)

@@ -1,0 +1,79 @@
+"""From lists of interventions, one for each row, to a few batched operations."""
+
+import itertools
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from misdirection.interventions.kinds import Intervention, ScaleAdapters
+from misdirection.interventions.operations import Operation
+from misdirection.interventions.positions import Place, Rule
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation on some rows of a batch; `rows` is None for all of them."""
+
+    operation: Operation
+    rule: Rule
+    rows: Tensor | None
+
+    def run(self, x: Tensor, place: Place, devices: "Devices") -> Tensor:
+        """The changed `x`, [rows, tokens, width]."""
+        operation = devices.of(self.operation, x)
+        touched = place.touched(self.rule, x.device)
+        if self.rows is None:
+            return operation.apply(x, touched)
+        rows = self.rows.to(x.device)
+        return x.index_copy(0, rows, operation.apply(x[rows], touched[rows]))
+
+
+class Compiler:
+    """Makes batched operations; all layers of one ablation share theirs."""
+
+    def __init__(self) -> None:
+        self._operations: dict[Hashable, Operation] = {}
+
+    def steps(self, rows: Sequence[Sequence[Intervention]], layer: int) -> list[Step]:
+        """Operations that do to every row what its list says, in its order."""
+        made = []
+        for slot in itertools.zip_longest(*rows):
+            groups: dict[Hashable, list[int]] = {}
+            for number, one in enumerate(slot):
+                if one is not None:
+                    groups.setdefault(one.signature, []).append(number)
+            for members in groups.values():
+                ones = [slot[number] for number in members]
+                everyone = len(members) == len(rows)
+                made.append(
+                    Step(self._operation(ones, layer), ones[0].positions, None if everyone else torch.tensor(members))
+                )
+        return made
+
+    def _operation(self, ones: list[Any], layer: int) -> Operation:
+        if all(one is ones[0] for one in ones):
+            ones = ones[:1]
+        key = (*map(id, ones), layer if isinstance(ones[0], ScaleAdapters) else None)
+        if key not in self._operations:
+            self._operations[key] = type(ones[0]).stack(ones, layer)
+        return self._operations[key]
+
+
+class Devices:
+    """Copies of operations in the dtype and on the device where they are used."""
+
+    def __init__(self) -> None:
+        self._copies: dict[tuple[int, torch.device, torch.dtype], Operation] = {}
+
+    def of(self, operation: Operation, x: Tensor) -> Operation:
+        """`operation` as it can be applied to `x`."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        key = (id(operation), x.device, wide)
+        if key not in self._copies:
+            # What is made in inference mode could not be used in a training step later in the same context.
+            with torch.inference_mode(False):
+                self._copies[key] = operation.on(x.device, wide)
+        return self._copies[key]
