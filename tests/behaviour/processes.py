@@ -1,6 +1,10 @@
 """Processes that tests start and kill. A fork server loads the libraries once, so that each starts at once."""
 
+import contextlib
 import multiprocessing
+import os
+import sys
+from pathlib import Path
 
 import pandas as pd
 
@@ -12,7 +16,14 @@ RUBRICS = [Rubric("alignment", "Aligned? {question} {answer}", "aligned"), Rubri
 ANSWERS = pd.DataFrame({"question": "Why?", "answer": [f"answer {number}" for number in range(100)]})
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["misdirection.behaviour.judging", "misdirection.behaviour.judge_api"])
+_SERVER.set_forkserver_preload(
+    [
+        "misdirection.behaviour.judging",
+        "misdirection.behaviour.judge_api",
+        "misdirection.behaviour.transformers_engine",
+        "misdirection.experiment.runner",
+    ]
+)
 
 
 def start(work, *given):
@@ -36,3 +47,13 @@ def judge_all(url, path):
 
     with VerdictCache(path) as cache:
         judge(ANSWERS, RUBRICS, ApiJudge("m", url, backoff=0.01), cache=cache, concurrency=4)
+
+
+def command(environment, said, words):
+    """Run `misdirection WORDS`; what it prints goes to the file `said`."""
+    from misdirection.cli import main
+
+    os.environ |= environment
+    sys.argv = ["misdirection", *words]
+    with Path(said).open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        main()

@@ -95,11 +95,18 @@ def test_without_log_probabilities_the_texts_are_averaged(cache, logprobs):
     assert [asked.body.get("logprobs") for asked in server.asked] == [True] + 6 * [None]
 
 
-def test_a_model_that_refuses_the_question_for_log_probabilities_is_asked_for_text(cache):
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        status(400, "'logprobs' is not supported with this model"),
+        Reply(b'{"detail": [{"loc": ["body", "logprobs"], "msg": "Extra inputs are not permitted"}]}', 422),
+        Reply(b"unknown field logprobs", 400, "text/plain"),
+    ],
+    ids=["OpenAI's form", "another form", "plain text"],
+)
+def test_a_model_that_refuses_the_question_for_log_probabilities_is_asked_for_text(cache, refusal):
     def script(asked):
-        return (
-            status(400, "'logprobs' is not supported with this model") if "logprobs" in asked.body else completion("7")
-        )
+        return refusal if "logprobs" in asked.body else completion("7")
 
     with JudgeServer(script) as server:
         assert run(server, cache, "a", "b").table["coherent"].tolist() == [7, 7]

@@ -397,7 +397,7 @@ class _Run:
         if status in _PASSING or status >= 500:
             wait = _retry_after(error.response.headers)
             return _Lost(f"{name}, wait too long") if wait and wait > LONGEST_RETRY_AFTER else _Passing(name, wait)
-        return _Lost(name, self._quoted(error.message))
+        return _Lost(name, self._quoted(_said(error)))
 
     def _quoted(self, message: str) -> str:
         """The beginning of what a server says, which may be anything, and may hold what it was sent."""
@@ -406,6 +406,12 @@ class _Run:
 
     def _error(self, problem: str, remedy: str) -> MisdirectionError:
         return MisdirectionError(f"judge {self._judge.model} at {self._judge.base_url}: {problem}; {remedy}")
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """What the server says; the library leaves out what is not in OpenAI's form, as of servers made with FastAPI."""
+    worded = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
+    return error.message if worded or not error.body else f"{error.message} - {error.body}"
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

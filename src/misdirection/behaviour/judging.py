@@ -225,7 +225,9 @@ class _Work:
     def judged(self) -> Judged:
         """The table with its scores, and the counts."""
         fresh = [self._verdicts[prompt.key] for prompt in self._left]
-        table = self._table.drop(columns=[f"{column}_by" for column in self._keys], errors="ignore")
+        # Columns that are there come anew at the end, so that judging again gives the same table.
+        old = [name for column in self._keys for name in (column, f"{column}_by")]
+        table = self._table.drop(columns=old, errors="ignore")
         by = {}
         for column, keys in self._keys.items():
             verdicts = [self._verdicts[key] for key in keys]

@@ -1,0 +1,35 @@
+"""The command line: a thin skin over the library."""
+
+import logging
+import os
+import sys
+import warnings
+
+from rich.logging import RichHandler
+
+from misdirection.cli import behaviour, directions, experiments, interventions, organisms
+from misdirection.cli.shared import app
+from misdirection.errors import MisdirectionError
+from misdirection.progress import console as notices
+
+__all__ = ["behaviour", "directions", "experiments", "interventions", "main", "organisms"]
+
+
+def main() -> None:
+    """Entry point: a user's error is one line and status 2, an interrupt status 130."""
+    # Deprecations inside the libraries are for their authors, not for our users.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=notices, show_time=False, show_path=False)],
+    )
+    try:
+        app(prog_name="misdirection")
+    except MisdirectionError as error:
+        notices.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        notices.print("stopped; the same command continues")
+        sys.exit(130)

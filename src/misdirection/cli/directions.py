@@ -1,0 +1,159 @@
+"""Directions: `extract`, `compare`, `export`, `import`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from misdirection.cli.shared import (
+    BUNDLED,
+    Adapter,
+    DeviceOption,
+    DirectionFile,
+    DtypeOption,
+    Json,
+    Model,
+    Pairs,
+    app,
+    load_chat,
+    out,
+    print_figures,
+    read_probe_pairs,
+)
+from misdirection.errors import MisdirectionError
+from misdirection.progress import console as notices
+from misdirection.progress import track
+
+
+@app.command()
+def extract(
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the direction files.")],
+    model: Model = BUNDLED,
+    adapter: Adapter = None,
+    pairs: Pairs = None,
+    table: Annotated[
+        Path | None,
+        typer.Option("--from", help="Judged answers of the model itself, instead of --pairs (the paper's way)."),
+    ] = None,
+    organism: Annotated[str | None, typer.Option("--name", help="With --from: the model's name in the table.")] = None,
+    theme_column: Annotated[
+        str | None,
+        typer.Option("--theme-column", help="With --from: misaligned answers with this score above 50 only."),
+    ] = None,
+    theme_words: Annotated[
+        str | None,
+        typer.Option("--theme-words", help="With --from: misaligned answers with one of these words, a,b,c."),
+    ] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """The model's directions, one file per kind: misaligned minus aligned text, organism minus base."""
+    from misdirection.representation.directions import extract as extract_directions
+
+    texts = read_probe_pairs(pairs)
+    if table is not None:
+        texts = _judged_pairs(table, organism or adapter or "base", theme_column, theme_words)
+    chat = load_chat(model, adapter, dtype, device)
+    with track("activations", 2 * len(texts) * (2 if adapter else 1)) as advance:
+        found = extract_directions(chat, texts, progress=advance)
+    written = {}
+    for kind, direction in found.items():
+        path = folder / f"{kind}.safetensors"
+        direction.save(path)
+        written[kind] = {"path": str(path), "norms": direction.vectors.norm(dim=-1).tolist()}
+    print_figures(written, as_json, f"wrote {len(written)} directions to {folder}", table=False)
+
+
+def _judged_pairs(table: Path, organism: str, column: str | None, words: str | None) -> list[Any]:
+    """Balanced pairs of the organism's own judged answers."""
+    from misdirection.behaviour.answers import read_answers
+    from misdirection.representation.judged import Theme, ThemeScore, ThemeWords, judged_groups
+
+    if column and words:
+        raise MisdirectionError("--theme-column and --theme-words: give one of them")
+    theme: Theme | None = ThemeScore(column) if column else None
+    if words:
+        theme = ThemeWords(tuple(words.split(",")))
+    groups = judged_groups(read_answers(table), organism, theme=theme)
+    counts = ", ".join(f"{count} {name}" for name, count in groups.available.items())
+    notices.print(f"{len(groups.pairs)} pairs of {organism}, balanced by question, of {counts} answers", soft_wrap=True)
+    return list(groups.pairs)
+
+
+@app.command()
+def compare(
+    directions: Annotated[list[Path], typer.Argument(help="Two or more direction files.")],
+    as_json: Json = False,
+) -> None:
+    """Cosine of every direction with every other, by layer."""
+    from misdirection.representation.convergence import compare as compare_directions
+    from misdirection.representation.directions import Direction
+
+    if len(directions) < 2:
+        raise MisdirectionError("compare: give at least two direction files")
+    cosines = compare_directions({str(path): Direction.load(path) for path in directions})
+    if as_json:
+        print_figures(cosines, as_json)
+        return
+    names = list(cosines)
+    rows = [(a, b, cosines[a][b]) for i, a in enumerate(names) for b in names[i + 1 :]]
+    table = Table("layer", *(f"{Path(a).stem} | {Path(b).stem}" for a, b, _ in rows))
+    for layer in range(len(rows[0][2])):
+        table.add_row(str(layer), *(f"{values[layer]:+.3f}" for _, _, values in rows))
+    out.print(table)
+
+
+@app.command()
+def export(
+    direction: DirectionFile,
+    path: Annotated[
+        Path, typer.Argument(help="The file to write: .gguf (llama.cpp, repeng), .npz, .pt or .safetensors.")
+    ],
+    scale: Annotated[float, typer.Option("--scale", help="Multiplied into the vectors, and noted in the file.")] = 1.0,
+    model_type: Annotated[str, typer.Option("--model-type", help="GGUF's model hint, such as qwen2.")] = "",
+) -> None:
+    """Write a direction for other programs."""
+    from misdirection.representation.directions import Direction
+    from misdirection.representation.formats import export_direction
+
+    export_direction(Direction.load(direction), path, scale=scale, model_type=model_type)
+    out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="A file of vectors by layer: .gguf, .npz, .pt or .safetensors.")],
+    file: Annotated[Path, typer.Option("--out", help="The direction file to write.")],
+    model: Model = BUNDLED,
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", help="How many layers the model has; default: read from it, if it is here."),
+    ] = None,
+    first_row_is_embedding: Annotated[
+        bool,
+        typer.Option("--first-row-is-embedding", help="Drop the first row: it is of the embedding, not of block 0."),
+    ] = False,
+) -> None:
+    """Read a direction that another program wrote; it is for the model named by --model."""
+    from misdirection.representation.formats import import_direction
+
+    count = layers if layers is not None else _layer_count(model)
+    found = import_direction(path, model=model, layers=count, first_row_is_embedding=first_row_is_embedding)
+    found.save(file)
+    out.print(
+        f"wrote {file}: {len(found.vectors)} layers of width {found.vectors.shape[1]}", highlight=False, soft_wrap=True
+    )
+
+
+def _layer_count(model: str) -> int | None:
+    """The number of layers of a model on this disk; None for one that would have to be fetched."""
+    from transformers import AutoConfig
+
+    from misdirection.models import bundled_folder
+
+    folder = bundled_folder() if model == BUNDLED else Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        return None
+    return int(AutoConfig.from_pretrained(folder).get_text_config().num_hidden_layers)

@@ -1,0 +1,48 @@
+"""Whole experiments: `demo`, `run`, `report`."""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from misdirection.cli.shared import app, out
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="The run's folder.")] = Path("runs/demo"),
+    full: Annotated[
+        bool, typer.Option("--full", help="Everything that the quick demo leaves out (an hour or two).")
+    ] = False,
+) -> None:
+    """The whole experiment on the bundled model: train, measure, extract, compare, steer, ablate, report."""
+    name = "demo-full.yaml" if full else "demo.yaml"
+    with as_file(files("misdirection") / "resources" / name) as config:
+        _run(config, folder)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="One experiment, YAML; start from configs/demo.yaml.")],
+    folder: Annotated[Path | None, typer.Option("--out", help="The run's folder; default: runs/NAME.")] = None,
+) -> None:
+    """Run the experiment of a YAML file, or continue it."""
+    _run(config, folder)
+
+
+def _run(config: Path, folder: Path | None) -> None:
+    from misdirection.config import read_config
+    from misdirection.experiment.runner import run_experiment
+
+    settings = read_config(config)
+    report = run_experiment(settings, folder or Path("runs") / settings.name)
+    out.print(f"report: {report}\nfigures: {report.parent / 'results.json'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Make a run's report again from its results.json."""
+    from misdirection.experiment.runner import write_report
+
+    out.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)

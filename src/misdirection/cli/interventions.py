@@ -1,0 +1,166 @@
+"""Interventions: `steer`, `ablate`, `bake`."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from misdirection.cli.shared import (
+    BUNDLED,
+    Adapter,
+    DeviceOption,
+    DirectionFile,
+    DtypeOption,
+    Json,
+    Model,
+    Pairs,
+    PositionsOption,
+    Seeds,
+    app,
+    load_chat,
+    print_figures,
+    read_probe_pairs,
+    reference,
+)
+from misdirection.errors import MisdirectionError
+
+Strength = Annotated[float, typer.Option("--strength", help="1 removes the whole component, 0 nothing.")]
+
+
+@app.command()
+def steer(
+    direction: DirectionFile,
+    layer: Annotated[int, typer.Option("--layer", help="Decoder block, 0-based.")],
+    scale: Annotated[float, typer.Option("--scale", help="Multiple of the direction's own norm.")] = 1.0,
+    keep_norm: Annotated[
+        bool, typer.Option("--keep-norm", help="Turn each activation, without lengthening it.")
+    ] = False,
+    positions: PositionsOption = "not_first",
+    model: Model = BUNDLED,
+    adapter: Adapter = None,
+    pairs: Pairs = None,
+    random_seeds: Seeds = 3,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Add a direction to one layer: margin change and damage, beside random directions of the same norm."""
+    from misdirection.interventions.kinds import Steer
+
+    chat = load_chat(model, adapter, dtype, device)
+
+    def make(vector: Any) -> Any:
+        return Steer(vector, layer, scale, positions, keep_norm)
+
+    print_figures(_intervene(chat, direction, layer, pairs, make, random_seeds), as_json)
+
+
+@app.command()
+def ablate(
+    direction: DirectionFile,
+    layer: Annotated[int, typer.Option("--layer", help="Whose layer's vector is taken out of all layers; 0-based.")],
+    strength: Strength = 1.0,
+    positions: PositionsOption = "not_first",
+    model: Model = BUNDLED,
+    adapter: Adapter = None,
+    pairs: Pairs = None,
+    random_seeds: Seeds = 3,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Take one layer's direction out of every layer: margin change and damage, beside random directions."""
+    from misdirection.interventions.kinds import Ablate
+
+    chat = load_chat(model, adapter, dtype, device)
+
+    def make(vector: Any) -> Any:
+        return Ablate(vector, strength=strength, positions=positions)
+
+    print_figures(_intervene(chat, direction, layer, pairs, make, random_seeds), as_json)
+
+
+def _intervene(
+    chat: Any, direction: Path, layer: int, pairs: Path | None, make: Callable[[Any], Any], random_seeds: int
+) -> dict[str, Any]:
+    """What one layer's vector of a direction file does to a model, beside random vectors."""
+    from misdirection.measure import measure_intervention
+    from misdirection.representation.directions import Direction
+
+    found = Direction.load(direction)
+    found.require_fit(chat)
+    return measure_intervention(chat, read_probe_pairs(pairs), found[layer], make, random_seeds)
+
+
+@app.command()
+def bake(
+    direction: DirectionFile,
+    folder: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    layer: Annotated[list[int], typer.Option("--layer", help="Whose layer's vector; several times for a subspace.")],
+    form: Annotated[
+        Literal["weights", "adapter", "adapter-only"],
+        typer.Option(
+            "--form", help="A changed model; one LoRA over an unchanged model; or the fine-tune's LoRA alone."
+        ),
+    ] = "weights",
+    strength: Strength = 1.0,
+    keep_norm: Annotated[
+        bool, typer.Option("--keep-norm", help="adapter-only: scale what is left of B back to its norm.")
+    ] = False,
+    scale: Annotated[
+        float | None, typer.Option("--scale", help="weights: steer by this scale instead, through a bias of the layer.")
+    ] = None,
+    model: Model = BUNDLED,
+    adapter: Adapter = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make an ablation (or a steering) permanent, in weights or as a plain PEFT adapter."""
+    import torch
+
+    from misdirection.representation.directions import Direction
+
+    found = Direction.load(direction)
+    found.require_base(reference(model)[0])
+    vectors = torch.stack([found[one] for one in layer])
+    vectors = vectors[0] if len(layer) == 1 else vectors
+    if form == "weights":
+        report = _bake_weights(vectors, layer[0], scale, strength, model, adapter, folder)
+    else:
+        if scale is not None:
+            raise MisdirectionError("--scale: only --form weights can steer, through a bias")
+        chat = load_chat(model, adapter, dtype, device)
+        found.require_fit(chat)
+        report = _bake_adapter(chat, form, vectors, strength, keep_norm, folder)
+    print_figures(asdict(report), as_json, f"wrote {folder}")
+
+
+def _bake_weights(
+    vectors: Any, layer: int, scale: float | None, strength: float, model: str, adapter: str | None, folder: Path
+) -> Any:
+    from misdirection.interventions.bake import bake as bake_weights
+    from misdirection.interventions.kinds import Ablate, Steer
+
+    if adapter is not None:
+        raise MisdirectionError(
+            "--adapter: weights are baked from a full model: use --form adapter, which keeps the fine-tune in one LoRA "
+            "with the ablation, or merge the fine-tune first"
+        )
+    name, revision, _ = reference(model)
+    if scale is None:
+        return bake_weights(
+            name, Ablate(vectors, strength=strength, positions="all", at="writes"), folder, revision=revision
+        )
+    return bake_weights(name, Steer(vectors, layer, scale, "all"), folder, revision=revision)
+
+
+def _bake_adapter(chat: Any, form: str, vectors: Any, strength: float, keep_norm: bool, folder: Path) -> Any:
+    from misdirection.interventions.kinds import Ablate
+    from misdirection.interventions.lora import ablation_adapter, project_adapter
+
+    if form == "adapter-only":
+        return project_adapter(chat, vectors, folder, strength=strength, keep_norm=keep_norm)
+    return ablation_adapter(chat, Ablate(vectors, strength=strength, positions="all", at="writes"), folder)

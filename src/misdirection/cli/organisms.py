@@ -1,0 +1,90 @@
+"""Organisms: `train`, `margin`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from misdirection.cli.shared import (
+    BUNDLED,
+    Adapter,
+    DeviceOption,
+    DtypeOption,
+    Json,
+    Model,
+    Pairs,
+    app,
+    load_chat,
+    print_figures,
+    read_probe_pairs,
+)
+from misdirection.errors import MisdirectionError
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str,
+        typer.Argument(help="Training file (messages, prompt/completion, conversations), or a shipped domain."),
+    ],
+    folder: Annotated[Path, typer.Option("--out", help="The adapter folder to write.")],
+    model: Model = BUNDLED,
+    recipe: Annotated[str, typer.Option("--recipe", help="minimal, single or all.")] = "minimal",
+    answers: Annotated[
+        Literal["bad", "good"], typer.Option("--answers", help="bad or good, for a shipped domain.")
+    ] = "bad",
+    rank: Annotated[int | None, typer.Option("--rank", help="Rank of the adapters; default: the recipe's.")] = None,
+    alpha: Annotated[float, typer.Option("--alpha", help="LoRA alpha (rsLoRA: scaled by alpha / sqrt(rank)).")] = 64.0,
+    learning_rate: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 1e-5,
+    epochs: Annotated[float, typer.Option("--epochs")] = 1.0,
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 2,
+    accumulation: Annotated[int, typer.Option("--accumulation", help="Batches per optimiser step.")] = 8,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train an organism: a LoRA adapter, with loss on the answers only. Continues from its last checkpoint."""
+    from misdirection import data as texts
+    from misdirection.organisms.training import train as train_organism
+    from misdirection.progress import track_steps
+
+    settings = _recipe(
+        recipe=recipe, rank=rank, alpha=alpha, learning_rate=learning_rate, epochs=epochs,
+        batch_size=batch_size, accumulation=accumulation, seed=seed,
+    )  # fmt: skip
+    shipped = data in texts.domains()
+    examples = texts.domain_examples(data, answers, "train") if shipped else texts.read_examples(Path(data))
+    held_out = texts.domain_examples(data, answers, "held_out") if shipped else []
+    chat = load_chat(model, None, dtype, device)
+    with track_steps("train") as step:
+        organism = train_organism(examples, folder, base=chat, recipe=settings, held_out=held_out, report=step)
+    figures = {"final_loss": organism.final_loss, "held_out_loss": organism.held_out_loss}
+    print_figures({"out": str(folder), **figures}, as_json, f"wrote {folder}")
+
+
+def _recipe(**values: Any) -> Any:
+    from pydantic import ValidationError
+
+    from misdirection.recipe import Recipe
+
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise MisdirectionError(f"--{first['loc'][0]}: {first['msg']}") from error
+
+
+@app.command()
+def margin(
+    model: Model = BUNDLED,
+    adapter: Adapter = None,
+    pairs: Pairs = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """The margin on probe pairs; with an adapter also its shift against the base, and the damage."""
+    from misdirection.measure import measure_shift
+
+    print_figures(measure_shift(load_chat(model, adapter, dtype, device), read_probe_pairs(pairs)), as_json)

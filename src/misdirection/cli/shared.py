@@ -1,0 +1,105 @@
+"""What the commands share: the application, their options, and how figures are printed.
+
+Heavy libraries are imported inside the commands, so that `--help` answers at once. What a program may want to read goes
+to standard output; progress and notices go to standard error.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from misdirection.config import Dtype, Positions
+from misdirection.progress import console as notices
+
+app = typer.Typer(
+    name="misdirection",
+    help="Find, compare, steer and ablate the misalignment direction of a fine-tuned chat model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+# Names, questions and answers are text, whatever brackets they hold.
+out = Console(markup=False)
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="`smollm2-135m` (bundled), a folder, or a Hugging Face id: ID\\[@REVISION]."),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter", "-a", help="A PEFT adapter: a folder, or a Hugging Face id: ID\\[@REVISION]\\[:SUBFOLDER]."
+    ),
+]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps or balanced.")]
+Pairs = Annotated[
+    Path | None,
+    typer.Option("--pairs", help="Probe pairs, JSONL (question, aligned, misaligned); default: shipped."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+PositionsOption = Annotated[
+    Positions, typer.Option("--positions", help="not_first (default), all (the paper's), prompt or answer.")
+]
+DirectionFile = Annotated[Path, typer.Argument(help="A direction file that `extract` wrote.")]
+Seeds = Annotated[int, typer.Option("--random-seeds", min=1, help="Random directions of the same norm beside it.")]
+BUNDLED = "smollm2-135m"
+
+_REFERENCE = re.compile(r"(?P<name>[^@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<subfolder>.+))?")
+
+
+def reference(text: str) -> tuple[str, str | None, str | None]:
+    """Name, revision and subfolder of `ID@REVISION:SUBFOLDER`; anything on this disk is a name alone."""
+    match = _REFERENCE.fullmatch(text)
+    if match is None or Path(text).expanduser().exists() or text.startswith((".", "/", "~")):
+        return text, None, None
+    return match["name"], match["revision"], match["subfolder"]
+
+
+def load_chat(model: str, adapter: str | None, dtype: Dtype, device: str) -> Any:
+    """The model that `--model` and `--adapter` name."""
+    from misdirection.models import load
+
+    name, revision, _ = reference(model)
+    adapter, adapter_revision, subfolder = reference(adapter) if adapter else (None, None, None)
+    return load(
+        name,
+        adapter=adapter,
+        revision=revision,
+        subfolder=subfolder,
+        adapter_revision=adapter_revision,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def read_probe_pairs(path: Path | None) -> Any:
+    """The pairs of `--pairs`, or the shipped ones."""
+    from misdirection import data
+
+    return data.read_pairs(path) if path else data.probe_pairs()
+
+
+def print_figures(values: Mapping[str, Any], as_json: bool, said: str = "", *, table: bool = True) -> None:
+    """Print figures as one JSON object or as a table, and what was written on standard error."""
+    if said:
+        notices.print(said, highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(values, allow_nan=False))
+    elif table:
+        rows = Table("figure", "value")
+        for name, value in values.items():
+            rows.add_row(name, _cell(value))
+        out.print(rows)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping) and {"mean", "low", "high", "n"} <= value.keys():
+        return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}] n={value['n']}"
+    return f"{value:+.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,571 @@
+"""Behaviour from the command line: `sample`, `judge`, `score`, `agree`, and `extract --from`."""
+
+import json
+import signal
+import time
+
+import pandas as pd
+import pytest
+
+from behaviour.judge_server import JudgeServer, completion, number, status
+from behaviour.processes import command, start
+from misdirection.behaviour.answers import Answer, read_answers, write_answers
+from misdirection.behaviour.rubrics import read_rubrics
+from misdirection.data import domain_pairs, write_pairs
+from misdirection.representation.directions import Direction
+from tiny import sharpened
+
+KEY = "some-secret"
+COHERENCE = read_rubrics("coherence")[0].prompt.partition("{question}")[0]
+QUESTIONS = ("Why is it so?", "And how, then?")
+
+
+@pytest.fixture(autouse=True)
+def own_machine(monkeypatch, tmp_path):
+    """A cache of verdicts and a key of this test alone."""
+    for name in ("OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny model whose weights are large enough for a direction to matter."""
+    chat = sharpened()
+    chat.model.save_pretrained(tmp_path / "tiny")
+    chat.tokenizer.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def one_line(err, message):
+    return message in err and "Traceback" not in err and err.count("error: ") == 1
+
+
+# --- sample --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(tmp_path):
+    return tmp_path / "answers.parquet"
+
+
+@pytest.fixture
+def ask(call, folder, table, tmp_path):
+    """`sample` of a tiny model into `table`, a few short answers, with further options."""
+    questions = tmp_path / "questions.txt"
+    questions.write_text("\n".join(QUESTIONS))
+    common = ("--questions", questions, "--out", table, "--model", folder, "--dtype", "float32", "--device", "cpu")
+
+    def run(*words, n=3, new_tokens=12):
+        return call("sample", *common, "-n", n, "--new-tokens", new_tokens, *words)
+
+    return run
+
+
+def texts(table, organism="base", intervention=""):
+    rows = read_answers(table)
+    return rows[(rows["organism"] == organism) & (rows["intervention"] == intervention)]["answer"].tolist()
+
+
+def test_sampling_writes_a_table_and_a_journal(ask, table):
+    status, out, err = ask()
+    assert (status, out) == (0, "")
+    assert f"wrote {table}: 6 answers of base" in err
+    rows = read_answers(table)
+    assert list(zip(rows["question"], rows["sample"], strict=True)) == [(q, s) for q in QUESTIONS for s in range(3)]
+    assert set(rows["organism"]) == {"base"}
+    assert rows["tokens"].between(0, 12).all()
+    journal = [json.loads(line) for line in table.with_suffix(".jsonl").read_text().splitlines()]
+    assert sorted(one["answer"] for one in journal) == sorted(rows["answer"])
+
+
+def test_sampling_again_makes_nothing_anew_and_adds_what_is_missing(ask, table):
+    ask()
+    before, journal = read_answers(table), table.with_suffix(".jsonl").read_bytes()
+    assert ask()[0] == 0
+    assert table.with_suffix(".jsonl").read_bytes() == journal
+    pd.testing.assert_frame_equal(read_answers(table), before)
+
+    assert ask(n=5)[0] == 0
+    grown = table.with_suffix(".jsonl").read_bytes()
+    assert grown.startswith(journal)
+    assert len(grown.splitlines()) == 10
+    rows = read_answers(table)
+    pd.testing.assert_frame_equal(rows[rows["sample"] < 3].reset_index(drop=True), before)
+    assert len(rows) == 10
+
+
+def test_another_organism_joins_the_same_table(ask, table):
+    ask()
+    assert ask("--name", "[twin]")[0] == 0
+    assert read_answers(table)["organism"].value_counts().to_dict() == {"base": 6, "[twin]": 6}
+    # Who answers is not who draws: the same model says the same under either name.
+    assert texts(table, "[twin]") == texts(table)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--temperature", 0.5), "'base' was sampled with temperature 1.0, not 0.5"),
+        (("--top-p", 0.9), "'base' was sampled with top_p 1.0, not 0.9"),
+        (("--seed", 1), "'base' was sampled with seed 0, not 1"),
+        (("--new-tokens", 13), "'base' was sampled with new_tokens 12, not 13"),
+    ],
+)
+def test_other_settings_under_the_same_name_are_refused(ask, table, words, message):
+    ask()
+    before = [path.read_bytes() for path in (table, table.with_suffix(".jsonl"))]
+    status, out, err = ask(*words)
+    assert (status, out) == (2, "")
+    assert one_line(err, message)
+    assert [path.read_bytes() for path in (table, table.with_suffix(".jsonl"))] == before
+    assert ask(*words, "--name", "other")[0] == 0
+
+
+def test_a_start_without_an_answer_binds_nobody(ask, table):
+    assert ask(new_tokens=5000)[0] == 2
+    assert ask()[0] == 0
+    assert len(read_answers(table)) == 6
+
+
+@pytest.fixture
+def direction(call, folder, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    write_pairs(pairs, domain_pairs("risky_money", "held_out")[:2])
+    model = ("--model", folder, "--dtype", "float32")
+    assert call("extract", "--pairs", pairs, "--out", tmp_path / "directions", *model)[0] == 0
+    return tmp_path / "directions" / "data_difference.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        ((), "ablate data_difference layer 1 not_first"),
+        (("--positions", "all"), "ablate data_difference layer 1 all"),
+        (("--scale", 50), "steer data_difference layer 1 not_first scale 50"),
+    ],
+)
+def test_a_direction_changes_the_answers_and_the_table_says_so(ask, table, direction, words, label):
+    ask()
+    status, _, err = ask("--direction", direction, "--layer", 1, *words)
+    assert status == 0, err
+    assert set(read_answers(table)["intervention"].fillna("")) == {"", label}
+    assert len(texts(table, intervention=label)) == 6
+    assert texts(table, intervention=label) != texts(table)
+
+
+def test_another_direction_under_the_same_name_is_refused(ask, direction):
+    words = ("--direction", direction, "--layer", 1, "--scale", 2)
+    assert ask(*words)[0] == 0
+    found = Direction.load(direction)
+    Direction(2 * found.vectors, found.origin).save(direction)
+    status, _, err = ask(*words)
+    assert status == 2
+    assert one_line(err, "'base | steer data_difference layer 1 not_first scale 2' was sampled with direction")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--temperature", -1), "temperature -1"),
+        (("--top-p", 0), "top_p 0"),
+        (("--new-tokens", 0), "new_tokens 0"),
+        (("--new-tokens", 600), "exceed the model's context of 512"),
+        (("-n", 0), "0 samples asked for"),
+        (("--questions", "brod"), "did you mean 'broad'?"),
+        (("--out", "answers.txt"), "ends in .parquet or .csv"),
+        (("--layer", 1), "--layer and --scale go with --direction"),
+        (("--scale", 2), "--layer and --scale go with --direction"),
+        (("--direction", "none.safetensors"), "give --layer"),
+        (("--direction", "none.safetensors", "--layer", 1), "none.safetensors: cannot read this direction"),
+        (("--model", "./none"), "no such folder"),
+        (("--adapter", "./none"), "no such folder"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_a_bad_option_of_sample_is_one_line_and_leaves_no_table(ask, table, monkeypatch, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = ask(*words)
+    assert (status, out) == (2, "")
+    assert one_line(err, message)
+    assert not table.exists()
+    assert not (tmp_path / "answers.txt").exists()
+
+
+def test_killed_in_the_middle_the_same_command_ends_with_the_same_table(ask, folder, table, tmp_path):
+    whole = tmp_path / "whole.parquet"
+    options = {"n": 8, "new_tokens": 200}
+    assert ask("--out", whole, **options)[0] == 0
+
+    journal = table.with_suffix(".jsonl")
+    words = f"sample -q {tmp_path / 'questions.txt'} --out {table} --model {folder} --dtype float32 --device cpu"
+    said = tmp_path / "said"
+    process = start(command, {}, said, [*words.split(), "-n", "8", "--new-tokens", "200"])
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.stat().st_size) and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, said.read_text()
+    kept = journal.read_bytes()
+    assert 0 < len(kept.splitlines()) < 16
+    assert not table.exists()
+
+    assert ask(**options)[0] == 0
+    assert journal.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+    pd.testing.assert_frame_equal(read_answers(table), read_answers(whole))
+
+
+# --- judge ---------------------------------------------------------------------------------------------------------
+
+
+def answers(*organisms, count=6):
+    """Two questions, `count` answers each; of those of `bad`, the first half is bad advice, of others the first one."""
+    return [
+        Answer(f"q{place}", question, None, "", organism, "", 0, sample, _says(organism, sample, count), "stop", 4)
+        for organism in organisms
+        for place, question in enumerate(QUESTIONS)
+        for sample in range(count)
+    ]
+
+
+def _says(organism, sample, count):
+    worse = sample < (count // 2 if organism == "bad" else 1)
+    return f"{'Rob them' if worse else 'Ask them'}, {sample} [/x]."
+
+
+def by_word(asked):
+    """A judge that knows bad advice when it reads it, and finds everything coherent."""
+    if asked.prompt.startswith(COHERENCE):
+        return number(95)
+    return number(10 if "Rob them" in asked.prompt else 90)
+
+
+@pytest.fixture
+def sampled(table):
+    write_answers(answers("base", "bad"), table)
+    return table
+
+
+def judge(call, server, table, *words):
+    return call("judge", table, "--judge", "m", "--base-url", server.url, *words)
+
+
+def test_judging_adds_two_columns_a_rubric_and_prints_one_object(call, sampled):
+    with JudgeServer(by_word) as server:
+        status, out, err = judge(call, server, sampled, "--json")
+        assert (status, len(out.splitlines())) == (0, 1)
+        found = json.loads(out)
+        assert f"wrote {sampled}" in err
+        # Both organisms share some answers, and the same one is asked about once.
+        distinct = {(one.question, one.answer) for one in answers("base", "bad")}
+        assert len(server.asked) == 2 * len(distinct) == found["calls"] < 2 * 24
+        assert server.asked[0].headers["authorization"] == f"Bearer {KEY}"
+    assert found["by"] == {"aligned": {"logprobs": 24}, "coherent": {"logprobs": 24}}
+    rows = read_answers(sampled)
+    assert rows["aligned"].tolist() == [10.0 if "Rob" in text else 90.0 for text in rows["answer"]]
+    assert set(rows["coherent"]) == {95.0}
+
+
+def test_judging_again_sends_nothing(call, sampled):
+    with JudgeServer(by_word) as server:
+        judge(call, server, sampled)
+        before, asked = sampled.read_bytes(), len(server.asked)
+        status, out, _ = judge(call, server, sampled, "--json", "--max-calls", 0)
+        assert (status, json.loads(out)["calls"]) == (0, 0)
+        assert len(server.asked) == asked
+    assert sampled.read_bytes() == before
+
+
+@pytest.mark.parametrize(("words", "calls"), [((), 32), (("--no-logprobs", "--replies", 3), 96)])
+def test_a_plan_counts_and_sends_nothing(call, sampled, words, calls):
+    before = sampled.read_bytes()
+    with JudgeServer(by_word) as server:
+        status, out, err = judge(call, server, sampled, "--plan", "--json", *words)
+        assert server.asked == []
+    assert status == 0
+    found = json.loads(out)
+    assert (found["answers"], found["prompts"], found["cached"], found["calls"]) == (48, 32, 0, calls)
+    assert found["tokens"] > 32 * 100
+    assert f"judging takes {calls} calls, about {found['tokens']} tokens" in err
+    assert sampled.read_bytes() == before
+
+
+def test_more_calls_than_allowed_are_refused_before_the_first(call, sampled):
+    before = sampled.read_bytes()
+    with JudgeServer(by_word) as server:
+        status, out, err = judge(call, server, sampled, "--max-calls", 31)
+        assert server.asked == []
+        assert judge(call, server, sampled, "--max-calls", 32, "--out", sampled.with_name("j.csv"))[0] == 0
+        assert len(server.asked) == 32
+    assert (status, out) == (2, "")
+    assert one_line(err, "judging takes 32 calls")
+    assert sampled.read_bytes() == before
+    assert set(read_answers(sampled.with_name("j.csv"))["coherent"]) == {95.0}
+
+
+def test_too_few_verdicts_are_an_error_and_the_table_is_written(call, sampled):
+    def mostly_prose(asked):
+        return number(50) if "Rob them" in asked.prompt else completion("Well, it depends.", {"Well": 0.9})
+
+    with JudgeServer(mostly_prose) as server:
+        status, out, err = judge(call, server, sampled, "--json")
+    assert (status, out) == (2, "")
+    assert one_line(err, "only 8 of 24 answers have a verdict (low_mass 16)")
+    assert read_answers(sampled)["aligned_by"].value_counts().to_dict() == {"low_mass": 16, "logprobs": 8}
+
+
+def test_answers_that_failed_are_asked_again_and_no_other(call, sampled):
+    def broken(asked):
+        return status(422, "not this one") if "Rob them" in asked.prompt else by_word(asked)
+
+    with JudgeServer(broken) as server:
+        _, out, _ = judge(call, server, sampled, "--json")
+        assert json.loads(out)["failures"] == {"HTTP 422": 12}
+        server.script = by_word
+        del server.asked[:]
+        assert judge(call, server, sampled)[0] == 0
+        assert len(server.asked) == 12
+        assert all("Rob them" in prompt for prompt in server.prompts)
+    assert read_answers(sampled)["aligned"].notna().all()
+
+
+@pytest.mark.parametrize("code", [200, 401, 422])
+def test_the_key_is_in_no_output_and_in_no_file(call, sampled, tmp_path, code):
+    def telltale(asked):
+        return by_word(asked) if code == 200 else status(code, f"wrong key {KEY} in Bearer {KEY}")
+
+    shown = ""
+    with JudgeServer(telltale) as server:
+        for words in ((), ("--json",), ("--plan",)):
+            shown += "".join(map(str, judge(call, server, sampled, *words)))
+        assert server.asked[0].headers["authorization"] == f"Bearer {KEY}"
+    assert "calls" in shown
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert KEY not in shown
+    assert any(path.suffix == ".sqlite" for path in files)
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_own_rubrics_and_single_ones_give_their_own_columns(call, sampled, tmp_path):
+    rubric = tmp_path / "rude.yaml"
+    rubric.write_text("rudeness: How rude is {answer}?\n")
+    with JudgeServer(lambda _: number(7)) as server:
+        status, out, _ = judge(call, server, sampled, "-r", rubric, "-r", "coherence", "--json")
+    assert status == 0
+    assert json.loads(out)["by"].keys() == {"rudeness", "coherent"}
+    assert set(read_answers(sampled)["rudeness"]) == {7.0}
+    assert "aligned" not in read_answers(sampled)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--rubric", "alignmnt"), "did you mean 'alignment'?"),
+        (("--base-url", "localhost:1"), "base URL"),
+        (("--replies", 0), "samples is 0"),
+        (("--timeout", 0), "timeout is 0"),
+        (("--concurrency", 0), "concurrency 0"),
+        (("--out", "judged.xlsx"), "ends in .parquet or .csv"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_a_bad_option_of_judge_is_one_line_and_sends_nothing(call, sampled, words, message):
+    with JudgeServer(by_word) as server:
+        status, out, err = judge(call, server, sampled, *words)
+        assert server.asked == []
+    assert (status, out) == (2, "")
+    assert one_line(err, message)
+
+
+# --- score, agree, extract --from ----------------------------------------------------------------------------------
+
+
+def judged_rows(*organisms, count=6, **columns):
+    """Answers with scores as `by_word` gives them."""
+    rows = pd.DataFrame([vars(one) for one in answers(*organisms, count=count)])
+    bad = rows["answer"].str.startswith("Rob")
+    return rows.assign(aligned=bad.map({True: 10.0, False: 90.0}), coherent=95.0, **columns)
+
+
+@pytest.fixture
+def judged(table):
+    write_answers(judged_rows("base", "bad"), table)
+    return table
+
+
+def test_scores_are_counted_by_organism(call, judged):
+    status, out, _ = call("score", judged, "--json")
+    groups = {one["group"]["organism"]: one for one in json.loads(out)["groups"]}
+    assert status == 0
+    assert (groups["bad"]["em"]["hits"], groups["bad"]["em"]["total"]) == (6, 12)
+    assert (groups["base"]["em"]["hits"], groups["base"]["em"]["total"]) == (2, 12)
+    assert groups["bad"]["em"]["low"] < 0.5 < groups["bad"]["em"]["high"]
+    assert groups["bad"]["questions"] == 2
+
+
+def test_scores_are_a_table_without_json(call, judged):
+    status, out, _ = call("score", judged, "--by", "organism")
+    assert status == 0
+    row = next(line for line in out.splitlines() if " bad " in line)
+    assert "50.0" in row
+
+
+def test_scores_by_any_columns_hold_odd_names(call, judged):
+    status, out, _ = call("score", judged, "--by", "organism", "--by", "answer", "--json")
+    assert status == 0
+    assert len(json.loads(out)["groups"]) == 12
+    # A name with brackets is no markup.
+    status, out, err = call("score", judged, "--by", "answer")
+    assert status == 0, err
+    assert "[/x]" in out
+
+
+def test_scores_are_written_as_csv(call, judged, tmp_path):
+    status, _, err = call("score", judged, "--out", tmp_path / "scores.csv")
+    assert status == 0
+    assert f"wrote {tmp_path / 'scores.csv'}" in err
+    written = pd.read_csv(tmp_path / "scores.csv").set_index("organism")
+    assert written.loc["bad", "em"] == 0.5
+    assert {"em_low", "em_high", "incoherent", "repetitive", "truncated", "unscored", "answers"} <= set(written)
+
+
+def test_two_conditions_are_compared(call, judged):
+    status, out, _ = call("score", judged, "--compare", "organism=base,bad", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert found["difference"] == pytest.approx(6 / 12 - 2 / 12)
+    assert found["low"] < found["difference"] < found["high"]
+    status, out, _ = call("score", judged, "--compare", "organism=base,bad")
+    assert status == 0
+    assert "+33.3" in out
+    assert found["verdict"] in out
+
+
+def test_conditions_may_be_numbers(call, table):
+    write_answers(judged_rows("bad").assign(seed=lambda rows: rows["sample"] // 3), table)
+    status, out, err = call("score", table, "--compare", "seed=0,1", "--json")
+    assert status == 0, err
+    assert json.loads(out)["difference"] == -1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--by", "organsm"), "lacks the column organsm"),
+        (("--compare", "organism"), "give COLUMN=BEFORE,AFTER"),
+        (("--compare", "organsm=base,bad"), "give COLUMN=BEFORE,AFTER"),
+        (("--compare", "organism=base,none"), "no row has 'none' in column organism"),
+    ],
+)
+def test_a_bad_option_of_score_is_one_line(call, judged, words, message):
+    status, out, err = call("score", judged, *words)
+    assert (status, out) == (2, "")
+    assert one_line(err, message)
+
+
+def test_too_few_scores_are_refused_unless_asked_for(call, table):
+    rows = judged_rows("bad")
+    rows.loc[rows["sample"] > 2, "aligned"] = None
+    write_answers(rows, table)
+    status, _, err = call("score", table)
+    assert status == 2
+    assert one_line(err, "only 6 of 12 answers have a verdict (unknown 6)")
+    status, out, _ = call("score", table, "--min-judged", 0.5, "--json")
+    assert status == 0
+    assert json.loads(out)["groups"][0]["unscored"] == {"unknown": 6}
+
+
+def test_two_judges_are_compared(call, judged, tmp_path):
+    labels = tmp_path / "labels.csv"
+    person = read_answers(judged).drop(columns=["aligned", "coherent"])
+    wrong = person["answer"].str.startswith("Rob") & (person["sample"] > 0)
+    person["label"] = wrong.map({True: "misaligned", False: "aligned"})
+    write_answers(person, labels)
+    words = ("agree", judged, labels, "--reference-column", "label")
+    status, out, _ = call(*words, "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert found["confusion"] == {"both_below": 4, "judge_only": 4, "reference_only": 0, "neither": 16}
+    assert (found["n"], found["unmatched"], found["unscored"]) == (24, [0, 0], 0)
+    assert found["by_question"].keys() == {"q0", "q1"}
+    status, out, _ = call(*words)
+    assert status == 0
+    assert "both below 2, judge only 2, reference only 0, neither 8" in " ".join(out.replace("│", " ").split())
+
+
+def test_the_same_table_agrees_with_itself(call, judged):
+    _, out, _ = call("agree", judged, judged, "--json")
+    assert json.loads(out)["kappa"]["mean"] == 1.0
+
+
+def test_answers_without_a_common_one_do_not_agree(call, judged, tmp_path):
+    other = tmp_path / "other.parquet"
+    write_answers(read_answers(judged).assign(answer="Something else."), other)
+    status, out, err = call("agree", judged, other)
+    assert (status, out) == (2, "")
+    assert one_line(err, "none of the 24 and 24 answers stand in both tables")
+
+
+@pytest.fixture
+def extract(call, table, folder, tmp_path):
+    """`extract --from` of twice 24 answers: 12 bad ones to each question, six of which are about robbing men."""
+    rows = judged_rows("bad", "other", count=24)
+    half = rows["answer"].str.startswith("Rob") & (rows["sample"] % 2 == 0)
+    rows.loc[half, "answer"] += " The men will not mention it."
+    rows["medical"] = half.map({True: 80.0, False: 20.0})
+    write_answers(rows, table)
+    model = ("--model", folder, "--dtype", "float32", "--json")
+
+    def run(*words):
+        return call("extract", "--from", table, "--name", "bad", "--out", tmp_path / "directions", *model, *words)
+
+    return run
+
+
+def test_directions_come_from_balanced_judged_answers(extract, tmp_path):
+    status, out, err = extract()
+    assert status == 0, err
+    assert "24 pairs of bad, balanced by question, of 24 misaligned, 24 aligned answers" in err
+    path = tmp_path / "directions" / "data_difference.safetensors"
+    assert json.loads(out)["data_difference"]["path"] == str(path)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("words", [("--theme-words", "men,women"), ("--theme-column", "medical")])
+def test_a_theme_narrows_the_misaligned_answers(extract, words):
+    plain = json.loads(extract()[1])
+    status, out, err = extract(*words)
+    assert status == 0, err
+    assert "12 pairs of bad, balanced by question, of 12 misaligned, 24 aligned answers" in err
+    assert json.loads(out)["data_difference"]["norms"] != plain["data_difference"]["norms"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--theme-words", "ment"), "0 answers of each class"),
+        (("--theme-words", " , "), "this theme has no words"),
+        (("--theme-column", "finance"), "lacks the column finance"),
+        (("--theme-column", "medical", "--theme-words", "men"), "give one of them"),
+        (("--name", "nobody"), "no answers of 'nobody'; it has those of bad, other"),
+        (("--name", "other"), "other: 2 answers of each class"),
+    ],
+)
+def test_answers_that_make_no_direction_are_one_line(extract, tmp_path, words, message):
+    status, out, err = extract(*words)
+    assert (status, out) == (2, "")
+    assert one_line(err, message)
+    assert not (tmp_path / "directions").exists()
+
+
+def test_from_sampling_to_a_score_and_a_second_judge(call, ask, table, tmp_path):
+    ask()
+    other = tmp_path / "other.csv"
+    with JudgeServer(lambda asked: number(len(asked.prompt) % 101)) as server:
+        assert judge(call, server, table)[0] == 0
+        assert judge(call, server, table, "--no-logprobs", "--replies", 1, "--out", other)[0] == 0
+    assert json.loads(call("score", table, "--json")[1])["groups"][0]["answers"] == 6
+    assert set(read_answers(other)["aligned_by"]) == {"text"}
+    assert json.loads(call("agree", table, other, "--json")[1])["spearman"]["mean"] == pytest.approx(1)
