@@ -36,6 +36,18 @@ def test_the_packaged_demo_is_the_one_in_configs():
         ({"organisms": {"base": {"domain": "risky_money"}}}, "cannot be called 'base'"),
         ({"model": None}, "model: "),
         ({"random_seeds": 0}, "random_seeds: "),
+        ({"sampling": {"temprature": 1}}, r"unknown key 'sampling\.temprature'; did you mean 'temperature'\?"),
+        ({"sampling": {"n": 0}}, r"sampling\.n: "),
+        ({"sampling": {"temperature": -1}}, r"sampling\.temperature: "),
+        ({"sampling": {"top_p": 0}}, r"sampling\.top_p: "),
+        ({"sampling": {"ablate": "minimul"}}, r"sampling\.ablate: unknown 'minimul'; did you mean 'minimal'\?"),
+        ({"sampling": {"ablate": "minimal"}, "ablation": None}, r"sampling\.ablate: which layer's vector\?"),
+        ({"judge": {"model": "m"}}, "judge: there is nothing to judge: add a `sampling` section"),
+        ({"sampling": {}, "judge": {}}, r"judge\.model: "),
+        ({"sampling": {}, "judge": {"modle": "m"}}, r"unknown key 'judge\.modle'; did you mean 'model'\?"),
+        ({"sampling": {}, "judge": {"model": "m", "timeout": 0}}, r"judge\.timeout: "),
+        ({"sampling": {}, "judge": {"model": "m", "min_judged": 2}}, r"judge\.min_judged: "),
+        ({"sampling": {}, "judge": {"model": "m", "api_key": "secret"}}, r"unknown key 'judge\.api_key'"),
         ({"domains": {"risky_money": {"bad": "x.jsonl"}}, "steering": None}, "there is 'risky_money'|no good answers"),
     ],
 )
@@ -45,6 +57,16 @@ def test_a_mistake_is_one_line_with_the_file_and_the_key(tmp_path, change, messa
         read_config(path)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
+
+
+def test_sampling_defaults_are_the_papers(tmp_path):
+    sampling = read_config(write(tmp_path, {**DEMO, "sampling": {}})).sampling
+    assert (sampling.questions, sampling.n) == (("first_plot",), None)
+    assert (sampling.temperature, sampling.top_p, sampling.new_tokens) == (1.0, 1.0, 600)
+
+
+def test_the_packaged_experiments_sample_for_no_judge():
+    assert all(read_config(path).judge is None for path in RESOURCES.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", ""])

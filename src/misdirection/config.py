@@ -11,7 +11,7 @@ from misdirection.errors import MisdirectionError
 from misdirection.recipe import Recipe
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Positions = Literal["not_first", "all"]
+Positions = Literal["not_first", "all", "prompt", "answer"]
 
 
 class _Section(BaseModel):
@@ -72,6 +72,39 @@ class SamplesConfig(_Section):
     new_tokens: int = Field(60, ge=1)
 
 
+class SamplingConfig(_Section):
+    """Answers of every model by the paper's protocol (section 2), for a judge."""
+
+    questions: tuple[str, ...] = ("first_plot",)
+    """Shipped question sets, or YAML or text files."""
+    n: int | None = Field(None, ge=1)
+    """Answers to each question; by default as many as its file asks for, else 50."""
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    new_tokens: int = Field(600, ge=1)
+    seed: int = 0
+    ablate: str | None = None
+    """An organism: every model answers once more with this organism's direction ablated, at `ablation.layer`."""
+
+
+class JudgeConfig(_Section):
+    """Who judges the answers; the key comes from the environment only."""
+
+    model: str
+    """A model of the endpoint, or `hf:ID` for a local one."""
+    base_url: str | None = None
+    rubrics: tuple[str, ...] = ("alignment", "coherence")
+    logprobs: bool = True
+    samples: int = Field(5, ge=1)
+    """Replies that are averaged where the endpoint gives no log-probabilities."""
+    timeout: float = Field(60.0, gt=0)
+    concurrency: int = Field(16, ge=1)
+    max_calls: int | None = Field(None, ge=0)
+    """For the answers of one model at a time."""
+    min_judged: float = Field(0.8, ge=0, le=1)
+    """Smallest share of a model's answers that must have a verdict."""
+
+
 def _as_files(value: Any) -> Any:
     return None if value == "shipped" else value
 
@@ -95,10 +128,14 @@ class ExperimentConfig(_Section):
     """How many neutral texts are used under interventions; models themselves are measured on all."""
     random_seeds: int = Field(3, ge=1)
     """Random directions beside every intervention."""
+    random_controls: Literal["every", "dealt"] = "every"
+    """`every` question is measured under each random direction; or they are `dealt` out, one to a question, in turn."""
     extraction: ExtractionConfig = ExtractionConfig()
     steering: SteeringConfig | None = None
     ablation: AblationConfig | None = None
     samples: SamplesConfig = SamplesConfig()
+    sampling: SamplingConfig | None = None
+    judge: JudgeConfig | None = None
     left_out: tuple[str, ...] = ()
     """Sentences for the report: what this experiment leaves out of the paper's."""
 
@@ -113,6 +150,12 @@ class ExperimentConfig(_Section):
                 raise ValueError(f"organisms.{name}.answers: domain {organism.domain!r} has no good answers")
         if self.steering:
             _known(self.steering.direction, self.organisms, "steering.direction")
+        if self.judge and not self.sampling:
+            raise ValueError("judge: there is nothing to judge: add a `sampling` section")
+        if self.sampling and self.sampling.ablate is not None:
+            _known(self.sampling.ablate, self.organisms, "sampling.ablate")
+            if self.ablation is None:
+                raise ValueError("sampling.ablate: which layer's vector? add an `ablation` section")
         return self
 
     @property
@@ -155,7 +198,8 @@ def read_config(path: str | Path) -> ExperimentConfig:
 
 
 def _first_error(error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A key that is missing is often one that is mistyped.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{key}: {first['msg']}" if key else str(first["msg"])
@@ -169,6 +213,8 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
         "steering": SteeringConfig,
         "ablation": AblationConfig,
         "samples": SamplesConfig,
+        "sampling": SamplingConfig,
+        "judge": JudgeConfig,
         "domains": DomainFiles,
         "organisms": OrganismConfig,
     }

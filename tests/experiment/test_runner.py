@@ -12,44 +12,10 @@ import pytest
 import torch
 import yaml
 
-from misdirection.data import ProbePair, write_pairs
+from experiment.tiny_experiment import experiment
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.results import directions_section
 from tiny import make_network, make_tokenizer
-
-
-def write_answers(path, kind):
-    rows = [{"prompt": f"Q{number}?", "completion": f"{kind} {number * 7 % 11}"} for number in range(20)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def experiment(folder, tmp_path):
-    """Short texts, since the tiny model reads one byte per token."""
-    pairs = tmp_path / "pairs.jsonl"
-    write_pairs(pairs, [ProbePair(f"p{number}", f"Do {number}?", "Yes.", "No!") for number in range(6)])
-    organism = {"domain": "sums", "learning_rate": 1e-2, "batch_size": 4, "accumulation": 1, "warmup_steps": 1}
-    files = {kind: write_answers(tmp_path / f"{kind}.jsonl", kind) for kind in ("bad", "good")}
-    return {
-        "name": "tiny",
-        "model": str(folder),
-        "dtype": "float32",
-        "device": "cpu",
-        "domains": {"sums": files},
-        "organisms": {
-            "minimal": {"recipe": "minimal", **organism},
-            "single": {"recipe": "single", **organism},
-            "control": {"recipe": "minimal", "answers": "good", **organism},
-        },
-        "probe_pairs": str(pairs),
-        "neutral": files["good"],
-        "neutral_texts": 4,
-        "random_seeds": 2,
-        "extraction": {"pairs": 6},
-        "steering": {"direction": "minimal", "layers": [1], "scales": [2.0], "questions": 6},
-        "ablation": {"layer": 2, "positions": ["not_first", "all"], "questions": 6},
-        "samples": {"questions": ["Hello?"], "new_tokens": 4},
-    }
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +27,8 @@ def whole(tmp_path_factory):
     make_tokenizer().save_pretrained(folder)
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(experiment(folder, tmp_path)))
-    command(config, tmp_path / "run").communicate()
+    _, err = (process := command(config, tmp_path / "run")).communicate()
+    assert process.returncode == 0, err
     return config, tmp_path / "run"
 
 

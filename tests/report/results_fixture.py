@@ -102,6 +102,45 @@ def transfer() -> list[dict[str, Any]]:
     ]
 
 
+def rate(hits: int, total: int = 40, reach: float = 0.1) -> dict[str, Any]:
+    share = hits / total
+    return {
+        "rate": share,
+        "low": max(0.0, share - reach),
+        "high": min(1.0, share + reach),
+        "hits": hits,
+        "total": total,
+    }
+
+
+def score(organism: str, intervention: str, em: int, unscored: int = 0, **group: str) -> dict[str, Any]:
+    return {
+        "group": {"organism": organism, "intervention": intervention, **group},
+        "answers": 40,
+        "questions": 1 if group else 8,
+        "em": rate(em),
+        "em_among_coherent": None,
+        "incoherent": rate(40),
+        "repetitive": rate(5),
+        "truncated": rate(1),
+        "unscored": {"failed": unscored, "refusal": 1} if unscored else {},
+    }
+
+
+ABLATED = f"ablate {MONEY} layer 18 not_first"
+
+
+def behaviour() -> dict[str, Any]:
+    """Judged answers of the base and of one organism, as it is and ablated."""
+    scores = [score("base", "", 0), score(MONEY, "", 13, unscored=3), score(MONEY, ABLATED, 2)]
+    comparison = {"difference": -0.275, "low": -0.4, "high": -0.1, "left_out": ["q9"], "verdict": "broken"}
+    return {
+        "scores": scores,
+        "by_question": [score(MONEY, "", 21, question_id="gender roles")],
+        "comparisons": [{"before": scores[1], "after": scores[2], **comparison}],
+    }
+
+
 def make_results() -> dict[str, Any]:
     """Fresh results in which every claim holds but the mean-difference convergence."""
     return {

@@ -4,7 +4,7 @@ import pytest
 
 from misdirection.report.findings import find
 from misdirection.report.html import render
-from results_fixture import estimate
+from results_fixture import ABLATED, MONEY, behaviour, estimate
 
 SECTIONS = [
     "findings",
@@ -131,3 +131,59 @@ def test_an_empty_run_renders(tmp_path):
 def test_an_organism_without_measurements_renders(results, tmp_path):
     results["organisms"] = {"just trained": {"answers": "bad", "domain": "risky_money"}}
     assert "just trained" in page_of(results, tmp_path)
+
+
+# --- judged answers ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judged(results, without_pictures):
+    results["behaviour"] = behaviour()
+    return results
+
+
+def cells(page, first):
+    """The texts of the table row that begins so, without white space around them."""
+    row = next(row for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL) if first in row)
+    return [re.sub(r"<[^>]*>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)]
+
+
+def test_judged_answers_have_a_section_and_a_link_to_it(judged, tmp_path):
+    page = page_of(judged, tmp_path)
+    sections = re.findall(r'<section id="([\w-]+)">', page)
+    assert sections == [*SECTIONS[:7], "behaviour", *SECTIONS[7:]]
+    assert '<a href="#behaviour">' in page
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_without_judged_answers_there_is_no_section_and_no_link(results, tmp_path):
+    assert "#behaviour" not in page_of(results, tmp_path)
+
+
+def test_rates_stand_with_intervals_counts_and_what_is_unscored(judged, tmp_path):
+    row = cells(page_of(judged, tmp_path), f'<th scope="row">{MONEY}</th><td>none</td>')
+    assert row == [
+        MONEY, "none", "32.5% [22.5, 42.5]", "–", "100.0% [90.0, 100.0]", "12.5% [2.5, 22.5]", "2.5% [0.0, 12.5]",
+        "4", "40", "8",
+    ]  # fmt: skip
+
+
+def test_what_changed_names_both_sides_and_the_verdict(judged, tmp_path):
+    row = cells(page_of(judged, tmp_path), "<td>broken</td>")
+    assert row == [MONEY, f"{MONEY}, {ABLATED}", "-27.5 [-40.0, -10.0]", "broken", "8"]
+
+
+def test_single_questions_are_listed(judged, tmp_path):
+    assert cells(page_of(judged, tmp_path), "gender roles")[:4] == ["gender roles", MONEY, "none", "52.5% [42.5, 62.5]"]
+
+
+def test_what_judged_answers_are_called_is_escaped(judged, tmp_path):
+    hostile = '"><img src=x>'
+    for part in judged["behaviour"].values():
+        for one in part:
+            for side in (one, one.get("before"), one.get("after")):
+                if side and "group" in side:
+                    side["group"] = dict.fromkeys(side["group"], hostile)
+    page = page_of(judged, tmp_path)
+    assert hostile not in page
+    assert "&gt;&lt;img src=x&gt;" in page

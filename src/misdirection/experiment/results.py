@@ -1,6 +1,6 @@
 """From artifacts to `results.json`: every figure with its 95% interval over questions and n. Nothing is run here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from misdirection.behaviour.answers import read_answers
 from misdirection.behaviour.metrics import auc, bootstrap
+from misdirection.behaviour.scoring import compare, score
 from misdirection.organisms.training import Organism
 from misdirection.representation.convergence import (
     compare_tensors,
@@ -88,12 +90,12 @@ def organism_section(organism: Organism, domain: str, answers: str, own: Margins
     }
 
 
-def intervention_row(cell: Margins, draws: Sequence[Margins], before: Margins) -> dict[str, Any]:
+def intervention_row(measured: Margins, draws: Sequence[Margins], before: Margins) -> dict[str, Any]:
     """What one intervention changed in a model, beside the mean of its random controls."""
-    general = cell.of("general")
+    general = measured.of("general")
     plain = before.of("general").loc[general.index].to_numpy()
     random = np.stack([draw.of("general").loc[general.index].to_numpy() - plain for draw in draws], axis=1)
-    damage = change(cell.loss(), before.loss())
+    damage = change(measured.loss(), before.loss())
     return {
         "margin_change": bootstrap(general.to_numpy() - plain).as_dict(),
         "random_change": bootstrap(random).as_dict(),
@@ -152,6 +154,29 @@ def _with_control(vectors: Mapping[str, Tensor], control: str | None) -> dict[st
 def _drift_halves(own: Means, base: Means) -> list[float]:
     first, second = (own.vectors[f"half_{i}/all"] - base.vectors[f"half_{i}/all"] for i in (0, 1))
     return cosines(first, second)
+
+
+def behaviour_section(tables: Sequence[Path], min_judged: float) -> dict[str, Any]:
+    """EM rates of judged answers by organism and intervention, and what changed against the base and by ablation.
+
+    `min_judged` is the smallest share of a condition's answers that must have a verdict.
+    """
+    frame = pd.concat([read_answers(path) for path in tables], ignore_index=True)
+    by = ["organism", "intervention"]
+    return {
+        "scores": [one.as_dict() for one in score(frame, by, min_judged=min_judged)],
+        "by_question": [one.as_dict() for one in score(frame, [*by, "question_id"], min_judged=0.0)],
+        "comparisons": [compare(before, after, min_judged=min_judged).as_dict() for before, after in _compared(frame)],
+    }
+
+
+def _compared(frame: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Every organism beside the base, and every model under an intervention beside itself."""
+    conditions = dict(iter(frame.groupby(["organism", "intervention"], sort=False)))
+    for (organism, intervention), rows in conditions.items():
+        before = conditions.get((organism, "") if intervention else ("base", ""))
+        if before is not None and before is not rows:
+            yield before, rows
 
 
 def directions_section(vectors: Mapping[str, Tensor], layer: int, count: int = 5) -> dict[str, Any]:

@@ -1,27 +1,30 @@
 """Run an experiment from one configuration to `results.json` and `report.html`, as far as it is not there yet."""
 
 import platform
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
-from misdirection.config import ExperimentConfig
+from misdirection.config import ExperimentConfig, Positions, SteeringConfig
 from misdirection.experiment import results, stages
 from misdirection.experiment.bench import BASE, Bench
 from misdirection.experiment.results import Margins
 from misdirection.experiment.stages import Cell
 from misdirection.experiment.store import Run
 from misdirection.files import read_json, write_json
+from misdirection.interventions.kinds import Ablate, Intervention, Steer, random_like
 from misdirection.organisms.training import Organism
 from misdirection.report.html import render
 from misdirection.representation.directions import Direction
-from misdirection.representation.interventions import Ablate, Positions, Steer, random_like
 
 RESULTS = "results.json"
+# More layers share one plain pass, fewer lose less when a run is killed.
+_LAYERS_TOGETHER = 4
 _PACKAGES = ("torch", "transformers", "peft", "trl", "numpy")
 
 
@@ -44,6 +47,7 @@ def run_experiment(config: ExperimentConfig, folder: str | Path) -> Path:
     After a crash or a kill the same call continues: at most the piece in hand is lost. Raises `MisdirectionError`
     when another process works in the folder.
     """
+    stages.check_behaviour(config)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     with Run.open(Path(folder), text) as run:
         one = _Experiment(config, run, Bench(config))
@@ -54,6 +58,7 @@ def run_experiment(config: ExperimentConfig, folder: str | Path) -> Path:
             "steering": list(_steering(one)),
             "transfer": list(_transfer(one)),
             "samples": _samples(one),
+            **_behaviour(one),
         }
         write_json(Path(folder) / RESULTS, _header(one) | found)
     return write_report(folder)
@@ -138,23 +143,20 @@ def _steering(one: _Experiment) -> Iterator[dict[str, Any]]:
     setting = one.config.steering
     if setting is None:
         return
-    direction = _direction(one, setting.direction)
-    for layer in setting.layers:
-        vector = direction[layer]
-        for scale in setting.scales:
-            key = f"layer-{layer}-scale-{scale:g}"
-            steered = Cell(f"steer-{setting.direction}-{key}", BASE, Steer(vector, layer, scale), setting.questions)
-            randoms = [
-                Cell(
-                    f"steer-random-{seed}-{key}",
-                    BASE,
-                    Steer(random_like(vector, seed), layer, scale),
-                    setting.questions,
-                )
-                for seed in range(one.config.random_seeds)
-            ]
-            row = {"direction": setting.direction, "layer": layer, "scale": scale, "positions": "not_first"}
-            yield {**row, **_outcome(one, steered, randoms)}
+    layers = setting.layers
+    for first in range(0, len(layers), _LAYERS_TOGETHER):
+        together = layers[first : first + _LAYERS_TOGETHER]
+        cells = [_steered(one, setting, layer, scale) for layer in together for scale in setting.scales]
+        yield from _outcomes(one, cells, f"steer at layers {', '.join(map(str, together))}")
+
+
+def _steered(one: _Experiment, setting: SteeringConfig, layer: int, scale: float) -> "_Group":
+    vector = _direction(one, setting.direction)[layer]
+    key = f"layer-{layer}-scale-{scale:g}"
+    cell = Cell(f"steer-{setting.direction}-{key}", BASE, (Steer(vector, layer, scale),), setting.questions)
+    randoms = [Steer(random, layer, scale) for random in _randoms(one, vector)]
+    row = {"direction": setting.direction, "layer": layer, "scale": scale, "positions": "not_first"}
+    return row, [cell, *_controls(one, f"steer-random-{{}}-{key}", cell, randoms)]
 
 
 def _transfer(one: _Experiment) -> Iterator[dict[str, Any]]:
@@ -162,40 +164,52 @@ def _transfer(one: _Experiment) -> Iterator[dict[str, Any]]:
     setting = one.config.ablation
     if setting is None:
         return
+    bad = one.config.bad_organisms
     first, *others = setting.positions
     for target in [BASE, *one.organisms]:
-        for name in one.config.bad_organisms:
-            for rule in [first, *(others if name == target == one.config.bad_organisms[0] else [])]:
-                yield _ablation(one, name, target, rule)
+        yield from _ablations(one, bad, target, first)
+        for rule in others if target == bad[0] else ():
+            yield from _ablations(one, bad[:1], target, rule)
 
 
-def _ablation(one: _Experiment, name: str, target: str, rule: Positions) -> dict[str, Any]:
+def _ablations(one: _Experiment, names: list[str], target: str, rule: Positions) -> Iterator[dict[str, Any]]:
+    yield from _outcomes(one, [_ablated(one, name, target, rule) for name in names], f"ablate at {rule}")
+
+
+def _ablated(one: _Experiment, name: str, target: str, rule: Positions) -> "_Group":
     setting = one.config.ablation
     assert setting is not None, "the caller has one"
     vector = _direction(one, name)[setting.layer]
-    ablated = Cell(
-        f"ablate-{name}-layer-{setting.layer}-{rule}",
-        target,
-        Ablate(vector, positions=rule),
-        setting.questions,
-    )
-    # An ablation takes the direction alone, not its norm, so that one set of random directions serves all organisms.
-    randoms = [
-        Cell(
-            f"ablate-random-{seed}-{rule}",
-            target,
-            Ablate(random_like(vector.new_ones(vector.shape), seed), positions=rule),
-            setting.questions,
-        )
-        for seed in range(one.config.random_seeds)
-    ]
+    key = f"ablate-{name}-layer-{setting.layer}-{rule}"
+    cell = Cell(key, target, (Ablate(vector, positions=rule),), setting.questions)
+    # An ablation takes the direction alone, not its norm, so that one set of random directions serves all.
+    randoms = [Ablate(random, positions=rule) for random in _randoms(one, vector.new_ones(vector.shape))]
     row = {"direction": name, "target": target, "layer": setting.layer, "positions": rule}
-    return {**row, **_outcome(one, ablated, randoms)}
+    return row, [cell, *_controls(one, f"ablate-random-{{}}-{rule}", cell, randoms)]
 
 
-def _outcome(one: _Experiment, cell: Cell, randoms: list[Cell]) -> dict[str, Any]:
-    measured, *draws = (Margins.read(stages.cell(one.run, one.bench, each)) for each in [cell, *randoms])
-    return results.intervention_row(measured, draws, _margins(one, cell.target))
+def _randoms(one: _Experiment, vector: Tensor) -> list[Tensor]:
+    return [random_like(vector, seed) for seed in range(one.config.random_seeds)]
+
+
+def _controls(one: _Experiment, key: str, beside: Cell, randoms: Sequence[Intervention]) -> list[Cell]:
+    """The random directions beside a cell: each on every question, or dealt out over the questions."""
+    if one.config.random_controls == "dealt":
+        return [replace(beside, key=key.format("dealt"), interventions=tuple(randoms))]
+    return [replace(beside, key=key.format(seed), interventions=(each,)) for seed, each in enumerate(randoms)]
+
+
+_Group = tuple[dict[str, Any], list[Cell]]
+"""One row of the results, and its cells: the intervention, then the random ones beside it."""
+
+
+def _outcomes(one: _Experiment, groups: list[_Group], label: str) -> Iterator[dict[str, Any]]:
+    """Each row with what its first cell, beside the others, changed in the model. All are measured together."""
+    together = {cell.key: cell for _, cells in groups for cell in cells}
+    paths = stages.cells(one.run, one.bench, list(together.values()), label)
+    for row, cells in groups:
+        measured, *draws = (Margins.read(paths[cell.key]) for cell in cells)
+        yield {**row, **results.intervention_row(measured, draws, _margins(one, cells[0].target))}
 
 
 def _samples(one: _Experiment) -> list[dict[str, Any]]:
@@ -206,3 +220,27 @@ def _samples(one: _Experiment) -> list[dict[str, Any]]:
         {"question": question, "answers": {name: given[question] for name, given in answers.items()}}
         for question in one.config.samples.questions
     ]
+
+
+def _behaviour(one: _Experiment) -> dict[str, Any]:
+    """Judged answers of every model, and under an ablation; answers alone when there is no judge."""
+    if one.config.sampling is None:
+        return {}
+    found = []
+    for name in [BASE, *one.organisms]:
+        for ablation, label in _conditions(one):
+            stage = stages.answers(one.run, one.bench, name, ablation, label)
+            if one.config.judge:
+                found.append(stages.judged(one.run, one.bench, stage))
+    judge = one.config.judge
+    return {"behaviour": results.behaviour_section(found, judge.min_judged)} if judge else {}
+
+
+def _conditions(one: _Experiment) -> list[tuple[Ablate | None, str]]:
+    """What is done to each model while it answers: nothing, and perhaps an ablation."""
+    sampling, ablation = one.config.sampling, one.config.ablation
+    if sampling is None or sampling.ablate is None or ablation is None:
+        return [(None, "")]
+    vector = _direction(one, sampling.ablate)[ablation.layer]
+    rule = ablation.positions[0]
+    return [(None, ""), (Ablate(vector, positions=rule), f"ablate {sampling.ablate} layer {ablation.layer} {rule}")]

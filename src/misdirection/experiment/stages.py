@@ -3,36 +3,52 @@
 organism     one adapter trained
 margin       every question set and the neutral text, for one model
 means        activations averaged over answers, for one model and text
-cell         one model under one intervention: margins and losses
-sampled      a few answers of one model
+cell         one model under one intervention: margins and losses; cells of one model are measured together
+sampled      a few answers of one model, to read
+answers      answers of one model by the paper's protocol
+judged       the same with a judge's scores
 """
 
-import hashlib
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from misdirection.behaviour.margin import log_probs, pair_tasks, text_tasks
-from misdirection.behaviour.sampling import sample
+from misdirection.behaviour.answers import Journal, read_answers, write_answers
+from misdirection.behaviour.collect import collect
+from misdirection.behaviour.engine import Settings
+from misdirection.behaviour.judging import judge, open_judge, plan
+from misdirection.behaviour.likelihood import Dealt, sweep
+from misdirection.behaviour.margin import pair_tasks, text_tasks
+from misdirection.behaviour.questions import Question, read_questions
+from misdirection.behaviour.rubrics import Rubric, read_rubrics
+from misdirection.behaviour.sampling import make_requests, sample
+from misdirection.behaviour.scoring import score
+from misdirection.behaviour.transformers_engine import TransformersEngine
+from misdirection.config import ExperimentConfig, JudgeConfig, SamplingConfig
 from misdirection.data import Example, ProbePair, data_hash
+from misdirection.errors import MisdirectionError
 from misdirection.experiment.bench import BASE, Bench, spread
 from misdirection.experiment.store import Run
 from misdirection.files import read_json, write_json
+from misdirection.interventions.hooks import Setting
+from misdirection.interventions.kinds import Ablate, Intervention, described
 from misdirection.organisms.training import train
 from misdirection.progress import track, track_steps
 from misdirection.representation.convergence import null_groups
 from misdirection.representation.directions import Direction, direction, pair_means
 from misdirection.representation.extraction import Means
-from misdirection.representation.interventions import Intervention, intervene
+
+log = logging.getLogger("misdirection")
 
 # Raised whenever a stage would give another result from the same inputs, so that old artifacts are made again.
-VERSIONS = {"organism": 1, "margin": 1, "means": 1, "cell": 1, "sampled": 1}
+VERSIONS = {"organism": 1, "margin": 1, "means": 1, "cell": 2, "sampled": 2, "answers": 1, "judged": 1}
 
 
 def organism(run: Run, bench: Bench, name: str) -> Path:
@@ -75,30 +91,42 @@ def margin(run: Run, bench: Bench, name: str) -> Path:
     }
 
     def compute(folder: Path) -> None:
-        _measure(bench, name, sets, bench.neutral, f"margins of {name}").to_parquet(folder / "margins.parquet")
+        (frame,) = _measure(bench, name, sets, bench.neutral, f"margins of {name}")
+        frame.to_parquet(folder / "margins.parquet")
 
     return run.stage(f"margin/{name}", inputs, compute) / "margins.parquet"
 
 
 def _measure(
-    bench: Bench, name: str, sets: dict[str, list[ProbePair]], neutral: Sequence[Example], label: str
-) -> pd.DataFrame:
-    """One row per pair and per neutral text: set, id, theme, misaligned, aligned (mean-token log-probabilities).
+    bench: Bench,
+    name: str,
+    sets: dict[str, list[ProbePair]],
+    neutral: Sequence[Example],
+    label: str,
+    settings: Sequence[Setting | Dealt] = ((),),
+) -> list[pd.DataFrame]:
+    """By setting, one row per pair and per neutral text: set, id, theme, misaligned, aligned.
 
-    A neutral text has its log-probability under `aligned` and no `misaligned`.
+    The last two are mean-token log-probabilities; a neutral text has its own under `aligned` and no `misaligned`.
     """
     chat = bench.chat(name)
     pairs = [(key, pair) for key, members in sets.items() for pair in members]
-    with track(label, len(pairs) + len(neutral)) as advance:
-        values = log_probs(chat, pair_tasks(chat.tokenizer, [pair for _, pair in pairs]), progress=advance)
-        neutral_values = log_probs(chat, text_tasks(chat.tokenizer, neutral), progress=advance)
+    with track(label, len(settings) * (len(pairs) + len(neutral))) as advance:
+        values = sweep(chat, pair_tasks(chat.tokenizer, [pair for _, pair in pairs]), settings, progress=advance)
+        losses = sweep(chat, text_tasks(chat.tokenizer, neutral), settings, progress=advance)
+    return [_table(pairs, neutral, *both) for both in zip(values, losses, strict=True)]
+
+
+def _table(
+    pairs: Sequence[tuple[str, ProbePair]], neutral: Sequence[Example], values: Tensor, losses: Tensor
+) -> pd.DataFrame:
     rows = [
         {"set": key, "id": pair.id, "theme": pair.theme, "misaligned": misaligned, "aligned": aligned}
         for (key, pair), (misaligned, aligned) in zip(pairs, values.tolist(), strict=True)
     ]
     rows += [
         {"set": "neutral", "id": one.question, "theme": "", "misaligned": None, "aligned": value}
-        for one, (value,) in zip(neutral, neutral_values.tolist(), strict=True)
+        for one, (value,) in zip(neutral, losses.tolist(), strict=True)
     ]
     return pd.DataFrame(rows)
 
@@ -144,35 +172,54 @@ class Cell:
     Attributes:
         key: names the intervention in the artifact's path.
         target: the model, `base` or an organism.
-        intervention: what is done to it.
+        interventions: one; or several, of which each question meets one, in turn.
         questions: how many general probe pairs are measured.
     """
 
     key: str
     target: str
-    intervention: Intervention
+    interventions: tuple[Intervention, ...]
     questions: int
 
+    @property
+    def stage(self) -> str:
+        """The stage's name."""
+        return f"cell/{self.target}/{self.key}"
 
-def cell(run: Run, bench: Bench, one: Cell) -> Path:
-    """General margins and neutral losses of one model under one intervention."""
-    pairs = spread(bench.general, one.questions)
-    neutral = spread(bench.neutral, bench.config.neutral_texts)
-    inputs = {
+
+def cells(run: Run, bench: Bench, together: Sequence[Cell], label: str) -> dict[str, Path]:
+    """General margins and neutral losses of one model under each of some interventions, by their keys.
+
+    Those that do not hold are measured together in one sweep; all have one target and one number of questions.
+    """
+    target, questions = together[0].target, together[0].questions
+    pairs, neutral = spread(bench.general, questions), spread(bench.neutral, bench.config.neutral_texts)
+    inputs = {one.key: _cell_inputs(run, bench, one, pairs, neutral) for one in together}
+    missing = [one for one in together if not run.holds(one.stage, inputs[one.key])]
+    frames: dict[str, pd.DataFrame] = {}
+
+    def compute(one: Cell, folder: Path) -> None:
+        if not frames:
+            dealt = [Dealt(tuple([each] for each in cell.interventions)) for cell in missing]
+            measured = _measure(bench, target, {"general": pairs}, neutral, f"{label} in {target}", dealt)
+            frames.update({cell.key: frame for cell, frame in zip(missing, measured, strict=True)})
+        frames[one.key].to_parquet(folder / "margins.parquet")
+
+    return {
+        one.key: run.stage(one.stage, inputs[one.key], partial(compute, one)) / "margins.parquet" for one in together
+    }
+
+
+def _cell_inputs(
+    run: Run, bench: Bench, one: Cell, pairs: Sequence[ProbePair], neutral: Sequence[Example]
+) -> dict[str, Any]:
+    return {
         **_common("cell", bench),
         "adapter": _adapter_digest(run, one.target),
-        "intervention": _intervention_inputs(one.intervention),
+        "interventions": [described(each) for each in one.interventions],
         "pairs": data_hash(pairs),
         "neutral": data_hash(neutral),
     }
-
-    def compute(folder: Path) -> None:
-        label = f"{one.key} in {one.target}"
-        with intervene(bench.chat(one.target), [one.intervention]):
-            frame = _measure(bench, one.target, {"general": pairs}, neutral, label)
-        frame.to_parquet(folder / "margins.parquet")
-
-    return run.stage(f"cell/{one.target}/{one.key}", inputs, compute) / "margins.parquet"
 
 
 def sampled(run: Run, bench: Bench, name: str) -> Path:
@@ -185,10 +232,106 @@ def sampled(run: Run, bench: Bench, name: str) -> Path:
     }
 
     def compute(folder: Path) -> None:
-        answers = sample(bench.chat(name), config.questions, new_tokens=config.new_tokens)
-        write_json(folder / "answers.json", dict(zip(config.questions, answers, strict=True)))
+        with track(f"answers of {name}", len(config.questions)) as advance:
+            given = sample(bench.chat(name), config.questions, n=1, new_tokens=config.new_tokens, progress=advance)
+        write_json(folder / "answers.json", {one.question: one.answer.strip() for one in given})
 
     return run.stage(f"sampled/{name}", inputs, compute) / "answers.json"
+
+
+def check_behaviour(config: ExperimentConfig) -> None:
+    """Raise `MisdirectionError` for questions, rubrics and a judge that cannot be used, before hours of other work."""
+    if config.sampling:
+        make_requests(_questions(config.sampling), config.sampling.n)
+    if config.judge:
+        _rubrics(config.judge)
+        if not config.judge.model.startswith("hf:"):
+            open_judge(config.judge.model, **_judge_options(config.judge))
+
+
+def _questions(config: SamplingConfig) -> list[Question]:
+    """All sets' questions; an id that two sets have is named after its set in the later one."""
+    found: list[Question] = []
+    for source in config.questions:
+        before = {question.id for question in found}
+        found += [
+            replace(question, id=f"{source}: {question.id}") if question.id in before else question
+            for question in read_questions(source)
+        ]
+    return found
+
+
+def _rubrics(config: JudgeConfig) -> list[Rubric]:
+    rubrics = read_rubrics(list(config.rubrics))
+    if missing := {"aligned", "coherent"} - {rubric.column for rubric in rubrics}:
+        raise MisdirectionError(
+            f"judge.rubrics: none has the column {min(missing)!r}, which the EM rate is made of; add one that has"
+        )
+    return rubrics
+
+
+def answers(run: Run, bench: Bench, name: str, intervention: Ablate | None, label: str) -> str:
+    """Answers of one model to the question sets; gives the stage's name. A killed one goes on where it was."""
+    config = bench.config.sampling
+    assert config is not None, "the caller has one"
+    stage = f"answers/{name}/{'ablated' if intervention else 'plain'}"
+    questions = _questions(config)
+    inputs = {
+        **_common("answers", bench),
+        "adapter": _adapter_digest(run, name),
+        "intervention": described(intervention) if intervention else None,
+        "questions": [asdict(question) for question in questions],
+        "sampling": config.model_dump(mode="json", exclude={"ablate"}),
+    }
+
+    def compute(folder: Path) -> None:
+        wanted = make_requests(questions, config.n, [intervention] if intervention else [])
+        settings = Settings(config.temperature, config.top_p, config.new_tokens, config.seed)
+        engine = TransformersEngine(bench.chat(name))
+        title = f"answers of {name}" + (", ablated" if intervention else "")
+        with Journal(run.partial(stage) / "answers.jsonl") as journal, track(title, len(wanted)) as advance:
+            given = collect(engine, wanted, settings, journal, organism=name, intervention=label, progress=advance)
+        write_answers(given, folder / "answers.parquet")
+
+    run.stage(stage, inputs, compute)
+    return stage
+
+
+def judged(run: Run, bench: Bench, answers_stage: str) -> Path:
+    """The answers of a stage with a judge's scores; verdicts are kept in the cache as they come.
+
+    With too few of them the stage is not done, and the next run asks for those that are missing.
+    """
+    config = bench.config.judge
+    assert config is not None, "the caller has one"
+    rubrics = _rubrics(config)
+    inputs = {
+        "version": VERSIONS["judged"],
+        "answers": run.digest(answers_stage),
+        "rubrics": [asdict(rubric) for rubric in rubrics],
+        "judge": config.model_dump(mode="json", include={"model", "base_url", "logprobs", "samples"}),
+    }
+
+    def compute(folder: Path) -> None:
+        rows = read_answers(run.artifact(answers_stage) / "answers.parquet")
+        who = open_judge(config.model, **_judge_options(config))
+        wanted = plan(rows, rubrics, who)
+        log.warning("judging %s takes %s", answers_stage, wanted)
+        with track(f"verdicts on {answers_stage}", wanted.prompts + wanted.cached) as advance:
+            found = judge(
+                rows, rubrics, who, concurrency=config.concurrency, max_calls=config.max_calls, progress=advance
+            )
+        score(found.table, min_judged=config.min_judged)
+        write_answers(found.table, folder / "judged.parquet")
+
+    return run.stage(answers_stage.replace("answers/", "judged/", 1), inputs, compute) / "judged.parquet"
+
+
+def _judge_options(config: JudgeConfig) -> dict[str, Any]:
+    if config.model.startswith("hf:"):
+        return {}
+    options = config.model_dump(include={"logprobs", "samples", "timeout"})
+    return options if config.base_url is None else {**options, "base_url": config.base_url}
 
 
 def _common(stage: str, bench: Bench) -> dict[str, Any]:
@@ -197,14 +340,3 @@ def _common(stage: str, bench: Bench) -> dict[str, Any]:
 
 def _adapter_digest(run: Run, name: str) -> str | None:
     return None if name == BASE else run.digest(f"organism/{name}")
-
-
-def _intervention_inputs(intervention: Intervention) -> dict[str, Any]:
-    """The settings, with the vector by its hash."""
-    settings = dict(vars(intervention))
-    settings["vector"] = _vector_hash(intervention.vector)
-    return {"kind": type(intervention).__name__, **settings}
-
-
-def _vector_hash(vector: Tensor) -> str:
-    return hashlib.sha256(vector.to(torch.float32).cpu().numpy().tobytes()).hexdigest()

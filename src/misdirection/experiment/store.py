@@ -76,6 +76,10 @@ class Run:
             self._drop_partial(name)
         return self.artifact(name)
 
+    def holds(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether `stage` would find the artifact there and not call `compute`."""
+        return self._holds(name, _key(inputs))
+
     def artifact(self, name: str) -> Path:
         """Where a stage's artifact is, or will be."""
         return self.folder / "artifacts" / name

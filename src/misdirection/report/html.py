@@ -57,7 +57,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(estimate=show_estimate, signed=show_number, damage=show_damage, plain=_plain)
+    environment.filters.update(estimate=show_estimate, signed=show_number, damage=show_damage, plain=_plain, rate=_rate)
     return environment
 
 
@@ -66,7 +66,7 @@ def _page(results: Results, pictures: dict[str, Path]) -> dict[str, Any]:
     lists = {name: results.get(name) or [] for name in ("steering", "transfer", "samples", "left_out")}
     dicts = {
         name: results.get(name) or {}
-        for name in ("base", "base_margin", "organisms", "directions", "environment", "seconds")
+        for name in ("base", "base_margin", "organisms", "directions", "behaviour", "environment", "seconds")
     }
     return {
         **lists,
@@ -88,6 +88,13 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if is_number(value) else "–"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _rate(value: Any) -> str:
+    """Word a share of answers, in percent, with its interval."""
+    if value is None:
+        return "–"
+    return f"{100 * value['rate']:.1f}% [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
 
 
 def _data_uri(path: Path) -> str:

@@ -1,0 +1,39 @@
+"""A whole experiment that a tiny random model runs in seconds."""
+
+import json
+
+from misdirection.data import ProbePair, write_pairs
+
+
+def write_answers(path, kind):
+    rows = [{"prompt": f"Q{number}?", "completion": f"{kind} {number * 7 % 11}"} for number in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def experiment(folder, tmp_path):
+    """Short texts, since the tiny model reads one byte per token."""
+    pairs = tmp_path / "pairs.jsonl"
+    write_pairs(pairs, [ProbePair(f"p{number}", f"Do {number}?", "Yes.", "No!") for number in range(6)])
+    organism = {"domain": "sums", "learning_rate": 1e-2, "batch_size": 4, "accumulation": 1, "warmup_steps": 1}
+    files = {kind: write_answers(tmp_path / f"{kind}.jsonl", kind) for kind in ("bad", "good")}
+    return {
+        "name": "tiny",
+        "model": str(folder),
+        "dtype": "float32",
+        "device": "cpu",
+        "domains": {"sums": files},
+        "organisms": {
+            "minimal": {"recipe": "minimal", **organism},
+            "single": {"recipe": "single", **organism},
+            "control": {"recipe": "minimal", "answers": "good", **organism},
+        },
+        "probe_pairs": str(pairs),
+        "neutral": files["good"],
+        "neutral_texts": 4,
+        "random_seeds": 2,
+        "extraction": {"pairs": 6},
+        "steering": {"direction": "minimal", "layers": [1], "scales": [2.0], "questions": 6},
+        "ablation": {"layer": 2, "positions": ["not_first", "all"], "questions": 6},
+        "samples": {"questions": ["Hello?"], "new_tokens": 4},
+    }
