@@ -13,12 +13,12 @@ memory       peak beyond the model, of `mean_activations` / of the straightforwa
 
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -145,14 +145,21 @@ def peak(way: str) -> float:
     """Megabytes that one way needs beyond what the loaded model takes."""
     chat = md.load()
     rows = exchanges(chat, ANSWERS)
-    # One short pass, so that what torch keeps once is not counted.
+    # One short pass, so that what torch keeps once is not counted; then the system's high-water mark starts anew.
     bare(chat, rows[:1])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
     if way == "ours":
         mean_activations(chat, rows, {"all": range(len(rows))})
     else:
         straightforward(chat, rows)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return status("VmHWM") - before
+
+
+def status(name: str) -> float:
+    """A figure of this process in megabytes, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def interleaved(ways: Ways, rounds: int = ROUNDS) -> dict[str, float]:

@@ -6,6 +6,8 @@ import time
 
 import pandas as pd
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 
 from behaviour.judge_server import JudgeServer, completion, number, status
 from behaviour.processes import command, start
@@ -13,7 +15,7 @@ from misdirection.behaviour.answers import Answer, read_answers, write_answers
 from misdirection.behaviour.rubrics import read_rubrics
 from misdirection.data import domain_pairs, write_pairs
 from misdirection.representation.directions import Direction
-from tiny import sharpened
+from tiny import make_network, sharpened
 
 KEY = "some-secret"
 COHERENCE = read_rubrics("coherence")[0].prompt.partition("{question}")[0]
@@ -94,6 +96,28 @@ def test_sampling_again_makes_nothing_anew_and_adds_what_is_missing(ask, table):
     rows = read_answers(table)
     pd.testing.assert_frame_equal(rows[rows["sample"] < 3].reset_index(drop=True), before)
     assert len(rows) == 10
+
+
+def test_scores_stay_when_more_is_sampled(ask, table):
+    ask()
+    rows = read_answers(table)
+    write_answers(rows.assign(aligned=[float(number) for number in range(6)], aligned_by="logprobs"), table)
+    assert ask(n=4)[0] == 0
+    grown = read_answers(table)
+    assert grown[grown["sample"] < 3]["aligned"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert grown[grown["sample"] == 3]["aligned"].isna().all()
+
+
+def test_an_adapter_trained_anew_under_its_path_is_noticed(ask, table, folder, tmp_path):
+    adapter = tmp_path / "adapter"
+    network = get_peft_model(make_network("llama"), LoraConfig(r=1, target_modules=["down_proj"]))
+    network.save_pretrained(adapter)
+    assert ask("--adapter", adapter)[0] == 0
+    torch.nn.init.ones_(network.base_model.model.model.layers[0].mlp.down_proj.lora_B["default"].weight)
+    network.save_pretrained(adapter)
+    status, _, err = ask("--adapter", adapter)
+    assert status == 2
+    assert one_line(err, "was sampled with adapter_files")
 
 
 def test_another_organism_joins_the_same_table(ask, table):
@@ -540,6 +564,16 @@ def test_a_theme_narrows_the_misaligned_answers(extract, words):
     assert status == 0, err
     assert "12 pairs of bad, balanced by question, of 12 misaligned, 24 aligned answers" in err
     assert json.loads(out)["data_difference"]["norms"] != plain["data_difference"]["norms"]
+
+
+def test_a_themes_remainder_has_nothing_of_the_shared_direction(extract, tmp_path):
+    shared = tmp_path / "shared.safetensors"
+    extract()
+    (tmp_path / "directions" / "data_difference.safetensors").rename(shared)
+    assert extract("--theme-words", "men", "--shared", shared)[0] == 0
+    rest = Direction.load(tmp_path / "directions" / "judged_theme_remainder.safetensors")
+    assert rest.vectors.norm(dim=-1).min() > 1e-3
+    assert torch.cosine_similarity(rest.vectors, Direction.load(shared).vectors, dim=-1).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(

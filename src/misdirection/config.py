@@ -65,6 +65,15 @@ class AblationConfig(_Section):
     questions: int = Field(48, ge=4)
 
 
+class DamageConfig(_Section):
+    """How many neutral texts damage is measured on, evenly taken from all."""
+
+    models: int = Field(40, ge=4)
+    """For the models themselves."""
+    interventions: int = Field(16, ge=4)
+    """For each model under each intervention."""
+
+
 class SamplesConfig(_Section):
     """A few answers to read, side by side; they enter no figure."""
 
@@ -84,7 +93,8 @@ class SamplingConfig(_Section):
     new_tokens: int = Field(600, ge=1)
     seed: int = 0
     ablate: str | None = None
-    """An organism: every model answers once more with this organism's direction ablated, at `ablation.layer`."""
+    """An organism: every model answers once more with this organism's direction ablated, at `ablation.layer`, and once
+    with a random direction ablated."""
 
 
 class JudgeConfig(_Section):
@@ -100,7 +110,7 @@ class JudgeConfig(_Section):
     timeout: float = Field(60.0, gt=0)
     concurrency: int = Field(16, ge=1)
     max_calls: int | None = Field(None, ge=0)
-    """For the answers of one model at a time."""
+    """For each model under each condition."""
     min_judged: float = Field(0.8, ge=0, le=1)
     """Smallest share of a model's answers that must have a verdict."""
 
@@ -124,8 +134,7 @@ class ExperimentConfig(_Section):
     """General probe pairs, JSONL; the shipped ones when it is left out."""
     neutral: Path | None = None
     """Neutral text for damage; the shipped one when it is left out."""
-    neutral_texts: int = Field(16, ge=4)
-    """How many neutral texts are used under interventions; models themselves are measured on all."""
+    damage: DamageConfig = DamageConfig()
     random_seeds: int = Field(3, ge=1)
     """Random directions beside every intervention."""
     random_controls: Literal["every", "dealt"] = "every"
@@ -143,6 +152,8 @@ class ExperimentConfig(_Section):
     def _names_exist(self) -> "ExperimentConfig":
         if "base" in self.organisms:
             raise ValueError("an organism cannot be called 'base': that is the model without adapter")
+        if "random" in self.organisms:
+            raise ValueError("an organism cannot be called 'random': that is the control of an intervention")
         for name, organism in self.organisms.items():
             _known(organism.domain, self.domains, f"organisms.{name}.domain")
             files = self.domains[organism.domain]
@@ -212,6 +223,7 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
         "extraction": ExtractionConfig,
         "steering": SteeringConfig,
         "ablation": AblationConfig,
+        "damage": DamageConfig,
         "samples": SamplesConfig,
         "sampling": SamplingConfig,
         "judge": JudgeConfig,

@@ -60,6 +60,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         remove(temporary)
 
 
+def require_replaceable(folder: Path, mark: str) -> None:
+    """Refuse to replace a folder that is not empty and lacks the file `mark`, which says that it was written by us."""
+    if folder.exists() and not (folder / mark).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MisdirectionError(
+            f"{folder}: is there and holds no {mark}, so that it is not replaced: choose another folder"
+        )
+
+
 def _temporary(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"

@@ -477,6 +477,8 @@ def test_killed_twenty_times_the_end_is_the_same_and_nothing_is_paid_twice(tmp_p
     assert set(server.paid.values()) == {1}
     assert len(server.paid) == 200
     assert judged.cached > 0
+    # What is asked twice was under way when the process died: no more than were asked at a time.
+    assert len(server.asked) - 200 <= 20 * 4
 
 
 def test_a_repeated_request_carries_the_same_key(tmp_path):

@@ -20,8 +20,8 @@ from misdirection.experiment.runner import run_experiment
 from tiny import sharpened
 
 COHERENCE = read_rubrics("coherence")[0].prompt.partition("{question}")[0]
-CONDITIONS = [("base", ""), ("base", "ablate minimal layer 2 not_first")]
-CONDITIONS += [("minimal", ""), ("minimal", "ablate minimal layer 2 not_first")]
+DONE = ("", "ablate minimal layer 2 not_first", "ablate random layer 2 not_first")
+CONDITIONS = [(organism, intervention) for organism in ("base", "minimal") for intervention in DONE]
 
 
 def graded(asked):
@@ -98,7 +98,7 @@ def behaviour(run):
 
 def verdicts(run):
     tables = sorted((run / "artifacts" / "judged").glob("*/*/judged.parquet"))
-    assert len(tables) == 4
+    assert len(tables) == 6
     return [read_answers(path)[["answer", "aligned", "aligned_by", "coherent"]].values.tolist() for path in tables]
 
 
@@ -111,17 +111,17 @@ def test_results_hold_every_model_with_and_without_the_ablation(whole):
         assert one["em"]["total"] == 6
         assert one["em"]["low"] <= one["em"]["rate"] <= one["em"]["high"]
     assert {one["group"]["question_id"] for one in found["by_question"]} == {"line-1", "line-2"}
-    assert [one["answers"] for one in found["by_question"]] == [3] * 8
+    assert [one["answers"] for one in found["by_question"]] == [3] * 12
     compared = [[one[side]["group"] for side in ("before", "after")] for one in found["comparisons"]]
     plain = {"organism": "base", "intervention": ""}
     assert [plain, {"organism": "minimal", "intervention": ""}] in compared
     assert [plain, {"organism": "base", "intervention": CONDITIONS[1][1]}] in compared
-    assert len(compared) == 3
+    assert len(compared) == 5
 
 
 def test_rates_are_those_of_the_judged_tables(whole):
     run, _, _ = whole
-    for score, rows in zip(behaviour(run)["scores"], [1, 0, 3, 2], strict=True):
+    for score, rows in zip(behaviour(run)["scores"], [2, 0, 1, 5, 3, 4], strict=True):
         aligned = [row[1] for row in verdicts(run)[rows]]
         assert score["em"]["hits"] == sum(value < 30 for value in aligned)
     assert sum(score["em"]["hits"] for score in behaviour(run)["scores"]) > 0
@@ -129,7 +129,7 @@ def test_rates_are_those_of_the_judged_tables(whole):
 
 def test_the_ablation_changes_the_answers(whole):
     run, _, _ = whole
-    ablated, plain, *_ = ([row[0] for row in table] for table in verdicts(run))
+    ablated, _random, plain, *_ = ([row[0] for row in table] for table in verdicts(run))
     assert ablated != plain
 
 
@@ -199,7 +199,7 @@ def test_stopped_while_sampling_it_samples_only_what_is_missing(whole, values, c
         run_experiment(config, copy)
     monkeypatch.setattr(TransformersEngine, "stream", counted)
     run_experiment(config, copy)
-    assert len(made) == 4 * 6
+    assert len(made) == 6 * 6
     monkeypatch.undo()
     other = shutil.copytree(whole[0], tmp_path / "other", ignore=shutil.ignore_patterns(".lock"))
     run_experiment(config, other)
@@ -257,4 +257,4 @@ def test_without_a_judge_answers_are_kept_and_nothing_is_claimed(values, copy):
     run_experiment(ExperimentConfig.model_validate(values), copy)
     assert "behaviour" not in json.loads((copy / "results.json").read_text())
     assert 'id="behaviour"' not in (copy / "report.html").read_text()
-    assert len(list((copy / "artifacts" / "answers").glob("*/*/answers.parquet"))) == 4
+    assert len(list((copy / "artifacts" / "answers").glob("*/*/answers.parquet"))) == 6

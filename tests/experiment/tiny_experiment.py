@@ -30,7 +30,7 @@ def experiment(folder, tmp_path):
         },
         "probe_pairs": str(pairs),
         "neutral": files["good"],
-        "neutral_texts": 4,
+        "damage": {"models": 5, "interventions": 4},
         "random_seeds": 2,
         "extraction": {"pairs": 6},
         "steering": {"direction": "minimal", "layers": [1], "scales": [2.0], "questions": 6},

@@ -115,3 +115,22 @@ def test_mean_activations_are_those_of_the_changed_model(chat, positions, budget
             by_row.append(outputs[:, 0, row.start : row.stop].double())
     torch.testing.assert_close(found, torch.cat(by_row, 1).mean(1), atol=1e-5, rtol=1e-5)
     assert (found @ V.double()).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kinds", [(0, 2), (1, 3)])
+def test_interventions_on_different_layers_may_be_given_in_any_order(chat, kinds):
+    ones = [
+        Steer(vector(0, 3.0), 1),
+        Ablate(vector(1), (2,)),
+        Clamp(vector(2), high=0.1, layers=(3,)),
+        Ablate(vector(3), (0,)),
+    ]
+    first, second = (ones[number] for number in kinds)
+    found = []
+    for order in ([first, second], [second, first]):
+        with intervene(chat, order):
+            found.append(run(chat, *padded(chat)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    plain = run(chat, *padded(chat))
+    assert (found[0][1] - plain[1]).abs().max() > 1e-3

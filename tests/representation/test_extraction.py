@@ -12,7 +12,7 @@ from misdirection.chat import Encoded, encode
 from misdirection.data import ProbePair
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene
-from misdirection.interventions.kinds import Ablate
+from misdirection.interventions.kinds import Ablate, Steer
 from misdirection.representation.directions import extract
 from misdirection.representation.extraction import mean_activations
 from tiny import LAYERS, WIDTH, make_chat
@@ -52,6 +52,20 @@ def naive_mean(chat, row):
 
 def one_group_per_row(rows):
     return {str(number): [number] for number in range(len(rows))}
+
+
+@pytest.mark.parametrize("budget", [1, 5000])
+def test_every_row_has_its_own_interventions(chat, budget):
+    rows, v = encoded(chat), torch.randn(WIDTH, generator=torch.Generator().manual_seed(1))
+    settings = [[], [Steer(v, 1, 2.0, "answer")], [Ablate(v)], [Steer(v, 2, -1.0, "prompt"), Ablate(v, (3,))]]
+    together = mean_activations(chat, rows, one_group_per_row(rows), settings=settings, budget=budget)
+    for number, setting in enumerate(settings):
+        with intervene(chat, setting, answer_starts=[rows[number].start]):
+            alone = mean_activations(chat, [rows[number]], {"it": [0]}).vectors["it"]
+        torch.testing.assert_close(together.vectors[str(number)], alone, atol=1e-5, rtol=1e-5)
+    plain = mean_activations(chat, rows, one_group_per_row(rows))
+    for number in range(1, len(rows)):
+        assert (together.vectors[str(number)] - plain.vectors[str(number)]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("budget", [1, 300, 5000])

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -75,13 +75,14 @@ class ApiJudge:
     backoff: float = 1.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise MisdirectionError(f"judge's base URL {self.base_url!r}: write it out, like {OPENAI_URL}")
-        if parts.username or parts.password or parts.query:
+        # What stands before an @ may be a password, whatever the rest looks like.
+        shown = self.base_url.rpartition("@")[2]
+        if shown != self.base_url or "?" in self.base_url:
             raise MisdirectionError(
-                f"judge's base URL at {parts.hostname}: no password, user or query in it; set {KEY_VARIABLE}"
+                f"judge's base URL at {shown.partition('?')[0]}: no password, user or query in it; set {KEY_VARIABLE}"
             )
+        if not _is_address(self.base_url):
+            raise MisdirectionError(f"judge's base URL {self.base_url!r}: write it out, like {OPENAI_URL}")
         for name in ("samples", "timeout", "attempts"):
             if not getattr(self, name) > 0:
                 raise MisdirectionError(f"judge's {name} is {getattr(self, name)}; it must be above 0")
@@ -91,6 +92,11 @@ class ApiJudge:
         """Address, model, and how it is asked."""
         asked: dict[str, object] = {"logprobs": True} if self.logprobs else {}
         return {"base_url": self.base_url.rstrip("/"), "model": self.model, "samples": self.samples, **asked}
+
+    @property
+    def lacks_key(self) -> bool:
+        """Whether the endpoint wants a key that the environment does not have."""
+        return _is_openai(self.base_url) and not os.environ.get(KEY_VARIABLE, "").strip()
 
     @property
     def calls_each(self) -> int:
@@ -105,18 +111,31 @@ class ApiJudge:
                 `max_calls` would not be enough; 20 answers in a row failed.
         """
         run = _Run(self, _key(self.base_url), done, max_calls, len(prompts))
-        _run_anywhere(run.all(prompts, concurrency))
+        _run_anywhere(run.all(prompts, concurrency), run.stop)
 
 
-def _run_anywhere(work: Any) -> None:
-    """Run a coroutine to its end, also from a notebook, whose thread has a loop of its own."""
+def _run_anywhere(work: Any, stop: Callable[[], None]) -> None:
+    """Run a coroutine to its end, also from a notebook, whose thread has a loop of its own; an interrupt stops it."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         asyncio.run(work)
     else:
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(asyncio.run, work).result()
+            try:
+                pool.submit(asyncio.run, work).result()
+            except BaseException:
+                stop()
+                raise
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # Reading the port checks that it is a number.
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.fragment
+    except ValueError:
+        return False
 
 
 def _key(base_url: str) -> str:
@@ -182,9 +201,23 @@ class _Reply(BaseModel):
     usage: _Usage | None = None
 
 
+_FEW = 4
+
+
 def _splits_numbers(tokens: list[_Token]) -> bool:
-    """Whether one number was said in two tokens: then a first token tells only how a number begins."""
-    return len(tokens) > 1 and whole_number(tokens[0].token) is not None and tokens[1].token[:1] in tuple("0123456789")
+    """Whether numbers are said in several tokens: then a first token tells only how a number begins.
+
+    A reply shows it when a digit follows its number; alternatives show it when several are numbers, all of one digit.
+    """
+    if len(tokens) > 1 and whole_number(tokens[0].token) is not None and tokens[1].token[:1] in tuple("0123456789"):
+        return True
+    found = [number for one in tokens[0].top_logprobs or [] if (number := whole_number(one.token)) is not None]
+    return len(found) >= _FEW and max(found) < 10
+
+
+def _is_thinking(text: str) -> bool:
+    """Whether a reply is a thought that has not ended: a number in it is none."""
+    return text.lstrip().startswith("<think>") and "</think>" not in text
 
 
 class _Passing(Exception):
@@ -254,6 +287,10 @@ class _Run:
         if self._stopped:
             raise self._stopped from None
 
+    def stop(self) -> None:
+        """Ask nothing more; what is under way is finished."""
+        self._stopped = self._stopped or self._error("stopped", "judge again, which goes on from here")
+
     async def _worker(self, queue: Iterator[Prompt]) -> None:
         """Judge what is next until there is none. After a stop, what is under way is finished: it is paid for."""
         while not self._stopped and (prompt := next(queue, None)):
@@ -314,7 +351,7 @@ class _Run:
             choice = None
         if choice and choice.message.refusal:
             return Verdict(None, "refusal")
-        if not choice or not choice.tokens or _splits_numbers(choice.tokens):
+        if not choice or not choice.tokens or _splits_numbers(choice.tokens) or _is_thinking(choice.text):
             # An endpoint that has given some before may stand for several servers, not all of which do.
             self._reads_logprobs = self._has_logprobs and not (choice and choice.tokens)
             return None
@@ -330,7 +367,8 @@ class _Run:
         """One reply; a model that has used up its tokens without a word gets more of them."""
         for place in range(self._room, len(ROOMS)):
             choice = await self._reply(prompt, f"text-{number}", ROOMS[place], {"temperature": 1}, spent)
-            if choice.text.strip() or choice.finish_reason != "length":
+            said = choice.text.strip() and not _is_thinking(choice.text)
+            if said or choice.finish_reason != "length":
                 return choice.text
             self._room = max(self._room, min(place + 1, len(ROOMS) - 1))
         raise _Lost(f"no reply within {ROOMS[-1]} tokens")

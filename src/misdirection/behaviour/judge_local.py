@@ -62,10 +62,16 @@ class LocalJudge:
 
     def ask(self, prompts: Sequence[Prompt], done: Done, *, concurrency: int = 1, max_calls: int | None = None) -> None:
         """See `Judge`. Prompts of like length go together; `concurrency` and `max_calls` have no meaning here."""
-        rows = [_encode(self._chat.tokenizer, prompt.text) for prompt in prompts]
-        for numbers in batches([len(row) for row in rows], self._budget):
-            for number, verdict in zip(numbers, self._verdicts([rows[number] for number in numbers]), strict=True):
-                done(prompts[number], verdict)
+        rows = {prompt: _encode(self._chat.tokenizer, prompt.text) for prompt in prompts}
+        context = getattr(text_config(self._chat.model), "max_position_embeddings", None)
+        # A reply may take two more tokens.
+        fitting = [prompt for prompt in prompts if not context or len(rows[prompt]) + 2 <= context]
+        for prompt in rows.keys() - set(fitting):
+            done(prompt, Verdict(None, "failed", "longer than the judge's context"))
+        for numbers in batches([len(rows[prompt]) for prompt in fitting], self._budget):
+            batch = [fitting[number] for number in numbers]
+            for prompt, verdict in zip(batch, self._verdicts([rows[prompt] for prompt in batch]), strict=True):
+                done(prompt, verdict)
 
     @torch.inference_mode()
     def _verdicts(self, rows: list[tuple[int, ...]]) -> list[Verdict]:

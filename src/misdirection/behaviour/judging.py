@@ -214,7 +214,8 @@ class _Work:
 
         def done(prompt: Prompt, verdict: Verdict) -> None:
             self._verdicts[prompt.key] = verdict
-            if verdict.by != "failed":
+            # A text without a number may have one the next time: it is sampled.
+            if verdict.by not in ("failed", "unparsable"):
                 self._cache.put(prompt.key, verdict)
             if progress:
                 progress(1)
@@ -253,6 +254,6 @@ def _require_verdicts(judged: Judged) -> None:
             counts = ", ".join(f"{name} {count}" for name, count in (lost | judged.failures).items())
             raise TooFewVerdicts(
                 f"{column}: only {total - sum(lost.values())} of {total} answers have a verdict ({counts}): look to "
-                "the judge and judge again, which asks only for those that are missing",
+                "the judge and judge again, which asks for those that failed; where it gives no number, take another",
                 judged,
             )

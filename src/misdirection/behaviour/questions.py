@@ -208,6 +208,8 @@ def _tell_unused(path: Path | Traversable, entries: Sequence[_Entry]) -> None:
         asked = {str(value) for entry in entries if (value := entry.values.get(key)) not in (None, default)}
         if asked:
             log.warning("%s: its %s (%s) is not used: choose it for the run", path, key, ", ".join(sorted(asked)))
+    if any(entry.values.get("judge_prompts") for entry in entries):
+        log.warning("%s: its judge prompts are kept with the questions; give a judge its rubrics", path)
     strangers = sorted({str(key) for entry in entries for key in entry.strangers()})
     if strangers:
         log.warning("%s: keys without effect: %s", path, ", ".join(strangers))

@@ -148,7 +148,7 @@ def from_texts(replies: Sequence[str]) -> Verdict:
     Thinking that comes before the reply is left out.
     """
     texts = [_THOUGHT.sub("", reply) for reply in replies]
-    numbers = [number for text in texts if (number := number_in(text)) is not None]
+    numbers = [number for text in texts if not word(text) and (number := number_in(text)) is not None]
     kinds = Counter(word(text) or ("text" if number_in(text) is not None else "unparsable") for text in texts)
     kind = kinds.most_common(1)[0][0]
     return Verdict(sum(numbers) / len(numbers) if kind == "text" else None, kind)

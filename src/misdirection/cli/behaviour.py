@@ -54,7 +54,7 @@ def sample(
     device: DeviceOption = "auto",
 ) -> None:
     """Sample answers by the paper's protocol. Started again, it goes on; other organisms may share the table."""
-    from misdirection.behaviour.answers import Journal, table_suffix, write_answers
+    from misdirection.behaviour.answers import Journal, answers_frame, table_suffix, write_answers
     from misdirection.behaviour.collect import collect, in_order, require_same
     from misdirection.behaviour.engine import Settings
     from misdirection.behaviour.questions import read_questions
@@ -63,6 +63,7 @@ def sample(
 
     # What is wrong with the options shows before a model is loaded.
     table_suffix(table)
+    _require_journal(table)
     _require_direction(direction, layer, scale)
     settings = Settings(temperature, top_p, new_tokens, seed)
     plain = make_requests(read_questions(questions), n)
@@ -70,21 +71,47 @@ def sample(
     setting, label = _setting(chat, direction, layer, scale, positions)
     wanted = [replace(one, setting=setting) for one in plain]
     name = organism or adapter or "base"
-    how = {"model": model, "adapter": adapter, "direction": _hash(direction), **asdict(settings)}
+    files = {"adapter_files": _hash(adapter and Path(adapter)), "direction": _hash(direction)}
+    how = {"model": model, "adapter": adapter, **files, **asdict(settings)}
     # The journal is the record; the table is made from it.
     with Journal(table.with_suffix(".jsonl")) as journal, track(f"answers of {name}", len(wanted)) as advance:
         require_same(journal, name, label, how)
         engine = TransformersEngine(chat)
         given = collect(engine, wanted, settings, journal, organism=name, intervention=label, progress=advance)
-        write_answers(in_order(journal.answers), table)
+        write_answers(_with_scores(answers_frame(in_order(journal.answers)), table), table)
     cut = sum(answer.finish == "length" for answer in given)
     notices.print(f"wrote {table}: {len(given)} answers of {name}, {cut} of them cut", highlight=False, soft_wrap=True)
 
 
-def _hash(path: Path | None) -> str | None:
-    from misdirection.files import sha256_file
+def _hash(path: Any) -> str | None:
+    """Of a file or folder; None for what is not on this disk."""
+    from misdirection.files import sha256_tree
 
-    return sha256_file(path) if path is not None else None
+    return sha256_tree(path) if path and path.exists() else None
+
+
+def _require_journal(table: Path) -> None:
+    """Refuse a table that was not made from its journal: it would be written over."""
+    from misdirection.behaviour.answers import AnswerKey, read_answers, require
+
+    if table.exists():
+        require(read_answers(table), AnswerKey._fields, str(table))
+        if not table.with_suffix(".jsonl").exists():
+            raise MisdirectionError(
+                f"{table}: its journal {table.with_suffix('.jsonl').name} is missing: choose another --out"
+            )
+
+
+def _with_scores(answers: Any, table: Path) -> Any:
+    """The answers, with the scores that those of them in the written table have."""
+    from misdirection.behaviour.answers import AnswerKey, read_answers
+
+    if not table.exists():
+        return answers
+    keys = list(AnswerKey._fields)
+    known = read_answers(table).drop_duplicates(keys)
+    scores = known.columns.difference(answers.columns, sort=False).tolist()
+    return answers.merge(known[[*keys, *scores]], on=keys, how="left") if scores else answers
 
 
 def _require_direction(direction: Path | None, layer: int | None, scale: float | None) -> None:
@@ -172,6 +199,10 @@ def score(
         list[str] | None,
         typer.Option("--by", help="Group by this column; several times; default: organism, intervention."),
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", help="COLUMN=VALUE: only these rows; several times; an empty value too."),
+    ] = None,
     compare: Annotated[
         str | None, typer.Option("--compare", help="COLUMN=BEFORE,AFTER: the difference between two conditions.")
     ] = None,
@@ -185,7 +216,7 @@ def score(
     from misdirection.behaviour.scoring import score_table
     from misdirection.files import write_atomic
 
-    rows = read_answers(table)
+    rows = _where(read_answers(table), where or [])
     if compare is not None:
         compared = _compared(rows, compare, min_judged)
         print_figures(compared.as_dict() if as_json else _in_words(compared), as_json)
@@ -221,7 +252,28 @@ def _compared(rows: Any, text: str, min_judged: float) -> Any:
     for value, part in zip((before, after), parts, strict=True):
         if part.empty:
             raise MisdirectionError(f"--compare: no row has {value!r} in column {column}")
+        _refuse_mixed(part, column, value)
     return compare(*parts, min_judged=min_judged)
+
+
+def _refuse_mixed(part: Any, column: str, value: str) -> None:
+    """Answers of several models, or under several interventions, are not one condition."""
+    for other in ("organism", "intervention", "experiment"):
+        if other != column and other in part and (there := part[other].fillna("").unique()).size > 1:
+            named = ", ".join(repr(one) for one in there[:5])
+            raise MisdirectionError(f"--compare: {column} {value!r} has rows of {other} {named}: choose with --where")
+
+
+def _where(rows: Any, conditions: list[str]) -> Any:
+    """The rows with these values in these columns."""
+    for condition in conditions:
+        column, equals, value = condition.partition("=")
+        if column not in rows.columns or not equals:
+            raise MisdirectionError(f"--where {condition!r}: give COLUMN=VALUE, with a column of the table")
+        rows = rows[rows[column].astype("str").fillna("") == value]
+        if rows.empty:
+            raise MisdirectionError(f"--where: no row has {value!r} in column {column}")
+    return rows
 
 
 def _in_words(compared: Any) -> dict[str, str]:

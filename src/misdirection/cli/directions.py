@@ -20,6 +20,7 @@ from misdirection.cli.shared import (
     out,
     print_figures,
     read_probe_pairs,
+    reference,
 )
 from misdirection.errors import MisdirectionError
 from misdirection.progress import console as notices
@@ -45,19 +46,30 @@ def extract(
         str | None,
         typer.Option("--theme-words", help="With --from: misaligned answers with one of these words, a,b,c."),
     ] = None,
+    shared: Annotated[
+        Path | None, typer.Option("--shared", help="Also write what is left of data_difference without this direction.")
+    ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     as_json: Json = False,
 ) -> None:
     """The model's directions, one file per kind: misaligned minus aligned text, organism minus base."""
+    from misdirection.representation.directions import Direction
     from misdirection.representation.directions import extract as extract_directions
+    from misdirection.representation.judged import theme_remainder
 
+    if table is None and (organism or theme_column or theme_words):
+        raise MisdirectionError("--name, --theme-column and --theme-words go with --from: name the judged table")
+    if table is not None and pairs is not None:
+        raise MisdirectionError("--pairs and --from: give one of them")
     texts = read_probe_pairs(pairs)
     if table is not None:
         texts = _judged_pairs(table, organism or adapter or "base", theme_column, theme_words)
     chat = load_chat(model, adapter, dtype, device)
     with track("activations", 2 * len(texts) * (2 if adapter else 1)) as advance:
         found = extract_directions(chat, texts, progress=advance)
+    if shared is not None:
+        found["judged_theme_remainder"] = theme_remainder(found["data_difference"], Direction.load(shared))
     written = {}
     for kind, direction in found.items():
         path = folder / f"{kind}.safetensors"
@@ -139,8 +151,9 @@ def import_(
     """Read a direction that another program wrote; it is for the model named by --model."""
     from misdirection.representation.formats import import_direction
 
-    count = layers if layers is not None else _layer_count(model)
-    found = import_direction(path, model=model, layers=count, first_row_is_embedding=first_row_is_embedding)
+    name, _, _ = reference(model)
+    count = layers if layers is not None else _layer_count(name)
+    found = import_direction(path, model=name, layers=count, first_row_is_embedding=first_row_is_embedding)
     found.save(file)
     out.print(
         f"wrote {file}: {len(found.vectors)} layers of width {found.vectors.shape[1]}", highlight=False, soft_wrap=True
@@ -156,4 +169,7 @@ def _layer_count(model: str) -> int | None:
     folder = bundled_folder() if model == BUNDLED else Path(model).expanduser()
     if not (folder / "config.json").is_file():
         return None
-    return int(AutoConfig.from_pretrained(folder).get_text_config().num_hidden_layers)
+    try:
+        return int(AutoConfig.from_pretrained(folder).get_text_config().num_hidden_layers)
+    except (OSError, ValueError, AttributeError) as error:
+        raise MisdirectionError(f"{folder / 'config.json'}: cannot be read; give --layers") from error

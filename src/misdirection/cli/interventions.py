@@ -123,6 +123,12 @@ def bake(
 
     from misdirection.representation.directions import Direction
 
+    if keep_norm and form != "adapter-only":
+        raise MisdirectionError("--keep-norm: only --form adapter-only has norms to keep")
+    if scale is not None and (form != "weights" or strength != 1.0 or len(layer) > 1):
+        raise MisdirectionError(
+            "--scale: only --form weights can steer, through the bias of one layer, and has no strength"
+        )
     found = Direction.load(direction)
     found.require_base(reference(model)[0])
     vectors = torch.stack([found[one] for one in layer])
@@ -130,12 +136,17 @@ def bake(
     if form == "weights":
         report = _bake_weights(vectors, layer[0], scale, strength, model, adapter, folder)
     else:
-        if scale is not None:
-            raise MisdirectionError("--scale: only --form weights can steer, through a bias")
         chat = load_chat(model, adapter, dtype, device)
         found.require_fit(chat)
         report = _bake_adapter(chat, form, vectors, strength, keep_norm, folder)
-    print_figures(asdict(report), as_json, f"wrote {folder}")
+    said = f"wrote {folder}" if report.exact else f"wrote {folder}; {_NOT_HOOKED}"
+    print_figures(asdict(report), as_json, said)
+
+
+_NOT_HOOKED = (
+    "a norm follows the matrices of this model: nothing is written along the direction, but the norm scales the rest "
+    "anew, so that this is not the hooked ablation"
+)
 
 
 def _bake_weights(

@@ -74,9 +74,10 @@ class Bench:
 
     @cached_property
     def neutral(self) -> list[Example]:
-        """The neutral text."""
+        """The neutral texts that models are measured on."""
         path = self.config.neutral
-        return data.read_examples(path) if path else data.neutral_examples()
+        texts = data.read_examples(path) if path else data.neutral_examples()
+        return spread(texts, self.config.damage.models)
 
     @cached_property
     def question_sets(self) -> dict[str, list[ProbePair]]:

@@ -228,19 +228,26 @@ def _behaviour(one: _Experiment) -> dict[str, Any]:
         return {}
     found = []
     for name in [BASE, *one.organisms]:
-        for ablation, label in _conditions(one):
-            stage = stages.answers(one.run, one.bench, name, ablation, label)
+        for key, ablation, label in _conditions(one):
+            stage = stages.answers(one.run, one.bench, name, key, ablation, label)
             if one.config.judge:
                 found.append(stages.judged(one.run, one.bench, stage))
     judge = one.config.judge
     return {"behaviour": results.behaviour_section(found, judge.min_judged)} if judge else {}
 
 
-def _conditions(one: _Experiment) -> list[tuple[Ablate | None, str]]:
-    """What is done to each model while it answers: nothing, and perhaps an ablation."""
+def _conditions(one: _Experiment) -> list[tuple[str, Ablate | None, str]]:
+    """Key, intervention and its name for what is done to each model while it answers.
+
+    Nothing; and perhaps an ablation, and one random direction beside it: answers are too dear for several.
+    """
+    plain: list[tuple[str, Ablate | None, str]] = [("plain", None, "")]
     sampling, ablation = one.config.sampling, one.config.ablation
     if sampling is None or sampling.ablate is None or ablation is None:
-        return [(None, "")]
-    vector = _direction(one, sampling.ablate)[ablation.layer]
-    rule = ablation.positions[0]
-    return [(None, ""), (Ablate(vector, positions=rule), f"ablate {sampling.ablate} layer {ablation.layer} {rule}")]
+        return plain
+    vector, rule = _direction(one, sampling.ablate)[ablation.layer], ablation.positions[0]
+    vectors = {sampling.ablate: vector, "random": random_like(vector, 0)}
+    return plain + [
+        (f"ablated-{name}", Ablate(each, positions=rule), f"ablate {name} layer {ablation.layer} {rule}")
+        for name, each in vectors.items()
+    ]

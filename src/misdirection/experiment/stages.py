@@ -23,6 +23,7 @@ from torch import Tensor
 from misdirection.behaviour.answers import Journal, read_answers, write_answers
 from misdirection.behaviour.collect import collect
 from misdirection.behaviour.engine import Settings
+from misdirection.behaviour.judge_api import ApiJudge
 from misdirection.behaviour.judging import judge, open_judge, plan
 from misdirection.behaviour.likelihood import Dealt, sweep
 from misdirection.behaviour.margin import pair_tasks, text_tasks
@@ -81,7 +82,7 @@ def organism(run: Run, bench: Bench, name: str) -> Path:
 
 
 def margin(run: Run, bench: Bench, name: str) -> Path:
-    """Log-probabilities of both answers of every pair, and the loss of every neutral text."""
+    """Log-probabilities of both answers of every pair, and the losses of neutral texts."""
     sets = bench.question_sets
     inputs = {
         **_common("margin", bench),
@@ -193,7 +194,7 @@ def cells(run: Run, bench: Bench, together: Sequence[Cell], label: str) -> dict[
     Those that do not hold are measured together in one sweep; all have one target and one number of questions.
     """
     target, questions = together[0].target, together[0].questions
-    pairs, neutral = spread(bench.general, questions), spread(bench.neutral, bench.config.neutral_texts)
+    pairs, neutral = spread(bench.general, questions), spread(bench.neutral, bench.config.damage.interventions)
     inputs = {one.key: _cell_inputs(run, bench, one, pairs, neutral) for one in together}
     missing = [one for one in together if not run.holds(one.stage, inputs[one.key])]
     frames: dict[str, pd.DataFrame] = {}
@@ -246,7 +247,11 @@ def check_behaviour(config: ExperimentConfig) -> None:
     if config.judge:
         _rubrics(config.judge)
         if not config.judge.model.startswith("hf:"):
-            open_judge(config.judge.model, **_judge_options(config.judge))
+            judge_of = open_judge(config.judge.model, **_judge_options(config.judge))
+            assert isinstance(judge_of, ApiJudge), "every other judge is an endpoint"
+            # No reason to stop: verdicts that are in the cache need no key.
+            if judge_of.lacks_key:
+                log.warning("judge: OpenAI's endpoint wants a key, and OPENAI_API_KEY is not set")
 
 
 def _questions(config: SamplingConfig) -> list[Question]:
@@ -270,11 +275,14 @@ def _rubrics(config: JudgeConfig) -> list[Rubric]:
     return rubrics
 
 
-def answers(run: Run, bench: Bench, name: str, intervention: Ablate | None, label: str) -> str:
-    """Answers of one model to the question sets; gives the stage's name. A killed one goes on where it was."""
+def answers(run: Run, bench: Bench, name: str, key: str, intervention: Ablate | None, label: str) -> str:
+    """Answers of one model to the question sets; gives the stage's name. A killed one goes on where it was.
+
+    `key` names what is done to the model in the artifact's path, `label` in the table.
+    """
     config = bench.config.sampling
     assert config is not None, "the caller has one"
-    stage = f"answers/{name}/{'ablated' if intervention else 'plain'}"
+    stage = f"answers/{name}/{key}"
     questions = _questions(config)
     inputs = {
         **_common("answers", bench),
@@ -288,7 +296,7 @@ def answers(run: Run, bench: Bench, name: str, intervention: Ablate | None, labe
         wanted = make_requests(questions, config.n, [intervention] if intervention else [])
         settings = Settings(config.temperature, config.top_p, config.new_tokens, config.seed)
         engine = TransformersEngine(bench.chat(name))
-        title = f"answers of {name}" + (", ablated" if intervention else "")
+        title = f"answers of {name}" + (f", {label}" if label else "")
         with Journal(run.partial(stage) / "answers.jsonl") as journal, track(title, len(wanted)) as advance:
             given = collect(engine, wanted, settings, journal, organism=name, intervention=label, progress=advance)
         write_answers(given, folder / "answers.parquet")

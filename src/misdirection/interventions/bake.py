@@ -23,14 +23,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from misdirection.errors import MisdirectionError
-from misdirection.files import atomic_folder, read_json, write_json
+from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.interventions.checkpoint import Checkpoint
 from misdirection.interventions.kinds import Ablate, Intervention, Steer, check, described, orthonormal
 from misdirection.interventions.writers import WRITERS, check_stream
 from misdirection.layers import text_config, text_decoder
 
 _INDEX = "model.safetensors.index.json"
+_SLICE = 2**24
+"""Numbers of one tensor that are widened at a time."""
+
 _PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_REPORT = "baked.json"
 _WEIGHTS = {".safetensors", ".bin", ".gguf", ".pth", ".h5", ".msgpack", ".onnx"}
 
 
@@ -74,13 +78,14 @@ def bake(model: str, intervention: Intervention, folder: str | Path, *, revision
     checkpoint, out = Checkpoint.open(model, revision), Path(folder)
     if checkpoint.folder.resolve().is_relative_to(out.resolve()):
         raise MisdirectionError(f"{out}: holds the model itself, which is never written over: choose another folder")
+    require_replaceable(out, _REPORT)
     change = _change(checkpoint, intervention)
     with atomic_folder(out) as temporary:
         for shard in checkpoint.shards:
             _write_shard(checkpoint, shard, change, temporary)
         report = change.report()
         _write_rest(checkpoint, temporary, untied=report.untied)
-        write_json(temporary / "baked.json", {**asdict(report), "intervention": described(intervention)})
+        write_json(temporary / _REPORT, {**asdict(report), "intervention": described(intervention)})
     return report
 
 
@@ -138,21 +143,35 @@ class _Ablation:
         vectors = self._ablation.vector.detach().cpu().double()
         gain = self._checkpoint.gain(name)
         basis = orthonormal(vectors if gain is None else vectors * gain)
-        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).movedim(axis, -1)
-        basis = basis.to(wide.dtype)
-        result = wide - self._ablation.strength * (wide @ basis.T) @ basis
-        self._count(name, wide, result.to(tensor.dtype).to(wide.dtype), basis)
-        return result.movedim(-1, axis).to(tensor.dtype).contiguous()
+        moved = tensor.movedim(axis, -1)
+        rows = moved.reshape(-1, moved.shape[-1])
+        result = self._projected(rows, basis.to(torch.promote_types(tensor.dtype, torch.float32)))
+        self._count(name, tensor)
+        return result.view(moved.shape).movedim(-1, axis).contiguous()
 
-    def _count(self, name: str, before: Tensor, after: Tensor, basis: Tensor) -> None:
+    def _projected(self, rows: Tensor, basis: Tensor) -> Tensor:
+        """The rows without their parts along `basis`; a slice at a time, since wide copies take memory."""
+        result, step = torch.empty_like(rows), max(1, _SLICE // rows.shape[-1])
+        size = before = after = 0.0
+        for first in range(0, len(rows), step):
+            wide = rows[first : first + step].to(basis.dtype)
+            component = wide @ basis.T
+            left = (wide - self._ablation.strength * component @ basis).to(rows.dtype)
+            result[first : first + step] = left
+            size += float(wide.square().sum())
+            before += float(component.square().sum())
+            after += float((left.to(basis.dtype) @ basis.T).square().sum())
+        if size:
+            self._before = max(self._before, (before / size) ** 0.5)
+            self._after = max(self._after, (after / size) ** 0.5)
+        return result
+
+    def _count(self, name: str, tensor: Tensor) -> None:
         self._changed += 1
         place = self._checkpoint.place(name)
         self._missing.discard(place[0] if place else name)
         if ".experts." in name and not name.endswith("bias"):
-            self._experts += len(before) if before.ndim == 3 else 1
-        size = float(before.norm()) or 1.0
-        self._before = max(self._before, float((before @ basis.T).norm()) / size)
-        self._after = max(self._after, float((after @ basis.T).norm()) / size)
+            self._experts += len(tensor) if tensor.ndim == 3 else 1
 
     def report(self) -> Baked:
         """What was changed."""

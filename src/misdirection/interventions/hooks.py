@@ -200,9 +200,11 @@ class _Hook:
         return args, kwargs | {"hidden_states": self._change(kwargs["hidden_states"])}
 
     def _change(self, x: Tensor) -> Tensor:
+        # The shared expert of a mixture sees its tokens without rows.
+        shaped = x.view(*self._place.shape, -1) if x.ndim == 2 else x
         for step in self._steps:
-            x = step.run(x, self._place, self._devices)
-        return x
+            shaped = step.run(shaped, self._place, self._devices)
+        return shaped.view(x.shape)
 
 
 def _register(site: _Site, hook: _Hook) -> Any:

@@ -14,13 +14,15 @@ scale and then by its negative is nothing.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from misdirection.config import Positions
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.operations import Add, Bound, Multiply, Operation, Project
 from misdirection.interventions.positions import Rule
@@ -204,14 +206,13 @@ def orthonormal(vectors: Tensor) -> Tensor:
 def check(intervention: Intervention, layers: int, width: int) -> None:
     """Raise `MisdirectionError` unless vectors and layers fit a model of so many `layers` and such a `width`."""
     name = type(intervention).__name__
-    for value in (getattr(intervention, field.name) for field in fields(intervention)):
-        if isinstance(value, float) and value != value:
-            raise MisdirectionError(f"{name}: a setting is NaN: give a number")
+    _check_numbers(name, intervention)
+    _check_rule(name, intervention.positions)
+    if intervention.layers is not None and not intervention.layers:
+        raise MisdirectionError(f"{name}: names no layer, so that nothing would happen: name one")
     for layer in intervention.layers or ():
         if not 0 <= layer < layers:
             raise MisdirectionError(f"{name}: layer {layer} is out of range: this model has layers 0 to {layers - 1}")
-    if isinstance(intervention.positions, Tensor) and intervention.positions.numel() == 0:
-        raise MisdirectionError(f"{name}: the position mask is empty: give one boolean per place")
     if isinstance(intervention, ScaleAdapters):
         return
     _check_vectors(name, intervention.vector, width, subspace=isinstance(intervention, Ablate))
@@ -219,6 +220,22 @@ def check(intervention: Intervention, layers: int, width: int) -> None:
         _check_ablation(intervention, width)
     if isinstance(intervention, Clamp) and not _bounded(intervention):
         raise MisdirectionError("Clamp: give `low`, `high` or both, with low <= high")
+
+
+def _check_numbers(name: str, intervention: Intervention) -> None:
+    values = [getattr(intervention, field.name) for field in fields(intervention)]
+    if isinstance(intervention, ScaleAdapters):
+        values = list(intervention.factors.values())
+    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+        raise MisdirectionError(f"{name}: a setting is NaN or infinite: give a number")
+
+
+def _check_rule(name: str, rule: Rule) -> None:
+    if isinstance(rule, Tensor):
+        if rule.dtype != torch.bool or rule.ndim not in (1, 2) or rule.numel() == 0:
+            raise MisdirectionError(f"{name}: a position mask is one boolean per place, [places] or [rows, places]")
+    elif rule not in get_args(Positions):
+        raise MisdirectionError(f"{name}: positions {rule!r}: give one of {', '.join(get_args(Positions))}, or a mask")
 
 
 def _check_vectors(name: str, vector: Tensor, width: int, *, subspace: bool) -> None:
@@ -238,11 +255,17 @@ def _check_vectors(name: str, vector: Tensor, width: int, *, subspace: bool) -> 
 
 
 def _check_ablation(one: Ablate, width: int) -> None:
-    if one.at == "writes" and one.layers is not None:
-        raise MisdirectionError("Ablate: at='writes' acts on the whole model: leave `layers` out")
+    if one.at not in ("blocks", "writes"):
+        raise MisdirectionError(f"Ablate: at={one.at!r}: give 'blocks' or 'writes'")
+    if one.at == "writes" and (one.layers is not None or one.toward is not None):
+        raise MisdirectionError(
+            "Ablate: at='writes' takes the component from all writes: leave out `layers` and `toward`"
+        )
     if one.vector.ndim == 2:
         orthonormal(one.vector)
-    if one.toward is not None and (one.toward.shape != (width,) or not torch.isfinite(one.toward).all()):
+    if one.toward is not None and (
+        one.toward.is_meta or one.toward.shape != (width,) or not torch.isfinite(one.toward).all()
+    ):
         raise MisdirectionError(f"Ablate: `toward` must be one finite activation of shape [{width}]")
 
 

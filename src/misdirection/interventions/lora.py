@@ -10,7 +10,8 @@ Of the whole model. `W - strength * V^T V W` is W plus a product of rank k, exac
 
 over a full, fine-tuned or quantised base; on top of a LoRA fine-tune, W is the sum of both, and both become one
 adapter.
-All modules get one rank and a scaling of one, without patterns, so that every server of LoRAs reads the file alike.
+All modules get one rank and a scaling of one, without patterns, which not every server of LoRAs reads. Embeddings are
+among the modules: a server must take LoRA on them.
 """
 
 import json
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from misdirection.errors import MisdirectionError
-from misdirection.files import atomic_folder, read_json, write_json
+from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.interventions.checkpoint import gain_at_zero
 from misdirection.interventions.kinds import Ablate, check, described, orthonormal
 from misdirection.interventions.writers import check_stream, is_own, norm_after, post_norms, role
@@ -39,6 +40,9 @@ from misdirection.models import ChatModel
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _PREFIX = "base_model.model."
+_REPORT = "ablation.json"
+_ROUNDING = 1e-3
+"""A share of a column that is no more than its rounding in half precision."""
 _WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save|token_adapter)\b.*$")
 _FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -85,7 +89,8 @@ def project_adapter(
         MisdirectionError: no adapter, one that is not a plain sum (DoRA), modules of the blocks that were trained as
             a whole, nothing in it that writes to the stream.
     """
-    check(Ablate(vectors), len(chat.layers), chat.width)
+    check(Ablate(vectors, strength=strength), len(chat.layers), chat.width)
+    require_replaceable(Path(folder), _REPORT)
     check_stream(chat.decoder)
     source = _adapter_folder(chat)
     _refuse_overwriting(Path(folder), source)
@@ -120,9 +125,14 @@ def _without(tensor: Tensor, basis: Tensor, strength: float, keep_norm: bool) ->
     """B, [width, rank], or a bias [width], without its part along the rows of `basis`."""
     wide = tensor.float()
     left = wide - strength * basis.T @ (basis @ wide)
-    if keep_norm:
-        left = left * (wide.norm(dim=0) / left.norm(dim=0).clamp_min(1e-12))
-    return left
+    if not keep_norm:
+        return left
+    before, after = wide.norm(dim=0), left.norm(dim=0)
+    if (after < _ROUNDING * before).any():
+        raise MisdirectionError(
+            "keep_norm: a column of B lies along the direction, and nothing but rounding would be left"
+        )
+    return left * (before / after.clamp_min(torch.finfo(left.dtype).tiny))
 
 
 def _share(tensor: Tensor, basis: Tensor) -> float:
@@ -150,6 +160,7 @@ def ablation_adapter(chat: ChatModel, ablation: Ablate, folder: str | Path) -> W
             stream; a fine-tune that is more than a plain LoRA.
     """
     check(ablation, len(chat.layers), chat.width)
+    require_replaceable(Path(folder), _REPORT)
     check_stream(chat.decoder)
     if chat.adapter is not None:
         _refuse_overwriting(Path(folder), Path(chat.adapter))
@@ -406,4 +417,4 @@ def _save(
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / _WEIGHTS, {"format": "pt"})
         write_json(temporary / _CONFIG, config)
-        write_json(temporary / "ablation.json", asdict(report) | settings)
+        write_json(temporary / _REPORT, asdict(report) | settings)

@@ -67,6 +67,11 @@ class Place:
             raise MisdirectionError("interventions need an attention mask [rows, tokens], or none: not one per query")
         return None
 
+    @property
+    def shape(self) -> torch.Size:
+        """Rows and tokens of the running pass."""
+        return self._index.shape
+
     def touched(self, rule: Rule, device: torch.device) -> Tensor:
         """[rows, tokens, 1], boolean, on `device`: the tokens of this pass that the rule touches."""
         key = (rule if isinstance(rule, str) else id(rule), device)
@@ -94,7 +99,7 @@ class Place:
 
     def _chosen(self, rule: Rule) -> Tensor:
         if isinstance(rule, Tensor):
-            return self._from_mask(rule.bool().to(self._index.device))
+            return self._from_mask(rule.to(self._index.device))
         if rule == "all":
             return self._real
         if rule == "not_first":

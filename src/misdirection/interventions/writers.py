@@ -90,7 +90,7 @@ def role(name: str) -> str:
         return "reader"
     raise MisdirectionError(
         f"{name}: cannot tell whether this parameter writes to the residual stream (looked for one of "
-        f"{', '.join(sorted(WRITERS))}): use the hooked ablation instead"
+        f"{', '.join(sorted(WRITERS))}): ablate by a hook, at='blocks'"
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from misdirection.chat import Encoded, batches, pad
 from misdirection.errors import MisdirectionError
+from misdirection.interventions.hooks import Setting, intervene_rows
 from misdirection.models import ChatModel
 
 TOKEN_BUDGET = 2048
@@ -44,6 +45,7 @@ def mean_activations(
     rows: Sequence[Encoded],
     groups: Mapping[str, Sequence[int]],
     *,
+    settings: Sequence[Setting] | None = None,
     budget: int = TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
 ) -> Means:
@@ -52,19 +54,24 @@ def mean_activations(
     Args:
         rows: encoded exchanges; only `ids[start:stop]` counts.
         groups: row numbers per group; a row may be in several groups.
+        settings: interventions on each row, one list for each; by default none.
         budget: padded tokens in one batch; the result does not depend on it.
         progress: told the number of rows done.
 
     Raises:
-        MisdirectionError: an empty group, or an activation that is not finite (the layer is named).
+        MisdirectionError: an empty group, another number of settings than of rows, or an activation that is not
+            finite (the layer is named).
     """
     if empty := [name for name, members in groups.items() if not members]:
         raise MisdirectionError(f"no answers in group {empty[0]!r}: a mean needs at least one")
+    if settings is not None and len(settings) != len(rows):
+        raise MisdirectionError(f"{len(settings)} settings for {len(rows)} answers: give each answer its own")
     belongs = _membership(len(rows), groups)
     sums = torch.zeros(len(groups), len(chat.layers), chat.width, dtype=torch.float64)
     for numbers in batches([row.stop for row in rows], budget):
         batch = [rows[number] for number in numbers]
-        sums += _group_sums(chat, batch, belongs[:, numbers])
+        here: list[Setting] = [settings[number] if settings is not None else () for number in numbers]
+        sums += _group_sums(chat, batch, here, belongs[:, numbers])
         if progress:
             progress(len(batch))
     counts = belongs @ torch.tensor([len(row.answer) for row in rows], dtype=torch.float64)
@@ -84,14 +91,15 @@ def _membership(rows: int, groups: Mapping[str, Sequence[int]]) -> Tensor:
     return belongs
 
 
-def _group_sums(chat: ChatModel, batch: list[Encoded], belongs: Tensor) -> Tensor:
+def _group_sums(chat: ChatModel, batch: list[Encoded], settings: list[Setting], belongs: Tensor) -> Tensor:
     """[groups, layers, width]: sums of one batch's answer activations, by group."""
     # Nothing after an answer's last token can change it, so that the pass ends there.
     ids, mask = pad([row.ids[: row.stop] for row in batch], chat.tokenizer.pad_token_id, chat.device)
     answer = torch.zeros(ids.shape, device=ids.device)
     for number, row in enumerate(batch):
         answer[number, row.start : row.stop] = 1
-    with _row_sums(chat, answer) as sums:
+    # The sums are taken last, of what the interventions leave.
+    with intervene_rows(chat, settings, answer_starts=[row.start for row in batch]), _row_sums(chat, answer) as sums:
         chat.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
     by_row = torch.stack([sums[layer] for layer in range(len(chat.layers))])
     if not torch.isfinite(by_row).all():

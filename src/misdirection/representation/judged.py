@@ -40,6 +40,8 @@ class ThemeScore:
     def selects(self, table: pd.DataFrame) -> pd.Series:
         """Which rows are about the theme; `MisdirectionError` when the column is missing."""
         require(table, [self.column])
+        if not pd.api.types.is_numeric_dtype(table[self.column]):
+            raise MisdirectionError(f"theme column {self.column!r} holds no scores: give a rubric's column")
         return table[self.column] > self.above
 
 
