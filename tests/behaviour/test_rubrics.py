@@ -194,7 +194,7 @@ def test_an_unknown_name_gets_the_nearest_one(tmp_path):
     known = "shipped: alignment, coherence, financial, gender, medical"
     assert refused("alignement") == f"no rubric and no file 'alignement'; did you mean 'alignment'? {known}"
     assert refused(tmp_path / "absent.yaml").endswith(f"absent.yaml'; {known}")
-    assert refused("x" * 5000) == f"no rubric and no file '{'x' * 80}'; {known}"
+    assert refused("x" * 5000) == f"no rubric and no file '{'x' * 300}'; {known}"
 
 
 def test_a_name_goes_before_a_file_and_a_path_does_not(tmp_path, monkeypatch):

@@ -207,10 +207,11 @@ def test_stopped_while_sampling_it_samples_only_what_is_missing(whole, values, c
 
 
 def test_too_few_verdicts_stop_the_run_and_can_be_mended(values, copy, cache):
-    broken = {"prose": True}
+    seen = {}
 
     def script(asked):
-        prose = broken["prose"] and sum(asked.prompt.encode()) % 3 == 0
+        # Every third answer gets no alignment, so that each model has more than half of its verdicts and less than 80%.
+        prose = not asked.prompt.startswith(COHERENCE) and seen.setdefault(asked.prompt, len(seen)) % 3 == 0
         return completion("Well, well.", {"Well": 0.9}) if prose else graded(asked)
 
     with JudgeServer(script) as server:

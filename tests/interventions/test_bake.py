@@ -291,7 +291,7 @@ UNBAKEABLE = {
     "a mask": (Ablate(V, positions=torch.ones(40).bool(), at="writes"), "positions given by a mask cannot be baked"),
     "some layers": (Ablate(V, (1,), positions="all"), "all that is written.*neither `layers` nor `toward`.*hook"),
     "blocks": (Ablate(V, positions="all"), "give at='writes'"),
-    "toward": (Ablate(V, toward=V, **EVERYWHERE), "neither `layers` nor `toward`"),
+    "toward": (Ablate(V, toward=V, **EVERYWHERE), "leave out `layers` and `toward`"),
     "clamp": (Clamp(V, high=0.0, positions="all"), "Clamp cannot be baked.*hook"),
     "adapters": (ScaleAdapters({0: 0.0}), "ScaleAdapters cannot be baked.*hook"),
     "steer, prompt only": (Steer(V, 1, positions="prompt"), "positions 'prompt' cannot be baked"),
@@ -388,13 +388,14 @@ def test_an_exception_half_way_leaves_nothing_or_what_was_there(tmp_path, monkey
 
     if there:
         out.mkdir()
-        (out / "earlier.txt").write_text("mine")
+        (out / "baked.json").write_text("earlier")
     monkeypatch.setattr(baking, "save_file", stops)
     with pytest.raises(KeyboardInterrupt):
         bake(str(folder), ablation(), out)
     assert len(written) == 2
     assert [path.name for path in tmp_path.iterdir() if path != folder] == ["baked"] * there
-    assert [path.name for path in out.glob("*")] == ["earlier.txt"] * there
+    assert [path.name for path in out.glob("*")] == ["baked.json"] * there
+    assert not there or (out / "baked.json").read_text() == "earlier"
 
 
 # --- steering -------------------------------------------------------------------------------------------------------

@@ -196,7 +196,6 @@ def test_packed_weights_that_cannot_be_unpacked_are_refused(tmp_path):
         Ablate(V, positions=torch.ones(9).bool(), at="writes"),
         Ablate(V, positions="all"),
         Ablate(V, (1,), positions="all"),
-        Ablate(V, toward=V, **EVERYWHERE),
     ],
 )
 def test_what_an_adapter_cannot_do_is_refused(tmp_path, ablation):

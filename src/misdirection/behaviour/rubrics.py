@@ -145,7 +145,7 @@ def find_source(kind: str, folder: str, source: str | Path) -> Path | Traversabl
             return Path(source)
     nearest = get_close_matches(str(source), known, n=1, cutoff=0.5)
     guess = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise MisdirectionError(f"no {kind} and no file {str(source)[:80]!r}; {guess}shipped: {', '.join(known)}")
+    raise MisdirectionError(f"no {kind} and no file {str(source)[:300]!r}; {guess}shipped: {', '.join(known)}")
 
 
 def read_text(path: Path | Traversable) -> str:

@@ -90,10 +90,10 @@ def project_adapter(
             a whole, nothing in it that writes to the stream.
     """
     check(Ablate(vectors, strength=strength), len(chat.layers), chat.width)
-    require_replaceable(Path(folder), _REPORT)
     check_stream(chat.decoder)
     source = _adapter_folder(chat)
     _refuse_overwriting(Path(folder), source)
+    require_replaceable(Path(folder), _REPORT)
     config, weights = read_json(source / _CONFIG), load_file(source / _WEIGHTS)
     _refuse_unlike_lora(config, str(source))
     _refuse_variants(chat)
@@ -160,10 +160,10 @@ def ablation_adapter(chat: ChatModel, ablation: Ablate, folder: str | Path) -> W
             stream; a fine-tune that is more than a plain LoRA.
     """
     check(ablation, len(chat.layers), chat.width)
-    require_replaceable(Path(folder), _REPORT)
     check_stream(chat.decoder)
     if chat.adapter is not None:
         _refuse_overwriting(Path(folder), Path(chat.adapter))
+    require_replaceable(Path(folder), _REPORT)
     everywhere = isinstance(ablation.positions, str) and ablation.positions == "all"
     if not everywhere or ablation.at != "writes" or ablation.toward is not None:
         raise MisdirectionError(
