@@ -8,16 +8,14 @@ answer tokens at every layer should cost little beside the forward itself.
 
 import json
 import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
 
 import misdirection as md
 from misdirection.chat import batches, pad
 from misdirection.representation.extraction import TOKEN_BUDGET, mean_activations
+from timing import interleaved
 
 ROUNDS = 5
 QUESTIONS = 16
@@ -39,7 +37,7 @@ def main() -> None:
                 chat.decoder(input_ids=inputs, attention_mask=mask, use_cache=False)
 
     sides = {"bare": bare, "extraction": lambda: mean_activations(chat, rows, groups)}
-    rates = {name: tokens / seconds for name, seconds in interleaved(sides).items()}
+    rates = {name: tokens / seconds for name, seconds in interleaved(sides, ROUNDS).items()}
     ratio = rates["extraction"] / rates["bare"]
     for name, rate in rates.items():
         print(f"{name:<12}{rate:8.0f} tokens/s")
@@ -47,18 +45,6 @@ def main() -> None:
     if "--json" in sys.argv:
         facts = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
         print(json.dumps({"ratios": {"extraction_over_bare": ratio}, "tokens_per_second": rates, **facts}))
-
-
-def interleaved(sides: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each side over `ROUNDS` rounds, after a warm-up, in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(ROUNDS + 1):
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ memory       peak beyond the model, of `mean_activations` / of the straightforwa
 
 import json
 import platform
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from misdirection.behaviour.margin import pair_tasks
 from misdirection.chat import Encoded, batches, pad
 from misdirection.models import ChatModel
 from misdirection.representation.extraction import TOKEN_BUDGET, mean_activations
+from timing import interleaved
 
 ROUNDS = 3
 QUESTIONS = 4
@@ -66,7 +65,7 @@ def sweep_ratio(chat: ChatModel) -> dict[str, float]:
         return torch.stack(found)
 
     torch.testing.assert_close(one_at_a_time(), sweep(chat, tasks, settings), atol=1e-3, rtol=0)
-    seconds = interleaved({"alone": one_at_a_time, "sweep": lambda: sweep(chat, tasks, settings)})
+    seconds = interleaved({"alone": one_at_a_time, "sweep": lambda: sweep(chat, tasks, settings)}, ROUNDS)
     return {"sweep": seconds["alone"] / seconds["sweep"]}
 
 
@@ -83,7 +82,7 @@ def hook_ratios(chat: ChatModel) -> dict[str, float]:
         return run
 
     ways = {"bare": forward(), "one layer": forward(md.Steer(vector, 15)), "all layers": forward(md.Ablate(vector))}
-    seconds = interleaved(ways, rounds=4 * ROUNDS)
+    seconds = interleaved(ways, 4 * ROUNDS)
     return {name: seconds[name] / seconds["bare"] for name in ("one layer", "all layers")}
 
 
@@ -98,7 +97,7 @@ def extraction_ratios(chat: ChatModel) -> dict[str, float]:
     own = mean_activations(chat, rows, {"all": range(len(rows))}).vectors["all"]
     # The last entry of hidden_states has passed the final norm: one of the reasons not to do it so.
     torch.testing.assert_close(straightforward(chat, rows)[:-1], own[:-1], atol=1e-3, rtol=1e-3)
-    seconds = interleaved(ways)
+    seconds = interleaved(ways, ROUNDS)
     return {"extraction": seconds["straightforward"] / seconds["ours"], "bare": seconds["bare"] / seconds["ours"]}
 
 
@@ -160,18 +159,6 @@ def status(name: str) -> float:
     """A figure of this process in megabytes, as Linux tells it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def interleaved(ways: Ways, rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of each way, in turn, after a warm-up round."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 if __name__ == "__main__":

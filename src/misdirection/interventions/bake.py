@@ -24,16 +24,14 @@ from torch import Tensor
 
 from misdirection.errors import MisdirectionError
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
-from misdirection.interventions.checkpoint import Checkpoint
+from misdirection.interventions.checkpoint import INDEX, PLAIN, Checkpoint
 from misdirection.interventions.kinds import Ablate, Intervention, Steer, check, described, orthonormal
 from misdirection.interventions.writers import WRITERS, check_stream
 from misdirection.layers import text_config, text_decoder
 
-_INDEX = "model.safetensors.index.json"
 _SLICE = 2**24
 """Numbers of one tensor that are widened at a time."""
 
-_PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _REPORT = "baked.json"
 _WEIGHTS = {".safetensors", ".bin", ".gguf", ".pth", ".h5", ".msgpack", ".onnx"}
 
@@ -136,7 +134,7 @@ class _Ablation:
         """A tensor that writes without its part along the directions; any other as it is."""
         if name not in self._written:
             return tensor
-        if tensor.dtype not in _PLAIN:
+        if tensor.dtype not in PLAIN:
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise MisdirectionError(f"{name}: its weights are packed ({dtype}): bake the unquantised model instead")
         axis = self._checkpoint.output_axis(name, tensor)
@@ -236,11 +234,11 @@ def _write_rest(checkpoint: Checkpoint, folder: Path, *, untied: bool) -> None:
             if section is not None:
                 section["tie_word_embeddings"] = False
         write_json(folder / "config.json", config)
-    if (checkpoint.folder / _INDEX).is_file():
-        index = read_json(checkpoint.folder / _INDEX)
+    if (checkpoint.folder / INDEX).is_file():
+        index = read_json(checkpoint.folder / INDEX)
         if untied and not checkpoint.stores_head:
             _add_head(index, checkpoint)
-        write_json(folder / _INDEX, index)
+        write_json(folder / INDEX, index)
 
 
 def _add_head(index: dict[str, Any], checkpoint: Checkpoint) -> None:

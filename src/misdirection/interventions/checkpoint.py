@@ -26,7 +26,9 @@ Part = Literal["writer", "reader", "norm", "embedding", "head", "other"]
 
 _OTHER = re.compile(r"(^|[._])(vision|visual|audio)(_|\.|$)")
 _QUANTISED = "quantization_config"
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
+PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+"""What weights are kept in when they are numbers and not packed."""
 _SINGLE = "model.safetensors"
 
 
@@ -51,7 +53,7 @@ class Checkpoint:
         Raises `MisdirectionError` when it is not there, has no safetensors files, or is quantised.
         """
         folder = bundled_folder() if name == BUNDLED else _folder(name, revision)
-        if not any((folder / one).is_file() for one in (_INDEX, _SINGLE)):
+        if not any((folder / one).is_file() for one in (INDEX, _SINGLE)):
             raise MisdirectionError(f"{name}: no {_SINGLE} in {folder}: load it and save it again with safetensors")
         config = _config(name, folder)
         if any(getattr(one, _QUANTISED, None) for one in (config, config.get_text_config())):
@@ -69,9 +71,9 @@ class Checkpoint:
     @cached_property
     def shards(self) -> dict[str, list[str]]:
         """Names of tensors by file."""
-        if (self.folder / _INDEX).is_file():
+        if (self.folder / INDEX).is_file():
             found: dict[str, list[str]] = {}
-            for tensor, file in read_json(self.folder / _INDEX)["weight_map"].items():
+            for tensor, file in read_json(self.folder / INDEX)["weight_map"].items():
                 found.setdefault(file, []).append(tensor)
             return found
         with self._reading(_SINGLE) as file:

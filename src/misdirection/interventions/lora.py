@@ -32,13 +32,12 @@ from transformers.pytorch_utils import Conv1D
 
 from misdirection.errors import MisdirectionError
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
-from misdirection.interventions.checkpoint import gain_at_zero
+from misdirection.interventions.checkpoint import PLAIN, gain_at_zero
 from misdirection.interventions.kinds import Ablate, check, described, orthonormal
 from misdirection.interventions.writers import check_stream, is_own, norm_after, post_norms, role
 from misdirection.models import ChatModel
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _PREFIX = "base_model.model."
 _REPORT = "ablation.json"
 _ROUNDING = 1e-3
@@ -255,7 +254,7 @@ class _Module:
             )
         basis = orthonormal(self.facing(ablation.vector)).float()
         weight = dequantize_module_weight(own).detach()
-        if weight.dtype not in _PLAIN:
+        if weight.dtype not in PLAIN:
             dtype = str(weight.dtype).removeprefix("torch.")
             raise MisdirectionError(f"{self.name}: its weights are packed ({dtype}): load the unquantised model")
         weight = weight.float().cpu()

@@ -7,6 +7,7 @@ All but the scaling of adapters are moves along a few fixed vectors b_k, with co
 so that one batched rank-k update serves every kind. Products are taken in float32 or wider: a bf16 sum would lose them.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -15,12 +16,12 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Operation:
+class Operation(ABC):
     """Tensors of one intervention, or of one for each row; the first dimension is 1 or the number of rows."""
 
+    @abstractmethod
     def apply(self, x: Tensor, touched: Tensor) -> Tensor:
         """The changed `x`, [rows, tokens, width], in its own dtype; `touched` is [rows, tokens, 1], boolean."""
-        raise NotImplementedError
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The same with its tensors on a device and in a dtype."""
@@ -39,9 +40,9 @@ class Move(Operation):
 
     basis: Tensor
 
+    @abstractmethod
     def coefficients(self, x: Tensor) -> Tensor:
         """c, [rows, tokens, k], or what broadcasts to it."""
-        raise NotImplementedError
 
     def component(self, x: Tensor) -> Tensor:
         """x . b_k, [rows, tokens, k]."""
