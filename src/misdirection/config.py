@@ -65,6 +65,15 @@ class AblationConfig(_Section):
     questions: int = Field(48, ge=4)
 
 
+class MarginConfig(_Section):
+    """How many probe pairs the models are measured on, evenly taken from all; all when left out."""
+
+    general: int | None = Field(None, ge=4)
+    """General probe pairs; those under interventions are taken from these."""
+    held_out: int | None = Field(None, ge=4)
+    """Of every domain's held-out pairs."""
+
+
 class DamageConfig(_Section):
     """How many neutral texts damage is measured on, evenly taken from all."""
 
@@ -134,6 +143,7 @@ class ExperimentConfig(_Section):
     """General probe pairs, JSONL; the shipped ones when it is left out."""
     neutral: Path | None = None
     """Neutral text for damage; the shipped one when it is left out."""
+    margin: MarginConfig = MarginConfig()
     damage: DamageConfig = DamageConfig()
     random_seeds: int = Field(3, ge=1)
     """Random directions beside every intervention."""

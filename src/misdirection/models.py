@@ -283,7 +283,7 @@ def cache_folder() -> Path:
 
 
 def bundled_folder() -> Path:
-    """The bundled model as a safetensors folder; de-quantised from its GGUF file on first use (about 20 s)."""
+    """The bundled model as a safetensors folder; de-quantised from its GGUF file on first use (about 40 s)."""
     folder = cache_folder() / _COPY
     if _is_complete(folder):
         return folder
@@ -316,14 +316,17 @@ def _bundled_gguf() -> Path:
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
-    log.warning("de-quantising the bundled model into %s (once, about 20 s)", folder)
+    log.warning("de-quantising the bundled model into %s (once, about 40 s)", folder)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # Given to the other two, because each would parse the file's header for it, which takes seconds.
+        config = AutoConfig.from_pretrained(**source)
+        tokenizer = AutoTokenizer.from_pretrained(**source, config=config)
+        quantised = AutoModelForCausalLM.from_pretrained(**source, config=config, dtype=torch.float32)
     # A model that came from GGUF refuses to be saved; the same weights in a fresh model do not.
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(quantised.state_dict())
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(quantised.state_dict(), assign=True)
     plain.generation_config = quantised.generation_config
     with atomic_folder(folder) as temporary:
         plain.save_pretrained(temporary)

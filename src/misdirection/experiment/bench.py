@@ -68,9 +68,10 @@ class Bench:
 
     @cached_property
     def general(self) -> list[ProbePair]:
-        """The general probe pairs."""
+        """The general probe pairs that models are measured on."""
         path = self.config.probe_pairs
-        return data.read_pairs(path) if path else data.probe_pairs()
+        pairs = data.read_pairs(path) if path else data.probe_pairs()
+        return spread(pairs, self.config.margin.general)
 
     @cached_property
     def neutral(self) -> list[Example]:
@@ -81,8 +82,9 @@ class Bench:
 
     @cached_property
     def question_sets(self) -> dict[str, list[ProbePair]]:
-        """`general` and every domain's held-out pairs, by name."""
-        held_out = {name: self.domain_pairs(name, "held_out") for name in self.config.domains}
+        """`general` and every domain's held-out pairs that models are measured on, by name."""
+        count = self.config.margin.held_out
+        held_out = {name: spread(self.domain_pairs(name, "held_out"), count) for name in self.config.domains}
         return {"general": self.general, **{name: pairs for name, pairs in held_out.items() if pairs}}
 
     def domain_pairs(self, name: str, part: Part) -> list[ProbePair]:
@@ -114,9 +116,9 @@ class Bench:
         raise MisdirectionError("domains: none has good answers, so there are no pairs to extract directions from")
 
 
-def spread(rows: Sequence[Any], count: int) -> list[Any]:
-    """`count` rows, evenly taken from all, so that every theme stays in."""
-    if count >= len(rows):
+def spread(rows: Sequence[Any], count: int | None) -> list[Any]:
+    """`count` rows, evenly taken from all, so that every theme stays in; None takes all."""
+    if count is None or count >= len(rows):
         return list(rows)
     return [rows[number * len(rows) // count] for number in range(count)]
 
