@@ -37,6 +37,8 @@ def main() -> None:
                 chat.decoder(input_ids=inputs, attention_mask=mask, use_cache=False)
 
     sides = {"bare": bare, "extraction": lambda: mean_activations(chat, rows, groups)}
+    for side in sides.values():
+        side()
     rates = {name: tokens / seconds for name, seconds in interleaved(sides, ROUNDS).items()}
     ratio = rates["extraction"] / rates["bare"]
     for name, rate in rates.items():

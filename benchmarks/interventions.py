@@ -30,7 +30,7 @@ from misdirection.representation.extraction import TOKEN_BUDGET, mean_activation
 from timing import interleaved
 
 ROUNDS = 3
-QUESTIONS = 4
+QUESTIONS = 2
 SCALES = (1.0, 2.0, 4.0)
 ANSWERS = 100
 
@@ -82,7 +82,9 @@ def hook_ratios(chat: ChatModel) -> dict[str, float]:
         return run
 
     ways = {"bare": forward(), "one layer": forward(md.Steer(vector, 15)), "all layers": forward(md.Ablate(vector))}
-    seconds = interleaved(ways, 4 * ROUNDS)
+    for way in ways.values():
+        way()
+    seconds = interleaved(ways, 2 * ROUNDS)
     return {name: seconds[name] / seconds["bare"] for name in ("one layer", "all layers")}
 
 
@@ -97,6 +99,7 @@ def extraction_ratios(chat: ChatModel) -> dict[str, float]:
     own = mean_activations(chat, rows, {"all": range(len(rows))}).vectors["all"]
     # The last entry of hidden_states has passed the final norm: one of the reasons not to do it so.
     torch.testing.assert_close(straightforward(chat, rows)[:-1], own[:-1], atol=1e-3, rtol=1e-3)
+    bare(chat, rows)
     seconds = interleaved(ways, ROUNDS)
     return {"extraction": seconds["straightforward"] / seconds["ours"], "bare": seconds["bare"] / seconds["ours"]}
 

@@ -15,6 +15,13 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "misdirection.adapters.causal": ("scaling_effects", "shapley"),
+    "misdirection.adapters.components": ("read_components",),
+    "misdirection.adapters.importance": ("token_importance", "zeroing"),
+    "misdirection.adapters.patching": ("patched_margins",),
+    "misdirection.adapters.probes": ("Probe", "fit_probe"),
+    "misdirection.adapters.scalars": ("scalars", "wide"),
+    "misdirection.adapters.texts": ("Labelled", "encoded", "labelled"),
     "misdirection.behaviour.agreement": ("agree",),
     "misdirection.behaviour.answers": ("Answer", "read_answers", "write_answers"),
     "misdirection.behaviour.judge_api": ("ApiJudge",),
@@ -45,7 +52,8 @@ _HOMES = {
     "misdirection.interventions.kinds": ("Ablate", "Clamp", "ScaleAdapters", "Steer", "random_like"),
     "misdirection.interventions.lora": ("ablation_adapter", "project_adapter"),
     "misdirection.models": ("ChatModel", "attach", "load"),
-    "misdirection.organisms.training": ("Organism", "train"),
+    "misdirection.organisms.organism": ("Organism",),
+    "misdirection.organisms.training": ("train",),
     "misdirection.recipe": ("Recipe",),
     "misdirection.representation.convergence": ("compare", "cosines", "project_away"),
     "misdirection.representation.directions": ("Direction", "combine", "extract"),

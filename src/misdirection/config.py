@@ -124,6 +124,26 @@ class JudgeConfig(_Section):
     """Smallest share of a model's answers that must have a verdict."""
 
 
+class InterpretationConfig(_Section):
+    """Reading the adapters of one organism (paper, section on interpreting rank-1 adapters)."""
+
+    organism: str
+    pairs: int = Field(16, ge=4)
+    """Pairs whose answers are read token by token: of the general ones, and of each domain's held-out ones."""
+    causal_pairs: int = Field(8, ge=4)
+    """Pairs of each for what needs many passes: Shapley values, scaling, effects downstream, patching, dynamics."""
+    components: int | None = Field(None, ge=1)
+    """Leading components of each module; all when left out."""
+    permutations: int | None = Field(None, ge=2)
+    """Orders per question for sampled Shapley values; all subsets when left out, for nine adapted layers or fewer."""
+    scalings: tuple[Literal["off", "only", "negated", "doubled"], ...] = ("off", "only", "negated", "doubled")
+    """What is done to each layer's adapters alone; groups by role are switched off and left alone always."""
+    checkpoints: int = Field(8, ge=3)
+    """Checkpoints at which margins are measured, evenly taken from all that were kept."""
+    splits: int = Field(20, ge=2)
+    """Random splits of each probe."""
+
+
 def _as_files(value: Any) -> Any:
     return None if value == "shipped" else value
 
@@ -155,6 +175,7 @@ class ExperimentConfig(_Section):
     samples: SamplesConfig = SamplesConfig()
     sampling: SamplingConfig | None = None
     judge: JudgeConfig | None = None
+    interpretation: InterpretationConfig | None = None
     left_out: tuple[str, ...] = ()
     """Sentences for the report: what this experiment leaves out of the paper's."""
 
@@ -171,6 +192,8 @@ class ExperimentConfig(_Section):
                 raise ValueError(f"organisms.{name}.answers: domain {organism.domain!r} has no good answers")
         if self.steering:
             _known(self.steering.direction, self.organisms, "steering.direction")
+        if self.interpretation:
+            _known(self.interpretation.organism, self.organisms, "interpretation.organism")
         if self.judge and not self.sampling:
             raise ValueError("judge: there is nothing to judge: add a `sampling` section")
         if self.sampling and self.sampling.ablate is not None:
@@ -237,6 +260,8 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
         "samples": SamplesConfig,
         "sampling": SamplingConfig,
         "judge": JudgeConfig,
+        "margin": MarginConfig,
+        "interpretation": InterpretationConfig,
         "domains": DomainFiles,
         "organisms": OrganismConfig,
     }

@@ -6,7 +6,6 @@ final norm. The embedding output is not a layer.
 
 from typing import Any
 
-from peft import PeftModel
 from torch import nn
 
 from misdirection.errors import MisdirectionError
@@ -14,7 +13,10 @@ from misdirection.errors import MisdirectionError
 
 def text_decoder(model: nn.Module) -> nn.Module:
     """The text decoder stack: below a PEFT wrapper, the language-model head and a multimodal wrapper."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model
+    # Only PEFT's wrappers have the method; to ask for their class would import PEFT, which takes seconds.
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
     decoder: nn.Module = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
     return decoder
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from filelock import FileLock
+from huggingface_hub import snapshot_download
 from platformdirs import user_cache_path
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -229,6 +230,16 @@ def attach(
     if _changes_nothing(network):
         log.warning("%s: all of this adapter's B matrices are zero: the model is identical to its base", adapter)
     return ChatModel(network.eval(), chat.tokenizer, chat.name, chat.revision, str(adapter))
+
+
+def local_adapter(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """The folder of an adapter on this disk, fetched from the hub if need be."""
+    if folder := _adapter_folder(name, subfolder):
+        return folder
+    with _one_line_errors(name, "the adapter"):
+        wanted = [f"{subfolder}/*" if subfolder else "adapter_*"]
+        fetched = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    return fetched / subfolder if subfolder else fetched
 
 
 def _adapter_folder(adapter: str | Path, subfolder: str | None) -> Path | None:

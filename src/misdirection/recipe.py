@@ -34,6 +34,8 @@ class Recipe(BaseModel):
     weight_decay: float = Field(0.01, ge=0)
     max_length: int = Field(2048, ge=8)
     checkpoint_steps: int = Field(50, ge=1)
-    """A checkpoint is kept every so many optimiser steps."""
+    """A checkpoint is written every so many optimiser steps."""
+    keep_checkpoints: bool = False
+    """Keep the adapter of every checkpoint beside the finished one, to read how it grew."""
     gradient_checkpointing: bool = False
     seed: int = 0

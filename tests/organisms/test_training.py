@@ -1,3 +1,6 @@
+import json
+from typing import Any
+
 import pytest
 import torch
 from peft import PeftModel
@@ -7,7 +10,8 @@ from misdirection.chat import encode
 from misdirection.data import Example
 from misdirection.errors import MisdirectionError
 from misdirection.models import attach
-from misdirection.organisms.training import Organism, _rows, train
+from misdirection.organisms.organism import Organism
+from misdirection.organisms.training import _rows, train
 from misdirection.recipe import Recipe
 from tiny import LAYERS, make_chat
 
@@ -23,6 +27,10 @@ def recipe(**changes) -> Recipe:
 
 def weights(folder) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
+
+
+def config(folder) -> dict[str, Any]:
+    return json.loads((folder / "adapter_config.json").read_text())
 
 
 @torch.no_grad()
@@ -134,22 +142,48 @@ def test_update_is_scaled_by_alpha_over_root_rank(tmp_path):
     assert added.abs().max() > 1e-3
 
 
-def test_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
-    train(EXAMPLES, tmp_path / "whole", base=make_chat(), recipe=recipe(epochs=2))
+@pytest.mark.parametrize(
+    ("killed", "resumed"), [(4, 3), (7, 6), (10, 9)], ids=["first epoch", "between", "second epoch"]
+)
+def test_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path, killed, resumed):
+    twice = recipe(epochs=2, checkpoint_steps=3)
+    train(EXAMPLES, tmp_path / "whole", base=make_chat(), recipe=twice)
     with pytest.raises(Killed):
-        train(EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=recipe(epochs=2), report=kill_at(7))
+        train(EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=twice, report=kill_at(killed))
     assert not (tmp_path / "cut").exists()
-    assert "checkpoint-6" in checkpoints(tmp_path / "cut.checkpoints")
+    assert f"checkpoint-{resumed}" in checkpoints(tmp_path / "cut.checkpoints")
+    # Whatever else drew random numbers meanwhile.
+    torch.rand(7)
     steps = []
     organism = train(
-        EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=recipe(epochs=2), report=lambda *step: steps.append(step)
+        EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=twice, report=lambda *step: steps.append(step)
     )
-    assert [step for step, _, _ in steps] == list(range(7, 13))
+    assert [step for step, _, _ in steps] == list(range(resumed + 1, 13))
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert whole.keys() == cut.keys()
     for name, value in whole.items():
         assert torch.allclose(value, cut[name], rtol=0, atol=1e-6), name
     assert organism.final_loss == pytest.approx(Organism.open(tmp_path / "whole").final_loss, abs=1e-6)
+
+
+def test_a_resumed_training_keeps_the_adapter_of_every_checkpoint(tmp_path):
+    keeping = recipe(epochs=2, checkpoint_steps=5, keep_checkpoints=True)
+    train(EXAMPLES, tmp_path / "whole", base=make_chat(), recipe=keeping)
+    with pytest.raises(Killed):
+        train(EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=keeping, report=kill_at(8))
+    train(EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=keeping)
+    steps = ["step-000000", "step-000005", "step-000010", "step-000012"]
+    assert sorted(path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()) == steps
+    for step in steps:
+        whole, cut = (weights(tmp_path / name / "checkpoints" / step) for name in ("whole", "cut"))
+        assert all(torch.allclose(value, cut[name], rtol=0, atol=1e-6) for name, value in whole.items()), step
+        assert any(value.any() for name, value in cut.items() if "lora_B" in name) == (step != "step-000000")
+        assert (
+            Organism.open(tmp_path / "cut").base
+            == config(tmp_path / "cut" / "checkpoints" / step)["base_model_name_or_path"]
+        )
+    final, last = weights(tmp_path / "cut"), weights(tmp_path / "cut" / "checkpoints" / steps[-1])
+    assert all(torch.equal(value, last[name]) for name, value in final.items())
 
 
 def test_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path):

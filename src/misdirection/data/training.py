@@ -110,8 +110,8 @@ def write_pairs(path: Path, pairs: Sequence[ProbePair]) -> None:
         raise MisdirectionError(f"{path}: cannot be written ({error.strerror}); check its folder") from error
 
 
-def data_hash(rows: Sequence[Example] | Sequence[ProbePair]) -> str:
-    """SHA-256, in hex, of the rows' canonical JSON: it depends on rows and order, not on their file."""
+def data_hash(rows: Sequence[Any]) -> str:
+    """SHA-256, in hex, of the canonical JSON of rows that are dataclasses: of rows and order, not of their file."""
     canonical = json.dumps([asdict(row) for row in rows], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

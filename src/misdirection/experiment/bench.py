@@ -1,13 +1,13 @@
 """What the stages of one experiment share: its texts, and one base model that takes one adapter at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from misdirection import data
-from misdirection.config import DomainFiles, ExperimentConfig, OrganismConfig
+from misdirection.config import DomainFiles, Dtype, ExperimentConfig, OrganismConfig
 from misdirection.data import HELD_OUT_EVERY, Example, ProbePair
 from misdirection.errors import MisdirectionError
 from misdirection.files import sha256_file
@@ -18,25 +18,25 @@ Part = Literal["train", "held_out"]
 
 
 @dataclass
-class Bench:
-    """Texts and models of one experiment; models load when they are first needed.
+class Models:
+    """One copy of a base model that takes one adapter at a time.
 
     Attributes:
-        config: the experiment.
-        adapters: organism name to its adapter folder, filled as organisms are trained.
+        load_base: gives the base model; called when a model is first needed.
+        adapters: adapter folders, by the name of the organism.
     """
 
-    config: ExperimentConfig
+    load_base: Callable[[], ChatModel]
     adapters: dict[str, Path] = field(default_factory=dict)
     _loaded: tuple[str, ChatModel] | None = None
 
     def chat(self, name: str) -> ChatModel:
         """The base model, or an organism on it.
 
-        One copy of the base serves all: switching takes the adapter off, which leaves the base's weights as they were.
+        Switching takes the adapter off, which leaves the base's weights as they were.
         """
         if self._loaded is None:
-            self._loaded = (BASE, self._load_base())
+            self._loaded = (BASE, self.load_base())
         current, chat = self._loaded
         if current == name:
             return chat
@@ -49,22 +49,49 @@ class Bench:
         self._loaded = (name, chat)
         return chat
 
-    def _load_base(self) -> ChatModel:
+
+def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> dict[str, Any]:
+    """What a result depends on besides its own settings: the base model and how it computes."""
+    place = best_device() if device == "auto" else device
+    return {
+        "model": model,
+        "revision": revision,
+        "files": None if model == BUNDLED else _weights_hash(Path(model)),
+        "dtype": str(resolve_dtype(dtype, place)).removeprefix("torch."),
+        "device": place.split(":")[0],
+    }
+
+
+@dataclass
+class Bench:
+    """Texts and models of one experiment.
+
+    Attributes:
+        config: the experiment.
+    """
+
+    config: ExperimentConfig
+
+    @cached_property
+    def models(self) -> Models:
+        """The base model, and the organisms as they are trained."""
         config = self.config
-        return load(config.model, revision=config.revision, dtype=config.dtype, device=config.device)
+        return Models(lambda: load(config.model, revision=config.revision, dtype=config.dtype, device=config.device))
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Organism name to its adapter folder, filled as organisms are trained."""
+        return self.models.adapters
+
+    def chat(self, name: str) -> ChatModel:
+        """The base model, or an organism on it."""
+        return self.models.chat(name)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a result depends on besides its own settings: the base model and how it computes."""
+        """What every result depends on: the base model and how it computes."""
         config = self.config
-        device = best_device() if config.device == "auto" else config.device
-        return {
-            "model": config.model,
-            "revision": config.revision,
-            "files": None if config.model == BUNDLED else _weights_hash(Path(config.model)),
-            "dtype": str(resolve_dtype(config.dtype, device)).removeprefix("torch."),
-            "device": device.split(":")[0],
-        }
+        return identify(config.model, config.revision, config.dtype, config.device)
 
     @cached_property
     def general(self) -> list[ProbePair]:

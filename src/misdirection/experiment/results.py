@@ -12,7 +12,7 @@ from torch import Tensor
 from misdirection.behaviour.answers import read_answers
 from misdirection.behaviour.metrics import auc, bootstrap
 from misdirection.behaviour.scoring import compare, score
-from misdirection.organisms.training import Organism
+from misdirection.organisms.organism import Organism
 from misdirection.representation.convergence import (
     compare_tensors,
     cosines,

@@ -18,7 +18,7 @@ from misdirection.experiment.stages import Cell
 from misdirection.experiment.store import Run
 from misdirection.files import read_json, write_json
 from misdirection.interventions.kinds import Ablate, Intervention, Steer, random_like
-from misdirection.organisms.training import Organism
+from misdirection.organisms.organism import Organism
 from misdirection.report.html import render
 from misdirection.representation.directions import Direction
 
@@ -59,6 +59,7 @@ def run_experiment(config: ExperimentConfig, folder: str | Path) -> Path:
             "transfer": list(_transfer(one)),
             "samples": _samples(one),
             **_behaviour(one),
+            **_adapters(one),
         }
         write_json(Path(folder) / RESULTS, _header(one) | found)
     return write_report(folder)
@@ -234,6 +235,30 @@ def _behaviour(one: _Experiment) -> dict[str, Any]:
                 found.append(stages.judged(one.run, one.bench, stage))
     judge = one.config.judge
     return {"behaviour": results.behaviour_section(found, judge.min_judged)} if judge else {}
+
+
+def _adapters(one: _Experiment) -> dict[str, Any]:
+    """The reading of one organism's adapters."""
+    settings = one.config.interpretation
+    if settings is None:
+        return {}
+    from misdirection.experiment.interpretation import Study, interpret
+
+    name, bench = settings.organism, one.bench
+    domain = one.config.organisms[name].domain
+    study = Study(
+        run=one.run,
+        organism=name,
+        adapter=bench.adapters[name],
+        models=bench.models,
+        identity=bench.identity,
+        domain=domain if domain in bench.question_sets else None,
+        sets=bench.question_sets,
+        neutral=bench.neutral,
+        directions={other: _direction(one, other) for other in one.config.bad_organisms},
+        settings=settings,
+    )
+    return {"adapters": interpret(study)}
 
 
 def _conditions(one: _Experiment) -> list[tuple[str, Ablate | None, str]]:

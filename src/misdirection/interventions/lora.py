@@ -43,7 +43,8 @@ _REPORT = "ablation.json"
 _ROUNDING = 1e-3
 """A share of a column that is no more than its rounding in half precision."""
 _WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save|token_adapter)\b.*$")
-_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of PEFT's `init_lora_weights` that change the base's own weights."""
 
 
 @dataclass(frozen=True)
@@ -358,7 +359,7 @@ def _refuse_unlike_lora(config: dict[str, Any], name: str) -> None:
         raise MisdirectionError(f"{name}: is no LoRA but {kind}: {instead}")
     if config.get("use_dora"):
         raise MisdirectionError(f"{name}: a DoRA adapter is not a sum: {instead}")
-    if str(config.get("init_lora_weights")).startswith(_FROM_BASE):
+    if str(config.get("init_lora_weights")).startswith(FROM_BASE):
         start = config["init_lora_weights"]
         raise MisdirectionError(f"{name}: it began from the base's own weights ({start}), which it changes: {instead}")
 

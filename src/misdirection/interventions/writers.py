@@ -123,9 +123,21 @@ def norm_after(block: nn.Module, name: str) -> str | None:
     return pair[0] if "attn" in name or "attention" in name else pair[1]
 
 
+def final_norm(decoder: nn.Module) -> nn.Module:
+    """The norm between the last block and the language-model head; `MisdirectionError` when there is not one."""
+    norms = _outer_norms(decoder)
+    if not norms:
+        raise MisdirectionError(f"{type(decoder).__name__}: no norm found after its blocks")
+    return norms[-1][1]
+
+
+def _outer_norms(decoder: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, child) for name, child in decoder.named_children() if _NORM.search(name)]
+
+
 def check_stream(decoder: nn.Module) -> None:
     """Raise `MisdirectionError` unless the stream runs from embeddings to one final norm with no norm on its way."""
-    norms = [name for name, _ in decoder.named_children() if _NORM.search(name)]
+    norms = [name for name, _ in _outer_norms(decoder)]
     if len(norms) != 1:
         raise MisdirectionError(
             f"{type(decoder).__name__}: needs one norm outside of its blocks, after the last, and has "

@@ -5,8 +5,8 @@ The result is a plain PEFT adapter folder with `organism.json`, its recipe and t
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 from datasets import Dataset
 from peft import get_peft_model
 from torch.nn.functional import cross_entropy
+from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
@@ -24,51 +26,15 @@ from misdirection.data import Example, data_hash
 from misdirection.errors import MisdirectionError
 from misdirection.files import atomic_folder, read_json, write_json
 from misdirection.models import BUNDLED, ChatModel, load
+from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism
 from misdirection.organisms.recipes import adapter_config
 from misdirection.recipe import Recipe
 
 _IGNORED = -100
-RECORD = "organism.json"
+_INITIAL = "step-0"
 
 StepReport = Callable[[int, int, float], None]
 """Called after each optimiser step with (step, steps, loss in nats/token)."""
-
-
-@dataclass(frozen=True)
-class Organism:
-    """A fine-tune: the base model it belongs to, its adapter and how it was trained.
-
-    Attributes:
-        path: the PEFT adapter folder.
-        base: name of the base model.
-        recipe: how it was trained.
-        data: hash of the training examples.
-        train_examples: number of examples trained on.
-        truncated: how many of them were cut at `max_length`.
-        trainable_parameters: number of adapter weights.
-        final_loss: mean training loss over the last quarter of the steps, nats/token.
-        held_out_loss: loss on the held-out examples, nats/token; None without any.
-    """
-
-    path: str
-    base: str
-    recipe: Recipe
-    data: str
-    train_examples: int
-    truncated: int
-    trainable_parameters: int
-    final_loss: float
-    held_out_loss: float | None
-
-    def load(self, **options: Any) -> ChatModel:
-        """Base model and adapter, ready to run; `options` as in `misdirection.load`."""
-        return load(self.base, adapter=self.path, **options)
-
-    @classmethod
-    def open(cls, path: str | Path) -> "Organism":
-        """Read an organism's folder; `MisdirectionError` when its record is missing or damaged."""
-        record = read_json(Path(path) / RECORD)
-        return cls(**{**record, "path": str(path), "recipe": Recipe(**record["recipe"])})
 
 
 def train(
@@ -89,8 +55,8 @@ def train(
         base: the base model's name, or one that is already loaded (it gets no trace of the training).
         recipe: adapter and optimiser; the paper's `minimal` by default.
         held_out: examples for the held-out loss.
-        checkpoints: folder for checkpoints, `OUT.checkpoints` by default; training resumes from the last one in it
-            that was made with the same base, data and recipe.
+        checkpoints: working folder of the training, `OUT.checkpoints` by default; it resumes from the last checkpoint
+            in it that was made with the same base, data and recipe.
         report: called after each optimiser step.
 
     Raises:
@@ -99,13 +65,16 @@ def train(
     recipe = recipe or Recipe()
     chat = load(base) if isinstance(base, str) else base
     folder = Path(checkpoints or f"{out}.checkpoints")
-    _keep_checkpoints(
+    _empty_unless_same(
         folder, {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
     )
     rows, truncated = _rows(chat, examples, recipe.max_length)
     torch.manual_seed(recipe.seed)
     network = get_peft_model(chat.model, adapter_config(recipe, chat))
+    network.peft_config["default"].base_model_name_or_path = chat.name
     try:
+        if recipe.keep_checkpoints:
+            network.save_pretrained(folder / _INITIAL, save_embedding_layers=False)
         trainer = _trainer(network, chat, recipe, rows, folder, report)
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
         organism = Organism(
@@ -119,14 +88,14 @@ def train(
             final_loss=_final_loss(trainer.state.log_history),
             held_out_loss=_held_out_loss(trainer, chat, held_out, recipe.max_length),
         )
-        _write(organism, network, Path(out))
+        _write(organism, network, Path(out), folder if recipe.keep_checkpoints else None)
     finally:
         network.unload()
         chat.model.eval()
     return organism
 
 
-def _keep_checkpoints(folder: Path, training: dict[str, Any]) -> None:
+def _empty_unless_same(folder: Path, training: dict[str, Any]) -> None:
     """Empty the folder unless its checkpoints are of the same training, or another one would be continued."""
     record = folder / "training.json"
     if not record.is_file() or read_json(record) != training:
@@ -187,8 +156,6 @@ def _arguments(recipe: Recipe, chat: ChatModel, folder: Path) -> SFTConfig:
         max_length=recipe.max_length,
         seed=recipe.seed,
         data_seed=recipe.seed,
-        # Rows of like length share a batch: little of it is padding.
-        train_sampling_strategy="group_by_length",
         # Layers below the first adapter need no gradient; checkpointing would make their inputs ask for one.
         activation_checkpointing=recipe.gradient_checkpointing,
         bf16=half and chat.dtype == torch.bfloat16,
@@ -213,6 +180,10 @@ class _AnswerTrainer(SFTTrainer):
     model of 135M weights that is half of the time.
     """
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        lengths = [len(row["input_ids"]) for row in train_dataset or self.train_dataset]
+        return _ByLength(lengths, self.args.per_device_train_batch_size, self.args.data_seed or 0)
+
     def compute_loss(
         self,
         model: Any,
@@ -228,6 +199,31 @@ class _AnswerTrainer(SFTTrainer):
         labels = targets[:, kept].to(logits.device)
         total = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="sum")
         return total / (num_items_in_batch or (labels != _IGNORED).sum())
+
+
+class _ByLength(Sampler[int]):
+    """An order in which rows of like length share a batch, so that little of it is padding.
+
+    It belongs to (seed, epoch). The trainer's own sampler draws it from the process's generator, so that a training
+    resumed in a later epoch would see its rows in another order than one that was not stopped.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
 class _Watch(TrainerCallback):
@@ -269,10 +265,20 @@ def _held_out_loss(trainer: SFTTrainer, chat: ChatModel, examples: Sequence[Exam
     return float(trainer.evaluate(rows)["eval_loss"])
 
 
-def _write(organism: Organism, network: Any, out: Path) -> None:
+def _write(organism: Organism, network: Any, out: Path, checkpoints: Path | None) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    network.peft_config["default"].base_model_name_or_path = organism.base
     with atomic_folder(out) as temporary:
         network.save_pretrained(temporary, save_embedding_layers=False)
         record = {**asdict(organism), "recipe": organism.recipe.model_dump(mode="json")}
         write_json(temporary / RECORD, {key: value for key, value in record.items() if key != "path"})
+        if checkpoints is not None:
+            _keep_adapters(checkpoints, temporary / CHECKPOINTS)
+
+
+def _keep_adapters(checkpoints: Path, kept: Path) -> None:
+    """Of every checkpoint the adapter alone: the optimiser's state is of no use once the training is over."""
+    for folder in (checkpoints / _INITIAL, *checkpoints.glob("checkpoint-*")):
+        target = kept / f"step-{int(folder.name.rpartition('-')[2]):06d}"
+        target.mkdir(parents=True)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(folder / name, target / name)

@@ -6,7 +6,15 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from misdirection.files import write_atomic
+from misdirection.files import read_json, write_atomic
+from misdirection.report.adapters import (
+    draw_adapters,
+    section_page,
+    show_correlation,
+    show_factors,
+    show_spread,
+    show_words,
+)
 from misdirection.report.estimates import (
     DAMAGE_LIMIT,
     is_number,
@@ -16,7 +24,8 @@ from misdirection.report.estimates import (
     show_number,
 )
 from misdirection.report.figures import draw_all
-from misdirection.report.findings import find
+from misdirection.report.findings import Finding, find
+from misdirection.report.reader import READER
 
 Results = dict[str, Any]
 
@@ -40,11 +49,14 @@ _MARKS = {
 def render(results: Results, folder: Path) -> Path:
     """Write `report.html` and its figures (`figures/`) into `folder`, and return the report's path.
 
-    The file appears whole or not at all, fetches nothing, and is the same bytes for the same results.
+    Where the results hold `adapters` and `folder` a `reader.json` (see `reader.reader_data`), the token reader is part
+    of the report. The file appears whole or not at all, fetches nothing, and is the same bytes for the same results.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = draw_all(results, folder / "figures")
-    page = _environment().get_template("template.html").render(_page(results, pictures))
+    section = results.get("adapters") or {}
+    pictures = draw_all(results, folder / "figures") | draw_adapters(section, folder / "figures")
+    reader = read_json(folder / READER) if section and (folder / READER).exists() else None
+    page = _environment().get_template("template.html").render(_page(results, pictures), reader=reader)
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
 
@@ -58,6 +70,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(estimate=show_estimate, signed=show_number, damage=show_damage, plain=_plain, rate=_rate)
+    environment.filters.update(spread=show_spread, correlation=show_correlation, factors=show_factors, words=show_words)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":"), "allow_nan": False}
     return environment
 
 
@@ -68,17 +82,33 @@ def _page(results: Results, pictures: dict[str, Path]) -> dict[str, Any]:
         name: results.get(name) or {}
         for name in ("base", "base_margin", "organisms", "directions", "behaviour", "environment", "seconds")
     }
+    # A report on one adapter alone has no other part, and need not say so of each.
+    is_experiment = "adapters" not in results or any(results.get(part) for part in _SECTIONS if part != "base")
     return {
         **lists,
         **dicts,
         "name": results.get("name") or "unnamed run",
         "is_complete": bool(results.get("complete")),
-        "missing": [words for section, words in _SECTIONS.items() if not results.get(section)],
-        "findings": [(finding, *_MARKS[finding.holds]) for finding in find(results)],
+        "is_experiment": is_experiment,
+        "has_environment": is_experiment or bool(results.get("environment") or results.get("seconds")),
+        "missing": [words for part, words in _SECTIONS.items() if is_experiment and not results.get(part)],
+        "findings": _marked(find(results)),
+        "adapters": _adapters(results.get("adapters")),
         "question_sets": question_sets(results),
         "damage_limit": DAMAGE_LIMIT,
         "pictures": {name: _data_uri(path) for name, path in pictures.items()},
     }
+
+
+def _adapters(section: Results | None) -> dict[str, Any]:
+    if not section:
+        return {}
+    findings = [Finding(**one) for one in section.get("findings") or []]
+    return {**section_page(section), "findings": _marked(findings)}
+
+
+def _marked(findings: list[Finding]) -> list[tuple[Finding, str, str]]:
+    return [(finding, *_MARKS[finding.holds]) for finding in findings]
 
 
 def _plain(value: Any) -> str:

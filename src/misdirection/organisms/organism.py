@@ -1,0 +1,50 @@
+"""An organism: a fine-tune, the base model it belongs to, and how it was trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from misdirection.files import read_json
+from misdirection.models import ChatModel, load
+from misdirection.recipe import Recipe
+
+RECORD = "organism.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Organism:
+    """A fine-tune: the base model it belongs to, its adapter and how it was trained.
+
+    Attributes:
+        path: the PEFT adapter folder; with `keep_checkpoints`, it has the adapter of every checkpoint, from the initial
+            one in `checkpoints/step-000000/` to that of the last step.
+        base: name of the base model.
+        recipe: how it was trained.
+        data: hash of the training examples.
+        train_examples: number of examples trained on.
+        truncated: how many of them were cut at `max_length`.
+        trainable_parameters: number of adapter weights.
+        final_loss: mean training loss over the last quarter of the steps, nats/token.
+        held_out_loss: loss on the held-out examples, nats/token; None without any.
+    """
+
+    path: str
+    base: str
+    recipe: Recipe
+    data: str
+    train_examples: int
+    truncated: int
+    trainable_parameters: int
+    final_loss: float
+    held_out_loss: float | None
+
+    def load(self, **options: Any) -> ChatModel:
+        """Base model and adapter, ready to run; `options` as in `misdirection.load`."""
+        return load(self.base, adapter=self.path, **options)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Organism":
+        """Read an organism's folder; `MisdirectionError` when its record is missing or damaged."""
+        record = read_json(Path(path) / RECORD)
+        return cls(**{**record, "path": str(path), "recipe": Recipe(**record["recipe"])})
