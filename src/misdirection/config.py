@@ -130,7 +130,7 @@ class InterpretationConfig(_Section):
     organism: str
     pairs: int = Field(16, ge=4)
     """Pairs whose answers are read token by token: of the general ones, and of each domain's held-out ones."""
-    causal_pairs: int = Field(8, ge=4)
+    causal_pairs: int = Field(8, ge=2)
     """Pairs of each for what needs many passes: Shapley values, scaling, effects downstream, patching, dynamics."""
     components: int | None = Field(None, ge=1)
     """Leading components of each module; all when left out."""
