@@ -39,13 +39,12 @@ from misdirection.organisms.organism import CHECKPOINTS
 from misdirection.progress import track
 from misdirection.report.adapter_findings import find_in_adapters
 from misdirection.report.html import render
-from misdirection.report.reader import reader_data
+from misdirection.report.reader import READER, reader_data
 from misdirection.representation.directions import Direction
 
 VERSION = 1
 """Raised whenever a part would give another result from the same inputs."""
 
-READER = "reader.json"
 IN_DOMAIN = "in_domain"
 ALONE = "organism"
 """Names the adapter of a run that reads nothing else."""
@@ -172,7 +171,8 @@ def interpret_alone(
             settings=settings,
         )
         section = {**interpret(study), "organism": settings.organism}
-        results = {"name": settings.organism, "complete": True, "base": dict(identity), "adapters": section}
+        base = {**identity, **section["geometry"]["shape"]}
+        results = {"name": settings.organism, "complete": True, "base": base, "adapters": section}
         return section, _written(folder, results | {"seconds": run.seconds()})
 
 
@@ -377,6 +377,7 @@ def _geometry(study: Study, adapter: Adapter, tokens: pd.DataFrame) -> dict[str,
         chat = study.chat()
         vectors = geometry.writes(adapter.modules, chat.width, study.settings.components)
         return {
+            "shape": {"layers": len(chat.layers), "width": chat.width},
             "random_cosine": geometry.random_cosine(chat.width),
             "random_cosine_95": geometry.random_cosine_95(chat.width),
             "skipped": geometry.skipped(adapter.modules, chat.width),
@@ -443,7 +444,8 @@ def _dynamics(study: Study) -> dict[str, Any] | None:
         return None
     folders = checkpoint_folders(study.adapter / CHECKPOINTS)
     found = dynamics(folders, window=max(1, len(folders) // 6))
-    measured = {step: folders[step] for step in spread(list(folders), study.settings.checkpoints)}
+    # At step 0 the organism is its base.
+    measured = {step: folders[step] for step in spread([step for step in folders if step], study.settings.checkpoints)}
     measured |= {found.steps[-1]: folders[found.steps[-1]]}
 
     def compute() -> dict[str, Any]:

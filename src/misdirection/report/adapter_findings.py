@@ -19,29 +19,44 @@ def find_in_adapters(section: Section) -> list[Finding]:
 
 
 def _carry_over(section: Section) -> list[Finding]:
-    """One finding per probe: whether it knows more than the questions."""
-    probes = [one for one in section.get("probes", []) if (one["features"], one["pooling"]) == ("scalars", "token")]
-    by_name: dict[str, dict[str, Any]] = {}
-    for probe in probes:
-        by_name.setdefault(probe["name"], {})[probe["split"]] = probe
-    return [_carries_over(name, splits) for name, splits in by_name.items()]
+    """One finding per probe on scalars: whether it knows more than the questions."""
+    by_name: dict[tuple[str, str], dict[str, Any]] = {}
+    for probe in section.get("probes", []):
+        if probe["features"] == "scalars" and probe["pooling"] in _POOLED:
+            by_name.setdefault((probe["name"], probe["pooling"]), {})[probe["split"]] = probe
+    return [_carries_over(name, pooling, splits) for (name, pooling), splits in by_name.items()]
 
 
-def _carries_over(name: str, splits: dict[str, Any]) -> Finding:
-    claim = f"The scalars tell {name} apart on questions that the probe has not seen."
-    evidence = "; ".join(
-        f"AUROC by {split} {_range(probe['auroc'])}, shuffled labels {_range(probe['null_auroc'])}, "
-        f"{probe['answers']} answers" + (f" to {probe['questions']} questions" if probe["questions"] else "")
-        for split, probe in splits.items()
-    )
+_POOLED = {"token": "Scalars of single tokens", "mean": "An answer's mean scalars"}
+
+
+def _carries_over(name: str, pooling: str, splits: dict[str, Any]) -> Finding:
+    first, second = next(iter(splits.values()))["classes"]
+    claim = f"{_POOLED[pooling]} tell {first} from {second} on questions that the probe has not seen ({name})."
+    evidence = "; ".join(_evidence(split, probe) for split, probe in splits.items())
     if "question" not in splits:
         return Finding(claim, None, f"{evidence}. The questions are not known, so that no split by question was made.")
     auroc, null = splits["question"]["auroc"], splits["question"]["null_auroc"]
     holds = auroc["low"] > 0.5 and auroc["mean"] > null["high"]
-    words = (
-        "" if holds else " The probe largely knows the questions: only the causal test can say what an adapter does."
-    )
-    return Finding(claim, holds, f"{evidence}.{words}")
+    return Finding(claim, holds, f"{evidence}.{'' if holds else _why(splits)}")
+
+
+def _evidence(split: str, probe: dict[str, Any]) -> str:
+    counts = f"{probe['answers']} answers" + (f" to {probe['questions']} questions" if probe["questions"] else "")
+    return f"AUROC by {split} {_range(probe['auroc'])}, shuffled labels {_range(probe['null_auroc'])}, {counts}"
+
+
+def _why(splits: dict[str, Any]) -> str:
+    """What a probe that does not carry over knows instead."""
+    if not any(any(values) for values in splits["question"]["coefficients"].values()):
+        return " The penalty left no feature in the probe: there are too few answers to tell."
+    by_answer = splits.get("answer")
+    if by_answer and by_answer["auroc"]["low"] > 0.5:
+        return (
+            " By answer it seems to know, by question it does not: it largely knows the questions. Only the causal "
+            "test can say what an adapter does."
+        )
+    return " Neither split shows that the scalars know it."
 
 
 def _general(section: Section) -> Finding | None:

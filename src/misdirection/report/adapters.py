@@ -3,7 +3,6 @@
 Everything here reads the section `adapters` of the results alone and tolerates that parts of it are absent.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from misdirection.report.estimates import Estimate, is_measured, is_number
-from misdirection.report.figures import GREY, PALETTE, STYLE, _new_figure, _reach, _save
+from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, or_nan, reach_of, save_figure
 from misdirection.report.reader import readable, visible
 
 Section = dict[str, Any]
@@ -140,7 +139,7 @@ def draw_adapters(section: Section, folder: Path) -> dict[str, Path]:
     """Write every figure that the section allows as SVG and PNG into `folder`; gives the SVG's path by name."""
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        name: _save(draw(section), folder / f"{name}.svg")
+        name: save_figure(draw(section), folder / f"{name}.svg")
         for name, (is_available, draw) in _DRAWINGS.items()
         if is_available(section)
     }
@@ -160,7 +159,7 @@ def draw_probes(section: Section) -> Figure:
     """Coefficients of the probes over the splits, by feature: split by question, and by answer beside it."""
     probes = _token_probes(section)
     splits = [split for split in ("question", "answer") if any(split in one for one in probes.values())]
-    figure = _new_figure(9.5, 1.0 + 2.5 * len(probes))
+    figure = new_figure(9.5, 1.0 + 2.5 * len(probes))
     grid = figure.subplots(len(probes), len(splits), squeeze=False, sharey="row")
     for line, (name, by_split) in zip(grid, probes.items(), strict=True):
         chosen = _leading(next(by_split[split] for split in splits if split in by_split))
@@ -211,7 +210,7 @@ def draw_shapley(section: Section) -> Figure:
     """Shapley value of each layer's adapters (nats/token) with 95% intervals, coloured by role; a panel per set."""
     values = section["causal"]["shapley"]["values"]
     roles = {str(one["layer"]): one["role"] for one in section.get("roles") or []}
-    figure = _new_figure(8.0, 0.8 + 2.5 * len(values))
+    figure = new_figure(8.0, 0.8 + 2.5 * len(values))
     grid = figure.subplots(len(values), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (name, by_layer) in zip(grid, values.items(), strict=True):
         _draw_bars(axes, by_layer, roles)
@@ -230,7 +229,7 @@ def _draw_bars(axes: Axes, by_layer: Mapping[str, Estimate], roles: Mapping[str,
             axes.bar(
                 place,
                 by_layer[layer]["mean"],
-                yerr=_reach(by_layer[layer]),
+                yerr=reach_of(by_layer[layer]),
                 color=ROLE_COLOURS.get(roles.get(layer, ""), GREY),
                 capsize=3,
                 width=0.7,
@@ -243,7 +242,7 @@ def _draw_bars(axes: Axes, by_layer: Mapping[str, Estimate], roles: Mapping[str,
 def draw_geometry(section: Section) -> Figure:
     """Cosine of B with the directions at its own layer, and of what each adapter causes with one at later layers."""
     geometry = section["geometry"]
-    figure = _new_figure(9.5, 4.8)
+    figure = new_figure(9.5, 4.8)
     left, right = figure.subplots(1, 2, sharey=True)
     _draw_own(left, geometry)
     effects = geometry.get("downstream") or {}
@@ -251,7 +250,7 @@ def draw_geometry(section: Section) -> Figure:
     if curves:
         colours = _line_colours(len(curves))
         for (layer, values), colour in zip(sorted(curves.items(), key=lambda one: int(one[0])), colours, strict=True):
-            right.plot([_or_nan(value) for value in values], color=colour, label=layer)
+            right.plot([or_nan(value) for value in values], color=colour, label=layer)
             _draw_band(right, (effects.get("low") or {}).get(layer), (effects.get("high") or {}).get(layer), colour)
         right.axhline(0, color="black", linewidth=0.8)
         _name_lines(figure, right, "adapters of layer")
@@ -265,9 +264,9 @@ def draw_geometry(section: Section) -> Figure:
 
 
 def _draw_own(axes: Axes, geometry: Mapping[str, Any]) -> None:
-    random = geometry.get("random_cosine")
+    random = geometry.get("random_cosine_95")
     if is_number(random):
-        axes.axhspan(-random, random, color=GREY, alpha=0.2, label=f"two random vectors: ±{random:.3f}")
+        axes.axhspan(-random, random, color=GREY, alpha=0.2, label=f"95% of random vectors: ±{random:.3f}")
     for index, name in enumerate(_directions(geometry)):
         own = own_cosines(geometry, name)
         layers = [geometry["layers_of"][feature] for feature in own]
@@ -279,7 +278,7 @@ def _draw_own(axes: Axes, geometry: Mapping[str, Any]) -> None:
 
 def _draw_band(axes: Axes, low: Any, high: Any, colour: Any) -> None:
     if low and high:
-        least, most = ([_or_nan(value) for value in one] for one in (low, high))
+        least, most = ([or_nan(value) for value in one] for one in (low, high))
         axes.fill_between(range(len(low)), least, most, color=colour, alpha=0.1, linewidth=0)
 
 
@@ -298,7 +297,7 @@ def _name_lines(figure: Figure, axes: Axes, title: str) -> None:
 def draw_dynamics(section: Section) -> Figure:
     """B's cosine with its final and its previous value, the update's norm, and the margin shift, by training step."""
     dynamics = section["dynamics"]
-    figure = _new_figure(9.5, 6.4)
+    figure = new_figure(9.5, 6.4)
     grid = figure.subplots(2, 2, sharex=True)
     colours = _line_colours(len(dynamics["features"]))
     for axes, (key, label) in zip(grid.flat, _GROWTH.items(), strict=False):
@@ -320,7 +319,7 @@ _GROWTH = {
 
 
 def _draw_growth(axes: Axes, steps: list[int], one: Mapping[str, Any], key: str, colour: Any, label: str) -> None:
-    values = [_or_nan(value) for value in one[key]]
+    values = [or_nan(value) for value in one[key]]
     axes.plot(steps, values, color=colour, label=label)
     if one.get("turn") in steps:
         axes.plot(one["turn"], values[steps.index(one["turn"])], "o", color=colour, ms=5)
@@ -332,7 +331,7 @@ def _draw_margins(axes: Axes, dynamics: Mapping[str, Any]) -> None:
         _say_unmeasured(axes)
     for index, (name, values) in enumerate(margins.items()):
         measured = [(step, value) for step, value in zip(steps, values, strict=True) if is_measured(value)]
-        reach = np.hstack([_reach(value) for _, value in measured]) if measured else None
+        reach = np.hstack([reach_of(value) for _, value in measured]) if measured else None
         axes.errorbar(
             [step for step, _ in measured],
             [value["mean"] for _, value in measured],
@@ -347,10 +346,6 @@ def _draw_margins(axes: Axes, dynamics: Mapping[str, Any]) -> None:
     axes.set_ylabel("margin shift (nats/token)")
     if margins:
         axes.legend(loc="best")
-
-
-def _or_nan(value: Any) -> float:
-    return float(value) if is_number(value) else math.nan
 
 
 def _has_shapley(section: Section) -> bool:

@@ -48,7 +48,8 @@ STYLE: Any = {
 }
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, whose parts make room for one another."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -56,7 +57,7 @@ def _colour(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
-def _reach(estimate: Estimate) -> list[list[float]]:
+def reach_of(estimate: Estimate) -> list[list[float]]:
     """Distances from the mean to both ends of the interval, in the shape `errorbar` wants."""
     below, above = estimate["mean"] - estimate["low"], estimate["high"] - estimate["mean"]
     return [[max(below, 0.0)], [max(above, 0.0)]]
@@ -73,7 +74,7 @@ def _legend_below(axes: Axes, columns: int, offset: float = -0.2, handles: Itera
 def draw_margin_shift(results: Results) -> Figure:
     """Margin shift against the base (nats/token) per organism and question set, with 95% intervals."""
     organisms, sets = results["organisms"], _drawn_sets(results)
-    figure = _new_figure(7.5, 1.7 + 0.24 * len(organisms) * (len(sets) + 1))
+    figure = new_figure(7.5, 1.7 + 0.24 * len(organisms) * (len(sets) + 1))
     axes = figure.add_subplot()
     for index, question_set in enumerate(sets):
         _draw_shifts(axes, organisms, question_set, index, spread=0.7 / len(sets))
@@ -110,7 +111,7 @@ def _draw_shifts(axes: Axes, organisms: dict[str, Any], question_set: str, index
         axes.errorbar(
             shift["mean"],
             row - 0.35 + spread * (index + 0.5),
-            xerr=_reach(shift),
+            xerr=reach_of(shift),
             fmt=MARKERS[index % len(MARKERS)],
             color=_colour(index),
             mfc=_colour(index) if is_own else "white",
@@ -123,7 +124,7 @@ def draw_convergence(results: Results) -> Figure:
     """Cosine between organisms' directions by layer, with nulls: mean and model differences."""
     convergence = results["convergence"]
     difference = convergence.get("model_difference") or {}
-    figure = _new_figure(9.5, 5.4)
+    figure = new_figure(9.5, 5.4)
     left, right = figure.subplots(1, 2, sharey=True)
     names = list(organisms_trained_on(results, "bad"))
     _draw_pairs(left, results, convergence.get("cosine"), "-", "")
@@ -171,7 +172,7 @@ def draw_steering(results: Results) -> Figure:
     """Margin change of the steered base (nats/token) by layer, a line per scale, and its damage below."""
     rows = [row for row in results["steering"] if is_measured_row(row)]
     directions = list(dict.fromkeys(row["direction"] for row in rows))
-    figure = _new_figure(max(9.0, 3.9 * len(directions)), 6.0)
+    figure = new_figure(max(9.0, 3.9 * len(directions)), 6.0)
     grid = figure.subplots(2, len(directions), sharex="col", sharey="row", squeeze=False, height_ratios=(3, 2))
     for column, direction in enumerate(directions):
         _draw_steered([row for row in rows if row["direction"] == direction], grid[:, column], _scales(rows))
@@ -213,17 +214,18 @@ def _draw_steered(rows: list[Row], column: Any, scales: list[float]) -> None:
 def _draw_scale(change_axes: Axes, damage_axes: Axes, rows: list[Row], index: int, label: str) -> None:
     layers = [row["layer"] for row in rows]
     means = [row["margin_change"]["mean"] for row in rows]
-    reach = np.hstack([_reach(row["margin_change"]) for row in rows])
+    reach = np.hstack([reach_of(row["margin_change"]) for row in rows])
     look: dict[str, Any] = {"color": _colour(index), "marker": MARKERS[index % len(MARKERS)], "ms": 5}
     change_axes.errorbar(layers, means, yerr=reach, capsize=2.5, label=label, **look)
     lows, highs = ([row["random_change"][end] for row in rows] for end in ("low", "high"))
     # The edge keeps the band visible where a single layer was steered.
     change_axes.fill_between(layers, lows, highs, color=_colour(index), alpha=0.15, linewidth=2)
     damage_axes.plot(layers, [row["damage"] for row in rows], **look)
-    damage_axes.plot(layers, [_or_nan(row.get("random_damage")) for row in rows], ":", color=_colour(index))
+    damage_axes.plot(layers, [or_nan(row.get("random_damage")) for row in rows], ":", color=_colour(index))
 
 
-def _or_nan(value: Any) -> float:
+def or_nan(value: Any) -> float:
+    """The number, or NaN for what was not measured."""
     return float(value) if is_number(value) else math.nan
 
 
@@ -241,7 +243,7 @@ def draw_transfer(results: Results) -> Figure:
     targets = list(dict.fromkeys(row["target"] for row in rows))
     sources = list(dict.fromkeys((row["direction"], row["layer"]) for row in rows))
     height = 1.9 + len(positions) * (1.0 + 0.62 * len(sources))
-    figure = _new_figure(max(7.5, 2.4 + 1.6 * len(targets)), height)
+    figure = new_figure(max(7.5, 2.4 + 1.6 * len(targets)), height)
     grid = figure.subplots(len(positions), 2, sharex=True, sharey=True, squeeze=False)
     limit = max(abs(row[key]["mean"]) for row in rows for key in ("margin_change", "random_change")) or 1.0
     for line, position in enumerate(positions):
@@ -300,7 +302,7 @@ def draw_tradeoff(results: Results) -> Figure:
     """Margin change against damage (both nats/token) of every intervention and its random control."""
     groups = _interventions(results)
     panels = list(dict.fromkeys(panel for panel, _ in groups))
-    figure = _new_figure(max(6.5, 4.75 * len(panels)), 4.6)
+    figure = new_figure(max(6.5, 4.75 * len(panels)), 4.6)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         chosen = {label: rows for (name, label), rows in groups.items() if name == panel}
         for index, (label, rows) in enumerate(chosen.items()):
@@ -328,10 +330,10 @@ def _interventions(results: Results) -> dict[tuple[str, str], list[Row]]:
 def _draw_effects(axes: Axes, rows: list[Row], colour: str, label: str) -> None:
     damages = [row["damage"] for row in rows]
     changes = [row["margin_change"]["mean"] for row in rows]
-    reach = np.hstack([_reach(row["margin_change"]) for row in rows])
+    reach = np.hstack([reach_of(row["margin_change"]) for row in rows])
     axes.errorbar(damages, changes, yerr=reach, fmt="o", color=colour, ms=5, elinewidth=0.8, label=label)
     axes.plot(
-        [_or_nan(row.get("random_damage")) for row in rows],
+        [or_nan(row.get("random_damage")) for row in rows],
         [row["random_change"]["mean"] for row in rows],
         "x",
         color=colour,
@@ -371,14 +373,15 @@ def draw_all(results: Results, folder: Path) -> dict[str, Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        name: _save(draw(results), folder / f"{name}.svg")
+        name: save_figure(draw(results), folder / f"{name}.svg")
         for name, (is_available, draw) in _DRAWINGS.items()
         if is_available(results)
     }
 
 
 @rc_context(STYLE)
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write it as SVG to `path` and as PNG beside it; gives `path`."""
     # Dates and versions in the metadata would make equal results give unequal files.
     figure.savefig(path, metadata={"Date": None, "Creator": None})
     figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
