@@ -103,6 +103,11 @@ class Study:
         """The pairs for what needs many passes."""
         return {name: spread(self.sets[source], self.settings.causal_pairs) for name, source in self.sources.items()}
 
+    @property
+    def important(self) -> list[Labelled]:
+        """The answers whose tokens' importance is measured: a gradient, and a pass without each layer's adapters."""
+        return self.answers(max(2, self.settings.causal_pairs // 2))
+
     def part(self, name: str, inputs: Mapping[str, Any], compute: Callable[[Path], None]) -> Path:
         """A stage of this study; its inputs are its own and what all parts depend on."""
         common = {"version": VERSION, "adapter": sha256_file(self.adapter / "adapter_model.safetensors")}
@@ -283,7 +288,7 @@ def _probes(study: Study, tokens: pd.DataFrame, residual: Tensor) -> list[Probe]
 
 def _importance(study: Study) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """Figures by layer, and the tables by token."""
-    answers = study.answers(study.settings.causal_pairs)
+    answers = study.important
 
     def compute(folder: Path) -> None:
         chat = study.chat()
@@ -473,7 +478,7 @@ def _hashes(sets: Mapping[str, Sequence[ProbePair]]) -> dict[str, str]:
 def _write_reader(study: Study, tokens: pd.DataFrame, words: Mapping[str, pd.DataFrame]) -> None:
     """What the report's token reader shows: scalars of all answers, and where it was measured the importance."""
     table = tokens.iloc[:, : 1 + _MOST_SHOWN].reset_index()
-    answers, few = study.answers(study.settings.pairs), study.answers(study.settings.causal_pairs)
+    answers, few = study.answers(study.settings.pairs), study.important
     number = {(one.question_id, one.alignment): place for place, one in enumerate(answers)}
     place = {place: number.get((one.question_id, one.alignment)) for place, one in enumerate(few)}
     of_answer = words["attributions"].query("position >= 0").groupby(["answer", "position"])["attribution"].sum()
