@@ -182,7 +182,10 @@ def test_a_table_of_scalars_needs_no_model(tmp_path, call):
     assert {one["split"] for one in found["probes"]} == {"question", "answer"}
     assert [one["layer"] for one in found["roles"]] == [3, 5]
     assert any("that the probe has not seen" in one["claim"] for one in found["findings"])
-    assert (tmp_path / "out" / "report.html").is_file()
+    reader = json.loads((tmp_path / "out" / "reader.json").read_text())
+    assert [one["name"] for one in reader["channels"]] == ["layer_3", "layer_5"] and len(reader["answers"]) == 48
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert 'id="adapters"' in page and "<b>x</b>" not in page
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path, call):

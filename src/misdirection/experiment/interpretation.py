@@ -22,7 +22,7 @@ from misdirection.adapters.dynamics import checkpoint_folders, dynamics, margins
 from misdirection.adapters.importance import agreement, token_importance, zeroing
 from misdirection.adapters.patching import patched_margins
 from misdirection.adapters.probes import Probe
-from misdirection.adapters.published import published_probes, read_published, scaling_table
+from misdirection.adapters.published import PublishedScalars, published_probes, read_published, scaling_table
 from misdirection.adapters.roles import Role, roles
 from misdirection.adapters.scalars import read, read_scalars, wide, write_scalars
 from misdirection.adapters.texts import GENERAL, Labelled, encoded, labelled
@@ -190,6 +190,7 @@ def interpret_tables(
     `folder` for it.
     """
     section: dict[str, Any] = {"organism": (scalars or scaled or Path()).stem}
+    reader = None
     if scalars is not None:
         data = read_published(scalars, answers)
         probes = published_probes(data)
@@ -198,13 +199,30 @@ def interpret_tables(
             "probes": [probe.as_dict() for probe in probes],
             "roles": [role.as_dict() for role in roles(layer_of, {}, {}, probes)],
         }
+        reader = _published_reader(data)
     if scaled is not None:
         section["scaled"] = scaling_table(scaled).to_dict("records")
     section["findings"] = [asdict(one) for one in find_in_adapters(section)]
     if folder is None:
         return section, None
     folder.mkdir(parents=True, exist_ok=True)
+    if reader is not None:
+        write_json(folder / READER, reader)
     return section, _written(folder, {"name": section["organism"], "complete": True, "adapters": section})
+
+
+def _published_reader(data: PublishedScalars) -> dict[str, Any]:
+    """The token reader's data: the scalars, and whatever else the table says of each token."""
+    first = data.tokens.drop_duplicates("answer").sort_values("answer")
+    questions = first["question"] if "question" in first else first["response_id"].astype(str)
+    answers = [
+        {"question": str(question), "words": f"{domain}, {alignment}", "id": str(number)}
+        for question, domain, alignment, number in zip(
+            questions, first["domain"], first["alignment"], first["response_id"], strict=True
+        )
+    ]
+    further = {name: unit for name, unit in (("kl_divergence", "nats"), ("importance", "")) if name in data.tokens}
+    return reader_data(answers, data.tokens, dict.fromkeys(data.features, "") | further)
 
 
 def _written(folder: Path, results: dict[str, Any]) -> Path:
