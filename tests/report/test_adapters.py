@@ -13,6 +13,7 @@ from misdirection.report.adapters import (
     MOST_VIOLINS,
     ROLE_COLOURS,
     draw_adapters,
+    in_layer_order,
     own_cosines,
     section_page,
     show_factors,
@@ -399,3 +400,10 @@ def test_tags_nest_and_ids_are_unique(results, section, tmp_path, without_pictur
     checked.feed(render(results, tmp_path).read_text("utf-8"))
     assert checked.open == []
     assert len(checked.ids) == len(set(checked.ids)) > 20
+
+
+def test_layers_stand_in_their_order_though_a_file_sorts_them_as_text():
+    mixed = {"layer_10": 1, "layer_9": 2, "b": 3}
+    found = in_layer_order({"10": {"layer_10.q": 0, "layer_9.q": 1}, "9": [], "11": mixed})
+    assert list(found) == ["9", "10", "11"] and list(found["10"]) == ["layer_9.q", "layer_10.q"]
+    assert list(found["11"]) == list(mixed)

@@ -3,6 +3,7 @@
 Everything here reads the section `adapters` of the results alone and tolerates that parts of it are absent.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,23 @@ def _directions(geometry: Mapping[str, Any]) -> list[str]:
 
 
 # --- page -----------------------------------------------------------------------------------------------------------
+
+
+def in_layer_order(value: Any) -> Any:
+    """The same, with keys that begin with a layer in the layers' order: in a file they stand as text, 10 before 9."""
+    if isinstance(value, Mapping):
+        names = sorted(value, key=_layer_of) if all(_LAYER.match(name) for name in value) else list(value)
+        return {name: in_layer_order(value[name]) for name in names}
+    return [in_layer_order(one) for one in value] if isinstance(value, list) else value
+
+
+_LAYER = re.compile(r"(?:layer_)?(\d+)(.*)")
+
+
+def _layer_of(name: str) -> tuple[int, str]:
+    match = _LAYER.match(name)
+    assert match is not None, "the caller has looked"
+    return int(match[1]), match[2]
 
 
 def section_page(section: Section) -> dict[str, Any]:

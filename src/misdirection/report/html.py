@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from misdirection.files import read_json, write_atomic
 from misdirection.report.adapters import (
     draw_adapters,
+    in_layer_order,
     section_page,
     show_correlation,
     show_factors,
@@ -53,7 +54,7 @@ def render(results: Results, folder: Path) -> Path:
     of the report. The file appears whole or not at all, fetches nothing, and is the same bytes for the same results.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    section = results.get("adapters") or {}
+    section = in_layer_order(results.get("adapters") or {})
     pictures = draw_all(results, folder / "figures") | draw_adapters(section, folder / "figures")
     reader = read_json(folder / READER) if section and (folder / READER).exists() else None
     page = _environment().get_template("template.html").render(_page(results, pictures), reader=reader)
@@ -93,7 +94,7 @@ def _page(results: Results, pictures: dict[str, Path]) -> dict[str, Any]:
         "has_environment": is_experiment or bool(results.get("environment") or results.get("seconds")),
         "missing": [words for part, words in _SECTIONS.items() if is_experiment and not results.get(part)],
         "findings": _marked(find(results)),
-        "adapters": _adapters(results.get("adapters")),
+        "adapters": _adapters(in_layer_order(results.get("adapters"))),
         "question_sets": question_sets(results),
         "damage_limit": DAMAGE_LIMIT,
         "pictures": {name: _data_uri(path) for name, path in pictures.items()},
