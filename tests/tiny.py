@@ -152,10 +152,14 @@ def make_chat(architecture: str = "llama", seed: int = 0, **changes) -> ChatMode
 
 def sharpened(architecture: str = "llama", **changes) -> ChatModel:
     """Larger weights than at initialisation, so that attention to a wrong token would show."""
-    chat = make_chat(architecture, **changes)
+    return sharpen(make_chat(architecture, **changes))
+
+
+def sharpen(chat: ChatModel) -> ChatModel:
+    """The same chat, its own weights made larger; those of an adapter on it stay."""
     with torch.no_grad():
-        for parameter in chat.model.parameters():
-            if parameter.ndim >= 2:
+        for name, parameter in chat.model.named_parameters():
+            if parameter.ndim >= 2 and "lora" not in name:
                 parameter *= 4
     return chat
 

@@ -5,7 +5,7 @@ from lora_fixtures import with_adapter
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from misdirection.models import ChatModel
-from tiny import make_tokenizer
+from tiny import make_tokenizer, sharpen
 
 
 def shared_experts():
@@ -29,9 +29,4 @@ def shared_experts():
 
 def strong(architecture="llama", **options) -> ChatModel:
     """As `with_adapter`, with larger weights: what an adapter adds changes what comes out."""
-    chat = with_adapter(architecture, **{"strength": 1.0} | options)
-    with torch.no_grad():
-        for name, parameter in chat.model.named_parameters():
-            if parameter.ndim >= 2 and "lora" not in name:
-                parameter *= 4
-    return chat
+    return sharpen(with_adapter(architecture, **{"strength": 1.0} | options))

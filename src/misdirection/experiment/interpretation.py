@@ -4,9 +4,9 @@ Scalars and what probes tell from them; token importance; Shapley values and the
 where adapters write and what becomes of it; patching; and how they grew in training.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from misdirection.errors import MisdirectionError
 from misdirection.experiment.bench import BASE, Models, spread
 from misdirection.experiment.store import Run
 from misdirection.files import read_json, sha256_file, write_json
+from misdirection.interventions.kinds import digest
 from misdirection.models import ChatModel
 from misdirection.organisms.organism import CHECKPOINTS
 from misdirection.progress import track
@@ -84,6 +85,11 @@ class Study:
         """The organism."""
         return self.models.chat(self.organism)
 
+    @cached_property
+    def weights(self) -> str:
+        """Hash of the adapter's weights, read once for all parts."""
+        return _weights(self.adapter)
+
     @property
     def prefix(self) -> str:
         """Of the names of its stages."""
@@ -110,7 +116,7 @@ class Study:
 
     def part(self, name: str, inputs: Mapping[str, Any], compute: Callable[[Path], None]) -> Path:
         """A stage of this study; its inputs are its own and what all parts depend on."""
-        common = {"version": VERSION, "adapter": sha256_file(self.adapter / "adapter_model.safetensors")}
+        common = {"version": VERSION, "adapter": self.weights}
         return self.run.stage(f"{self.prefix}/{name}", {**self.identity, **common, **inputs}, compute)
 
     def json_part(self, name: str, inputs: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
@@ -409,15 +415,11 @@ def _geometry(study: Study, adapter: Adapter, tokens: pd.DataFrame) -> dict[str,
             "downstream": _downstream(study, chat, pairs, layers),
         }
 
-    digests = {name: _digest(one) for name, one in study.directions.items()}
+    digests = {name: digest(one.vectors) for name, one in study.directions.items()}
     inputs = {"pairs": data_hash(pairs), "directions": digests, "components": study.settings.components}
     shown = list(tokens.columns.drop("token"))[:_MOST_SHOWN]
     found = study.json_part("geometry", inputs, compute)
     return {**found, "layers_of": _layer_of(study, adapter), "nearest": geometry.nearest(tokens, shown)}
-
-
-def _digest(direction: Direction) -> str:
-    return hashlib.sha256(direction.vectors.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _lenses(

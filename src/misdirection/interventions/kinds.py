@@ -166,12 +166,13 @@ Intervention = Steer | Ablate | Clamp | ScaleAdapters
 def described(intervention: Intervention) -> dict[str, Any]:
     """Kind and settings as JSON values, with tensors by their SHA-256 (float32): what a result or a file depends on."""
     settings = {
-        name: _digest(value) if isinstance(value, Tensor) else value for name, value in vars(intervention).items()
+        name: digest(value) if isinstance(value, Tensor) else value for name, value in vars(intervention).items()
     }
     return {"kind": type(intervention).__name__, **settings}
 
 
-def _digest(tensor: Tensor) -> str:
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's values in float32, hexadecimal."""
     return hashlib.sha256(tensor.detach().to("cpu", torch.float32).numpy().tobytes()).hexdigest()
 
 

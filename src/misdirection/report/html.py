@@ -54,7 +54,9 @@ def render(results: Results, folder: Path) -> Path:
     of the report. The file appears whole or not at all, fetches nothing, and is the same bytes for the same results.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    section = in_layer_order(results.get("adapters") or {})
+    if "adapters" in results:
+        results = {**results, "adapters": in_layer_order(results["adapters"])}
+    section = results.get("adapters") or {}
     pictures = draw_all(results, folder / "figures") | draw_adapters(section, folder / "figures")
     reader = read_json(folder / READER) if section and (folder / READER).exists() else None
     page = _environment().get_template("template.html").render(_page(results, pictures), reader=reader)
@@ -94,7 +96,7 @@ def _page(results: Results, pictures: dict[str, Path]) -> dict[str, Any]:
         "has_environment": is_experiment or bool(results.get("environment") or results.get("seconds")),
         "missing": [words for part, words in _SECTIONS.items() if is_experiment and not results.get(part)],
         "findings": _marked(find(results)),
-        "adapters": _adapters(in_layer_order(results.get("adapters"))),
+        "adapters": _adapters(results.get("adapters")),
         "question_sets": question_sets(results),
         "damage_limit": DAMAGE_LIMIT,
         "pictures": {name: _data_uri(path) for name, path in pictures.items()},
