@@ -98,7 +98,9 @@ def extraction_ratios(chat: ChatModel) -> dict[str, float]:
     }
     own = mean_activations(chat, rows, {"all": range(len(rows))}).vectors["all"]
     # The last entry of hidden_states has passed the final norm: one of the reasons not to do it so.
-    torch.testing.assert_close(straightforward(chat, rows)[:-1], own[:-1], atol=1e-3, rtol=1e-3)
+    apart = (straightforward(chat, rows)[:-1] - own[:-1]).norm(dim=-1) / own[:-1].norm(dim=-1)
+    # Batches of another shape round otherwise, which shows in half precision.
+    assert apart.max() < (1e-4 if chat.dtype == torch.float32 else 1e-2), f"the two ways differ by {apart.max():.1e}"
     bare(chat, rows)
     seconds = interleaved(ways, ROUNDS)
     return {"extraction": seconds["straightforward"] / seconds["ours"], "bare": seconds["bare"] / seconds["ours"]}

@@ -377,13 +377,14 @@ def test_offloaded_blocks_are_changed_alike(tmp_path, placed):
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_model_is_changed_like_any_other(tmp_path, bits):
-    sharpened().model.save_pretrained(tmp_path)
+    # Four-bit weights come in blocks of 64.
+    sharpened(hidden_size=2 * WIDTH).model.save_pretrained(tmp_path)
     config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     network = AutoModelForCausalLM.from_pretrained(
         tmp_path, quantization_config=config, device_map="cpu", dtype=torch.float32
     )
     chat = dataclasses.replace(make_chat(), model=network.eval())
-    v = vector(norm=3)
+    v = torch.cat([vector(0, 2.0), vector(1, 2.0)])
     (before, _), (steered, _) = run(chat), run(chat, [Steer(v, 1)])
     later = touched(padded(chat)[1], "not_first")
     torch.testing.assert_close(steered[1][later], before[1][later] + v, atol=1e-4, rtol=1e-4)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
 
 from misdirection.behaviour.margin import margin
 from misdirection.chat import Encoded, encode
@@ -142,7 +143,8 @@ def test_the_mean_of_4096_bf16_ones_is_exactly_one():
         name="ones",
         tokenizer=SimpleNamespace(pad_token_id=0),
     )
-    rows = [Encoded((1,) * 4100, 3, 4099), Encoded((1,) * 4000, 3, 3999)]
+    chat.model = SimpleNamespace(config=LlamaConfig(num_hidden_layers=1))
+    rows = [Encoded((1,) * 4100, 3, 4099), Encoded((2,) * 4000, 3, 3999)]
     means = mean_activations(chat, rows, {"one": [0], "both": [0, 1]})
     assert means.tokens == {"one": 4096, "both": 4096 + 3996}
     assert (means.vectors["one"] == 1).all()

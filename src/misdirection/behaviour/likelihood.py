@@ -6,18 +6,17 @@ carry their own setting, and a pass starts at the lowest layer that its settings
 """
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from misdirection.chat import batches, pad
-from misdirection.interventions.hooks import Setting, intervene_rows
+from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import first_block
+from misdirection.interventions.passes import Passes, Phase, Rows, shared_start
 from misdirection.interventions.resume import Recorded, can_resume, record, repeated, resume
 from misdirection.layers import text_config
 from misdirection.models import ChatModel
@@ -109,7 +108,7 @@ def _sweep_group(
     starts = [min(_start(setting, len(chat.layers)) for setting in line) for line in lines]
     order = sorted(range(len(lines)), key=lambda number: starts[number])
     size = max(1, budget // (len(tasks) * max(task.length for task in tasks)))
-    chunks = [order[first : first + size] for first in range(0, len(order), size)]
+    chunks = _chunks(order, starts, size)
     memory = _Memory(chat, sorted({starts[chunk[0]] for chunk in chunks} - {-1}))
     if memory.pays([starts[chunk[0]] for chunk in chunks for _line in chunk]):
         _score(chat, tasks, [[()] * len(tasks)], memory.recording)
@@ -117,18 +116,27 @@ def _sweep_group(
         yield chunk, _score(chat, tasks, [lines[number] for number in chunk], memory.resuming(starts[chunk[0]]))
 
 
+def _chunks(order: list[int], starts: list[int], size: int) -> list[list[int]]:
+    """At most `size` lines together, and from half of that on none that starts higher: all begin with the lowest."""
+    chunks: list[list[int]] = []
+    for line in order:
+        chunk = chunks[-1] if chunks else []
+        higher = bool(chunk) and starts[line] > starts[chunk[0]]
+        if not chunk or len(chunk) >= (size / 2 if higher else size):
+            chunks.append([line])
+        else:
+            chunk.append(line)
+    return chunks
+
+
 def _start(setting: Setting, layers: int) -> int:
     """The block up to which this setting changes nothing that blocks compute; -1 when it changes all."""
     return min((first_block(one) for one in setting), default=layers - 1)
 
 
-Phase = Callable[[int, int], contextlib.AbstractContextManager[None]]
-"""What surrounds the forward pass of a phase (0 the shared start, 1 the prompts, 2 the answers) with so many rows."""
-
-
 @dataclass
 class _Memory:
-    """What some blocks gave in each phase of one group of tasks."""
+    """What some blocks gave in each phase (0 the shared start, 1 the prompts, 2 the answers) of one group of tasks."""
 
     chat: ChatModel
     layers: list[int]
@@ -165,18 +173,14 @@ def _score(chat: ChatModel, tasks: list[Task], lines: list[Line], phase: Phase) 
     answers = len(tasks[0].answers)
     rows = [(setting, task) for line in lines for setting, task in zip(line, tasks, strict=True)]
     settings, starts = [setting for setting, _ in rows], [len(task.prompt) for _, task in rows]
-    shared = _shared_start([task.prompt for task in tasks])
-    passes = _Passes(chat, DynamicCache(config=text_config(chat.model)), phase)
+    shared = shared_start([task.prompt for task in tasks], own=2)
+    passes = Passes(chat, phase)
     if shared:
-        distinct = {id(setting): setting for setting in settings}
-        # All of the shared start belongs to the prompt, whichever task's answer comes first.
-        start = _Rows([tasks[0].prompt[:shared]] * len(distinct), list(distinct.values()), [shared] * len(distinct))
-        passes.run(0, chat.decoder, start)
-        passes.select([list(distinct).index(id(setting)) for setting in settings])
-    passes.run(1, chat.decoder, _Rows([task.prompt[shared:-1] for _, task in rows], settings, starts))
+        passes.run_start(tasks[0].prompt[:shared], settings)
+    passes.run(1, chat.decoder, Rows([task.prompt[shared:-1] for _, task in rows], settings, starts))
     passes.select([number for number in range(len(rows)) for _ in range(answers)])
     # The last prompt token goes with the answers: it predicts their first token.
-    last = _Rows(
+    last = Rows(
         [(task.prompt[-1], *answer[:-1]) for _, task in rows for answer in task.answers],
         [setting for setting in settings for _ in range(answers)],
         [start for start in starts for _ in range(answers)],
@@ -184,50 +188,6 @@ def _score(chat: ChatModel, tasks: list[Task], lines: list[Line], phase: Phase) 
     output, real = passes.run(2, chat.model, last)
     targets, _ = pad([answer for _, task in rows for answer in task.answers], 0, chat.device)
     return _mean_log_prob(output.logits, targets, real).view(len(lines), len(tasks), answers).cpu()
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Token ids of each row of a pass, what is done to it, and how many tokens its prompt has."""
-
-    ids: list[tuple[int, ...]]
-    settings: list[Setting]
-    answer_starts: list[int]
-
-
-@dataclass
-class _Passes:
-    """Passes one after another over the same rows: the key-value cache and which of its columns hold a real token."""
-
-    chat: ChatModel
-    cache: DynamicCache
-    phase: Phase
-    real: Tensor | None = None
-
-    def run(self, number: int, network: Any, rows: _Rows) -> tuple[Any, Tensor]:
-        """Run `rows` after what has run; gives the network's output and which of the rows' tokens are real."""
-        # Right padding: no query then sees an empty row, and column 0 is every row's first token.
-        ids, mask = pad(rows.ids, self.chat.tokenizer.pad_token_id, self.chat.device)
-        seen = mask[:, :0] if self.real is None else self.real
-        self.real = torch.cat([seen, mask], -1)
-        places = seen.sum(-1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device)
-        inputs = {"input_ids": ids, "attention_mask": self.real, "position_ids": places}
-        with self.phase(number, len(ids)), intervene_rows(self.chat, rows.settings, answer_starts=rows.answer_starts):
-            return network(**inputs, cache=self.cache, use_cache=True), mask
-
-    def select(self, rows: list[int]) -> None:
-        """Go on with these rows of what has run; a row may come several times."""
-        assert self.real is not None, "nothing has run yet"
-        numbers = torch.tensor(rows, device=self.real.device)
-        self.cache.batch_select_indices(numbers)
-        self.real = self.real[numbers]
-
-
-def _shared_start(prompts: list[tuple[int, ...]]) -> int:
-    """How many first tokens all prompts share, leaving each at least two of its own."""
-    limit = min(len(prompt) for prompt in prompts) - 2
-    same = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
-    return max(0, min(limit, sum(1 for _ in itertools.takewhile(bool, same))))
 
 
 def _mean_log_prob(logits: Tensor, answers: Tensor, mask: Tensor) -> Tensor:

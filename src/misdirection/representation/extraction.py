@@ -1,7 +1,8 @@
 """Mean residual-stream activations over answer tokens, at every layer, in one pass.
 
-Only sums are kept, in float64: no activation is stored and the language-model head does not run. Rows belong to
-groups, for instance "misaligned answers" or "half of the aligned answers", each of which gets its own mean.
+Only sums are kept, in float64: no activation is stored and the language-model head does not run. What all rows begin
+with, such as a system turn, runs once for each batch. Rows belong to groups, for instance "misaligned answers" or
+"half of the aligned answers", each of which gets its own mean.
 """
 
 import contextlib
@@ -11,10 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
-from misdirection.chat import Encoded, batches, pad
+from misdirection.chat import Encoded, batches
 from misdirection.errors import MisdirectionError
-from misdirection.interventions.hooks import Setting, intervene_rows
+from misdirection.interventions.hooks import Setting
+from misdirection.interventions.passes import Passes, Rows, shared_start
+from misdirection.interventions.resume import can_resume
+from misdirection.layers import text_config
 from misdirection.models import ChatModel
 
 TOKEN_BUDGET = 2048
@@ -68,10 +73,11 @@ def mean_activations(
         raise MisdirectionError(f"{len(settings)} settings for {len(rows)} answers: give each answer its own")
     belongs = _membership(len(rows), groups)
     sums = torch.zeros(len(groups), len(chat.layers), chat.width, dtype=torch.float64)
-    for numbers in batches([row.stop for row in rows], budget):
+    start = _start(chat, rows)
+    for numbers in batches([row.stop - len(start) for row in rows], budget):
         batch = [rows[number] for number in numbers]
         here: list[Setting] = [settings[number] if settings is not None else () for number in numbers]
-        sums += _group_sums(chat, batch, here, belongs[:, numbers])
+        sums += _group_sums(chat, batch, here, belongs[:, numbers], start)
         if progress:
             progress(len(batch))
     counts = belongs @ torch.tensor([len(row.answer) for row in rows], dtype=torch.float64)
@@ -91,16 +97,34 @@ def _membership(rows: int, groups: Mapping[str, Sequence[int]]) -> Tensor:
     return belongs
 
 
-def _group_sums(chat: ChatModel, batch: list[Encoded], settings: list[Setting], belongs: Tensor) -> Tensor:
+def _start(chat: ChatModel, rows: Sequence[Encoded]) -> tuple[int, ...]:
+    """What all rows begin with; nothing where a cache would not give the same activations."""
+    config = text_config(chat.model)
+    # Layers that keep a state instead of keys and values by token cannot be gone on with row by row.
+    keeps = can_resume(DynamicCache(config=config)) and not getattr(config, "num_kv_shared_layers", 0)
+    return rows[0].ids[: shared_start([row.prompt for row in rows], own=1)] if keeps and len(rows) > 1 else ()
+
+
+def _group_sums(
+    chat: ChatModel, batch: list[Encoded], settings: list[Setting], belongs: Tensor, start: tuple[int, ...]
+) -> Tensor:
     """[groups, layers, width]: sums of one batch's answer activations, by group."""
+    passes, begun = Passes(chat), len(start)
+    if begun:
+        passes.run_start(start, settings)
     # Nothing after an answer's last token can change it, so that the pass ends there.
-    ids, mask = pad([row.ids[: row.stop] for row in batch], chat.tokenizer.pad_token_id, chat.device)
-    answer = torch.zeros(ids.shape, device=ids.device)
+    rows = Rows([row.ids[begun : row.stop] for row in batch], settings, [row.start for row in batch])
+    answer = torch.zeros(len(batch), max(len(ids) for ids in rows.ids), device=chat.device)
     for number, row in enumerate(batch):
-        answer[number, row.start : row.stop] = 1
-    # The sums are taken last, of what the interventions leave.
-    with intervene_rows(chat, settings, answer_starts=[row.start for row in batch]), _row_sums(chat, answer) as sums:
-        chat.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+        answer[number, row.start - begun : row.stop - begun] = 1
+
+    def network(**inputs: Any) -> dict[int, Tensor]:
+        # These hooks come last, so that they see what the interventions leave.
+        with _row_sums(chat, answer) as sums:
+            chat.decoder(**inputs)
+        return sums
+
+    sums, _ = passes.run(1, network, rows)
     by_row = torch.stack([sums[layer] for layer in range(len(chat.layers))])
     if not torch.isfinite(by_row).all():
         _refuse_overflow(by_row, chat)

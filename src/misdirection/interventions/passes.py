@@ -1,0 +1,74 @@
+"""Passes one after another over the same rows, on a growing key-value cache, each row with its own interventions.
+
+What many prompts begin with, such as a system turn, then runs once.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from misdirection.chat import pad
+from misdirection.interventions.hooks import Setting, intervene_rows
+from misdirection.layers import text_config
+from misdirection.models import ChatModel
+
+Phase = Callable[[int, int], contextlib.AbstractContextManager[None]]
+"""What surrounds the forward pass of a phase (0 the shared start, 1 what follows, ...) with so many rows."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Token ids of each row of a pass, what is done to it, and how many tokens its prompt has."""
+
+    ids: Sequence[Sequence[int]]
+    settings: Sequence[Setting]
+    answer_starts: Sequence[int]
+
+
+class Passes:
+    """The key-value cache of what has run, and which of its columns hold a real token."""
+
+    def __init__(self, chat: ChatModel, phase: Phase = lambda _number, _rows: contextlib.nullcontext()) -> None:
+        self.cache = DynamicCache(config=text_config(chat.model))
+        self._chat = chat
+        self._phase = phase
+        self._real: Tensor | None = None
+
+    def run(self, number: int, network: Any, rows: Rows) -> tuple[Any, Tensor]:
+        """Run `rows` after what has run; gives the network's output and which of the rows' tokens are real."""
+        # Right padding: no query then sees an empty row, and column 0 is every row's first token.
+        ids, mask = pad(rows.ids, self._chat.tokenizer.pad_token_id, self._chat.device)
+        seen = mask[:, :0] if self._real is None else self._real
+        self._real = torch.cat([seen, mask], -1)
+        places = seen.sum(-1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device)
+        inputs = {"input_ids": ids, "attention_mask": self._real, "position_ids": places}
+        with self._phase(number, len(ids)), intervene_rows(self._chat, rows.settings, answer_starts=rows.answer_starts):
+            return network(**inputs, cache=self.cache, use_cache=True), mask
+
+    def run_start(self, ids: Sequence[int], settings: Sequence[Setting]) -> None:
+        """Run what all rows begin with, once for each distinct setting, and go on with a row for each of `settings`."""
+        distinct = {id(setting): setting for setting in settings}
+        # All of it belongs to the prompt, whichever row's answer comes first.
+        start = Rows([ids] * len(distinct), list(distinct.values()), [len(ids)] * len(distinct))
+        self.run(0, self._chat.decoder, start)
+        self.select([list(distinct).index(id(setting)) for setting in settings])
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows of what has run; a row may come several times."""
+        assert self._real is not None, "nothing has run yet"
+        numbers = torch.tensor(rows, device=self._real.device)
+        self.cache.batch_select_indices(numbers)
+        self._real = self._real[numbers]
+
+
+def shared_start(rows: Sequence[Sequence[int]], own: int) -> int:
+    """How many first tokens all rows share, leaving each at least `own` of its own."""
+    limit = min(len(row) for row in rows) - own
+    same = (len(set(column)) == 1 for column in zip(*rows, strict=False))
+    return max(0, min(limit, sum(1 for _ in itertools.takewhile(bool, same))))
