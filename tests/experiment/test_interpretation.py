@@ -144,6 +144,7 @@ def test_a_killed_reading_continues_to_the_same_results(run, tmp_path):
     assert "organisms" not in json.loads((tmp_path / "whole" / "results.json").read_text())
     # No domain, no directions: those parts say so, the rest is there.
     assert whole["causal"]["shapley"]["values"].keys() == {"general"} and whole["geometry"]["downstream"] is None
+    assert whole["causal"].keys() == {"settings", "shapley"}
     assert "patching" in whole and "in_domain_into_general" not in whole["patching"]
 
 

@@ -223,6 +223,19 @@ def causal() -> dict[str, Any]:
     }
 
 
+def judged() -> list[dict[str, Any]]:
+    """Judged answers of the organism: as it is, all adapters off, the general ones off."""
+    changes = {"as it is": (13, None, None), "all off": (1, -0.3, "lower"), "general adapters off": (3, -0.25, "lower")}
+    off = {"as it is": (), "all off": ADAPTED, "general adapters off": GENERAL_LAYERS}
+    rows = []
+    for name, (hits, change, verdict) in changes.items():
+        counted = score(MONEY, name, hits, unscored=3)
+        del counted["group"]
+        row = {"name": name, "factors": {str(layer): 0.0 for layer in off[name]}, **counted, "verdict": verdict}
+        rows.append({**row, "change": None if change is None else estimate(change, 0.1, 8)})
+    return rows
+
+
 def effect(layer: int) -> list[float | None]:
     """Nothing before the adapter, then a cosine that grows."""
     return [None if number < layer else 1 - math.exp(-(number - layer + 0.3) / 6) for number in range(LAYERS)]

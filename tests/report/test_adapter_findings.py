@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from misdirection.report.adapter_findings import find_in_adapters
-from results_fixture import adapters
+from results_fixture import adapters, judged
 
 
 @pytest.fixture
@@ -74,6 +74,46 @@ def test_roles_are_counted(section):
     for one in section["roles"]:
         one["role"] = "neither"
     assert finding(section, "carry general misalignment").holds is False
+
+
+def judged_finding(section, verdict, change=None):
+    """The finding on judged answers, with this verdict on all adapters off."""
+    section["causal"]["judged"] = rows = judged()
+    rows[1] |= {"verdict": verdict} | ({"change": change} if change else {})
+    return finding(section, "judged answers")
+
+
+def test_fewer_misaligned_answers_without_adapters_hold(section):
+    found = judged_finding(section, "lower")
+    assert found.holds and found.evidence.startswith("Misaligned are 32.5% [")
+    assert "all off -30.0 [-40.0, -20.0] (lower); general adapters off -25.0 [-35.0, -15.0] (lower)" in found.evidence
+    assert found.evidence.endswith("40 answers to 8 questions each.")
+
+
+def test_no_clear_effect_on_judged_answers_is_a_finding_too(section):
+    found = judged_finding(section, "no clear change", spread(-0.01))
+    assert found.holds is False
+    assert "it may be chance" in found.evidence and "all off -1.0 [-4.0, +2.0] (no clear change)" in found.evidence
+    assert judged_finding(section, "higher", spread(0.1)).holds is False
+    assert "chance" not in judged_finding(section, "higher", spread(0.1)).evidence
+
+
+@pytest.mark.parametrize(("verdict", "words"), [("broken", "incoherent"), ("cut off", "cut at the token limit")])
+def test_answers_worth_nothing_show_neither(section, verdict, words):
+    found = judged_finding(section, verdict)
+    assert found.holds is None and words in found.evidence
+
+
+def test_an_organism_without_misaligned_answers_has_none_to_lose(section):
+    section["causal"]["judged"] = rows = judged()
+    rows[0]["em"] |= {"rate": 0.0, "hits": 0, "low": 0.0}
+    rows[1]["verdict"] = "no clear change"
+    found = finding(section, "judged answers")
+    assert found.holds is False and "nothing to lower" in found.evidence
+
+
+def test_without_a_judge_there_is_no_finding_on_judged_answers(section):
+    assert not any("judged" in one.claim for one in find_in_adapters(section))
 
 
 def test_convergence_downstream_needs_a_small_cosine_of_b_and_a_large_one_later(section):

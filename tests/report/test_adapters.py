@@ -20,7 +20,18 @@ from misdirection.report.adapters import (
 )
 from misdirection.report.html import render
 from misdirection.report.reader import READER, reader_data
-from results_fixture import ADAPTED, CHANNELS, DOMAIN_LAYERS, MONEY, READ, adapters, behaviour, estimate, read_tokens
+from results_fixture import (
+    ADAPTED,
+    CHANNELS,
+    DOMAIN_LAYERS,
+    MONEY,
+    READ,
+    adapters,
+    behaviour,
+    estimate,
+    judged,
+    read_tokens,
+)
 
 NAMES = ["adapter_probes", "adapter_shapley", "adapter_geometry", "adapter_dynamics"]
 HEADINGS = [
@@ -280,6 +291,26 @@ def test_settings_of_groups_stand_open_and_single_layers_behind(section, page_of
     assert "exact, 512 subsets" in text and "in-domain -0.500 [-0.600, -0.400], n=8 with all" in text
 
 
+def test_judged_answers_stand_beside_the_margins(section, page_of):
+    section["causal"]["judged"] = judged()
+    _, table = part(page_of(section), HEADINGS[2]).split("</details>")
+    plain, _, general = rows(table)[1:]
+    rate = section["causal"]["judged"][2]["em"]
+    assert plain[:2] == ["as it is", "–"] and plain[3:5] == ["–", "–"]
+    assert general[:2] == ["general adapters off", "layers 9, 10, 11, 15, 17, 19: ×0"]
+    assert general[2] == f"{100 * rate['rate']:.1f}% [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+    assert general[3:5] == ["-25.0 [-35.0, -15.0]", "lower"] and general[8:] == ["4", "40", "8"]
+
+
+def test_judged_answers_alone_are_a_causal_test(page_of):
+    text = part(page_of({"organism": "one", "causal": {"judged": judged()}}), HEADINGS[2])
+    assert "Not measured." not in text and len(rows(text)) == 4
+
+
+def test_without_a_judge_there_is_no_word_of_judged_answers(section, page_of):
+    assert "judged" not in page_of(section).lower()
+
+
 def test_factors_are_told_by_value():
     assert show_factors({"15": 0.0, "16": 0.0, "21": -1.0}) == "layers 15, 16: ×0; layer 21: ×-1"
 
@@ -350,6 +381,7 @@ def hostile(section):
     for one in section["roles"]:
         one.update(rule=HOSTILE, role=HOSTILE)
     section["texts"]["classes"] = {HOSTILE: 1}
+    section["causal"]["judged"] = [row | {"name": HOSTILE, "verdict": HOSTILE} for row in judged()]
     section["causal"]["shapley"]["method"] = HOSTILE
     geometry = section["geometry"]
     geometry["downstream"]["direction"] = HOSTILE
@@ -395,6 +427,7 @@ class Nesting(HTMLParser):
 
 def test_tags_nest_and_ids_are_unique(results, section, tmp_path, without_pictures):
     write_json(tmp_path / READER, reader_data(READ, read_tokens(), CHANNELS))
+    section["causal"]["judged"] = judged()
     results |= {"adapters": section, "behaviour": behaviour()}
     checked = Nesting()
     checked.feed(render(results, tmp_path).read_text("utf-8"))

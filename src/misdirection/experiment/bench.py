@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from misdirection import data
+from misdirection.adapters.texts import GENERAL
 from misdirection.config import DomainFiles, Dtype, ExperimentConfig, OrganismConfig
 from misdirection.data import HELD_OUT_EVERY, Example, ProbePair
 from misdirection.errors import MisdirectionError
@@ -109,10 +110,10 @@ class Bench:
 
     @cached_property
     def question_sets(self) -> dict[str, list[ProbePair]]:
-        """`general` and every domain's held-out pairs that models are measured on, by name."""
+        """General pairs and every domain's held-out pairs that models are measured on, by name."""
         count = self.config.margin.held_out
         held_out = {name: spread(self.domain_pairs(name, "held_out"), count) for name in self.config.domains}
-        return {"general": self.general, **{name: pairs for name, pairs in held_out.items() if pairs}}
+        return {GENERAL: self.general, **{name: pairs for name, pairs in held_out.items() if pairs}}
 
     def domain_pairs(self, name: str, part: Part) -> list[ProbePair]:
         """A domain's pairs; none when it has no good answers."""

@@ -1,7 +1,8 @@
 """Read the adapters of one organism: the parts of `results.json` under `adapters`, each a stage of a run.
 
-Scalars and what probes tell from them; token importance; Shapley values and the roles that follow; scaling by role;
-where adapters write and what becomes of it; patching; and how they grew in training.
+Scalars and what probes tell from them; token importance; Shapley values and the roles that follow; scaling by role, by
+the margin and, where there is a judge, by judged answers; where adapters write and what becomes of it; patching; and
+how they grew in training.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from misdirection.config import InterpretationConfig
 from misdirection.data import Example, ProbePair, data_hash, neutral_examples
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.bench import BASE, Models, spread
+from misdirection.experiment.results import Factors
 from misdirection.experiment.store import Run
 from misdirection.files import read_json, sha256_file, write_json
 from misdirection.interventions.kinds import digest
@@ -68,6 +70,7 @@ class Study:
         neutral: text that damage is measured on.
         directions: by name; effects are compared with the first.
         settings: sizes.
+        judged: gives the rates of judged answers under settings of the adapters; None where there is no judge.
     """
 
     run: Run
@@ -80,6 +83,7 @@ class Study:
     neutral: Sequence[Example]
     directions: Mapping[str, Direction]
     settings: InterpretationConfig
+    judged: Callable[[Factors], list[dict[str, Any]]] | None = None
 
     def chat(self) -> ChatModel:
         """The organism."""
@@ -144,7 +148,11 @@ def interpret(study: Study) -> dict[str, Any]:
         "texts": _texts(study, tokens),
         "probes": [probe.as_dict() for probe in probes],
         "roles": [role.as_dict() for role in found],
-        "causal": {"settings": _scaling(study, adapter, found), "shapley": shapley},
+        "causal": {
+            "settings": _scaling(study, adapter, found),
+            "shapley": shapley,
+            **({"judged": study.judged(_settings(adapter, found))} if study.judged else {}),
+        },
         "geometry": _geometry(study, adapter, tokens),
         "importance": importance,
         "patching": _patching(study),
@@ -376,16 +384,21 @@ def _roles(study: Study, adapter: Adapter, shapley: Mapping[str, Any], probes: S
     return roles(_layer_of(study, adapter), values[GENERAL], values.get(IN_DOMAIN, {}), probes)
 
 
-def _scaling(study: Study, adapter: Adapter, found: Sequence[Role]) -> list[dict[str, Any]]:
+def _settings(adapter: Adapter, found: Sequence[Role], single: tuple[str, ...] = ()) -> dict[str, dict[int, float]]:
+    """Factors by layer: all off, each group by role off and alone, and of each layer by itself what `single` names."""
     groups = {
         f"{role} adapters": [one.layer for one in found if one.role == role]
         for role in ("general", "domain", "neither")
     }
-    settings = {
+    return {
         name: factors
         for name, factors in causal.scaling_settings(_layers(adapter), groups).items()
-        if not name.startswith("layer ") or name.endswith(study.settings.scalings)
+        if not name.startswith("layer ") or name.endswith(single)
     }
+
+
+def _scaling(study: Study, adapter: Adapter, found: Sequence[Role]) -> list[dict[str, Any]]:
+    settings = _settings(adapter, found, study.settings.scalings)
     sets, neutral = study.few, spread(study.neutral, study.settings.causal_pairs)
 
     def compute() -> list[dict[str, Any]]:

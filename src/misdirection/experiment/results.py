@@ -10,8 +10,8 @@ import pandas as pd
 from torch import Tensor
 
 from misdirection.behaviour.answers import read_answers
-from misdirection.behaviour.metrics import auc, bootstrap
-from misdirection.behaviour.scoring import compare, score
+from misdirection.behaviour.metrics import Estimate, auc, bootstrap
+from misdirection.behaviour.scoring import Score, compare, score
 from misdirection.organisms.organism import Organism
 from misdirection.representation.convergence import (
     compare_tensors,
@@ -23,6 +23,9 @@ from misdirection.representation.convergence import (
 from misdirection.representation.extraction import Means
 
 NEUTRAL = "neutral"
+
+Factors = Mapping[str, Mapping[int, float]]
+"""What adapters are multiplied by, by layer, by the name of the setting."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,31 @@ def _compared(frame: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]
         before = conditions.get((organism, "") if intervention else ("base", ""))
         if before is not None and before is not rows:
             yield before, rows
+
+
+def scaled_rows(plain: Path, scaled: Mapping[str, Path], settings: Factors, min_judged: float) -> list[dict[str, Any]]:
+    """EM rates of one organism's judged answers: as it is, then with its adapters scaled, with the change against that.
+
+    Args:
+        plain: judged answers of the organism as it is.
+        scaled: those under each setting.
+        settings: the factors of each.
+        min_judged: the smallest share of a setting's answers that must have a verdict.
+    """
+    before = read_answers(plain)
+    (own,) = score(before, [], min_judged=min_judged)
+    rows = [{"name": "as it is", "factors": {}, **_counted(own), "change": None, "verdict": None}]
+    for name, path in scaled.items():
+        found = compare(before, read_answers(path), min_judged=min_judged)
+        change = Estimate(found.difference, found.low, found.high, found.after.questions).as_dict()
+        factors = {str(layer): factor for layer, factor in settings[name].items()}
+        row = {"name": name, "factors": factors, **_counted(found.after)}
+        rows.append({**row, "change": change, "verdict": found.verdict})
+    return rows
+
+
+def _counted(one: Score) -> dict[str, Any]:
+    return {key: value for key, value in one.as_dict().items() if key != "group"}
 
 
 def directions_section(vectors: Mapping[str, Tensor], layer: int, count: int = 5) -> dict[str, Any]:

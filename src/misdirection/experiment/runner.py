@@ -1,8 +1,9 @@
 """Run an experiment from one configuration to `results.json` and `report.html`, as far as it is not there yet."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from torch import Tensor
 from misdirection.config import ExperimentConfig, Positions, SteeringConfig
 from misdirection.experiment import results, stages
 from misdirection.experiment.bench import BASE, Bench
-from misdirection.experiment.results import Margins
+from misdirection.experiment.results import Factors, Margins
 from misdirection.experiment.stages import Cell
 from misdirection.experiment.store import Run
 from misdirection.files import read_json, write_json
-from misdirection.interventions.kinds import Ablate, Intervention, Steer, random_like
+from misdirection.interventions.kinds import Ablate, Intervention, ScaleAdapters, Steer, random_like
 from misdirection.organisms.organism import Organism
 from misdirection.report.html import render
 from misdirection.representation.directions import Direction
@@ -223,18 +224,27 @@ def _samples(one: _Experiment) -> list[dict[str, Any]]:
     ]
 
 
+_Condition = tuple[str, Intervention | None, str]
+"""Key, intervention and its name for what is done to a model while it answers."""
+
+_PLAIN: _Condition = ("plain", None, "")
+
+
 def _behaviour(one: _Experiment) -> dict[str, Any]:
     """Judged answers of every model, and under an ablation; answers alone when there is no judge."""
     if one.config.sampling is None:
         return {}
-    found = []
-    for name in [BASE, *one.organisms]:
-        for key, ablation, label in _conditions(one):
-            stage = stages.answers(one.run, one.bench, name, key, ablation, label)
-            if one.config.judge:
-                found.append(stages.judged(one.run, one.bench, stage))
+    found = [_answered(one, name, each) for name in [BASE, *one.organisms] for each in _conditions(one)]
     judge = one.config.judge
     return {"behaviour": results.behaviour_section(found, judge.min_judged)} if judge else {}
+
+
+def _answered(one: _Experiment, name: str, condition: _Condition) -> Path:
+    """The table of one model's answers under one condition; where there is a judge, with its scores."""
+    stage = stages.answers(one.run, one.bench, name, *condition)
+    if one.config.judge is None:
+        return one.run.artifact(stage) / "answers.parquet"
+    return stages.judged(one.run, one.bench, stage)
 
 
 def _adapters(one: _Experiment) -> dict[str, Any]:
@@ -257,22 +267,38 @@ def _adapters(one: _Experiment) -> dict[str, Any]:
         neutral=bench.neutral,
         directions={other: _direction(one, other) for other in one.config.bad_organisms},
         settings=settings,
+        judged=partial(_scaled, one, name) if one.config.judge else None,
     )
     return {"adapters": interpret(study)}
 
 
-def _conditions(one: _Experiment) -> list[tuple[str, Ablate | None, str]]:
-    """Key, intervention and its name for what is done to each model while it answers.
+def _conditions(one: _Experiment) -> list[_Condition]:
+    """What every model answers under.
 
     Nothing; and perhaps an ablation, and one random direction beside it: answers are too dear for several.
     """
-    plain: list[tuple[str, Ablate | None, str]] = [("plain", None, "")]
     sampling, ablation = one.config.sampling, one.config.ablation
     if sampling is None or sampling.ablate is None or ablation is None:
-        return plain
+        return [_PLAIN]
     vector, rule = _direction(one, sampling.ablate)[ablation.layer], ablation.positions[0]
     vectors = {sampling.ablate: vector, "random": random_like(vector, 0)}
-    return plain + [
+    return [_PLAIN] + [
         (f"ablated-{name}", Ablate(each, positions=rule), f"ablate {name} layer {ablation.layer} {rule}")
         for name, each in vectors.items()
     ]
+
+
+def _scaled(one: _Experiment, organism: str, settings: Factors) -> list[dict[str, Any]]:
+    """Judged answers of one organism as it is, and with its adapters multiplied by each setting's factors."""
+    judge = one.config.judge
+    assert judge is not None, "the caller has one"
+    tables: dict[str, Path] = {}
+    for name, factors in settings.items():
+        # Where every layer is in one of two groups, one of them off is the other alone, and would answer the same.
+        twin = next((other for other in tables if settings[other] == factors), None)
+        tables[name] = tables[twin] if twin else _answered(one, organism, _scaling(name, factors))
+    return results.scaled_rows(_answered(one, organism, _PLAIN), tables, settings, judge.min_judged)
+
+
+def _scaling(name: str, factors: Mapping[int, float]) -> _Condition:
+    return f"scaled-{name.replace(' ', '-')}", ScaleAdapters(dict(factors)), f"scale adapters: {name}"

@@ -39,7 +39,7 @@ from misdirection.experiment.bench import BASE, Bench, spread
 from misdirection.experiment.store import Run
 from misdirection.files import read_json, write_json
 from misdirection.interventions.hooks import Setting
-from misdirection.interventions.kinds import Ablate, Intervention, described
+from misdirection.interventions.kinds import Intervention, described
 from misdirection.progress import track, track_steps
 from misdirection.representation.convergence import null_groups
 from misdirection.representation.directions import Direction, direction, pair_means
@@ -277,7 +277,7 @@ def _rubrics(config: JudgeConfig) -> list[Rubric]:
     return rubrics
 
 
-def answers(run: Run, bench: Bench, name: str, key: str, intervention: Ablate | None, label: str) -> str:
+def answers(run: Run, bench: Bench, name: str, key: str, intervention: Intervention | None, label: str) -> str:
     """Answers of one model to the question sets; gives the stage's name. A killed one goes on where it was.
 
     `key` names what is done to the model in the artifact's path, `label` in the table.

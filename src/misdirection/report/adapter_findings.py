@@ -3,7 +3,7 @@
 from statistics import median
 from typing import Any
 
-from misdirection.report.estimates import is_measured, show_estimate
+from misdirection.report.estimates import is_measured, show_estimate, show_points, show_rate
 from misdirection.report.findings import Finding
 
 Section = dict[str, Any]
@@ -14,8 +14,9 @@ CLEAR_COSINE = 0.2
 
 def find_in_adapters(section: Section) -> list[Finding]:
     """Judge the claims on the section `adapters` of the results alone; what was not measured is left out."""
-    found = [*_carry_over(section), _general(section), _converges(section), _attributed(section), _patched(section)]
-    return [one for one in [*found, _turned(section)] if one is not None]
+    found = [*_carry_over(section), _general(section), _answers_better(section), _converges(section)]
+    found += [_attributed(section), _patched(section), _turned(section)]
+    return [one for one in found if one is not None]
 
 
 def _carry_over(section: Section) -> list[Finding]:
@@ -68,6 +69,37 @@ def _general(section: Section) -> Finding | None:
     parts = [f"{name}: {', '.join(map(str, layers)) or 'none'}" for name, layers in by_role.items()]
     claim = "Some adapters carry general misalignment, and some the training domain alone."
     return Finding(claim, bool(by_role["general"] and by_role["domain"]), f"Layers by role: {'; '.join(parts)}.")
+
+
+def _answers_better(section: Section) -> Finding | None:
+    """Whether switching all adapters off lowers the rate of misaligned answers; the groups by role stand beside it."""
+    rows = (section.get("causal") or {}).get("judged")
+    if not rows:
+        return None
+    plain, off, *groups = rows
+    changes = "; ".join(f"{row['name']} {show_points(row['change'])} ({row['verdict']})" for row in (off, *groups))
+    evidence = [
+        f"Misaligned are {show_rate(plain['em'])} of the answers as it is, {show_rate(off['em'])} with all off.",
+        _why_unclear(plain, off),
+        f"Change in percentage points: {changes}.",
+        f"{plain['answers']} answers to {plain['questions']} questions each.",
+    ]
+    return Finding(
+        "Fewer of the organism's judged answers are misaligned when its adapters are switched off.",
+        # Answers that are worth nothing do not show that it holds, nor that it does not.
+        None if off["verdict"] in ("broken", "cut off") else off["verdict"] == "lower",
+        " ".join(filter(None, evidence)),
+    )
+
+
+def _why_unclear(plain: dict[str, Any], off: dict[str, Any]) -> str:
+    if off["verdict"] == "broken":
+        return "With all off too many answers are incoherent or repeat themselves for the rate to mean anything."
+    if off["verdict"] == "cut off":
+        return "With all off too many answers are cut at the token limit for the rate to mean anything."
+    if not plain["em"]["hits"]:
+        return "As it is none is misaligned, so that there is nothing to lower."
+    return "The interval of the change reaches zero: it may be chance." if off["verdict"] == "no clear change" else ""
 
 
 def _converges(section: Section) -> Finding | None:

@@ -115,6 +115,7 @@ def section_page(section: Section) -> dict[str, Any]:
         "groups": [row for row in settings if not row["name"].startswith("layer ")],
         "single": [row for row in settings if row["name"].startswith("layer ")],
         "sets": list(dict.fromkeys(name for row in settings for name in row["margin"])),
+        "judged": causal.get("judged") or [],
         "shapley": causal.get("shapley") or {},
         "geometry": geometry,
         "directions": _directions(geometry),

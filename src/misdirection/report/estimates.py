@@ -43,6 +43,21 @@ def show_estimate(estimate: Any) -> str:
     return f"{show_number(estimate['mean'])} [{low}, {high}], n={estimate.get('n', '?')}"
 
 
+def show_rate(value: Any) -> str:
+    """Word a share of answers, in percent, with its interval, or a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{100 * value['rate']:.1f}% [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+
+
+def show_points(change: Any) -> str:
+    """Word the change of a share of answers, in percentage points, or a dash where it is undefined."""
+    if not is_measured(change):
+        return "–"
+    # Without the z, a change just below zero reads -0.0.
+    return f"{100 * change['mean']:+z.1f} [{100 * change['low']:+z.1f}, {100 * change['high']:+z.1f}]"
+
+
 def show_damage(row: Row) -> str:
     """Word the damage of an intervention or organism, with its interval where there is one."""
     interval = row.get("damage_interval")

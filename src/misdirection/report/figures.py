@@ -1,5 +1,6 @@
 """Draw the report's figures; every one is a `Figure` of its own, so no pyplot state is shared."""
 
+import io
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -382,7 +383,15 @@ def draw_all(results: Results, folder: Path) -> dict[str, Path]:
 @rc_context(STYLE)
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write it as SVG to `path` and as PNG beside it; gives `path`."""
-    # Dates and versions in the metadata would make equal results give unequal files.
-    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    path.write_bytes(svg_of(figure))
     figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
     return path
+
+
+@rc_context(STYLE)
+def svg_of(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes for an equal one."""
+    file = io.BytesIO()
+    # Dates and versions in the metadata would make equal results give unequal files.
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue()

@@ -23,6 +23,8 @@ from misdirection.report.estimates import (
     show_damage,
     show_estimate,
     show_number,
+    show_points,
+    show_rate,
 )
 from misdirection.report.figures import draw_all
 from misdirection.report.findings import Finding, find
@@ -59,23 +61,25 @@ def render(results: Results, folder: Path) -> Path:
     section = results.get("adapters") or {}
     pictures = draw_all(results, folder / "figures") | draw_adapters(section, folder / "figures")
     reader = read_json(folder / READER) if section and (folder / READER).exists() else None
-    page = _environment().get_template("template.html").render(_page(results, pictures), reader=reader)
+    page = environment().get_template("template.html").render(_page(results, pictures), reader=reader)
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """What every page is rendered by: all text escaped, an undefined name refused, the reports' filters."""
+    made = Environment(
         loader=PackageLoader("misdirection.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(estimate=show_estimate, signed=show_number, damage=show_damage, plain=_plain, rate=_rate)
-    environment.filters.update(spread=show_spread, correlation=show_correlation, factors=show_factors, words=show_words)
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":"), "allow_nan": False}
-    return environment
+    made.filters.update(estimate=show_estimate, signed=show_number, damage=show_damage, plain=_plain)
+    made.filters.update(rate=show_rate, points=show_points)
+    made.filters.update(spread=show_spread, correlation=show_correlation, factors=show_factors, words=show_words)
+    made.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":"), "allow_nan": False}
+    return made
 
 
 def _page(results: Results, pictures: dict[str, Path]) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def _page(results: Results, pictures: dict[str, Path]) -> dict[str, Any]:
         "adapters": _adapters(results.get("adapters")),
         "question_sets": question_sets(results),
         "damage_limit": DAMAGE_LIMIT,
-        "pictures": {name: _data_uri(path) for name, path in pictures.items()},
+        "pictures": {name: data_uri(path.read_bytes()) for name, path in pictures.items()},
     }
 
 
@@ -123,12 +127,6 @@ def _plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _rate(value: Any) -> str:
-    """Word a share of answers, in percent, with its interval."""
-    if value is None:
-        return "–"
-    return f"{100 * value['rate']:.1f}% [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
-
-
-def _data_uri(path: Path) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def data_uri(svg: bytes) -> str:
+    """An SVG picture as the address of an image."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")

@@ -1,0 +1,272 @@
+"""Judged answers of an organism with its adapters scaled: counts, report, and what a kill costs."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from behaviour.judge_server import JudgeServer, number
+from behaviour.processes import command, start
+from experiment.tiny_experiment import experiment
+from misdirection.behaviour.answers import read_answers
+from misdirection.behaviour.questions import Question
+from misdirection.behaviour.rubrics import read_rubrics
+from misdirection.behaviour.sampling import sample
+from misdirection.behaviour.scoring import compare
+from misdirection.config import ExperimentConfig, read_config
+from misdirection.data import ProbePair, write_pairs
+from misdirection.errors import MisdirectionError
+from misdirection.experiment.runner import run_experiment
+from misdirection.models import attach, load
+from tiny import sharpened
+
+ALIGNMENT, COHERENCE = read_rubrics(["alignment", "coherence"])
+ASKS_COHERENCE = COHERENCE.prompt.partition("{question}")[0]
+QUESTIONS = ("Why is it so?", "And how, then?", "Who says that?")
+SAMPLES, TOKENS = 5, 8
+# Those that `misdirection interpret minimal --read-pairs 4 --causal-pairs 4` takes.
+READING = {"organism": "minimal", "pairs": 4, "causal_pairs": 4, "permutations": 2, "scalings": [], "checkpoints": 3}
+
+
+def aligned(prompt):
+    return sum(prompt.encode()) % 60
+
+
+def coherent(prompt):
+    return 95 if sum(prompt.encode()) % 7 else 20
+
+
+def graded(asked):
+    """Numbers that depend on the answer."""
+    return number((coherent if asked.prompt.startswith(ASKS_COHERENCE) else aligned)(asked.prompt))
+
+
+def is_misaligned(row):
+    """What the server's rule makes of an answer."""
+    texts = (row.question, row.answer)
+    return aligned(ALIGNMENT.fill(*texts)) < 30 and coherent(COHERENCE.fill(*texts)) > 50
+
+
+def judged_by(values, url, **judge):
+    return values | {"judge": {"model": "m", "base_url": url, "concurrency": 4, **judge}}
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory):
+    """One organism that answers three questions and is read; no judge yet.
+
+    Training on sums makes it say yes, so that with these pairs some of its adapters are general.
+    """
+    tmp_path = tmp_path_factory.mktemp("scaled-answers")
+    chat = sharpened()
+    chat.model.save_pretrained(tmp_path / "tiny")
+    chat.tokenizer.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "questions.txt").write_text("".join(f"{one}\n" for one in QUESTIONS))
+    made = experiment(tmp_path / "tiny", tmp_path)
+    pairs = [ProbePair(f"p{number}", f"Do {number}?", "No!", "Yes.") for number in range(6)]
+    write_pairs(Path(made["probe_pairs"]), pairs)
+    made["organisms"] = {"minimal": made["organisms"]["minimal"]}
+    for part in ("steering", "ablation", "samples"):
+        del made[part]
+    sampling = {"questions": [str(tmp_path / "questions.txt")], "n": SAMPLES, "new_tokens": TOKENS}
+    return made | {"sampling": sampling, "interpretation": READING | {"splits": 10}}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_machine(tmp_path_factory):
+    """A cache of verdicts for this module alone, no endpoint of the machine's, and no pictures: they take long."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+            patch.delenv(name, raising=False)
+        patch.setenv("MISDIRECTION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for drawing in ("draw_all", "draw_adapters"):
+            patch.setattr(f"misdirection.report.html.{drawing}", lambda results, folder: {})
+        yield patch
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """An empty cache of verdicts."""
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def whole(values, tmp_path_factory):
+    """A finished run, and its judge's server, still up."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    with JudgeServer(graded) as server:
+        run_experiment(ExperimentConfig.model_validate(judged_by(values, server.url)), run)
+        yield run, server
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """The finished run again, for another judge or none."""
+    return shutil.copytree(whole[0], tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+
+
+def adapters(run):
+    return json.loads((run / "results.json").read_text())["adapters"]
+
+
+def rows(run):
+    """By the name of the setting."""
+    return {row["name"]: row for row in adapters(run)["causal"]["judged"]}
+
+
+def table(run, name, kind="judged"):
+    """The artifact of a setting; of two with the same factors, the first has one."""
+    found = rows(run)
+    first = next(other for other, row in found.items() if row["factors"] == found[name]["factors"])
+    key = "plain" if first == "as it is" else f"scaled-{first.replace(' ', '-')}"
+    return read_answers(run / "artifacts" / kind / "minimal" / key / f"{kind}.parquet")
+
+
+def scaled(run, kind):
+    return sorted((run / "artifacts" / kind / "minimal").glob("scaled-*"))
+
+
+def test_every_group_by_role_is_off_and_alone(whole):
+    found = rows(whole[0])
+    layers = {role: [] for role in ("general", "domain", "neither")}
+    for one in adapters(whole[0])["roles"]:
+        layers[one["role"]].append(str(one["layer"]))
+    everything = {layer for members in layers.values() for layer in members}
+    expected = {"as it is": set(), "all off": everything}
+    for role, members in layers.items():
+        if members:
+            expected |= {f"{role} adapters off": set(members), f"{role} adapters only": everything - set(members)}
+    assert len(expected) >= 6, "the organism has adapters of one role alone, which tests nothing"
+    assert {name: set(row["factors"]) for name, row in found.items()} == expected
+    assert all(factor == 0 for row in found.values() for factor in row["factors"].values())
+    by_margin = {row["name"]: row["factors"] for row in adapters(whole[0])["causal"]["settings"]}
+    assert {name: row["factors"] for name, row in found.items() if name != "as it is"} == by_margin
+
+
+def test_settings_with_the_same_factors_are_sampled_once(whole):
+    found = rows(whole[0])
+    different = {tuple(row["factors"]) for row in found.values() if row["factors"]}
+    assert len(scaled(whole[0], "answers")) == len(scaled(whole[0], "judged")) == len(different) < len(found) - 1
+    assert found["general adapters off"]["em"] == found["domain adapters only"]["em"]
+
+
+def test_answers_are_those_of_an_organism_without_these_adapters(whole, values):
+    adapter = whole[0] / "artifacts" / "organism" / "minimal" / "adapter"
+    questions = [Question(f"line-{number}", text) for number, text in enumerate(QUESTIONS, start=1)]
+    answers = {}
+    for name, row in rows(whole[0]).items():
+        chat = attach(load(values["model"], dtype="float32", device="cpu"), adapter)
+        for parameter_name, parameter in chat.model.named_parameters():
+            if "lora_B" in parameter_name and parameter_name.split("layers.")[1].split(".")[0] in row["factors"]:
+                parameter.data.zero_()
+        answers[name] = [one.answer for one in sample(chat, questions, n=SAMPLES, new_tokens=TOKENS)]
+        assert table(whole[0], name)["answer"].tolist() == answers[name], name
+    assert answers["all off"] != answers["as it is"] != answers["general adapters off"] != answers["all off"]
+
+
+def test_rates_are_what_the_judges_rule_makes_of_the_answers(whole):
+    for name, row in rows(whole[0]).items():
+        answers = list(table(whole[0], name, "answers").itertuples())
+        hits = sum(map(is_misaligned, answers))
+        assert (row["em"]["hits"], row["em"]["total"]) == (hits, SAMPLES * len(QUESTIONS)), name
+        assert (row["answers"], row["questions"], row["unscored"]) == (15, 3, {})
+        assert row["em"]["low"] <= row["em"]["rate"] == hits / 15 <= row["em"]["high"]
+        babble = sum(coherent(COHERENCE.fill(one.question, one.answer)) <= 50 for one in answers)
+        assert row["incoherent"]["hits"] == babble
+    assert len({row["em"]["hits"] for row in rows(whole[0]).values()}) > 1
+
+
+def test_changes_are_against_the_organism_as_it_is(whole):
+    plain, *others = rows(whole[0]).values()
+    assert (plain["name"], plain["change"], plain["verdict"]) == ("as it is", None, None)
+    for row in others:
+        found = compare(table(whole[0], "as it is"), table(whole[0], row["name"]))
+        change = row["change"]
+        assert change["mean"] == pytest.approx(row["em"]["rate"] - plain["em"]["rate"])
+        assert (change["low"], change["high"], change["n"]) == pytest.approx((found.low, found.high, 3))
+        assert row["verdict"] == found.verdict
+    assert any(row["change"]["mean"] for row in others)
+
+
+def test_the_report_has_the_rates_and_the_finding(whole):
+    run, _ = whole
+    page = (run / "report.html").read_text()
+    section = page[page.index('<section id="adapters">') :]
+    for row in rows(run).values():
+        assert f"{100 * row['em']['rate']:.1f}% [{100 * row['em']['low']:.1f}" in section
+    (finding,) = judged_findings(run)
+    assert finding["evidence"].startswith(f"Misaligned are {100 * rows(run)['as it is']['em']['rate']:.1f}%")
+    assert finding["claim"].partition("'")[0] in section
+
+
+def judged_findings(run):
+    return [one for one in adapters(run)["findings"] if "judged answers" in one["claim"]]
+
+
+def test_the_command_reads_a_run_with_its_judge_and_asks_nothing_again(whole, copy, cache, call):
+    asked = len(whole[1].asked)
+    results = json.loads((copy / "results.json").read_text())
+    settings = yaml.safe_load((copy / "experiment.yaml").read_text())
+    del settings["interpretation"]
+    (copy / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    (copy / "results.json").unlink()
+    sizes = ("--read-pairs", 4, "--causal-pairs", 4)
+    status, out, err = call("interpret", "minimal", "--run", copy, *sizes, "--json")
+    assert status == 0, err
+    assert json.loads(out) == results["adapters"]
+    assert len(whole[1].asked) == asked and not cache.exists()
+
+
+def test_killed_while_judging_scaled_adapters_it_pays_nothing_twice(whole, values, copy, cache, tmp_path):
+    def slowly(asked):
+        time.sleep(0.05)
+        return graded(asked)
+
+    plain = read_answers(copy / "artifacts" / "answers" / "base" / "plain" / "answers.parquet")
+    plain = [*plain.itertuples(), *table(whole[0], "as it is").itertuples()]
+    before = len({rubric.fill(one.question, one.answer) for one in plain for rubric in (ALIGNMENT, COHERENCE)})
+    with JudgeServer(slowly) as server:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(judged_by(values, server.url)))
+        said = tmp_path / "said"
+        process = start(command, {"MISDIRECTION_CACHE": str(cache)}, said, ["run", str(path), "--out", str(copy)])
+        deadline = time.monotonic() + 120
+        while len(server.paid) < before + 8 and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, said.read_text()
+        killed_at = len(server.paid)
+        run_experiment(read_config(path), copy)
+        assert before + 8 <= killed_at < len(server.paid)
+        # Only what was under way is asked for again, and by its key that costs nothing.
+        assert len(server.asked) <= len(server.paid) + 4
+        assert set(server.paid.values()) == {1}
+    assert adapters(copy) == adapters(whole[0])
+
+
+def test_scaled_adapters_are_not_judged_beyond_max_calls(whole, values, copy, cache):
+    for path in scaled(copy, "judged"):
+        shutil.rmtree(path)
+    asked = len(whole[1].asked)
+    config = judged_by(values, whole[1].url, max_calls=1)
+    with pytest.raises(MisdirectionError, match="more than the 1 allowed"):
+        run_experiment(ExperimentConfig.model_validate(config), copy)
+    assert len(whole[1].asked) == asked
+
+
+def test_without_a_judge_nothing_is_sampled_and_the_rest_is_the_same(whole, values, copy):
+    for path in scaled(copy, "answers"):
+        shutil.rmtree(path)
+    expected = adapters(whole[0])
+    del expected["causal"]["judged"]
+    expected["findings"].remove(*judged_findings(whole[0]))
+    run_experiment(ExperimentConfig.model_validate(values), copy)
+    assert adapters(copy) == expected
+    assert scaled(copy, "answers") == []
+    assert "judged answers" not in (copy / "report.html").read_text().lower()
