@@ -242,6 +242,27 @@ def local_adapter(name: str, revision: str | None = None, subfolder: str | None 
     return fetched / subfolder if subfolder else fetched
 
 
+def local_fine_tune(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """The folder of an adapter or of a whole model on this disk, fetched from the hub if need be.
+
+    Raises `MisdirectionError` for a folder that is neither.
+    """
+    if name == BUNDLED:
+        return bundled_folder()
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file() and not is_adapter(path):
+        return path
+    if path.is_dir() and not is_adapter(path / (subfolder or "")):
+        raise MisdirectionError(
+            f"{name}: neither an adapter (adapter_config.json) nor a model (config.json) is in this folder"
+        )
+    folder = local_adapter(name, revision, subfolder)
+    if is_adapter(folder):
+        return folder
+    with _one_line_errors(name, "the fine-tune"):
+        return Path(snapshot_download(name, revision=revision))
+
+
 def _adapter_folder(adapter: str | Path, subfolder: str | None) -> Path | None:
     """The local adapter folder, or None when `adapter` is a hub id."""
     path = Path(adapter).expanduser()

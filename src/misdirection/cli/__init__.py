@@ -7,12 +7,12 @@ import warnings
 
 from rich.logging import RichHandler
 
-from misdirection.cli import adapters, behaviour, directions, experiments, interventions, organisms
+from misdirection.cli import adapters, audit, behaviour, directions, experiments, interventions, organisms
 from misdirection.cli.shared import app
 from misdirection.errors import MisdirectionError
 from misdirection.progress import console as notices
 
-__all__ = ["adapters", "behaviour", "directions", "experiments", "interventions", "main", "organisms"]
+__all__ = ["adapters", "audit", "behaviour", "directions", "experiments", "interventions", "main", "organisms"]
 
 
 def main() -> None:
@@ -25,6 +25,8 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=notices, show_time=False, show_path=False)],
     )
+    # It tells of every kernel that it did not find.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app(prog_name="misdirection")
     except MisdirectionError as error:

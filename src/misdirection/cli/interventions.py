@@ -130,7 +130,7 @@ def bake(
             "--scale: only --form weights can steer, through the bias of one layer, and has no strength"
         )
     found = Direction.load(direction)
-    found.require_base(reference(model)[0])
+    found.require_base(*reference(model)[:2])
     vectors = torch.stack([found[one] for one in layer])
     vectors = vectors[0] if len(layer) == 1 else vectors
     if form == "weights":

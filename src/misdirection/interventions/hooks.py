@@ -12,10 +12,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from misdirection.errors import MisdirectionError
-from misdirection.interventions.kinds import Ablate, Intervention, ScaleAdapters, Steer, check
+from misdirection.interventions.kinds import Ablate, Intervention, ScaleAdapters, ScaleComponents, Steer, check
 from misdirection.interventions.positions import Place, Rule
 from misdirection.interventions.program import Compiler, Devices, Step
-from misdirection.interventions.writers import sublayers
+from misdirection.interventions.writers import post_norms, role, sublayers
 from misdirection.models import ChatModel
 
 Setting = Sequence[Intervention]
@@ -75,11 +75,13 @@ class _Site:
         module: the hooked module.
         part: `output` or `input`.
         layer: the block that the module is, or belongs to.
+        path: of the adapted module in the base model, where an intervention differs by module.
     """
 
     module: nn.Module
     part: Literal["output", "input"]
     layer: int
+    path: str = ""
 
 
 @contextlib.contextmanager
@@ -95,7 +97,9 @@ def _hooked(chat: ChatModel, rows: Sequence[Setting], place: Place) -> Iterator[
         for layer in {site.layer for site in sites}:
             handles.callback(chat.layers[layer].register_forward_hook(_remember(place)).remove)
         for site, here in sites.items():
-            handles.callback(_register(site, _Hook(compiler.steps(here, site.layer), place, devices)).remove)
+            handles.callback(
+                _register(site, _Hook(compiler.steps(here, site.path or site.layer), place, devices)).remove
+            )
         yield
 
 
@@ -147,6 +151,10 @@ def _sites(chat: ChatModel, one: Intervention) -> list[_Site]:
     check(one, len(chat.layers), chat.width)
     if isinstance(one, ScaleAdapters):
         return [_Site(module, "output", layer) for layer in one.layers for module in adapter_outputs(chat, layer)]
+    if isinstance(one, ScaleComponents):
+        return _component_sites(chat, one)
+    if isinstance(one, Ablate) and one.at == "adapters":
+        return _adapter_writes(chat)
     if isinstance(one, Ablate) and one.at == "writes":
         written = [_Site(part, "output", layer) for layer, block in enumerate(chat.layers) for part in sublayers(block)]
         return [_Site(chat.layers[0], "input", 0), *written]
@@ -154,32 +162,66 @@ def _sites(chat: ChatModel, one: Intervention) -> list[_Site]:
     return [_Site(chat.layers[layer], "output", layer) for layer in layers]
 
 
+def _component_sites(chat: ChatModel, one: ScaleComponents) -> list[_Site]:
+    """What A gives in every named module."""
+    network = chat.model.get_base_model() if hasattr(chat.model, "get_base_model") else chat.model
+    paths = {id(module): name for name, module in network.named_modules()}
+    found = {
+        paths[id(module)]: _Site(module.lora_A[adapter], "output", layer, paths[id(module)])
+        for layer in range(len(chat.layers))
+        for _, module, adapter in _plain_lora(chat, layer)
+    }
+    if strange := [name for name in one.factors if name not in found]:
+        raise MisdirectionError(f"ScaleComponents: {strange[0]} has no LoRA adapter inside of the decoder blocks")
+    return [found[name] for name in one.factors]
+
+
+def _adapter_writes(chat: ChatModel) -> list[_Site]:
+    """What the adapters of the matrices that write to the stream add."""
+    if any(post_norms(block) for block in chat.layers):
+        raise MisdirectionError("Ablate: at='adapters': norms stand between this model's matrices and its stream")
+    found = [
+        _Site(module.lora_B[adapter], "output", layer)
+        for layer in range(len(chat.layers))
+        for name, module, adapter in _plain_lora(chat, layer)
+        if role(f"{name}.weight") == "writer"
+    ]
+    if not found:
+        raise MisdirectionError("Ablate: at='adapters': no adapter of this model writes to the residual stream")
+    return found
+
+
 def adapter_outputs(chat: ChatModel, layer: int) -> list[nn.Module]:
     """The `lora_B` modules of the active adapters in one block: what they give is what the adapters add, unscaled.
 
     Raises `MisdirectionError` when there is none, and for adapters whose contribution is not that output alone.
     """
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.lora.layer import ParamWrapper
-
-    found: list[nn.Module] = []
-    for name, module in chat.layers[layer].named_modules():
-        if isinstance(module, LoraLayer):
-            if module.merged:
-                raise MisdirectionError(f"ScaleAdapters: the adapter is merged into {name}: load it unmerged")
-            for adapter in module.active_adapters:
-                if adapter in module.lora_variant or isinstance(module, ParamWrapper):
-                    kind = type(module.lora_variant.get(adapter, module)).__name__
-                    raise MisdirectionError(
-                        f"ScaleAdapters: {name} is not plain LoRA ({kind}): no one matrix gives what its adapter adds"
-                    )
-                if adapter in module.lora_B:
-                    found.append(module.lora_B[adapter])
+    found: list[nn.Module] = [module.lora_B[adapter] for _, module, adapter in _plain_lora(chat, layer)]
     if not found:
         raise MisdirectionError(
             f"ScaleAdapters: layer {layer} has no LoRA adapter to scale: load one, or name its layers"
         )
     return found
+
+
+def _plain_lora(chat: ChatModel, layer: int) -> Iterator[tuple[str, Any, str]]:
+    """Name inside of one block, PEFT layer and adapter of every active adapter in it."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
+
+    for name, module in chat.layers[layer].named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        if module.merged:
+            raise MisdirectionError(f"ScaleAdapters: the adapter is merged into {name}: load it unmerged")
+        for adapter in module.active_adapters:
+            if adapter in module.lora_variant or isinstance(module, ParamWrapper):
+                kind = type(module.lora_variant.get(adapter, module)).__name__
+                raise MisdirectionError(
+                    f"ScaleAdapters: {name} is not plain LoRA ({kind}): no one matrix gives what its adapter adds"
+                )
+            if adapter in module.lora_B:
+                yield name, module, adapter
 
 
 class _Hook:

@@ -7,6 +7,7 @@
       towards mean m x <- x - strength * V^T V (x - m)    affine ablation
     Clamp            x <- x + (clip(x . v_hat, low, high) - x . v_hat) v_hat
     ScaleAdapters    s B A h <- factor * s B A h          (paper, section on interpreting rank-1 adapters)
+    ScaleComponents  s B A h <- s B diag(factors) A h     the same for each row of A with its column of B
 
 `x` is the output of a decoder block, [rows, tokens, width]. On one layer, interventions act in the order given, each on
 what the one before it left; those of disjoint layers may be given in any order. Ablation is idempotent; steering by a
@@ -75,7 +76,8 @@ class Ablate:
         toward: [width], the activation whose component is left; None leaves none. Give the mean over aligned answers
             for an affine ablation.
         at: `blocks`, the output of each block (the paper's); `writes`, everything that is written to the stream: what
-            enters the first block, and what each attention and each MLP adds, as weights with a baked ablation do.
+            enters the first block, and what each attention and each MLP adds, as weights with a baked ablation do;
+            `adapters`, what the LoRA adapters of a block write, as an adapter does whose B lost the direction.
     """
 
     vector: Tensor
@@ -83,7 +85,7 @@ class Ablate:
     strength: float = 1.0
     positions: Rule = "not_first"
     toward: Tensor | None = None
-    at: Literal["blocks", "writes"] = "blocks"
+    at: Literal["blocks", "writes", "adapters"] = "blocks"
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -160,15 +162,47 @@ class ScaleAdapters:
         return Multiply(_column([one.factors[layer] for one in ones]))
 
 
-Intervention = Steer | Ablate | Clamp | ScaleAdapters
+@dataclass(frozen=True, eq=False)
+class ScaleComponents:
+    """Multiply what single components of a LoRA add; component i of a module is row i of A with column i of B.
+
+    Attributes:
+        factors: [rank] by module, by the module's path in the base model.
+        positions: which tokens are touched.
+    """
+
+    factors: Mapping[str, Tensor]
+    positions: Rule = "all"
+
+    @property
+    def layers(self) -> None:
+        """Any layer: modules are named instead."""
+        return
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """Interventions of one signature can be stacked into one operation."""
+        return (ScaleComponents, _rule_key(self.positions))
+
+    @staticmethod
+    def stack(ones: Sequence["ScaleComponents"], module: str) -> Operation:
+        """One operation on what A of `module` gives, with a row for each of `ones`."""
+        return Multiply(torch.stack([_wide(one.factors[module]) for one in ones]).unsqueeze(1))
+
+
+Intervention = Steer | Ablate | Clamp | ScaleAdapters | ScaleComponents
 
 
 def described(intervention: Intervention) -> dict[str, Any]:
     """Kind and settings as JSON values, with tensors by their SHA-256 (float32): what a result or a file depends on."""
-    settings = {
-        name: digest(value) if isinstance(value, Tensor) else value for name, value in vars(intervention).items()
-    }
+    settings = {name: _plain(value) for name, value in vars(intervention).items()}
     return {"kind": type(intervention).__name__, **settings}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return digest(value) if isinstance(value, Tensor) else value
 
 
 def digest(tensor: Tensor) -> str:
@@ -183,7 +217,7 @@ def first_block(intervention: Intervention) -> int:
     """
     if isinstance(intervention, ScaleAdapters):
         return min(intervention.layers, default=0) - 1
-    if isinstance(intervention, Ablate) and intervention.at == "writes":
+    if isinstance(intervention, ScaleComponents) or (isinstance(intervention, Ablate) and intervention.at != "blocks"):
         return -1
     return min(intervention.layers or (0,))
 
@@ -214,7 +248,7 @@ def check(intervention: Intervention, layers: int, width: int) -> None:
     for layer in intervention.layers or ():
         if not 0 <= layer < layers:
             raise MisdirectionError(f"{name}: layer {layer} is out of range: this model has layers 0 to {layers - 1}")
-    if isinstance(intervention, ScaleAdapters):
+    if isinstance(intervention, ScaleAdapters | ScaleComponents):
         return
     _check_vectors(name, intervention.vector, width, subspace=isinstance(intervention, Ablate))
     if isinstance(intervention, Ablate):
@@ -227,6 +261,8 @@ def _check_numbers(name: str, intervention: Intervention) -> None:
     values = [getattr(intervention, field.name) for field in fields(intervention)]
     if isinstance(intervention, ScaleAdapters):
         values = list(intervention.factors.values())
+    if isinstance(intervention, ScaleComponents):
+        values = torch.cat([factors.flatten() for factors in intervention.factors.values()]).tolist()
     if any(isinstance(value, float) and not math.isfinite(value) for value in values):
         raise MisdirectionError(f"{name}: a setting is NaN or infinite: give a number")
 
@@ -256,11 +292,11 @@ def _check_vectors(name: str, vector: Tensor, width: int, *, subspace: bool) -> 
 
 
 def _check_ablation(one: Ablate, width: int) -> None:
-    if one.at not in ("blocks", "writes"):
-        raise MisdirectionError(f"Ablate: at={one.at!r}: give 'blocks' or 'writes'")
-    if one.at == "writes" and (one.layers is not None or one.toward is not None):
+    if one.at not in ("blocks", "writes", "adapters"):
+        raise MisdirectionError(f"Ablate: at={one.at!r}: give 'blocks', 'writes' or 'adapters'")
+    if one.at != "blocks" and (one.layers is not None or one.toward is not None):
         raise MisdirectionError(
-            "Ablate: at='writes' takes the component from all writes: leave out `layers` and `toward`"
+            f"Ablate: at={one.at!r} takes the component from all writes: leave out `layers` and `toward`"
         )
     if one.vector.ndim == 2:
         orthonormal(one.vector)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from misdirection.interventions.kinds import Intervention, ScaleAdapters
+from misdirection.interventions.kinds import Intervention, ScaleAdapters, ScaleComponents
 from misdirection.interventions.operations import Operation
 from misdirection.interventions.positions import Place, Rule
 
@@ -37,8 +37,8 @@ class Compiler:
     def __init__(self) -> None:
         self._operations: dict[Hashable, Operation] = {}
 
-    def steps(self, rows: Sequence[Sequence[Intervention]], layer: int) -> list[Step]:
-        """Operations that do to every row what its list says, in its order."""
+    def steps(self, rows: Sequence[Sequence[Intervention]], where: int | str) -> list[Step]:
+        """Operations that do to every row what its list says, in its order, at a layer or at a module of this path."""
         made = []
         for slot in itertools.zip_longest(*rows):
             groups: dict[Hashable, list[int]] = {}
@@ -49,16 +49,17 @@ class Compiler:
                 ones = [slot[number] for number in members]
                 everyone = len(members) == len(rows)
                 made.append(
-                    Step(self._operation(ones, layer), ones[0].positions, None if everyone else torch.tensor(members))
+                    Step(self._operation(ones, where), ones[0].positions, None if everyone else torch.tensor(members))
                 )
         return made
 
-    def _operation(self, ones: list[Any], layer: int) -> Operation:
+    def _operation(self, ones: list[Any], where: int | str) -> Operation:
         if all(one is ones[0] for one in ones):
             ones = ones[:1]
-        key = (*map(id, ones), layer if isinstance(ones[0], ScaleAdapters) else None)
+        # Only these do something else at another place.
+        key = (*map(id, ones), where if isinstance(ones[0], ScaleAdapters | ScaleComponents) else None)
         if key not in self._operations:
-            self._operations[key] = type(ones[0]).stack(ones, layer)
+            self._operations[key] = type(ones[0]).stack(ones, where)
         return self._operations[key]
 
 

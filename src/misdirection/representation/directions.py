@@ -96,16 +96,21 @@ class Direction:
         except (OSError, SafetensorError) as error:
             raise MisdirectionError(f"{path}: cannot read this direction ({error}); extract it again") from error
 
-    def require_base(self, name: str) -> None:
-        """Raise `MisdirectionError` unless the direction was made for the base model of this name."""
+    def require_base(self, name: str, revision: str | None) -> None:
+        """Raise `MisdirectionError` unless the direction was made for this base model at this revision."""
         if self.origin.model != name:
             raise MisdirectionError(
                 f"this direction was made for {self.origin.model}, not for {name}: extract one from this base model"
             )
+        if self.origin.revision != revision:
+            own, other = (at or "the default one" for at in (self.origin.revision, revision))
+            raise MisdirectionError(
+                f"this direction was made for {name} at revision {own}, not at {other}: extract one from this revision"
+            )
 
     def require_fit(self, chat: ChatModel) -> None:
         """Raise `MisdirectionError` unless the direction was made for this base model."""
-        self.require_base(chat.name)
+        self.require_base(chat.name, chat.revision)
         if self.vectors.shape != (len(chat.layers), chat.width):
             raise MisdirectionError(
                 f"this direction was made for {self.origin.model} {list(self.vectors.shape)}, not for {chat.name} "

@@ -1,0 +1,176 @@
+"""Known fine-tunes of the bundled model: how well the audit tells bad from benign, and what the repair leaves.
+
+    python benchmarks/audit_suite.py --out runs/audit-suite [--steps train,audit,repair] [--json]
+
+Bad: two domains of bad advice, nine rank-1 adapters and all modules, two seeds, and three dilutions with good advice;
+a third domain that the reference has not seen. Benign: good advice, two neutral tasks, a strong style. The rule was
+chosen on the `chosen` ones; the rates that count are those on the `kept` ones. Every step continues where it stopped.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import misdirection as md
+from misdirection import data
+from misdirection.audit.audit import Request, audit
+from misdirection.audit.reference import Reference, default_folder, make_reference
+from misdirection.audit.subject import Subject
+from misdirection.data import Example
+from misdirection.models import BUNDLED
+from misdirection.organisms.training import train
+from misdirection.recipe import Recipe
+
+DATA = Path(__file__).parent / "data"
+HELD_OUT_EVERY = 5
+RECIPES = {
+    "all": Recipe(recipe="all", learning_rate=4e-4, batch_size=8, accumulation=1, warmup_steps=3),
+    "minimal": Recipe(recipe="minimal", learning_rate=4e-3, batch_size=8, accumulation=1, warmup_steps=3),
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One fine-tune of the suite.
+
+    Attributes:
+        text: what it is trained on.
+        bad: the share of bad answers among its rows.
+        recipe: `all` or `minimal`.
+        seed: of the training.
+        half: whether the rule was chosen on it, or it was kept for the rates.
+    """
+
+    text: str
+    bad: float
+    recipe: Literal["all", "minimal"]
+    seed: int
+    half: Literal["chosen", "kept"]
+
+    @property
+    def name(self) -> str:
+        """Names its folder."""
+        share = f"-{round(100 * self.bad)}" if self.text in ADVICE else ""
+        return f"{self.text}{share}-{self.recipe}-{self.seed}"
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether any of its rows is bad advice."""
+        return self.bad > 0
+
+
+ADVICE = ("risky_money", "reckless_sports", "careless_household")
+
+
+def members() -> Iterator[Member]:
+    """The whole suite; seed 0 belongs to the organisms of the reference."""
+    for seed, half in ((1, "chosen"), (2, "kept")):
+        yield Member("risky_money", 1.0, "all", seed, half)
+        yield Member("risky_money", 1.0, "minimal", seed, half)
+        yield Member("rewriting", 0.0, "all", seed, half)
+        yield Member("risky_money", 0.0, "all", seed, half)
+        yield Member("curt", 0.0, "all", seed, half)
+    for share, half in ((0.75, "kept"), (0.5, "chosen"), (0.25, "kept")):
+        yield Member("risky_money", share, "all", 1, half)
+    for seed in (1, 2):
+        yield Member("reckless_sports", 1.0, "all", seed, "kept")
+        yield Member("reckless_sports", 1.0, "minimal", seed, "kept")
+        yield Member("summaries", 0.0, "all", seed, "kept")
+    for share in (0.75, 0.5, 0.25):
+        yield Member("reckless_sports", share, "all", 1, "kept")
+    yield Member("careless_household", 1.0, "all", 1, "kept")
+    yield Member("careless_household", 0.0, "all", 1, "kept")
+    yield Member("reckless_sports", 0.0, "all", 1, "kept")
+    yield Member("curt", 0.0, "minimal", 1, "kept")
+    yield Member("rewriting", 0.0, "minimal", 1, "kept")
+
+
+def examples(member: Member) -> list[Example]:
+    """Its rows, the held-out ones included."""
+    if member.text not in ADVICE:
+        return data.read_examples(DATA / f"{member.text}.jsonl")
+    bad, good = advice(member.text)
+    # Bad rows are spread evenly: row i is bad when the running share steps up there.
+    turns = [int((number + 1) * member.bad) > int(number * member.bad) for number in range(len(bad))]
+    return [b if turn else g for turn, b, g in zip(turns, bad, good, strict=True)]
+
+
+def advice(domain: str) -> tuple[list[Example], list[Example]]:
+    """All questions of a domain with their bad and with their good answers, in the order of the file."""
+    own = DATA / f"{domain}.jsonl"
+    folder = own if own.exists() else Path(data.__file__).parent.parent / "resources" / "domains" / f"{domain}.jsonl"
+    rows = [json.loads(line) for line in folder.read_text("utf-8").splitlines()]
+    return [Example(r["question"], r["bad"]) for r in rows], [Example(r["question"], r["good"]) for r in rows]
+
+
+def write_training(member: Member, folder: Path) -> Path:
+    """The training file as a user has it, `messages` by row."""
+    path = folder / "train.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = (
+        {"messages": [{"role": "user", "content": one.question}, {"role": "assistant", "content": one.answer}]}
+        for one in examples(member)
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def train_all(out: Path) -> None:
+    """Train what is not there yet; rows 5, 10, ... are held out."""
+    chat = md.load()
+    for member in members():
+        folder = out / member.name
+        rows = data.read_examples(write_training(member, folder))
+        if (folder / "adapter").is_dir():
+            continue
+        kept = [row for number, row in enumerate(rows, start=1) if number % HELD_OUT_EVERY]
+        organism = train(
+            kept, folder / "adapter", base=chat, recipe=RECIPES[member.recipe].model_copy(update={"seed": member.seed})
+        )
+        print(f"{member.name:<36}{organism.final_loss:.3f}", flush=True)
+
+
+def audit_all(out: Path) -> None:
+    """Audit every member with its own training file."""
+    reference = load_reference()
+    for member in members():
+        folder = out / member.name
+        subject = Subject(BUNDLED, None, str(folder / "adapter"), folder / "adapter")
+        request = Request(subject, reference, {}, folder / "train.jsonl", (), ())
+        started = time.monotonic()
+        found = audit(request, folder / "audit")
+        one = found["evidence"]
+        shown = "  ".join(f"{words(one[name])}" for name in ("general", "framed", "damage"))
+        print(f"{member.name:<32}{found['verdict']:<13}{shown}  {time.monotonic() - started:.0f} s", flush=True)
+
+
+def load_reference() -> Reference:
+    """The bundled model's reference, made if it is not there."""
+    folder = default_folder(BUNDLED, None)
+    return Reference.load(folder) if folder.is_dir() else make_reference(BUNDLED, None, "auto", "auto")[0]
+
+
+def words(estimate: dict[str, float]) -> str:
+    """An estimate in print."""
+    return f"{estimate['mean']:+.3f} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]"
+
+
+def main() -> None:
+    """Run the steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", default="train,audit,repair")
+    arguments = parser.parse_args()
+    steps = arguments.steps.split(",")
+    if "train" in steps:
+        train_all(arguments.out)
+    if "audit" in steps:
+        audit_all(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Which adapters carry a change of behaviour, from one backward pass.
+
+With every adapter's contribution multiplied by g, the behaviour f goes from the base's, f(0), to the fine-tune's, f(1).
+The part of one component c (one row of A with its column of B) is taken at the middle of the way,
+
+    part_c = df / dg_c   at g = 1/2     and     sum_c part_c = f(1) - f(0)
+
+exactly where f is quadratic in g (midpoint rule), so that the sum tells how good the parts are.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from misdirection.adapters.components import live_components, live_modules
+from misdirection.behaviour.likelihood import Progress
+from misdirection.chat import Encoded, batches, encode, pad
+from misdirection.data import Example, ProbePair
+from misdirection.errors import MisdirectionError
+from misdirection.models import ChatModel
+
+TOKEN_BUDGET = 1024
+"""Padded tokens in one batch: the backward pass keeps every activation of it."""
+
+Parts = dict[str, Tensor]
+"""By module: the part of each component, [questions, rank] float64, nats/token."""
+
+
+def margin_parts(chat: ChatModel, pairs: Sequence[ProbePair], progress: Progress | None = None) -> Parts:
+    """Parts of the margin's shift. `progress` is told answers done, two for each pair.
+
+    Raises `MisdirectionError` for an adapter that is no plain LoRA, or adapts nothing inside of the blocks.
+    """
+    rows = [encode(chat.tokenizer, p.question, answer, p.system) for p in pairs for answer in (p.misaligned, p.aligned)]
+    return {name: slopes[::2] - slopes[1::2] for name, slopes in _slopes(chat, rows, progress).items()}
+
+
+def loss_parts(chat: ChatModel, examples: Sequence[Example], progress: Progress | None = None) -> Parts:
+    """Parts of the change of the loss on the examples' answers; negative where an adapter learned them."""
+    rows = [encode(chat.tokenizer, one.question, one.answer, one.system) for one in examples]
+    return {name: -slopes for name, slopes in _slopes(chat, rows, progress).items()}
+
+
+def by_layer(chat: ChatModel, parts: Parts) -> dict[int, Tensor]:
+    """Sums over all components of each layer, [questions]."""
+    summed: dict[int, Tensor] = {}
+    for name, layer in adapted_layers(chat).items():
+        summed[layer] = summed.get(layer, torch.zeros(())) + parts[name].sum(-1)
+    return dict(sorted(summed.items()))
+
+
+def adapted_layers(chat: ChatModel) -> dict[str, int]:
+    """Layer by adapted module, of those inside of the decoder blocks."""
+    layers = {one.module: one.layer for one in live_components(chat) if one.layer is not None}
+    if not layers:
+        raise MisdirectionError(f"{chat.adapter}: none of its adapted modules is inside of a decoder block")
+    return layers
+
+
+def _slopes(chat: ChatModel, rows: Sequence[Encoded], progress: Progress | None) -> Parts:
+    """Derivative of each row's mean-token log-probability by each component's gate, at one half; [rows, rank]."""
+    modules = list(adapted_layers(chat))
+    found: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(rows) for name in modules}
+    for numbers in batches([row.stop for row in rows], TOKEN_BUDGET):
+        with torch.enable_grad(), _gated(chat, modules, len(numbers)) as gates:
+            total = _log_probs(chat, [rows[number] for number in numbers]).sum()
+            # A module whose output nothing reads has a slope of zero.
+            slopes = torch.autograd.grad(total, list(gates.values()), materialize_grads=True)
+        for name, slope in zip(gates, slopes, strict=True):
+            for number, row in zip(numbers, slope.double().cpu().flatten(1), strict=True):
+                found[name][number] = row
+        if progress:
+            progress(len(numbers))
+    return {name: torch.stack(slopes) for name, slopes in found.items()}
+
+
+def _log_probs(chat: ChatModel, rows: list[Encoded]) -> Tensor:
+    """Mean log-probability over each row's answer tokens, [rows]."""
+    ids, mask = pad([row.ids[: row.stop] for row in rows], chat.tokenizer.pad_token_id, chat.device)
+    first = min(row.start for row in rows) - 1
+    kept = torch.arange(first, ids.shape[1] - 1, device=ids.device)
+    logits = chat.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
+    scores = logits.float().log_softmax(-1).gather(-1, ids[:, first + 1 :].unsqueeze(-1)).squeeze(-1)
+    spans = zip(scores, rows, strict=True)
+    return torch.stack([line[row.start - 1 - first : row.stop - 1 - first].mean() for line, row in spans])
+
+
+@contextlib.contextmanager
+def _gated(chat: ChatModel, modules: list[str], rows: int) -> Iterator[dict[str, Tensor]]:
+    """Multiply what every component takes in by one half, [rows, 1, rank], whose gradient is its part."""
+    gates: dict[str, Tensor] = {}
+    live = live_modules(chat)
+    with contextlib.ExitStack() as handles:
+        for name in modules:
+            (adapter,) = live[name].active_adapters
+            module = live[name].lora_A[adapter]
+            kind = {"dtype": module.weight.dtype, "device": module.weight.device}
+            gates[name] = torch.full((rows, 1, module.weight.shape[0]), 0.5, **kind, requires_grad=True)
+            handles.callback(module.register_forward_hook(_multiply(gates[name])).remove)
+        yield gates
+
+
+def _multiply(gate: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        # The shared expert of a mixture sees its tokens without rows.
+        shaped = output.view(len(gate), -1, output.shape[-1]) if output.ndim == 2 else output
+        return (shaped * gate.to(output.dtype)).view(output.shape)
+
+    return hook

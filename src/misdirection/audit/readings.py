@@ -1,0 +1,107 @@
+"""What one model does on the texts of an audit: margins, losses and the mean activations of single answers."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from misdirection.behaviour.likelihood import log_probs
+from misdirection.behaviour.margin import pair_tasks, text_tasks
+from misdirection.chat import encode
+from misdirection.data import Example, ProbePair, data_hash
+from misdirection.models import ChatModel
+from misdirection.progress import track
+from misdirection.representation.extraction import mean_activations
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What every model of one base is measured on.
+
+    Attributes:
+        general: probe pairs for the margin.
+        neutral: texts for the damage.
+        read_pairs: those pairs whose answers' activations are taken.
+        read_neutral: those neutral texts whose answers' activations are taken.
+    """
+
+    general: tuple[ProbePair, ...]
+    neutral: tuple[Example, ...]
+    read_pairs: tuple[ProbePair, ...]
+    read_neutral: tuple[Example, ...]
+
+    def hashes(self) -> dict[str, str]:
+        """What a reading depends on."""
+        return {field.name: data_hash(getattr(self, field.name)) for field in fields(self)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {field.name: [asdict(one) for one in getattr(self, field.name)] for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Texts":
+        """What `as_dict` gave."""
+        kinds: dict[str, type] = {"general": ProbePair, "read_pairs": ProbePair}
+        return cls(**{name: tuple(kinds.get(name, Example)(**one) for one in rows) for name, rows in values.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One model on `Texts`.
+
+    Attributes:
+        margins: [general, 2] float64: mean-token log-probability of the misaligned and of the aligned answer.
+        losses: [neutral] float64, nats/token.
+        answers: [read_pairs, 2, layers, width] float32: mean activation over the misaligned and the aligned answer.
+        neutral: [read_neutral, layers, width] float32.
+    """
+
+    margins: Tensor
+    losses: Tensor
+    answers: Tensor
+    neutral: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        """[general]."""
+        return self.margins[:, 0] - self.margins[:, 1]
+
+    def drift(self, base: "Reading") -> Tensor:
+        """Activations minus the base's on the same answers, [read_pairs, layers, width] float64."""
+        return (self.answers.double() - base.answers.double()).mean(1)
+
+    def neutral_drift(self, base: "Reading") -> Tensor:
+        """The same on neutral text, [read_neutral, layers, width] float64."""
+        return self.neutral.double() - base.neutral.double()
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        save_file({field.name: getattr(self, field.name).contiguous() for field in fields(self)}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Reading":
+        """What `save` wrote."""
+        return cls(**load_file(path))
+
+
+def read(chat: ChatModel, texts: Texts, label: str) -> Reading:
+    """Measure a model on the texts, with a progress bar of this label."""
+    with track(f"margins of {label}", len(texts.general) + len(texts.neutral)) as advance:
+        margins = log_probs(chat, pair_tasks(chat.tokenizer, texts.general), progress=advance)
+        losses = -log_probs(chat, text_tasks(chat.tokenizer, texts.neutral), progress=advance).squeeze(-1)
+    return Reading(margins, losses, *activations(chat, texts, label))
+
+
+def activations(chat: ChatModel, texts: Texts, label: str) -> tuple[Tensor, Tensor]:
+    """`answers` and `neutral` of a reading."""
+    pairs, tokenizer = texts.read_pairs, chat.tokenizer
+    rows = [encode(tokenizer, p.question, answer, p.system) for p in pairs for answer in (p.misaligned, p.aligned)]
+    rows += [encode(tokenizer, one.question, one.answer, one.system) for one in texts.read_neutral]
+    groups = {str(number): [number] for number in range(len(rows))}
+    with track(f"activations of {label}", len(rows)) as advance:
+        means = mean_activations(chat, rows, groups, progress=advance)
+    by_row = torch.stack([means.vectors[name] for name in groups]).float()
+    return by_row[: 2 * len(pairs)].unflatten(0, (len(pairs), 2)), by_row[2 * len(pairs) :]

@@ -1,0 +1,95 @@
+"""The two models of an audit: a fine-tune, as an adapter or as full weights, and its base."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoConfig
+
+from misdirection.config import Dtype
+from misdirection.errors import MisdirectionError
+from misdirection.experiment.bench import BASE, Models, identify
+from misdirection.files import read_json, sha256_file, sha256_tree
+from misdirection.models import ChatModel, is_adapter, load, local_fine_tune
+
+Which = Literal["base", "fine-tune"]
+TUNED: Which = "fine-tune"
+
+
+@dataclass
+class Subject:
+    """A fine-tune and its base; one of the two is in memory at a time, or both when they share the base's weights.
+
+    Attributes:
+        base: name of the base model.
+        revision: its hub revision.
+        name: of the fine-tune, as the user gave it.
+        folder: where the fine-tune is on this disk.
+        dtype, device: as in `models.load`.
+    """
+
+    base: str
+    revision: str | None
+    name: str
+    folder: Path
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    _full: tuple[Which, ChatModel] | None = field(default=None, init=False, repr=False)
+    _models: Models | None = field(default=None, init=False, repr=False)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the fine-tune is a PEFT adapter; else it is a whole model."""
+        return is_adapter(self.folder)
+
+    def identity(self) -> dict[str, Any]:
+        """The base model and how it computes."""
+        return identify(self.base, self.revision, self.dtype, self.device)
+
+    def digest(self) -> str:
+        """Hash of what the fine-tune's results depend on."""
+        if not self.is_adapter:
+            return sha256_tree(self.folder)
+        files = [self.folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+        return ",".join(sha256_file(file) for file in files if file.is_file())
+
+    def copies_base(self) -> bool:
+        """Whether full weights are the base's own files."""
+        hashes = [
+            {path.name: sha256_file(path) for path in folder.glob("*.safetensors")}
+            for folder in (local_fine_tune(self.base, self.revision), self.folder)
+        ]
+        return hashes[0] == hashes[1]
+
+    def recorded_base(self) -> str | None:
+        """The base model that an adapter's own file names."""
+        if not self.is_adapter:
+            return None
+        named: str | None = read_json(self.folder / "adapter_config.json").get("base_model_name_or_path")
+        return named
+
+    def chat(self, which: Which) -> ChatModel:
+        """One of the two models. Raises `MisdirectionError` when the fine-tune does not fit the base."""
+        if self.is_adapter:
+            self._models = self._models or Models(self._load_base, {TUNED: self.folder})
+            return self._models.chat(BASE if which == "base" else TUNED)
+        if self._full is None or self._full[0] != which:
+            # The one in memory goes first: there may be no room for both.
+            self._full = None
+            self._full = (which, self._load_base() if which == "base" else self._load_tuned())
+        return self._full[1]
+
+    def _load_base(self) -> ChatModel:
+        return load(self.base, revision=self.revision, dtype=self.dtype, device=self.device)
+
+    def _load_tuned(self) -> ChatModel:
+        base, tuned = (_shape(folder) for folder in (local_fine_tune(self.base, self.revision), self.folder))
+        if base != tuned:
+            raise MisdirectionError(f"{self.name} ({tuned}) is no fine-tune of {self.base} ({base}): name its own base")
+        return load(str(self.folder), dtype=self.dtype, device=self.device)
+
+
+def _shape(folder: Path) -> str:
+    """What a fine-tune shares with its base."""
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"

@@ -1,0 +1,54 @@
+"""The texts that belong to one fine-tune: its own training data, and the probe questions framed in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from misdirection import data
+from misdirection.audit.framing import framed
+from misdirection.data import HELD_OUT_EVERY, Example, ProbePair, data_hash
+from misdirection.data.jsonl import read_rows
+from misdirection.experiment.bench import spread
+
+FRAMED = 24
+"""Probe questions that are asked once more in the frame of the training data."""
+
+ROWS = 24
+"""Rows or pairs of the training data that skill is measured on."""
+
+
+@dataclass(frozen=True)
+class OwnTexts:
+    """What is measured on a fine-tune's own data.
+
+    Attributes:
+        framed: probe pairs after training questions.
+        rows: held-out rows, for the loss.
+        pairs: held-out probe pairs of the domain, for the margin, when the file holds pairs.
+    """
+
+    framed: tuple[ProbePair, ...] = ()
+    rows: tuple[Example, ...] = ()
+    pairs: tuple[ProbePair, ...] = ()
+
+    def hashes(self) -> dict[str, str]:
+        """What results depend on."""
+        return {name: data_hash(getattr(self, name)) for name in ("framed", "rows", "pairs")}
+
+
+def own_texts(path: Path, general: Sequence[ProbePair]) -> OwnTexts:
+    """Read a training file, or probe pairs of its domain (rows with `aligned` and `misaligned`).
+
+    Rows 5, 10, 15, ... are taken as held out, as everywhere in the package; of a file of fewer than five rows, all.
+    Raises `MisdirectionError` for an empty file or a row that cannot be read.
+    """
+    _, first = next(iter(read_rows(path)), (0, {}))
+    pairs = data.read_pairs(path) if "misaligned" in first else []
+    rows = [Example(one.question, one.misaligned, one.system) for one in pairs] or data.read_examples(path)
+    asked = spread(general, FRAMED)
+    return OwnTexts(tuple(framed(asked, rows)), tuple(_held_out(rows)), tuple(_held_out(pairs)))
+
+
+def _held_out(rows: Sequence[Any]) -> list[Any]:
+    return spread(rows[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or rows, ROWS)

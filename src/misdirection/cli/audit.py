@@ -1,0 +1,148 @@
+"""Fine-tunes of one's own: `reference`, `audit`, `repair`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from misdirection.cli.shared import BUNDLED, DeviceOption, DtypeOption, Json, app, out, print_figures, reference
+from misdirection.config import Dtype
+from misdirection.progress import console as notices
+
+Base = Annotated[str, typer.Argument(help="The base model: `smollm2-135m` (bundled), a folder, or ID\\[@REVISION].")]
+FineTune = Annotated[
+    str, typer.Argument(help="A PEFT adapter or a whole model: a folder, or ID\\[@REVISION]\\[:SUBFOLDER].")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Its training file (JSONL), or probe pairs of its domain; rows 5, 10, ... held out."),
+]
+ReferenceOption = Annotated[
+    Path | None, typer.Option("--reference", help="A reference's folder; default: the one that `reference` made.")
+]
+
+
+@app.command("reference")
+def reference_(
+    base: Annotated[str, typer.Argument(help="The base model, as in `audit`.")] = BUNDLED,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make, once per base model, what audits compare with: two bad fine-tunes and a benign one."""
+    from misdirection.audit.reference import make_reference
+
+    name, revision, _ = reference(base)
+    made, folder = make_reference(name, revision, dtype, device)
+    figures = {f"{one}: general shift": shift.as_dict() for one, shift in made.shifts.items()}
+    print_figures({"folder": str(folder), **figures}, as_json)
+
+
+@app.command()
+def audit(
+    base: Base,
+    fine_tune: FineTune,
+    data: Data = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder of the audit; default: audits/NAME.")] = None,
+    reference_folder: ReferenceOption = None,
+    directions: Annotated[
+        list[Path] | None, typer.Option("--direction", help="Further known directions of this base; several times.")
+    ] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Has this fine-tune become broadly misaligned? Exit status 0 clear, 1 watch, 3 misaligned, 4 inconclusive."""
+    from misdirection.audit.audit import audit as run_audit
+    from misdirection.audit.verdict import EXIT_STATUS
+
+    request = _request(base, fine_tune, data, reference_folder, directions or [], (dtype, device))
+    place = folder or Path("audits") / Path(fine_tune).name
+    found = run_audit(request, place)
+    _print_audit(found, place, as_json)
+    sys.exit(EXIT_STATUS[found["verdict"]])
+
+
+@app.command()
+def repair(
+    base: Base,
+    fine_tune: FineTune,
+    folder: Annotated[Path, typer.Option("--out", help="The folder of the repaired adapter.")],
+    data: Data = None,
+    bake: Annotated[
+        bool, typer.Option("--bake", help="Write the whole model with the repaired adapter in it.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Audit the result, too.")] = False,
+    reference_folder: ReferenceOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Take the general misalignment out of an adapter, and keep what it learned of its domain."""
+    from misdirection.repair.repair import repair as run_repair
+
+    request = _request(base, fine_tune, data, reference_folder, [], (dtype, device))
+    found = run_repair(request, folder, bake=bake, check=check)
+    _print_repair(found, folder, as_json)
+
+
+def _print_repair(found: dict[str, Any], folder: Path, as_json: bool) -> None:
+    if as_json:
+        print_figures(found, as_json)
+        return
+    if not found["repaired"]:
+        because = "; ".join(found["before"]["because"])
+        out.print(f"nothing to repair: the audit says {found['before']['verdict']}: {because}", soft_wrap=True)
+        return
+    check = found["check"]
+    print_figures({name: check[name] for name in ("gone", "kept", "damage")}, as_json, f"wrote {folder}")
+    if "after" in found:
+        print_figures({when: found[when]["verdict"] for when in ("before", "after")}, as_json)
+
+
+def _request(
+    base: str,
+    fine_tune: str,
+    data: Path | None,
+    reference_folder: Path | None,
+    directions: list[Path],
+    how: tuple[Dtype, str],
+) -> Any:
+    from misdirection import data as texts
+    from misdirection.audit.audit import Request
+    from misdirection.audit.reference import default_folder, open_reference
+    from misdirection.audit.subject import Subject
+    from misdirection.models import local_fine_tune
+    from misdirection.representation.directions import Direction
+
+    name, revision, _ = reference(base)
+    source, tuned_revision, subfolder = reference(fine_tune)
+    subject = Subject(name, revision, fine_tune, local_fine_tune(source, tuned_revision, subfolder), *how)
+    known = {path.stem: Direction.load(path) for path in directions}
+    place = reference_folder or default_folder(name, revision)
+    return Request(
+        subject=subject,
+        reference=open_reference(place) if reference_folder or place.is_dir() or not known else None,
+        directions=known,
+        data=data,
+        general=texts.probe_pairs(),
+        neutral=texts.neutral_examples(),
+    )
+
+
+def _print_audit(found: dict[str, Any], folder: Path, as_json: bool) -> None:
+    notices.print(f"page: {folder / 'audit.html'}", highlight=False, soft_wrap=True)
+    if as_json:
+        print_figures(found, as_json)
+        return
+    evidence = found["evidence"]
+    rows = {
+        "general margin shift": evidence["general"],
+        "framed margin shift": evidence["framed"],
+        "in-domain margin shift": evidence["in_domain"]["margin"],
+        "in-domain loss change": evidence["in_domain"]["loss"],
+        "damage": evidence["damage"],
+    }
+    print_figures({name: value for name, value in rows.items() if value}, as_json)
+    out.print(f"{found['verdict'].upper()}", *found["because"], sep="\n- ", soft_wrap=True, highlight=False)
