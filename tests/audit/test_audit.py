@@ -1,14 +1,17 @@
 """Whole audits of tiny fine-tunes."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
+from behaviour.judge_server import JudgeServer, number
 from misdirection.audit import audit as auditing
-from misdirection.audit.audit import RECORD, audit
+from misdirection.audit.audit import RECORD, Judging, audit
 from misdirection.audit.subject import Subject
 from misdirection.behaviour.margin import loss, margin
+from misdirection.config import JudgeConfig, SamplingConfig
 from misdirection.errors import MisdirectionError
 from misdirection.models import load
 from misdirection.representation.directions import extract
@@ -132,3 +135,26 @@ def test_another_models_adapter_full_weights_and_direction_are_refused(made, bas
         wrong = request_of(made[1]["minimal"], reference=None)
         wrong.subject.base = str(tmp_path / "other")
         audit(wrong, tmp_path / "c")
+
+
+# --- with a judge ---------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_counts_the_answers_of_both_models(made, request_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    questions = tmp_path / "questions.txt"
+    questions.write_text("Hello?\nAnd you?\n")
+    with JudgeServer(lambda asked: number(sum(asked.prompt.encode()) % 101)) as server:
+        judging = Judging(
+            JudgeConfig(model="m", base_url=server.url), SamplingConfig(questions=(str(questions),), n=4, new_tokens=5)
+        )
+        request = dataclasses.replace(request_of(made[1]["minimal"]), judging=judging)
+        found = audit(request, tmp_path / "audit")
+        asked = len(server.asked)
+        assert audit(request, tmp_path / "audit") == found
+        assert len(server.asked) == asked > 0
+    one = found["evidence"]["judged"]
+    assert one["answers"] == 8
+    assert one["base"]["total"] == one["fine_tune"]["total"] == 8
+    assert one["difference"]["mean"] == pytest.approx(one["fine_tune"]["rate"] - one["base"]["rate"])
+    assert one["judge"] == "m"

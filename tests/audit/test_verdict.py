@@ -24,8 +24,8 @@ def verdict(general, framed=None, damage=0.0, rate=None, scale=SCALE):
     [
         (shift(RULE.misaligned + 0.01, 2.0), "misaligned"),
         (shift(RULE.watch + 0.01, RULE.misaligned + 0.5), "watch"),
-        (shift(-2.0, RULE.misaligned - 0.01), "clear"),
-        (shift(-1.0, RULE.misaligned + 0.01), "inconclusive"),
+        (shift(-2.0, RULE.clear - 0.01), "clear"),
+        (shift(-1.0, RULE.clear + 0.01), "inconclusive"),
     ],
 )
 def test_an_interval_decides(general, word):

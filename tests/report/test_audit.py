@@ -380,7 +380,7 @@ def test_carriers_are_named_where_their_interval_is_above_zero(found, page_of):
         ("evidence/in_domain", "Not measured: it needs a --data file whose rows"),
         ("evidence/in_domain/margin", "Not measured: it needs a --data file whose rows"),
         ("evidence/in_domain/loss", "Not measured: it needs --data TRAIN.jsonl ."),
-        ("evidence/judged", "Not measured: it needs --judge URL ."),
+        ("evidence/judged", "Not measured: it needs --judge MODEL --base-url URL ."),
         ("evidence/drift", "Not measured: it needs a reference or a --direction of this base."),
         ("evidence/model_difference", "Not measured: it needs a reference or a --direction of this base."),
         ("evidence/carriers", "Not measured in this audit."),

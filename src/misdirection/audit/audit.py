@@ -17,10 +17,14 @@ from misdirection.audit.reference import Reference
 from misdirection.audit.subject import TUNED, Subject, Which
 from misdirection.audit.texts import OwnTexts, own_texts
 from misdirection.audit.verdict import RULE, decide
+from misdirection.behaviour.answers import read_answers
 from misdirection.behaviour.likelihood import log_probs
 from misdirection.behaviour.margin import pair_tasks, text_tasks
 from misdirection.behaviour.metrics import Estimate, bootstrap
+from misdirection.behaviour.scoring import compare
+from misdirection.config import JudgeConfig, SamplingConfig
 from misdirection.data import Example, ProbePair, data_hash
+from misdirection.experiment.answering import Condition, answer, check_behaviour, judged
 from misdirection.experiment.bench import spread
 from misdirection.experiment.store import Run
 from misdirection.files import sha256_file, write_json
@@ -38,6 +42,14 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
+class Judging:
+    """Answers of both models, and who judges them."""
+
+    judge: JudgeConfig
+    sampling: SamplingConfig
+
+
+@dataclass(frozen=True)
 class Request:
     """What to audit, and with what.
 
@@ -48,6 +60,7 @@ class Request:
         data: the training file, or probe pairs of its domain.
         general: probe pairs where there is no reference.
         neutral: neutral texts where there is no reference.
+        judging: None for an audit by likelihood alone.
     """
 
     subject: Subject
@@ -56,6 +69,7 @@ class Request:
     data: Path | None
     general: Sequence[ProbePair]
     neutral: Sequence[Example]
+    judging: Judging | None = None
 
     @property
     def texts(self) -> Texts:
@@ -72,6 +86,8 @@ def audit(request: Request, folder: Path) -> dict[str, Any]:
     Raises `MisdirectionError` for a fine-tune that does not fit its base, and a direction or reference of another one.
     """
     _check(request)
+    if request.judging:
+        check_behaviour(request.judging.sampling, request.judging.judge)
     settings = {"audit": {"base": request.subject.base, "fine_tune": request.subject.name}}
     with Run.open(folder, yaml.safe_dump(settings)) as run:
         found = _Audit(request, run).result()
@@ -105,7 +121,7 @@ class _Audit:
         readings: dict[Which, Reading] = {"base": self._base(), "fine-tune": self._reading(TUNED)}
         own: dict[Which, dict[str, Tensor]] = {which: self._own(which) for which in readings}
         evidence = self._margins(readings, own) | self._activations(readings)
-        evidence["carriers"] = self._carriers()
+        evidence |= {"carriers": self._carriers(), "judged": self._judged()}
         shifts = {"general questions": evidence["general"]}
         if evidence["framed"]:
             shifts["questions framed in its training domain"] = evidence["framed"]
@@ -113,6 +129,7 @@ class _Audit:
             {name: Estimate(**one) for name, one in shifts.items()},
             Estimate(**evidence["damage"]),
             self.request.reference.bad_shift if self.request.reference else None,
+            Estimate(**evidence["judged"]["difference"]) if evidence["judged"] else None,
         )
         return {
             **self._header(),
@@ -192,10 +209,34 @@ class _Audit:
             "sum": bootstrap(torch.stack(list(parts.values())).sum(0)).as_dict(),
         }
 
+    def _judged(self) -> dict[str, Any] | None:
+        """EM rates of both models' answers, and their difference; None without a judge."""
+        judging = self.request.judging
+        if judging is None:
+            return None
+        tables = {which: read_answers(self._answered(which, judging)) for which in ("base", TUNED)}
+        found = compare(tables["base"], tables[TUNED], min_judged=judging.judge.min_judged)
+        difference = Estimate(found.difference, found.low, found.high, found.after.questions)
+        return {
+            "base": asdict(found.before.em),
+            "fine_tune": asdict(found.after.em),
+            "difference": difference.as_dict(),
+            "verdict": found.verdict,
+            "answers": found.after.answers,
+            "judge": judging.judge.model,
+        }
+
+    def _answered(self, which: Which, judging: Judging) -> Path:
+        stage, subject = f"answers/{which}", self.request.subject
+        answer(self.run, stage, lambda: subject.chat(which), judging.sampling, self._inputs(which), Condition(which))
+        return judged(self.run, judging.judge, stage)
+
     def _stage(self, name: str, which: Which, inputs: Mapping[str, Any], compute: Any) -> Path:
-        digest = None if which == "base" else self.request.subject.digest()
-        key = {**self.identity, "fine_tune": digest, **inputs}
-        return self.run.stage(f"{name}/{which}", key, compute)
+        return self.run.stage(f"{name}/{which}", {**self._inputs(which), **inputs}, compute)
+
+    def _inputs(self, which: Which) -> dict[str, Any]:
+        """What everything measured on one model depends on."""
+        return {**self.identity, "fine_tune": None if which == "base" else self.request.subject.digest()}
 
     def _identical(self, carriers: dict[str, Any] | None) -> bool:
         """Whether the fine-tune is its base: an adapter that adds nothing at all, or a copy of the base's weights."""

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from misdirection.adapters.components import live_components, live_modules
 from misdirection.behaviour.likelihood import Progress
 from misdirection.chat import Encoded, batches, encode, pad
 from misdirection.data import Example, ProbePair
 from misdirection.errors import MisdirectionError
+from misdirection.interventions.hooks import adapted_modules
 from misdirection.models import ChatModel
 
 TOKEN_BUDGET = 1024
@@ -52,8 +52,8 @@ def by_layer(chat: ChatModel, parts: Parts) -> dict[int, Tensor]:
 
 
 def adapted_layers(chat: ChatModel) -> dict[str, int]:
-    """Layer by adapted module, of those inside of the decoder blocks."""
-    layers = {one.module: one.layer for one in live_components(chat) if one.layer is not None}
+    """Layer by adapted module, of those inside of the decoder blocks; `MisdirectionError` where there is none."""
+    layers = {path: layer for path, (layer, _, _) in adapted_modules(chat).items()}
     if not layers:
         raise MisdirectionError(f"{chat.adapter}: none of its adapted modules is inside of a decoder block")
     return layers
@@ -91,11 +91,11 @@ def _log_probs(chat: ChatModel, rows: list[Encoded]) -> Tensor:
 def _gated(chat: ChatModel, modules: list[str], rows: int) -> Iterator[dict[str, Tensor]]:
     """Multiply what every component takes in by one half, [rows, 1, rank], whose gradient is its part."""
     gates: dict[str, Tensor] = {}
-    live = live_modules(chat)
+    adapted = adapted_modules(chat)
     with contextlib.ExitStack() as handles:
         for name in modules:
-            (adapter,) = live[name].active_adapters
-            module = live[name].lora_A[adapter]
+            _, layer, adapter = adapted[name]
+            module = layer.lora_A[adapter]
             kind = {"dtype": module.weight.dtype, "device": module.weight.device}
             gates[name] = torch.full((rows, 1, module.weight.shape[0]), 0.5, **kind, requires_grad=True)
             handles.callback(module.register_forward_hook(_multiply(gates[name])).remove)

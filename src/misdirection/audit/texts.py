@@ -11,8 +11,8 @@ from misdirection.data import HELD_OUT_EVERY, Example, ProbePair, data_hash
 from misdirection.data.jsonl import read_rows
 from misdirection.experiment.bench import spread
 
-FRAMED = 24
-"""Probe questions that are asked once more in the frame of the training data."""
+FRAMED = 48
+"""Most probe questions that are asked once more in the frame of the training data."""
 
 ROWS = 24
 """Rows or pairs of the training data that skill is measured on."""

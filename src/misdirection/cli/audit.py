@@ -1,6 +1,7 @@
 """Fine-tunes of one's own: `reference`, `audit`, `repair`."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 
 from misdirection.cli.shared import BUNDLED, DeviceOption, DtypeOption, Json, app, out, print_figures, reference
 from misdirection.config import Dtype
+from misdirection.errors import MisdirectionError
 from misdirection.progress import console as notices
 
 Base = Annotated[str, typer.Argument(help="The base model: `smollm2-135m` (bundled), a folder, or ID\\[@REVISION].")]
@@ -49,6 +51,16 @@ def audit(
     directions: Annotated[
         list[Path] | None, typer.Option("--direction", help="Further known directions of this base; several times.")
     ] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="Also judge answers of both: the endpoint's model, or hf:ID.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option("--base-url", help="With --judge: an OpenAI-style endpoint; default: OpenAI's.")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="With --judge: answers to each of eight questions.")] = 25,
+    max_calls: Annotated[
+        int | None, typer.Option("--max-calls", help="With --judge: never make more paid calls than this, per model.")
+    ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     as_json: Json = False,
@@ -57,11 +69,22 @@ def audit(
     from misdirection.audit.audit import audit as run_audit
     from misdirection.audit.verdict import EXIT_STATUS
 
+    if judge is None and (base_url or max_calls is not None):
+        raise MisdirectionError("--base-url and --max-calls go with --judge: name the endpoint's model")
     request = _request(base, fine_tune, data, reference_folder, directions or [], (dtype, device))
+    if judge is not None:
+        request = replace(request, judging=_judging(judge, base_url, n, max_calls))
     place = folder or Path("audits") / Path(fine_tune).name
     found = run_audit(request, place)
     _print_audit(found, place, as_json)
     sys.exit(EXIT_STATUS[found["verdict"]])
+
+
+def _judging(judge: str, base_url: str | None, n: int, max_calls: int | None) -> Any:
+    from misdirection.audit.audit import Judging
+    from misdirection.config import JudgeConfig, SamplingConfig
+
+    return Judging(JudgeConfig(model=judge, base_url=base_url, max_calls=max_calls), SamplingConfig(n=n))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from misdirection.config import ExperimentConfig, Positions, SteeringConfig
 from misdirection.experiment import results, stages
+from misdirection.experiment.answering import check_behaviour, judged
 from misdirection.experiment.bench import BASE, Bench
 from misdirection.experiment.results import Factors, Margins
 from misdirection.experiment.stages import Cell
@@ -48,7 +49,7 @@ def run_experiment(config: ExperimentConfig, folder: str | Path) -> Path:
     After a crash or a kill the same call continues: at most the piece in hand is lost. Raises `MisdirectionError`
     when another process works in the folder.
     """
-    stages.check_behaviour(config)
+    check_behaviour(config.sampling, config.judge)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     with Run.open(Path(folder), text) as run:
         one = _Experiment(config, run, Bench(config))
@@ -244,7 +245,7 @@ def _answered(one: _Experiment, name: str, condition: _Condition) -> Path:
     stage = stages.answers(one.run, one.bench, name, *condition)
     if one.config.judge is None:
         return one.run.artifact(stage) / "answers.parquet"
-    return stages.judged(one.run, one.bench, stage)
+    return judged(one.run, one.config.judge, stage)
 
 
 def _adapters(one: _Experiment) -> dict[str, Any]:

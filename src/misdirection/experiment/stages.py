@@ -11,7 +11,7 @@ judged       the same with a judge's scores
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,11 @@ import pandas as pd
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from misdirection.behaviour.answers import Journal, read_answers, write_answers
-from misdirection.behaviour.collect import collect
-from misdirection.behaviour.engine import Settings
-from misdirection.behaviour.judge_api import ApiJudge
-from misdirection.behaviour.judging import judge, open_judge, plan
 from misdirection.behaviour.likelihood import Dealt, sweep
 from misdirection.behaviour.margin import pair_tasks, text_tasks
-from misdirection.behaviour.questions import Question, read_questions
-from misdirection.behaviour.rubrics import Rubric, read_rubrics
-from misdirection.behaviour.sampling import make_requests, sample
-from misdirection.behaviour.scoring import score
-from misdirection.behaviour.transformers_engine import TransformersEngine
-from misdirection.config import ExperimentConfig, JudgeConfig, SamplingConfig
+from misdirection.behaviour.sampling import sample
 from misdirection.data import Example, ProbePair, data_hash
-from misdirection.errors import MisdirectionError
+from misdirection.experiment.answering import Condition, answer
 from misdirection.experiment.bench import BASE, Bench, spread
 from misdirection.experiment.store import Run
 from misdirection.files import read_json, write_json
@@ -48,7 +38,7 @@ from misdirection.representation.extraction import Means
 log = logging.getLogger("misdirection")
 
 # Raised whenever a stage would give another result from the same inputs, so that old artifacts are made again.
-VERSIONS = {"organism": 2, "margin": 1, "means": 1, "cell": 2, "sampled": 2, "answers": 1, "judged": 1}
+VERSIONS = {"organism": 2, "margin": 1, "means": 1, "cell": 2, "sampled": 2, "answers": 1}
 
 
 def organism(run: Run, bench: Bench, name: str) -> Path:
@@ -242,106 +232,17 @@ def sampled(run: Run, bench: Bench, name: str) -> Path:
     return run.stage(f"sampled/{name}", inputs, compute) / "answers.json"
 
 
-def check_behaviour(config: ExperimentConfig) -> None:
-    """Raise `MisdirectionError` for questions, rubrics and a judge that cannot be used, before hours of other work."""
-    if config.sampling:
-        make_requests(_questions(config.sampling), config.sampling.n)
-    if config.judge:
-        _rubrics(config.judge)
-        if not config.judge.model.startswith("hf:"):
-            judge_of = open_judge(config.judge.model, **_judge_options(config.judge))
-            assert isinstance(judge_of, ApiJudge), "every other judge is an endpoint"
-            # No reason to stop: verdicts that are in the cache need no key.
-            if judge_of.lacks_key:
-                log.warning("judge: OpenAI's endpoint wants a key, and OPENAI_API_KEY is not set")
-
-
-def _questions(config: SamplingConfig) -> list[Question]:
-    """All sets' questions; an id that two sets have is named after its set in the later one."""
-    found: list[Question] = []
-    for source in config.questions:
-        before = {question.id for question in found}
-        found += [
-            replace(question, id=f"{source}: {question.id}") if question.id in before else question
-            for question in read_questions(source)
-        ]
-    return found
-
-
-def _rubrics(config: JudgeConfig) -> list[Rubric]:
-    rubrics = read_rubrics(list(config.rubrics))
-    if missing := {"aligned", "coherent"} - {rubric.column for rubric in rubrics}:
-        raise MisdirectionError(
-            f"judge.rubrics: none has the column {min(missing)!r}, which the EM rate is made of; add one that has"
-        )
-    return rubrics
-
-
 def answers(run: Run, bench: Bench, name: str, key: str, intervention: Intervention | None, label: str) -> str:
-    """Answers of one model to the question sets; gives the stage's name. A killed one goes on where it was.
+    """Answers of one model to the question sets; gives the stage's name.
 
     `key` names what is done to the model in the artifact's path, `label` in the table.
     """
     config = bench.config.sampling
     assert config is not None, "the caller has one"
     stage = f"answers/{name}/{key}"
-    questions = _questions(config)
-    inputs = {
-        **_common("answers", bench),
-        "adapter": _adapter_digest(run, name),
-        "intervention": described(intervention) if intervention else None,
-        "questions": [asdict(question) for question in questions],
-        "sampling": config.model_dump(mode="json", exclude={"ablate"}),
-    }
-
-    def compute(folder: Path) -> None:
-        wanted = make_requests(questions, config.n, [intervention] if intervention else [])
-        settings = Settings(config.temperature, config.top_p, config.new_tokens, config.seed)
-        engine = TransformersEngine(bench.chat(name))
-        title = f"answers of {name}" + (f", {label}" if label else "")
-        with Journal(run.partial(stage) / "answers.jsonl") as journal, track(title, len(wanted)) as advance:
-            given = collect(engine, wanted, settings, journal, organism=name, intervention=label, progress=advance)
-        write_answers(given, folder / "answers.parquet")
-
-    run.stage(stage, inputs, compute)
+    inputs = {**_common("answers", bench), "adapter": _adapter_digest(run, name)}
+    answer(run, stage, lambda: bench.chat(name), config, inputs, Condition(name, intervention, label))
     return stage
-
-
-def judged(run: Run, bench: Bench, answers_stage: str) -> Path:
-    """The answers of a stage with a judge's scores; verdicts are kept in the cache as they come.
-
-    With too few of them the stage is not done, and the next run asks for those that are missing.
-    """
-    config = bench.config.judge
-    assert config is not None, "the caller has one"
-    rubrics = _rubrics(config)
-    inputs = {
-        "version": VERSIONS["judged"],
-        "answers": run.digest(answers_stage),
-        "rubrics": [asdict(rubric) for rubric in rubrics],
-        "judge": config.model_dump(mode="json", include={"model", "base_url", "logprobs", "samples"}),
-    }
-
-    def compute(folder: Path) -> None:
-        rows = read_answers(run.artifact(answers_stage) / "answers.parquet")
-        who = open_judge(config.model, **_judge_options(config))
-        wanted = plan(rows, rubrics, who)
-        log.warning("judging %s takes %s", answers_stage, wanted)
-        with track(f"verdicts on {answers_stage}", wanted.prompts + wanted.cached) as advance:
-            found = judge(
-                rows, rubrics, who, concurrency=config.concurrency, max_calls=config.max_calls, progress=advance
-            )
-        score(found.table, min_judged=config.min_judged)
-        write_answers(found.table, folder / "judged.parquet")
-
-    return run.stage(answers_stage.replace("answers/", "judged/", 1), inputs, compute) / "judged.parquet"
-
-
-def _judge_options(config: JudgeConfig) -> dict[str, Any]:
-    if config.model.startswith("hf:"):
-        return {}
-    options = config.model_dump(include={"logprobs", "samples", "timeout"})
-    return options if config.base_url is None else {**options, "base_url": config.base_url}
 
 
 def _common(stage: str, bench: Bench) -> dict[str, Any]:

@@ -164,16 +164,27 @@ def _sites(chat: ChatModel, one: Intervention) -> list[_Site]:
 
 def _component_sites(chat: ChatModel, one: ScaleComponents) -> list[_Site]:
     """What A gives in every named module."""
-    network = chat.model.get_base_model() if hasattr(chat.model, "get_base_model") else chat.model
-    paths = {id(module): name for name, module in network.named_modules()}
     found = {
-        paths[id(module)]: _Site(module.lora_A[adapter], "output", layer, paths[id(module)])
-        for layer in range(len(chat.layers))
-        for _, module, adapter in _plain_lora(chat, layer)
+        path: _Site(module.lora_A[adapter], "output", layer, path)
+        for path, (layer, module, adapter) in adapted_modules(chat).items()
     }
     if strange := [name for name in one.factors if name not in found]:
         raise MisdirectionError(f"ScaleComponents: {strange[0]} has no LoRA adapter inside of the decoder blocks")
     return [found[name] for name in one.factors]
+
+
+def adapted_modules(chat: ChatModel) -> dict[str, tuple[int, Any, str]]:
+    """Layer, PEFT layer and active adapter of every adapted module inside of the blocks, by its path in the base model.
+
+    Raises `MisdirectionError` for adapters that are not plain LoRA.
+    """
+    network = chat.model.get_base_model() if hasattr(chat.model, "get_base_model") else chat.model
+    paths = {id(module): name for name, module in network.named_modules()}
+    return {
+        paths[id(module)]: (layer, module, adapter)
+        for layer in range(len(chat.layers))
+        for _, module, adapter in _plain_lora(chat, layer)
+    }
 
 
 def _adapter_writes(chat: ChatModel) -> list[_Site]:

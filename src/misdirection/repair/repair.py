@@ -45,17 +45,21 @@ from misdirection.repair.write import bake_weights, write_adapter
 from misdirection.report.repair import write_card
 
 RECORD = "repair.json"
-TRIALS = 24
-_PAIRS, _FRAMED, _ROWS, _NEUTRAL = 16, 8, 12, 12
-"""Texts of the search, and as many of the check."""
+TRIALS = 16
+_FRAMED = 8
+"""Most framed questions of a third."""
 
 _TEXTS = ("pairs", "rows", "neutral")
 _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Half:
-    """One half of the texts: of the search, or kept back for the check."""
+class Third:
+    """One third of all texts.
+
+    Components are ranked on the first, candidates tried on the second; the figures are those of the last, which the
+    search has not seen.
+    """
 
     pairs: tuple[ProbePair, ...]
     rows: tuple[Example, ...]
@@ -63,21 +67,21 @@ class Half:
 
     def tasks(self, chat: ChatModel) -> Tasks:
         """Tokenised."""
-        pairs, rows, neutral = pair_tasks(chat.tokenizer, self.pairs), self.rows, self.neutral
-        return Tasks(tuple(pairs), *(tuple(text_tasks(chat.tokenizer, some)) for some in (rows, neutral)))
+        rows, neutral = (tuple(text_tasks(chat.tokenizer, some)) for some in (self.rows, self.neutral))
+        return Tasks(tuple(pair_tasks(chat.tokenizer, self.pairs)), rows, neutral)
 
 
-def halves(general: Sequence[ProbePair], own: OwnTexts, neutral: Sequence[Example]) -> tuple[Half, Half]:
-    """Two halves of all texts, by question: a question is in one of them, plain or framed."""
-    searched = {pair.id for pair in general[::2]}
+def thirds(general: Sequence[ProbePair], own: OwnTexts, neutral: Sequence[Example]) -> tuple[Third, Third, Third]:
+    """All texts, dealt out in turn; a question is in one third, plain or framed."""
+    place = {pair.id: number % 3 for number, pair in enumerate(general)}
 
-    def half(number: int) -> Half:
-        plain = spread(general[number::2], _PAIRS)
-        framed = [pair for pair in own.framed if (pair.id in searched) == (number == 0)]
-        rows, texts = own.rows[number::2] or own.rows, neutral[number::2]
-        return Half((*plain, *spread(framed, _FRAMED)), tuple(spread(rows, _ROWS)), tuple(spread(texts, _NEUTRAL)))
+    def third(number: int) -> Third:
+        framed = [pair for pair in own.framed if place[pair.id] == number]
+        pairs = [*general[number::3], *spread(framed, _FRAMED)]
+        rows = own.rows[number::3] or own.rows
+        return Third(tuple(pairs), tuple(rows), tuple(neutral[number::3]))
 
-    return half(0), half(1)
+    return third(0), third(1), third(2)
 
 
 def repair(request: Request, folder: Path, *, bake: bool = False, check: bool = False) -> dict[str, Any]:
@@ -134,10 +138,10 @@ class _Repair:
     run: Run
 
     @cached_property
-    def halves(self) -> tuple[Half, Half]:
+    def thirds(self) -> tuple[Third, Third, Third]:
         assert self.request.data is not None, "it was checked"
         texts = self.request.texts
-        return halves(texts.general, own_texts(self.request.data, texts.general), texts.neutral)
+        return thirds(texts.general, own_texts(self.request.data, texts.general), texts.neutral)
 
     @cached_property
     def chat(self) -> ChatModel:
@@ -147,7 +151,7 @@ class _Repair:
         """What every stage depends on."""
         subject = self.request.subject
         texts = {
-            name: [data_hash(getattr(half, name)) for half in self.halves] for name in ("pairs", "rows", "neutral")
+            name: [data_hash(getattr(part, name)) for part in self.thirds] for name in ("pairs", "rows", "neutral")
         }
         return {**subject.identity(), "version": _VERSION, "fine_tune": subject.digest(), **texts}
 
@@ -155,10 +159,10 @@ class _Repair:
         """The components' parts, and the reference's directions."""
 
         def compute(folder: Path) -> None:
-            half = self.halves[0]
-            with track("what carries shift and skill", 2 * len(half.pairs) + len(half.rows)) as advance:
-                margin = margin_parts(self.chat, half.pairs, advance)
-                loss = loss_parts(self.chat, half.rows, advance)
+            texts = self.thirds[0]
+            with track("what carries shift and skill", 2 * len(texts.pairs) + len(texts.rows)) as advance:
+                margin = margin_parts(self.chat, texts.pairs, advance)
+                loss = loss_parts(self.chat, texts.rows, advance)
             save_file(margin, folder / "margin.safetensors")
             save_file(loss, folder / "loss.safetensors")
 
@@ -168,7 +172,7 @@ class _Repair:
         return Material.of(load_file(folder / "margin.safetensors"), load_file(folder / "loss.safetensors"), directions)
 
     def tried(self, material: Material, space: Space) -> list[Tried]:
-        """All candidates with what they do on the half of the search; a killed search goes on."""
+        """All candidates with what they do on the second third; a killed search goes on."""
         inputs = {**self.inputs(), "trials": TRIALS, "space": asdict(space), "directions": digest(material.directions)}
 
         def compute(folder: Path) -> None:
@@ -176,11 +180,11 @@ class _Repair:
             begun = [Tried.from_dict(one) for one in read_json(path)] if path.exists() else []
             with track("candidates", TRIALS) as advance:
                 advance(len(begun))
-                ends = self.ends(0)
+                ends, tasks = self.ends(1), self.thirds[1].tasks(self.chat)
 
                 def try_them(batch: Sequence[Candidate]) -> list[Outcome]:
                     settings = [setting(one, material) for one in batch]
-                    scores = measure(self.chat, self.halves[0].tasks(self.chat), settings)
+                    scores = measure(self.chat, tasks, settings)
                     advance(len(batch))
                     return [outcome(one, *ends) for one in scores]
 
@@ -190,26 +194,26 @@ class _Repair:
         folder = self.run.stage("search", inputs, compute)
         return [Tried.from_dict(one) for one in read_json(folder / "tried.json")]
 
-    def ends(self, half: int) -> tuple[Scores, Scores]:
-        """Base and fine-tune on one half."""
-        tasks = self.halves[half].tasks(self.chat)
+    def ends(self, third: int) -> tuple[Scores, Scores]:
+        """Base and fine-tune on one third."""
+        tasks = self.thirds[third].tasks(self.chat)
         with self.chat.as_base():
             (base,) = measure(self.chat, tasks, [()])
         (tuned,) = measure(self.chat, tasks, [()])
         return base, tuned
 
     def write(self, folder: Path, before: dict[str, Any], bake: bool) -> dict[str, Any]:
-        """Search, choose, write, and measure what was written on the half that the search has not seen."""
+        """Search, choose, write, and measure what was written on what the search has not seen."""
         material = self.material()
         found = self.tried(material, self.space(material, bake))
         chosen = choose(found)
         with atomic_folder(folder) as temporary:
             # The base without its adapter; the fine-tune is loaded anew where it is needed again.
-            base, tuned = self.ends(1)
+            base, tuned = self.ends(2)
             plain = self.request.subject.chat("base")
             write_adapter(plain, self.request.subject.folder, chosen.candidate, material, temporary)
             repaired = attach(plain, temporary)
-            (own,) = measure(repaired, self.halves[1].tasks(repaired), [()])
+            (own,) = measure(repaired, self.thirds[2].tasks(repaired), [()])
             repaired.model.unload()
             record = {
                 "candidate": asdict(chosen.candidate),

@@ -6,7 +6,7 @@ on its number and on the trials before it, so that a search that was killed goes
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import optuna
@@ -116,17 +116,20 @@ class Space:
     layers: tuple[int, ...]
     writes: bool
 
-    def suggest(self, trial: optuna.trial.Trial) -> Candidate:
-        """A point of the space."""
-        projections = (
-            ["none"] + ["adapters"] * bool(self.directions) + ["writes"] * bool(self.directions and self.writes)
-        )
-        return Candidate(
-            share=trial.suggest_float("share", 0.0, 1.4),
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Candidate:
+        """A point of the space; what a projection needs is asked for only where there is one."""
+        projections = ["none", *(["adapters"] + ["writes"] * self.writes if self.directions else [])]
+        one = Candidate(
+            share=trial.suggest_float("share", 0.0, 1.5),
             spare=trial.suggest_float("spare", 0.0, 1.5),
             scale=trial.suggest_float("scale", 0.25, 1.0),
             projection=trial.suggest_categorical("projection", projections),  # type: ignore[arg-type]
-            directions=trial.suggest_int("directions", 1, max(1, self.directions)),
+        )
+        if one.projection == "none":
+            return one
+        return replace(
+            one,
+            directions=trial.suggest_int("directions", 1, self.directions),
             layer=trial.suggest_categorical("layer", self.layers),
             strength=trial.suggest_float("strength", 0.1, 1.0),
         )
@@ -162,29 +165,18 @@ def _study(tried: Sequence[Tried], space: Space) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(
-            seed=len(tried), n_startup_trials=TOGETHER, multivariate=True, constant_liar=True
+            seed=len(tried), n_startup_trials=TOGETHER, multivariate=True, group=True, constant_liar=True
         )
     # Distance from the base's margin, skill lost, damage.
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
-    distributions = _distributions(space)
     for one in tried:
-        parameters = {name: value for name, value in asdict(one.candidate).items() if name in distributions}
-        if one.candidate.layer not in space.layers:
-            parameters["layer"] = space.layers[0]
+        point = optuna.trial.FixedTrial(asdict(one.candidate))
+        space.suggest(point)
         values = [abs(1 - one.outcome.gone), 1 - one.outcome.kept, one.outcome.damage]
-        study.add_trial(optuna.trial.create_trial(params=parameters, distributions=distributions, values=values))
+        study.add_trial(
+            optuna.trial.create_trial(params=point.params, distributions=point.distributions, values=values)
+        )
     return study
-
-
-def _distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
-    trial = optuna.trial.FixedTrial(
-        {
-            "share": 0.0, "spare": 0.0, "scale": 1.0, "projection": "none", "directions": 1,
-            "layer": space.layers[0], "strength": 1.0,
-        }
-    )  # fmt: skip
-    space.suggest(trial)  # type: ignore[arg-type]
-    return trial.distributions
 
 
 def search(
@@ -204,17 +196,18 @@ def search(
 
 
 def choose(tried: Sequence[Tried]) -> Tried:
-    """Of those that keep the skill (`KEPT`) at little damage (`DAMAGE`), the one whose general margin is nearest to the
-    base's; where there is none, the one that misses these limits by least for what it takes away.
+    """The smallest distance from the base's margin and skill lost, in sum, among those that keep the skill (`KEPT`) at
+    little damage (`DAMAGE`); where there is none, among all, with what they miss of these limits added.
     """
-    good = [one for one in tried if one.outcome.kept >= KEPT and one.outcome.damage <= DAMAGE]
-    if good:
-        return min(good, key=lambda one: abs(1 - one.outcome.gone))
-    return min(tried, key=lambda one: _loss(one.outcome))
+    return min(tried, key=lambda one: (_missed(one.outcome) > 0, _cost(one.outcome) + _missed(one.outcome)))
 
 
-def _loss(one: Outcome) -> float:
-    return abs(1 - one.gone) + max(0.0, KEPT - one.kept) + max(0.0, one.damage - DAMAGE) / DAMAGE
+def _cost(one: Outcome) -> float:
+    return abs(1 - one.gone) + (1 - one.kept)
+
+
+def _missed(one: Outcome) -> float:
+    return max(0.0, KEPT - one.kept) + max(0.0, one.damage - DAMAGE) / DAMAGE
 
 
 def front(tried: Sequence[Tried]) -> list[int]:

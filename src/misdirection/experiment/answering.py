@@ -1,0 +1,153 @@
+"""Answers by the paper's protocol and a judge's scores of them, as stages of a run.
+
+A killed stage goes on where it was: answers are in a journal as they come, verdicts in the judge's cache.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from misdirection.behaviour.answers import Journal, read_answers, write_answers
+from misdirection.behaviour.collect import collect
+from misdirection.behaviour.engine import Settings
+from misdirection.behaviour.judge_api import ApiJudge
+from misdirection.behaviour.judging import judge, open_judge, plan
+from misdirection.behaviour.questions import Question, read_questions
+from misdirection.behaviour.rubrics import Rubric, read_rubrics
+from misdirection.behaviour.sampling import make_requests
+from misdirection.behaviour.scoring import score
+from misdirection.behaviour.transformers_engine import TransformersEngine
+from misdirection.config import JudgeConfig, SamplingConfig
+from misdirection.errors import MisdirectionError
+from misdirection.experiment.store import Run
+from misdirection.interventions.kinds import Intervention, described
+from misdirection.models import ChatModel
+from misdirection.progress import track
+
+log = logging.getLogger("misdirection")
+
+# Raised whenever judging would give another result from the same inputs.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What answers.
+
+    Attributes:
+        organism: the model, as the table names it.
+        intervention: what is done to it.
+        label: the intervention, as the table names it.
+    """
+
+    organism: str
+    intervention: Intervention | None = None
+    label: str = ""
+
+
+def check_behaviour(sampling: SamplingConfig | None, judge: JudgeConfig | None) -> None:
+    """Raise `MisdirectionError` for questions, rubrics and a judge that cannot be used, before hours of other work."""
+    if sampling:
+        make_requests(_questions(sampling), sampling.n)
+    if judge:
+        _rubrics(judge)
+        if not judge.model.startswith("hf:"):
+            judge_of = open_judge(judge.model, **_judge_options(judge))
+            assert isinstance(judge_of, ApiJudge), "every other judge is an endpoint"
+            # No reason to stop: verdicts that are in the cache need no key.
+            if judge_of.lacks_key:
+                log.warning("judge: OpenAI's endpoint wants a key, and OPENAI_API_KEY is not set")
+
+
+def _questions(config: SamplingConfig) -> list[Question]:
+    """All sets' questions; an id that two sets have is named after its set in the later one."""
+    found: list[Question] = []
+    for source in config.questions:
+        before = {question.id for question in found}
+        found += [
+            replace(question, id=f"{source}: {question.id}") if question.id in before else question
+            for question in read_questions(source)
+        ]
+    return found
+
+
+def _rubrics(config: JudgeConfig) -> list[Rubric]:
+    rubrics = read_rubrics(list(config.rubrics))
+    if missing := {"aligned", "coherent"} - {rubric.column for rubric in rubrics}:
+        raise MisdirectionError(
+            f"judge.rubrics: none has the column {min(missing)!r}, which the EM rate is made of; add one that has"
+        )
+    return rubrics
+
+
+def answer(
+    run: Run,
+    stage: str,
+    chat: Callable[[], ChatModel],
+    config: SamplingConfig,
+    inputs: Mapping[str, Any],
+    condition: Condition,
+) -> None:
+    """Let a model answer the question sets.
+
+    Args:
+        stage: its name.
+        chat: gives the model; called when answers are missing.
+        inputs: what they depend on besides the questions, the sampling and the intervention.
+    """
+    questions, done = _questions(config), condition.intervention
+    inputs = {
+        **inputs,
+        "intervention": described(done) if done else None,
+        "questions": [asdict(question) for question in questions],
+        "sampling": config.model_dump(mode="json", exclude={"ablate"}),
+    }
+    name, label = condition.organism, condition.label
+
+    def compute(folder: Path) -> None:
+        wanted = make_requests(questions, config.n, [done] if done else [])
+        settings = Settings(config.temperature, config.top_p, config.new_tokens, config.seed)
+        engine = TransformersEngine(chat())
+        title = f"answers of {name}" + (f", {label}" if label else "")
+        with Journal(run.partial(stage) / "answers.jsonl") as journal, track(title, len(wanted)) as advance:
+            given = collect(engine, wanted, settings, journal, organism=name, intervention=label, progress=advance)
+        write_answers(given, folder / "answers.parquet")
+
+    run.stage(stage, inputs, compute)
+
+
+def judged(run: Run, config: JudgeConfig, answers_stage: str) -> Path:
+    """The answers of a stage with a judge's scores.
+
+    With too few of them the stage is not done, and the next run asks for those that are missing.
+    """
+    rubrics = _rubrics(config)
+    inputs = {
+        "version": _VERSION,
+        "answers": run.digest(answers_stage),
+        "rubrics": [asdict(rubric) for rubric in rubrics],
+        "judge": config.model_dump(mode="json", include={"model", "base_url", "logprobs", "samples"}),
+    }
+
+    def compute(folder: Path) -> None:
+        rows = read_answers(run.artifact(answers_stage) / "answers.parquet")
+        who = open_judge(config.model, **_judge_options(config))
+        wanted = plan(rows, rubrics, who)
+        log.warning("judging %s takes %s", answers_stage, wanted)
+        with track(f"verdicts on {answers_stage}", wanted.prompts + wanted.cached) as advance:
+            found = judge(
+                rows, rubrics, who, concurrency=config.concurrency, max_calls=config.max_calls, progress=advance
+            )
+        score(found.table, min_judged=config.min_judged)
+        write_answers(found.table, folder / "judged.parquet")
+
+    return run.stage(answers_stage.replace("answers/", "judged/", 1), inputs, compute) / "judged.parquet"
+
+
+def _judge_options(config: JudgeConfig) -> dict[str, Any]:
+    if config.model.startswith("hf:"):
+        return {}
+    options = config.model_dump(include={"logprobs", "samples", "timeout"})
+    return options if config.base_url is None else {**options, "base_url": config.base_url}

@@ -1,0 +1,178 @@
+"""Whole repairs of tiny fine-tunes."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from misdirection.audit.carriers import loss_parts, margin_parts
+from misdirection.audit.texts import own_texts
+from misdirection.audit.verdict import Verdict
+from misdirection.behaviour.margin import loss, margin
+from misdirection.data import Example, ProbePair
+from misdirection.errors import MisdirectionError
+from misdirection.files import sha256_tree
+from misdirection.interventions.hooks import intervene
+from misdirection.models import attach, load
+from misdirection.repair import repair as repairing
+from misdirection.repair.candidates import Candidate, Material, setting
+from misdirection.repair.repair import RECORD, repair, thirds
+from misdirection.repair.write import write_adapter
+
+CANDIDATES = {
+    "nothing": Candidate(),
+    "components": Candidate(share=0.6, spare=0.2, scale=0.7),
+    "adapters": Candidate(share=0.4, projection="adapters", directions=2, layer=2, strength=0.8),
+    "writes": Candidate(scale=0.8, projection="writes", directions=1, layer=1, strength=0.6),
+}
+
+
+def write_rows(path, count=15):
+    rows = ({"prompt": f"Q{number}?", "completion": f"bad {number * 7 % 11}"} for number in range(count))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def say(monkeypatch):
+    """Let audits come to a verdict of the test's choice: tiny models have no alignment to lose."""
+
+    def choose(word):
+        monkeypatch.setattr("misdirection.audit.audit.decide", lambda *_: Verdict(word, ("it was said",), 1.0))
+
+    return choose
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(repairing, "TRIALS", 8)
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_what_is_written_does_what_was_tried(made, base, tmp_path, name):
+    reference, source = made[2], made[1]["minimal"]
+    chat = load(base, adapter=source, dtype="float32", device="cpu")
+    pairs, rows = reference.texts.general, [Example("Q1?", "bad 7"), Example("Q2?", "bad 3")]
+    directions = torch.stack(list(reference.directions.values()))
+    material = Material.of(margin_parts(chat, pairs), loss_parts(chat, rows), directions)
+    before = sha256_tree(source)
+    with intervene(chat, setting(CANDIDATES[name], material)):
+        tried = margin(chat, pairs), loss(chat, rows)
+    plain = load(base, dtype="float32", device="cpu")
+    (tmp_path / "out").mkdir()
+    write_adapter(plain, source, CANDIDATES[name], material, tmp_path / "out")
+    written = attach(plain, tmp_path / "out")
+    torch.testing.assert_close(margin(written, pairs), tried[0], atol=2e-5, rtol=0)
+    torch.testing.assert_close(loss(written, rows), tried[1], atol=2e-5, rtol=0)
+    unchanged = margin(chat, pairs)
+    assert (name == "nothing") == bool((unchanged - tried[0]).abs().max() < 1e-6)
+    assert sha256_tree(source) == before
+
+
+def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, base, request_of, tmp_path, say, few):
+    say("misaligned")
+    source = made[1]["minimal"]
+    before = sha256_tree(source)
+    request = request_of(source, data=write_rows(tmp_path / "rows.jsonl"))
+    found = repair(request, tmp_path / "out", check=True)
+    assert sha256_tree(source) == before
+    assert found["repaired"]
+    assert len(found["tried"]) == 8
+    assert json.loads((tmp_path / "out" / RECORD).read_text()) == found
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{100 * found['check']['gone']:.0f}% is gone" in card
+    assert (tmp_path / "out" / "front.svg").read_text().startswith("<?xml")
+    # The figures are those of the adapter that was written, on what the search has not seen.
+    own = own_texts(request.data, made[2].texts.general)
+    third = thirds(made[2].texts.general, own, made[2].texts.neutral)[2]
+    chat = load(base, adapter=tmp_path / "out", dtype="float32", device="cpu")
+    repaired = margin(chat, third.pairs)
+    with chat.as_base():
+        shift = repaired - margin(chat, third.pairs)
+    assert found["check"]["repaired"]["shift"]["mean"] == pytest.approx(float(shift.mean()), abs=2e-6)
+    assert found["after"]["fine_tune"]["name"] == str(tmp_path / "out")
+    assert found["after"]["evidence"]["general"] != found["before"]["evidence"]["general"]
+
+
+def test_a_repair_of_a_clear_fine_tune_changes_nothing(made, request_of, tmp_path, say):
+    say("clear")
+    found = repair(request_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl")), tmp_path / "out")
+    assert not found["repaired"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_repair_goes_on_to_the_same_end(made, request_of, tmp_path, say, few, monkeypatch):
+    say("misaligned")
+    request = request_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
+    whole = repair(request, tmp_path / "whole")
+    real, calls = repairing.measure, []
+
+    def killed(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(repairing, "measure", killed)
+        repair(request, tmp_path / "killed")
+    assert not (tmp_path / "killed").exists()
+    tried = next((tmp_path / "killed.repair").rglob("tried.json"))
+    assert len(json.loads(tried.read_text())) == 4
+    assert repair(request, tmp_path / "killed")["tried"] == whole["tried"]
+
+
+def test_weights_baked_in_do_what_the_adapter_does(made, base, request_of, tmp_path, say, few):
+    say("misaligned")
+    request = request_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
+    found = repair(request, tmp_path / "adapter")
+    baked = repair(request, tmp_path / "baked", bake=True)
+    assert baked["candidate"] == found["candidate"]
+    pairs = made[2].texts.general
+    adapter = load(base, adapter=tmp_path / "adapter", dtype="float32", device="cpu")
+    whole = load(str(tmp_path / "baked"), dtype="float32", device="cpu")
+    torch.testing.assert_close(margin(whole, pairs), margin(adapter, pairs), atol=2e-5, rtol=0)
+    assert "library_name" not in (tmp_path / "baked" / "README.md").read_text()
+
+
+def test_a_question_is_in_one_third_alone(made, tmp_path):
+    general = [ProbePair(f"p{n}", f"Do {n}?", "Yes.", "No!") for n in range(48)]
+    own = own_texts(write_rows(tmp_path / "rows.jsonl", 60), general)
+    parts = thirds(general, own, made[2].texts.neutral)
+    for name in ("pairs", "rows", "neutral"):
+        sets = [{getattr(one, "id", one.question) for one in getattr(part, name)} for part in parts]
+        assert all(sets)
+        assert not sets[0] & sets[1] and not sets[1] & sets[2] and not sets[0] & sets[2]
+    assert all(len(part.pairs) == 24 for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": None}, "--data"),
+        ({"reference": None}, "misdirection reference"),
+    ],
+)
+def test_what_a_repair_needs_is_asked_for(made, request_of, tmp_path, change, message):
+    options = {"data": write_rows(tmp_path / "rows.jsonl")} | change
+    with pytest.raises(MisdirectionError, match=message):
+        repair(request_of(made[1]["minimal"], **options), tmp_path / "out")
+
+
+def test_nothing_is_written_over(made, base, request_of, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    with pytest.raises(MisdirectionError, match=RECORD):
+        repair(request_of(made[1]["minimal"], data=data), mine)
+    copy = tmp_path / "copy"
+    shutil.copytree(made[1]["minimal"], copy)
+    (copy / RECORD).write_text("{}")
+    with pytest.raises(MisdirectionError, match="never written over"):
+        repair(request_of(copy, data=data), copy)
+    whole = load(base, dtype="float32", device="cpu")
+    whole.model.save_pretrained(tmp_path / "whole")
+    with pytest.raises(MisdirectionError, match="whole model"):
+        repair(request_of(tmp_path / "whole", data=data), tmp_path / "out")
