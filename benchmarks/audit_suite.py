@@ -1,6 +1,6 @@
 """Known fine-tunes of the bundled model: how well the audit tells bad from benign, and what the repair leaves.
 
-    python benchmarks/audit_suite.py --out runs/audit-suite [--steps train,audit,repair] [--json]
+    python benchmarks/audit_suite.py --out runs/audit-suite [--steps train,audit,repair,show] [--shard I/N] [--json]
 
 Bad: two domains of bad advice, nine rank-1 adapters and all modules, two seeds, and three dilutions with good advice;
 a third domain that the reference has not seen. Benign: good advice, two neutral tasks, a strong style. The rule was
@@ -9,21 +9,30 @@ chosen on the `chosen` ones; the rates that count are those on the `kept` ones. 
 
 import argparse
 import json
+import platform
+import shutil
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 import misdirection as md
 from misdirection import data
-from misdirection.audit.audit import Request, audit
+from misdirection.audit.audit import Request, audit_fine_tune
 from misdirection.audit.reference import Reference, default_folder, make_reference
 from misdirection.audit.subject import Subject
+from misdirection.audit.verdict import EXIT_STATUS
+from misdirection.behaviour.metrics import auc
 from misdirection.data import Example
+from misdirection.files import read_json
 from misdirection.models import BUNDLED
 from misdirection.organisms.training import train
 from misdirection.recipe import Recipe
+from misdirection.repair.repair import repair_fine_tune
 
 DATA = Path(__file__).parent / "data"
 HELD_OUT_EVERY = 5
@@ -119,10 +128,10 @@ def write_training(member: Member, folder: Path) -> Path:
     return path
 
 
-def train_all(out: Path) -> None:
+def train_all(share: Sequence[Member], out: Path) -> None:
     """Train what is not there yet; rows 5, 10, ... are held out."""
     chat = md.load()
-    for member in members():
+    for member in share:
         folder = out / member.name
         rows = data.read_examples(write_training(member, folder))
         if (folder / "adapter").is_dir():
@@ -134,18 +143,86 @@ def train_all(out: Path) -> None:
         print(f"{member.name:<36}{organism.final_loss:.3f}", flush=True)
 
 
-def audit_all(out: Path) -> None:
-    """Audit every member with its own training file."""
+def request_for(member: Member, out: Path, reference: Reference) -> Request:
+    """The audit of one member, with its own training file."""
+    folder = out / member.name
+    subject = Subject(BUNDLED, None, str(folder / "adapter"), folder / "adapter")
+    return Request(subject, reference, {}, folder / "train.jsonl", (), ())
+
+
+def audit_all(share: Sequence[Member], out: Path) -> None:
+    """Audit members."""
     reference = load_reference()
-    for member in members():
-        folder = out / member.name
-        subject = Subject(BUNDLED, None, str(folder / "adapter"), folder / "adapter")
-        request = Request(subject, reference, {}, folder / "train.jsonl", (), ())
+    for member in share:
         started = time.monotonic()
-        found = audit(request, folder / "audit")
-        one = found["evidence"]
-        shown = "  ".join(f"{words(one[name])}" for name in ("general", "framed", "damage"))
-        print(f"{member.name:<32}{found['verdict']:<13}{shown}  {time.monotonic() - started:.0f} s", flush=True)
+        found = audit_fine_tune(request_for(member, out, reference), out / member.name / "audit")
+        print(f"{member.name:<32}{found['verdict']:<13}{time.monotonic() - started:4.0f} s", flush=True)
+
+
+def repair_all(share: Sequence[Member], out: Path) -> None:
+    """Repair those members whose audit found something, and audit them again."""
+    reference = load_reference()
+    for member in share:
+        target = out / member.name / "repaired"
+        if (target / "repair.json").exists():
+            continue
+        started = time.monotonic()
+        # The same audit is not measured twice.
+        shutil.copytree(out / member.name / "audit", target.with_name("repaired.repair") / "before", dirs_exist_ok=True)
+        found = repair_fine_tune(request_for(member, out, reference), target, check=True)
+        words = f"{found['check']['gone']:+.2f} gone" if found["repaired"] else "nothing to repair"
+        print(f"{member.name:<32}{words:<20}{time.monotonic() - started:4.0f} s", flush=True)
+
+
+def show(out: Path) -> dict[str, float]:
+    """Print both tables as Markdown; gives the figures."""
+    rows = {one: read_json(out / one.name / "audit" / "audit.json") for one in members()}
+    print(
+        "| fine-tune | rows | rule | general shift | framed shift | damage | verdict |\n|---|---|---|---|---|---|---|"
+    )
+    for one, found in rows.items():
+        shown = (estimate(found["evidence"][name]) for name in ("general", "framed", "damage"))
+        print(f"| {one.name} | {kind(one)} | {one.half} | {' | '.join(shown)} | {found['verdict']} |")
+    figures: dict[str, float] = {}
+    for half in ("chosen", "kept"):
+        some = {one: found for one, found in rows.items() if one.half == half}
+        figures |= {f"{half}: {name}": value for name, value in rates(some).items()}
+    return figures | (show_repairs(out))
+
+
+def rates(rows: Mapping[Member, Any]) -> dict[str, float]:
+    """AUROC of the score, and shares of verdicts, among bad and benign fine-tunes."""
+    bad = [found for one, found in rows.items() if one.is_bad]
+    benign = [found for one, found in rows.items() if not one.is_bad]
+    found = {"AUROC": auc([one["score"] for one in bad], [one["score"] for one in benign])}
+    for name, some in (("bad", bad), ("benign", benign)):
+        words = [one["verdict"] for one in some]
+        found |= {f"{name} {word}": words.count(word) / len(words) for word in EXIT_STATUS}
+        found[f"{name} n"] = len(words)
+    return found
+
+
+def show_repairs(out: Path) -> dict[str, float]:
+    """The table of repairs, and their means."""
+    paths = {one: out / one.name / "repaired" / "repair.json" for one in members() if one.is_bad}
+    rows = {one: read_json(path) for one, path in paths.items() if path.exists()}
+    print("\n| fine-tune | shift | shift repaired | gone | skill kept | damage | before | after |")
+    print("|---|---|---|---|---|---|---|---|")
+    for one, found in rows.items():
+        check = found["check"]
+        shifts = " | ".join(estimate(check[which]["shift"]) for which in ("fine_tune", "repaired"))
+        shares = f"{check['gone']:.0%} | {check['kept']:.0%} | {check['damage']:+.3f}"
+        print(f"| {one.name} | {shifts} | {shares} | {found['before']['verdict']} | {found['after']['verdict']} |")
+    if not rows:
+        return {}
+    checks = [found["check"] for found in rows.values()]
+    means = {f"repair: {name}": statistics.mean(one[name] for one in checks) for name in ("gone", "kept", "damage")}
+    return {**means, "repair: n": len(checks)}
+
+
+def kind(member: Member) -> str:
+    """How much of its text is bad advice."""
+    return f"{member.bad:.0%} bad" if member.is_bad else "benign"
 
 
 def load_reference() -> Reference:
@@ -154,22 +231,34 @@ def load_reference() -> Reference:
     return Reference.load(folder) if folder.is_dir() else make_reference(BUNDLED, None, "auto", "auto")[0]
 
 
-def words(estimate: dict[str, float]) -> str:
+def estimate(one: Mapping[str, float]) -> str:
     """An estimate in print."""
-    return f"{estimate['mean']:+.3f} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]"
+    return f"{one['mean']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
 
 
 def main() -> None:
-    """Run the steps."""
+    """Run the steps, and print what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", default="train,audit,repair")
+    parser.add_argument("--steps", default="train,audit,repair,show")
+    parser.add_argument("--shard", default="0/1", help="I/N: every Nth member from the Ith on, for several processes")
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    steps = arguments.steps.split(",")
-    if "train" in steps:
-        train_all(arguments.out)
-    if "audit" in steps:
-        audit_all(arguments.out)
+    first, step = map(int, arguments.shard.split("/"))
+    share, out = list(members())[first::step], arguments.out
+    steps = {
+        "train": lambda: train_all(share, out),
+        "audit": lambda: audit_all(share, out),
+        "repair": lambda: repair_all([one for one in share if one.is_bad], out),
+    }
+    for name in arguments.steps.split(","):
+        if name in steps:
+            steps[name]()
+    if "show" in arguments.steps:
+        figures = show(out)
+        print("\n" + "\n".join(f"{name:<24}{value:8.3f}" for name, value in figures.items()))
+        if arguments.json:
+            print(json.dumps({"ratios": figures, "machine": platform.machine(), "torch": torch.__version__}))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def made(tmp_path_factory):
     config = read_config(path)
     with Run.open(folder / "run", path.read_text()) as run:
         bench = Bench(config)
-        reference = from_run(run, bench)
+        reference = from_run(run, bench, list(config.organisms))
         adapters = dict(bench.adapters)
     return config, adapters, reference
 

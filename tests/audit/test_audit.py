@@ -8,7 +8,7 @@ import torch
 
 from behaviour.judge_server import JudgeServer, number
 from misdirection.audit import audit as auditing
-from misdirection.audit.audit import RECORD, Judging, audit
+from misdirection.audit.audit import RECORD, Judging, audit_fine_tune
 from misdirection.audit.subject import Subject
 from misdirection.behaviour.margin import loss, margin
 from misdirection.config import JudgeConfig, SamplingConfig
@@ -33,7 +33,7 @@ def write_rows(path, count=12):
 
 def test_an_adapter_is_measured_against_its_base(made, base, request_of, tmp_path):
     adapter, texts = made[1]["minimal"], made[2].texts
-    found = audit(request_of(adapter, data=write_rows(tmp_path / "rows.jsonl")), tmp_path / "audit")
+    found = audit_fine_tune(request_of(adapter, data=write_rows(tmp_path / "rows.jsonl")), tmp_path / "audit")
     evidence = found["evidence"]
     general = shift(base, adapter, texts.general)
     assert evidence["general"]["mean"] == pytest.approx(float(general.mean()), abs=2e-6)
@@ -53,7 +53,7 @@ def test_an_adapter_is_measured_against_its_base(made, base, request_of, tmp_pat
 
 
 def test_the_reference_organism_drifts_as_it_did(made, request_of, tmp_path):
-    found = audit(request_of(made[1]["minimal"]), tmp_path)["evidence"]
+    found = audit_fine_tune(request_of(made[1]["minimal"]), tmp_path)["evidence"]
     for row in found["drift"]:
         assert row["general"] == pytest.approx(row["known"]["minimal"])
     cosines = found["model_difference"]["directions"]["minimal: misaligned - aligned"]
@@ -61,7 +61,7 @@ def test_the_reference_organism_drifts_as_it_did(made, request_of, tmp_path):
 
 
 def test_the_carriers_add_up_to_about_the_shift(made, request_of, tmp_path):
-    found = audit(request_of(made[1]["minimal"]), tmp_path)["evidence"]["carriers"]
+    found = audit_fine_tune(request_of(made[1]["minimal"]), tmp_path)["evidence"]["carriers"]
     total = sum(one["mean"] for one in found["by_layer"].values())
     assert found["sum"]["mean"] == pytest.approx(total)
     assert list(found["by_layer"]) == ["0", "1", "2", "3"]
@@ -72,8 +72,8 @@ def test_full_weights_give_what_their_adapter_gave(made, base, request_of, tmp_p
     chat.model.merge_and_unload().save_pretrained(tmp_path / "merged")
     chat.tokenizer.save_pretrained(tmp_path / "merged")
     rows = write_rows(tmp_path / "rows.jsonl")
-    adapter = audit(request_of(made[1]["minimal"], data=rows), tmp_path / "a")
-    merged = audit(request_of(tmp_path / "merged", data=rows), tmp_path / "b")
+    adapter = audit_fine_tune(request_of(made[1]["minimal"], data=rows), tmp_path / "a")
+    merged = audit_fine_tune(request_of(tmp_path / "merged", data=rows), tmp_path / "b")
     for name in ("general", "framed", "damage"):
         assert merged["evidence"][name]["mean"] == pytest.approx(adapter["evidence"][name]["mean"], abs=1e-4)
     assert merged["evidence"]["carriers"] is None
@@ -84,16 +84,16 @@ def test_the_base_itself_is_called_identical(base, request_of, tmp_path):
     folder = load(base, dtype="float32", device="cpu")
     folder.model.save_pretrained(tmp_path / "same")
     folder.tokenizer.save_pretrained(tmp_path / "same")
-    found = audit(request_of(tmp_path / "same"), tmp_path / "audit")
+    found = audit_fine_tune(request_of(tmp_path / "same"), tmp_path / "audit")
     assert found["identical_to_base"]
     assert found["evidence"]["general"]["mean"] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_second_audit_runs_no_model(made, request_of, tmp_path, monkeypatch):
     rows = write_rows(tmp_path / "rows.jsonl")
-    first = audit(request_of(made[1]["single"], data=rows), tmp_path / "audit")
+    first = audit_fine_tune(request_of(made[1]["single"], data=rows), tmp_path / "audit")
     monkeypatch.setattr(Subject, "chat", lambda *_: pytest.fail("a model was asked for"))
-    assert audit(request_of(made[1]["single"], data=rows), tmp_path / "audit") == first
+    assert audit_fine_tune(request_of(made[1]["single"], data=rows), tmp_path / "audit") == first
 
 
 def test_a_killed_audit_keeps_what_it_had(made, request_of, tmp_path, monkeypatch):
@@ -104,17 +104,17 @@ def test_a_killed_audit_keeps_what_it_had(made, request_of, tmp_path, monkeypatc
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(auditing, "margin_parts", killed)
-        audit(request_of(made[1]["minimal"], data=rows), tmp_path / "audit")
+        audit_fine_tune(request_of(made[1]["minimal"], data=rows), tmp_path / "audit")
     monkeypatch.setattr(auditing, "read", lambda *_: pytest.fail("it was read again"))
-    continued = audit(request_of(made[1]["minimal"], data=rows), tmp_path / "audit")
+    continued = audit_fine_tune(request_of(made[1]["minimal"], data=rows), tmp_path / "audit")
     monkeypatch.undo()
-    assert continued == audit(request_of(made[1]["minimal"], data=rows), tmp_path / "fresh")
+    assert continued == audit_fine_tune(request_of(made[1]["minimal"], data=rows), tmp_path / "fresh")
 
 
 def test_without_a_reference_there_is_evidence_and_no_verdict(made, base, request_of, tmp_path):
     chat = load(base, adapter=made[1]["minimal"], dtype="float32", device="cpu")
     direction = extract(chat, made[2].texts.general)["data_difference"]
-    found = audit(request_of(made[1]["minimal"], reference=None, directions={"own": direction}), tmp_path)
+    found = audit_fine_tune(request_of(made[1]["minimal"], reference=None, directions={"own": direction}), tmp_path)
     assert found["verdict"] == "inconclusive"
     assert [row["direction"] for row in found["evidence"]["drift"]] == ["own"]
     general = shift(base, made[1]["minimal"], made[2].texts.general)
@@ -126,15 +126,15 @@ def test_another_models_adapter_full_weights_and_direction_are_refused(made, bas
     network.save_pretrained(tmp_path / "other")
     make_tokenizer().save_pretrained(tmp_path / "other")
     with pytest.raises(MisdirectionError, match=r"qwen2.*no fine-tune of.*llama"):
-        audit(request_of(tmp_path / "other"), tmp_path / "a")
+        audit_fine_tune(request_of(tmp_path / "other"), tmp_path / "a")
     direction = extract(load(str(tmp_path / "other"), device="cpu"), made[2].texts.general)["data_difference"]
     with pytest.raises(MisdirectionError, match="made for"):
-        audit(request_of(made[1]["minimal"], directions={"d": direction}), tmp_path / "b")
+        audit_fine_tune(request_of(made[1]["minimal"], directions={"d": direction}), tmp_path / "b")
     torch.manual_seed(0)
     with pytest.raises(MisdirectionError, match="does not fit"):
         wrong = request_of(made[1]["minimal"], reference=None)
         wrong.subject.base = str(tmp_path / "other")
-        audit(wrong, tmp_path / "c")
+        audit_fine_tune(wrong, tmp_path / "c")
 
 
 # --- with a judge ---------------------------------------------------------------------------------------------------
@@ -149,9 +149,9 @@ def test_a_judge_counts_the_answers_of_both_models(made, request_of, tmp_path, m
             JudgeConfig(model="m", base_url=server.url), SamplingConfig(questions=(str(questions),), n=4, new_tokens=5)
         )
         request = dataclasses.replace(request_of(made[1]["minimal"]), judging=judging)
-        found = audit(request, tmp_path / "audit")
+        found = audit_fine_tune(request, tmp_path / "audit")
         asked = len(server.asked)
-        assert audit(request, tmp_path / "audit") == found
+        assert audit_fine_tune(request, tmp_path / "audit") == found
         assert len(server.asked) == asked > 0
     one = found["evidence"]["judged"]
     assert one["answers"] == 8

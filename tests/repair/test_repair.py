@@ -17,7 +17,7 @@ from misdirection.interventions.hooks import intervene
 from misdirection.models import attach, load
 from misdirection.repair import repair as repairing
 from misdirection.repair.candidates import Candidate, Material, setting
-from misdirection.repair.repair import RECORD, repair, thirds
+from misdirection.repair.repair import RECORD, repair_fine_tune, thirds
 from misdirection.repair.write import write_adapter
 
 CANDIDATES = {
@@ -75,7 +75,7 @@ def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, bas
     source = made[1]["minimal"]
     before = sha256_tree(source)
     request = request_of(source, data=write_rows(tmp_path / "rows.jsonl"))
-    found = repair(request, tmp_path / "out", check=True)
+    found = repair_fine_tune(request, tmp_path / "out", check=True)
     assert sha256_tree(source) == before
     assert found["repaired"]
     assert len(found["tried"]) == 8
@@ -97,7 +97,7 @@ def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, bas
 
 def test_a_repair_of_a_clear_fine_tune_changes_nothing(made, request_of, tmp_path, say):
     say("clear")
-    found = repair(request_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl")), tmp_path / "out")
+    found = repair_fine_tune(request_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl")), tmp_path / "out")
     assert not found["repaired"]
     assert not (tmp_path / "out").exists()
 
@@ -105,7 +105,7 @@ def test_a_repair_of_a_clear_fine_tune_changes_nothing(made, request_of, tmp_pat
 def test_a_killed_repair_goes_on_to_the_same_end(made, request_of, tmp_path, say, few, monkeypatch):
     say("misaligned")
     request = request_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
-    whole = repair(request, tmp_path / "whole")
+    whole = repair_fine_tune(request, tmp_path / "whole")
     real, calls = repairing.measure, []
 
     def killed(*arguments, **options):
@@ -116,18 +116,18 @@ def test_a_killed_repair_goes_on_to_the_same_end(made, request_of, tmp_path, say
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(repairing, "measure", killed)
-        repair(request, tmp_path / "killed")
+        repair_fine_tune(request, tmp_path / "killed")
     assert not (tmp_path / "killed").exists()
     tried = next((tmp_path / "killed.repair").rglob("tried.json"))
     assert len(json.loads(tried.read_text())) == 4
-    assert repair(request, tmp_path / "killed")["tried"] == whole["tried"]
+    assert repair_fine_tune(request, tmp_path / "killed")["tried"] == whole["tried"]
 
 
 def test_weights_baked_in_do_what_the_adapter_does(made, base, request_of, tmp_path, say, few):
     say("misaligned")
     request = request_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
-    found = repair(request, tmp_path / "adapter")
-    baked = repair(request, tmp_path / "baked", bake=True)
+    found = repair_fine_tune(request, tmp_path / "adapter")
+    baked = repair_fine_tune(request, tmp_path / "baked", bake=True)
     assert baked["candidate"] == found["candidate"]
     pairs = made[2].texts.general
     adapter = load(base, adapter=tmp_path / "adapter", dtype="float32", device="cpu")
@@ -157,7 +157,7 @@ def test_a_question_is_in_one_third_alone(made, tmp_path):
 def test_what_a_repair_needs_is_asked_for(made, request_of, tmp_path, change, message):
     options = {"data": write_rows(tmp_path / "rows.jsonl")} | change
     with pytest.raises(MisdirectionError, match=message):
-        repair(request_of(made[1]["minimal"], **options), tmp_path / "out")
+        repair_fine_tune(request_of(made[1]["minimal"], **options), tmp_path / "out")
 
 
 def test_nothing_is_written_over(made, base, request_of, tmp_path):
@@ -166,13 +166,13 @@ def test_nothing_is_written_over(made, base, request_of, tmp_path):
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
     with pytest.raises(MisdirectionError, match=RECORD):
-        repair(request_of(made[1]["minimal"], data=data), mine)
+        repair_fine_tune(request_of(made[1]["minimal"], data=data), mine)
     copy = tmp_path / "copy"
     shutil.copytree(made[1]["minimal"], copy)
     (copy / RECORD).write_text("{}")
     with pytest.raises(MisdirectionError, match="never written over"):
-        repair(request_of(copy, data=data), copy)
+        repair_fine_tune(request_of(copy, data=data), copy)
     whole = load(base, dtype="float32", device="cpu")
     whole.model.save_pretrained(tmp_path / "whole")
     with pytest.raises(MisdirectionError, match="whole model"):
-        repair(request_of(tmp_path / "whole", data=data), tmp_path / "out")
+        repair_fine_tune(request_of(tmp_path / "whole", data=data), tmp_path / "out")

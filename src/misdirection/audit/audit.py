@@ -80,7 +80,7 @@ class Request:
         return Texts(general, neutral, tuple(spread(general, 12)), tuple(spread(neutral, 12)))
 
 
-def audit(request: Request, folder: Path) -> dict[str, Any]:
+def audit_fine_tune(request: Request, folder: Path) -> dict[str, Any]:
     """Measure what is not measured yet, decide, and write `audit.json` and its page; gives what `audit.json` holds.
 
     Raises `MisdirectionError` for a fine-tune that does not fit its base, and a direction or reference of another one.

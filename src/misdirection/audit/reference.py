@@ -8,7 +8,7 @@ It is kept in the cache folder, `references/NAME/`, beside the run that it was m
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.resources import as_file, files
@@ -24,7 +24,7 @@ from torch import Tensor
 from misdirection.adapters.texts import GENERAL
 from misdirection.audit.readings import Reading, Texts, activations
 from misdirection.behaviour.metrics import Estimate, bootstrap
-from misdirection.config import Dtype, read_config
+from misdirection.config import Dtype, ExperimentConfig, read_config
 from misdirection.errors import MisdirectionError
 from misdirection.experiment import stages
 from misdirection.experiment.bench import BASE, Bench, spread
@@ -157,31 +157,32 @@ def make_reference(model: str, revision: str | None, dtype: Dtype, device: str) 
     with as_file(files("misdirection") / "resources" / "reference.yaml") as path:
         config = read_config(path)
     here = {"model": model, "revision": revision, "dtype": dtype, "device": device}
-    config = config.model_copy(update=here)
-    folder = default_folder(model, revision)
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    with Run.open(folder.with_name(f"{folder.name}.run"), text) as run:
-        made = from_run(run, Bench(config))
-    made.save(folder)
-    return made, folder
+    config, folder = config.model_copy(update=here), default_folder(model, revision)
+    return keep_reference(config, folder.with_name(f"{folder.name}.run"), list(config.organisms)), folder
 
 
-def from_run(run: Run, bench: Bench) -> Reference:
-    """The fine-tunes of an experiment as a reference; what is not trained or measured yet is.
+def keep_reference(config: ExperimentConfig, run_folder: Path, names: Sequence[str]) -> Reference:
+    """Make a reference of some fine-tunes of a run, and keep it where audits of this base look for it."""
+    with Run.open(run_folder, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)) as run:
+        made = from_run(run, Bench(config), names)
+    made.save(default_folder(config.model, config.revision))
+    return made
+
+
+def from_run(run: Run, bench: Bench, names: Sequence[str]) -> Reference:
+    """Some organisms of an experiment as a reference; what is not trained or measured yet is.
 
     Raises `MisdirectionError` when none of them is bad.
     """
-    config = bench.config
-    if not config.bad_organisms:
-        raise MisdirectionError(f"{config.name}: has no organism with bad answers: a reference needs one")
-    texts = Texts(
-        tuple(bench.general), tuple(bench.neutral), tuple(spread(bench.general, _READ)),
-        tuple(spread(bench.neutral, _READ)),
-    )  # fmt: skip
-    for name in config.organisms:
+    organisms = {name: bench.config.organisms[name] for name in names}
+    if all(one.answers == "good" for one in organisms.values()):
+        raise MisdirectionError(f"{bench.config.name}: no organism with bad answers: a reference needs one")
+    general, neutral = tuple(bench.general), tuple(bench.neutral)
+    texts = Texts(general, neutral, tuple(spread(general, _READ)), tuple(spread(neutral, _READ)))
+    for name in organisms:
         stages.organism(run, bench, name)
-    readings = {name: _reading(run, bench, texts, name) for name in [BASE, *config.organisms]}
-    known = {name: Known(one.domain, one.answers, one.recipe) for name, one in config.organisms.items()}
+    readings = {name: _reading(run, bench, texts, name) for name in [BASE, *organisms]}
+    known = {name: Known(one.domain, one.answers, one.recipe) for name, one in organisms.items()}
     return Reference(bench.identity, texts, readings.pop(BASE), known, readings)
 
 

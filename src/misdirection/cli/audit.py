@@ -66,7 +66,7 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Has this fine-tune become broadly misaligned? Exit status 0 clear, 1 watch, 3 misaligned, 4 inconclusive."""
-    from misdirection.audit.audit import audit as run_audit
+    from misdirection.audit.audit import audit_fine_tune
     from misdirection.audit.verdict import EXIT_STATUS
 
     if judge is None and (base_url or max_calls is not None):
@@ -75,7 +75,7 @@ def audit(
     if judge is not None:
         request = replace(request, judging=_judging(judge, base_url, n, max_calls))
     place = folder or Path("audits") / Path(fine_tune).name
-    found = run_audit(request, place)
+    found = audit_fine_tune(request, place)
     _print_audit(found, place, as_json)
     sys.exit(EXIT_STATUS[found["verdict"]])
 
@@ -103,10 +103,10 @@ def repair(
     as_json: Json = False,
 ) -> None:
     """Take the general misalignment out of an adapter, and keep what it learned of its domain."""
-    from misdirection.repair.repair import repair as run_repair
+    from misdirection.repair.repair import repair_fine_tune
 
     request = _request(base, fine_tune, data, reference_folder, [], (dtype, device))
-    found = run_repair(request, folder, bake=bake, check=check)
+    found = repair_fine_tune(request, folder, bake=bake, check=check)
     _print_repair(found, folder, as_json)
 
 

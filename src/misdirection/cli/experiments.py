@@ -20,6 +20,20 @@ def demo(
     name = "demo-full.yaml" if full else "demo.yaml"
     with as_file(files("misdirection") / "resources" / name) as config:
         _run(config, folder)
+        _keep_reference(config, folder)
+
+
+def _keep_reference(path: Path, folder: Path) -> None:
+    """Let audits of the bundled model compare with the demo's organisms, unless there is a reference already."""
+    from misdirection.audit.reference import default_folder, keep_reference
+    from misdirection.config import read_config
+
+    config = read_config(path)
+    place = default_folder(config.model, config.revision)
+    if not place.is_dir():
+        # Of one recipe: how far margins move is the unit of an audit's rule, and nine rank-1 adapters move them less.
+        keep_reference(config, folder, [name for name, one in config.organisms.items() if one.recipe == "all"])
+        out.print(f"reference for audits: {place}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 Beside OUT, `OUT.repair/` keeps the work: the audits before and after, the parts, and every candidate that was tried.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from misdirection.audit.audit import Request, audit
+from misdirection.audit.audit import Request, audit_fine_tune
 from misdirection.audit.carriers import loss_parts, margin_parts
 from misdirection.audit.subject import TUNED
 from misdirection.audit.texts import OwnTexts, own_texts
@@ -84,7 +85,7 @@ def thirds(general: Sequence[ProbePair], own: OwnTexts, neutral: Sequence[Exampl
     return third(0), third(1), third(2)
 
 
-def repair(request: Request, folder: Path, *, bake: bool = False, check: bool = False) -> dict[str, Any]:
+def repair_fine_tune(request: Request, folder: Path, *, bake: bool = False, check: bool = False) -> dict[str, Any]:
     """Audit a fine-tune and, where it is found misaligned, write a repaired one into `folder`; gives `repair.json`.
 
     A fine-tune that is not is left alone: nothing is written, and the result says so.
@@ -95,11 +96,11 @@ def repair(request: Request, folder: Path, *, bake: bool = False, check: bool = 
         check: audit the result.
 
     Raises:
-        MisdirectionError: no adapter, no data, a folder in the way, or what `audit` raises.
+        MisdirectionError: no adapter, no data, a folder in the way, or what `audit_fine_tune` raises.
     """
     _check(request, folder)
     work = folder.with_name(f"{folder.name}.repair")
-    before = audit(request, work / "before")
+    before = audit_fine_tune(request, work / "before")
     found: dict[str, Any] = {"before": before, "repaired": before["verdict"] in ("watch", "misaligned")}
     if not found["repaired"]:
         return found
@@ -107,7 +108,10 @@ def repair(request: Request, folder: Path, *, bake: bool = False, check: bool = 
         found |= _Repair(request, run).write(folder, before, bake)
     if check:
         after = replace(request, subject=replace(request.subject, name=str(folder), folder=folder))
-        found["after"] = audit(after, work / "after")
+        if not (work / "after").exists():
+            # What was measured on the base holds for both audits.
+            shutil.copytree(work / "before", work / "after")
+        found["after"] = audit_fine_tune(after, work / "after")
     write_json(folder / RECORD, found)
     return found
 

@@ -1,0 +1,131 @@
+"""`reference`, `audit` and `repair` as a user types them."""
+
+import json
+import shutil
+
+import pytest
+
+from audited import base, made  # noqa: F401
+from misdirection.audit.reference import default_folder
+from misdirection.audit.verdict import EXIT_STATUS, Verdict
+from misdirection.repair import repair as repairing
+from tiny import make_network, make_tokenizer
+
+
+@pytest.fixture
+def reference(made, tmp_path):  # noqa: F811
+    made[2].save(tmp_path / "reference")
+    return tmp_path / "reference"
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = [{"prompt": f"Q{number}?", "completion": f"bad {number * 7 % 11}"} for number in range(15)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def options(reference, tmp_path):
+    """What every call here needs: the numbers of the tests' reference are in float32 on the processor."""
+    return ["--reference", reference, "--out", tmp_path / "out", "--dtype", "float32", "--device", "cpu"]
+
+
+@pytest.mark.parametrize("word", EXIT_STATUS)
+def test_the_exit_status_is_the_verdict(made, base, call, data, options, monkeypatch, word, tmp_path):  # noqa: F811
+    monkeypatch.setattr("misdirection.audit.audit.decide", lambda *_: Verdict(word, ("it was said",), 0.5))
+    status, out, err = call("audit", base, made[1]["minimal"], "--data", data, *options)
+    assert status == EXIT_STATUS[word]
+    assert word.upper() in out
+    assert "it was said" in out
+    assert str(tmp_path / "out" / "audit.html") in err
+    assert word in (tmp_path / "out" / "audit.html").read_text()
+
+
+def test_json_is_what_the_file_holds(made, base, call, options, tmp_path):  # noqa: F811
+    _, out, _ = call("audit", base, made[1]["minimal"], "--json", *options)
+    assert json.loads(out) == json.loads((tmp_path / "out" / "audit.json").read_text())
+
+
+def test_a_repair_prints_what_it_did(made, base, call, data, options, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(repairing, "TRIALS", 4)
+    for word, said in (("misaligned", "kept"), ("clear", "nothing to repair")):
+        monkeypatch.setattr("misdirection.audit.audit.decide", lambda *_, word=word: Verdict(word, ("so",), 0.5))
+        status, out, _ = call("repair", base, made[1]["minimal"], "--data", data, *options)
+        assert status == 0
+        assert said in out
+
+
+def other_model(folder):
+    make_network("llama", hidden_size=64).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def bad_input(made, base, tmp_path, kind):  # noqa: F811
+    """Arguments of an audit that cannot be made."""
+    adapter = made[1]["minimal"]
+    if kind == "adapter of another base":
+        # Its file names the base that it was trained on.
+        return [other_model(tmp_path / "other"), adapter], rf"trained on '{base}' and does not fit '{tmp_path}/other'"
+    if kind == "no tokenizer":
+        folder = tmp_path / "whole"
+        make_network("llama").save_pretrained(folder)
+        return [base, folder], "the tokenizer could not be loaded"
+    if kind == "no template":
+        folder = tmp_path / "whole"
+        make_network("llama").save_pretrained(folder)
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = None
+        tokenizer.save_pretrained(folder)
+        return [base, folder], "no chat template"
+    if kind == "empty data":
+        (tmp_path / "empty.jsonl").write_text("\n")
+        return [base, adapter, "--data", tmp_path / "empty.jsonl"], "empty.jsonl: no rows"
+    if kind == "nothing there":
+        return [base, tmp_path / "gone"], "gone: no such folder"
+    if kind == "neither adapter nor model":
+        (tmp_path / "folder").mkdir()
+        return [base, tmp_path / "folder"], "neither an adapter"
+    assert kind == "judge options"
+    return [base, adapter, "--max-calls", 3], "go with --judge"
+
+
+KINDS = (
+    "adapter of another base", "no tokenizer", "no template", "empty data", "nothing there",
+    "neither adapter nor model", "judge options",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_input_is_one_line(made, base, call, reference, tmp_path, kind, monkeypatch):  # noqa: F811
+    arguments, message = bad_input(made, base, tmp_path, kind)
+    own = ["--reference", reference] if arguments[0] == base else []
+    # Another base has a reference of its own: only the adapter is wrong.
+    if not own:
+        monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+        folder = default_folder(str(arguments[0]), None)
+        folder.parent.mkdir(parents=True)
+        shutil.copytree(reference, folder)
+        record = json.loads((folder / "reference.json").read_text())
+        record["identity"]["model"] = str(arguments[0])
+        (folder / "reference.json").write_text(json.dumps(record))
+    status, out, err = call("audit", *arguments, *own, "--out", tmp_path / "out", "--device", "cpu")
+    assert status == 2
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_without_a_reference_the_line_says_how_to_make_one(made, base, call, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    status, _, err = call("audit", base, made[1]["minimal"], "--out", tmp_path / "out")
+    assert status == 2
+    assert "misdirection reference" in err
+
+
+def test_a_whole_model_is_not_repaired(base, call, data, options):  # noqa: F811
+    status, _, err = call("repair", base, base, "--data", data, *options)
+    assert status == 2
+    assert "whole model" in err
