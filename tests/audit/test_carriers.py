@@ -4,14 +4,13 @@ import pytest
 import torch
 from lora_fixtures import with_adapter
 
-from misdirection.audit.carriers import adapted_layers, by_layer, loss_parts, margin_parts
-from misdirection.behaviour.margin import loss, margin
-from misdirection.data import Example, ProbePair
+from misdirection.audit.carriers import adapted_layers, by_layer, margin_parts
+from misdirection.behaviour.margin import margin
+from misdirection.data import ProbePair
 from misdirection.errors import MisdirectionError
 from tiny import LAYERS, make_chat
 
 PAIRS = [ProbePair(f"p{n}", "Why?" * (n + 1), "Because.", "No, " + "never " * n) for n in range(3)]
-ROWS = [Example("Why?", "Because it must."), Example("Really?", "Yes.")]
 
 
 def weak(**options):
@@ -27,18 +26,9 @@ def test_the_parts_add_up_to_the_shift_of_each_pair(rank):
     with chat.as_base():
         shift = shift - margin(chat, PAIRS)
     assert shift.abs().min() > 1e-5
-    total = torch.stack([part.sum(-1) for part in parts.values()]).sum(0)
+    total = torch.stack(list(parts.values())).sum(0)
     torch.testing.assert_close(total, shift, atol=0, rtol=0.05)
-    assert {part.shape for part in parts.values()} == {(3, rank)}
-
-
-def test_the_parts_of_a_loss_add_up_to_its_change():
-    chat = weak()
-    change = loss(chat, ROWS)
-    with chat.as_base():
-        change = change - loss(chat, ROWS)
-    total = torch.stack([part.sum(-1) for part in loss_parts(chat, ROWS).values()]).sum(0)
-    torch.testing.assert_close(total, change, atol=0, rtol=0.02)
+    assert {part.shape for part in parts.values()} == {(3,)}
 
 
 def test_a_layer_without_effect_has_no_part_and_each_row_its_own(monkeypatch):

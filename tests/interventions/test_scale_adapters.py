@@ -7,7 +7,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from misdirection.adapters.components import live_modules
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene, intervene_rows
-from misdirection.interventions.kinds import Ablate, ScaleAdapters, ScaleComponents, Steer, described
+from misdirection.interventions.kinds import Ablate, ProjectAdapters, ScaleAdapters, Steer, described, orthonormal
 from misdirection.models import ChatModel
 from tiny import make_chat, padded, places, run, sharpened, vector
 
@@ -229,46 +229,44 @@ def test_an_adapter_of_another_kind_is_refused():
 # --- single components, and what adapters write -------------------------------------------------------------------
 
 
-def drawn(chat, seed=0):
-    """A random factor for every component of every module."""
+def drawn(chat, seed=0, count=1):
+    """Random orthonormal directions in the output of every module."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.rand(next(iter(module.lora_A.values())).weight.shape[0], generator=generator)
+        name: orthonormal(torch.randn(count, module.lora_B["default"].weight.shape[0], generator=generator))
         for name, module in live_modules(chat).items()
     }
 
 
 @torch.no_grad()
-def scaled_by_hand(chat, factors):
-    for name, factor in factors.items():
-        live_modules(chat)[name].lora_B["default"].weight.mul_(factor)
+def projected_by_hand(chat, bases, strength):
+    for name, basis in bases.items():
+        weight = live_modules(chat)[name].lora_B["default"].weight
+        weight -= strength * basis.T @ (basis @ weight)
     return chat
 
 
+@pytest.mark.parametrize(("count", "strength"), [(1, 1.0), (1, 2.5), (2, 0.4)])
 @pytest.mark.parametrize("config", CONFIGS)
-def test_factors_equal_columns_of_b_multiplied_by_hand(config):
+def test_directions_of_each_module_equal_b_without_them(config, count, strength):
     chat = adapted(**CONFIGS[config])
-    factors = drawn(chat)
-    hooked = logits(chat, [ScaleComponents(factors)])
+    bases = drawn(chat, count=count)
+    hooked = logits(chat, [ProjectAdapters(bases, strength)])
     assert (hooked - logits(chat)).abs().max() > 1e-2
-    close(hooked, logits(scaled_by_hand(chat, factors)))
+    close(hooked, logits(projected_by_hand(chat, bases, strength)))
 
 
-def test_each_row_has_its_own_factors_and_some_name_fewer_modules():
+def test_each_row_has_its_own_directions_and_some_name_fewer_modules():
     chat = adapted(**CONFIGS["several modules"])
     ids, mask = padded(chat, "left")
     one, other = drawn(chat, 1), dict(list(drawn(chat, 2).items())[:3])
-    settings = [[ScaleComponents(one)], [ScaleComponents(other)]]
+    settings = [[ProjectAdapters(one)], [ProjectAdapters(other, 2.0)]]
     with torch.no_grad(), intervene_rows(chat, settings):
         together = run(chat, ids, mask)[1]
     for row, setting in enumerate(settings):
-        close(together[row][mask[row].bool()], logits_of_row(chat, setting, row))
-
-
-def logits_of_row(chat, setting, row):
-    ids, mask = padded(chat, "left")
-    with torch.no_grad(), intervene(chat, setting):
-        return run(chat, ids, mask)[1][row][mask[row].bool()]
+        with torch.no_grad(), intervene(chat, setting):
+            alone = run(chat, ids, mask)[1]
+        close(together[row][mask[row].bool()], alone[row][mask[row].bool()])
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])
@@ -277,13 +275,8 @@ def test_ablated_writes_of_adapters_equal_b_without_the_directions(strength):
     vectors = torch.stack([vector(0), vector(1)])
     hooked = logits(chat, [Ablate(vectors, strength=strength, positions="all", at="adapters")])
     assert (hooked - logits(chat)).abs().max() > 1e-2
-    basis = torch.linalg.qr(vectors.T)[0].T
-    with torch.no_grad():
-        for name, module in live_modules(chat).items():
-            if name.endswith(("o_proj", "down_proj")):
-                weight = module.lora_B["default"].weight
-                weight -= strength * basis.T @ (basis @ weight)
-    close(hooked, logits(chat))
+    writers = [name for name in live_modules(chat) if name.endswith(("o_proj", "down_proj"))]
+    close(hooked, logits(projected_by_hand(chat, dict.fromkeys(writers, orthonormal(vectors)), strength)))
 
 
 def refuse_it(chat, one, message):
@@ -293,14 +286,14 @@ def refuse_it(chat, one, message):
 
 def test_what_cannot_be_done_is_refused():
     chat = adapted(**CONFIGS["rank 1, down"])
-    refuse_it(chat, ScaleComponents({"model.layers.0.self_attn.q_proj": torch.ones(1)}), r"q_proj has no LoRA adapter")
-    refuse_it(chat, ScaleComponents({"model.layers.0.mlp.down_proj": torch.tensor([float("nan")])}), "NaN")
+    refuse_it(chat, ProjectAdapters({"model.layers.0.self_attn.q_proj": torch.ones(1, 32)}), r"q_proj has no LoRA")
+    refuse_it(chat, ProjectAdapters({"model.layers.0.mlp.down_proj": torch.full((1, 32), torch.nan)}), "NaN")
     refuse_it(make_chat(), Ablate(vector(), at="adapters"), "no adapter of this model writes")
     refuse_it(chat, Ablate(vector(), layers=(1,), at="adapters"), "leave out `layers`")
     refuse_it(adapted("gemma2", **CONFIGS["rank 1, down"]), Ablate(vector(), at="adapters"), "norms stand between")
 
 
-def test_its_description_is_json_and_tells_factors_apart():
-    one, other = ({"m": torch.tensor([factor])} for factor in (0.5, 0.6))
-    assert described(ScaleComponents(one)) != described(ScaleComponents(other))
-    assert described(ScaleComponents(one))["factors"].keys() == {"m"}
+def test_its_description_is_json_and_tells_directions_apart():
+    one, other = (described(ProjectAdapters({"m": torch.tensor([[value, 0.0]])})) for value in (1.0, -1.0))
+    assert one != other
+    assert one["bases"].keys() == {"m"}

@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 
-from misdirection.audit.carriers import loss_parts, margin_parts
 from misdirection.audit.texts import own_texts
 from misdirection.audit.verdict import Verdict
 from misdirection.behaviour.margin import loss, margin
@@ -17,13 +16,14 @@ from misdirection.interventions.hooks import intervene
 from misdirection.models import attach, load
 from misdirection.repair import repair as repairing
 from misdirection.repair.candidates import Candidate, Material, setting
+from misdirection.repair.gradients import margin_directions
 from misdirection.repair.repair import RECORD, repair_fine_tune, thirds
-from misdirection.repair.write import write_adapter
+from misdirection.repair.write import ablate_all, write_adapter
 
 CANDIDATES = {
     "nothing": Candidate(),
-    "components": Candidate(share=0.6, spare=0.2, scale=0.7),
-    "adapters": Candidate(share=0.4, projection="adapters", directions=2, layer=2, strength=0.8),
+    "turned": Candidate(turn=2.5, scale=0.7),
+    "adapters": Candidate(turn=0.4, projection="adapters", directions=2, layer=2, strength=0.8),
     "writes": Candidate(scale=0.8, projection="writes", directions=1, layer=1, strength=0.6),
 }
 
@@ -55,13 +55,14 @@ def test_what_is_written_does_what_was_tried(made, base, tmp_path, name):
     chat = load(base, adapter=source, dtype="float32", device="cpu")
     pairs, rows = reference.texts.general, [Example("Q1?", "bad 7"), Example("Q2?", "bad 3")]
     directions = torch.stack(list(reference.directions.values()))
-    material = Material.of(margin_parts(chat, pairs), loss_parts(chat, rows), directions)
+    material = Material(margin_directions(chat, pairs), tuple(range(4)), directions)
     before = sha256_tree(source)
     with intervene(chat, setting(CANDIDATES[name], material)):
         tried = margin(chat, pairs), loss(chat, rows)
     plain = load(base, dtype="float32", device="cpu")
     (tmp_path / "out").mkdir()
-    write_adapter(plain, source, CANDIDATES[name], material, tmp_path / "out")
+    write_adapter(chat, source, CANDIDATES[name], material, tmp_path / "out")
+    ablate_all(plain, tmp_path / "out", CANDIDATES[name], material)
     written = attach(plain, tmp_path / "out")
     torch.testing.assert_close(margin(written, pairs), tried[0], atol=2e-5, rtol=0)
     torch.testing.assert_close(loss(written, rows), tried[1], atol=2e-5, rtol=0)
@@ -85,7 +86,8 @@ def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, bas
     assert (tmp_path / "out" / "front.svg").read_text().startswith("<?xml")
     # The figures are those of the adapter that was written, on what the search has not seen.
     own = own_texts(request.data, made[2].texts.general)
-    third = thirds(made[2].texts.general, own, made[2].texts.neutral)[2]
+    shifts = found["before"]["evidence"]["questions"]
+    third = thirds(made[2].texts.general, own, made[2].texts.neutral, shifts)[2]
     chat = load(base, adapter=tmp_path / "out", dtype="float32", device="cpu")
     repaired = margin(chat, third.pairs)
     with chat.as_base():
@@ -139,12 +141,15 @@ def test_weights_baked_in_do_what_the_adapter_does(made, base, request_of, tmp_p
 def test_a_question_is_in_one_third_alone(made, tmp_path):
     general = [ProbePair(f"p{n}", f"Do {n}?", "Yes.", "No!") for n in range(48)]
     own = own_texts(write_rows(tmp_path / "rows.jsonl", 60), general)
-    parts = thirds(general, own, made[2].texts.neutral)
+    shifts = {pair.id: float(number * 7 % 48) for number, pair in enumerate(general)}
+    parts = thirds(general, own, made[2].texts.neutral, shifts)
     for name in ("pairs", "rows", "neutral"):
         sets = [{getattr(one, "id", one.question) for one in getattr(part, name)} for part in parts]
         assert all(sets)
         assert not sets[0] & sets[1] and not sets[1] & sets[2] and not sets[0] & sets[2]
     assert all(len(part.pairs) == 24 for part in parts)
+    sums = [sum(shifts[pair.id] for pair in part.pairs[:16]) for part in parts]
+    assert max(sums) - min(sums) <= 32
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,8 @@ SPACE = Space(directions=2, layers=(3, 5), writes=True)
 
 
 def landscape(batch):
-    """All of the shift is gone at share 1.1; skill is lost with scale; projections of everything do damage."""
-    return [
-        Outcome(one.share / 1.1, 1 - (1 - one.scale) - 0.05 * one.share, 0.5 * (one.projection == "writes"))
-        for one in batch
-    ]
+    """All of the shift is gone at turn 2.2; skill is lost with scale; projections of everything do damage."""
+    return [Outcome(one.turn / 2.2, one.scale - 0.02 * one.turn, 0.5 * (one.projection == "writes")) for one in batch]
 
 
 def scores(margin, rows, neutral):

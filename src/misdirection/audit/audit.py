@@ -254,6 +254,7 @@ class _Audit:
         margins = {name: value[:, 0] - value[:, 1] for name, value in change.items() if name != "rows"}
         return {
             "general": _estimate(shift),
+            "questions": dict(zip((pair.id for pair in self.request.texts.general), shift.tolist(), strict=True)),
             "themes": {
                 theme: _estimate(shift[[one == theme for one in themes]]) for theme in dict.fromkeys(themes) if theme
             },

@@ -1,9 +1,9 @@
-"""Which adapters carry a change of behaviour, from one backward pass.
+"""Which adapters carry the shift of the margin, from one backward pass.
 
-With every adapter's contribution multiplied by g, the behaviour f goes from the base's, f(0), to the fine-tune's, f(1).
-The part of one component c (one row of A with its column of B) is taken at the middle of the way,
+With every adapter's contribution multiplied by g, the margin f goes from the base's, f(0), to the fine-tune's, f(1).
+The part of one module m is taken at the middle of the way,
 
-    part_c = df / dg_c   at g = 1/2     and     sum_c part_c = f(1) - f(0)
+    part_m = df / dg_m   at g = 1/2     and     sum_m part_m = f(1) - f(0)
 
 exactly where f is quadratic in g (midpoint rule), so that the sum tells how good the parts are.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from misdirection.behaviour.likelihood import Progress
 from misdirection.chat import Encoded, batches, encode, pad
-from misdirection.data import Example, ProbePair
+from misdirection.data import ProbePair
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import adapted_modules
 from misdirection.models import ChatModel
@@ -25,7 +25,7 @@ TOKEN_BUDGET = 1024
 """Padded tokens in one batch: the backward pass keeps every activation of it."""
 
 Parts = dict[str, Tensor]
-"""By module: the part of each component, [questions, rank] float64, nats/token."""
+"""By module: its part, [questions] float64, nats/token."""
 
 
 def margin_parts(chat: ChatModel, pairs: Sequence[ProbePair], progress: Progress | None = None) -> Parts:
@@ -37,17 +37,11 @@ def margin_parts(chat: ChatModel, pairs: Sequence[ProbePair], progress: Progress
     return {name: slopes[::2] - slopes[1::2] for name, slopes in _slopes(chat, rows, progress).items()}
 
 
-def loss_parts(chat: ChatModel, examples: Sequence[Example], progress: Progress | None = None) -> Parts:
-    """Parts of the change of the loss on the examples' answers; negative where an adapter learned them."""
-    rows = [encode(chat.tokenizer, one.question, one.answer, one.system) for one in examples]
-    return {name: -slopes for name, slopes in _slopes(chat, rows, progress).items()}
-
-
 def by_layer(chat: ChatModel, parts: Parts) -> dict[int, Tensor]:
-    """Sums over all components of each layer, [questions]."""
+    """Sums over the modules of each layer, [questions]."""
     summed: dict[int, Tensor] = {}
     for name, layer in adapted_layers(chat).items():
-        summed[layer] = summed.get(layer, torch.zeros(())) + parts[name].sum(-1)
+        summed[layer] = summed.get(layer, torch.zeros(())) + parts[name]
     return dict(sorted(summed.items()))
 
 
@@ -60,23 +54,22 @@ def adapted_layers(chat: ChatModel) -> dict[str, int]:
 
 
 def _slopes(chat: ChatModel, rows: Sequence[Encoded], progress: Progress | None) -> Parts:
-    """Derivative of each row's mean-token log-probability by each component's gate, at one half; [rows, rank]."""
+    """Derivative of each row's mean-token log-probability by each module's gate, at one half; [rows]."""
     modules = list(adapted_layers(chat))
-    found: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(rows) for name in modules}
+    found = {name: torch.empty(len(rows), dtype=torch.float64) for name in modules}
     for numbers in batches([row.stop for row in rows], TOKEN_BUDGET):
         with torch.enable_grad(), _gated(chat, modules, len(numbers)) as gates:
-            total = _log_probs(chat, [rows[number] for number in numbers]).sum()
+            total = mean_log_probs(chat, [rows[number] for number in numbers]).sum()
             # A module whose output nothing reads has a slope of zero.
             slopes = torch.autograd.grad(total, list(gates.values()), materialize_grads=True)
         for name, slope in zip(gates, slopes, strict=True):
-            for number, row in zip(numbers, slope.double().cpu().flatten(1), strict=True):
-                found[name][number] = row
+            found[name][numbers] = slope.double().cpu().flatten()
         if progress:
             progress(len(numbers))
-    return {name: torch.stack(slopes) for name, slopes in found.items()}
+    return found
 
 
-def _log_probs(chat: ChatModel, rows: list[Encoded]) -> Tensor:
+def mean_log_probs(chat: ChatModel, rows: list[Encoded]) -> Tensor:
     """Mean log-probability over each row's answer tokens, [rows]."""
     ids, mask = pad([row.ids[: row.stop] for row in rows], chat.tokenizer.pad_token_id, chat.device)
     first = min(row.start for row in rows) - 1
@@ -89,15 +82,15 @@ def _log_probs(chat: ChatModel, rows: list[Encoded]) -> Tensor:
 
 @contextlib.contextmanager
 def _gated(chat: ChatModel, modules: list[str], rows: int) -> Iterator[dict[str, Tensor]]:
-    """Multiply what every component takes in by one half, [rows, 1, rank], whose gradient is its part."""
+    """Multiply what every module's adapter adds by one half, [rows, 1, 1], whose gradient is its part."""
     gates: dict[str, Tensor] = {}
     adapted = adapted_modules(chat)
     with contextlib.ExitStack() as handles:
         for name in modules:
             _, layer, adapter = adapted[name]
-            module = layer.lora_A[adapter]
+            module = layer.lora_B[adapter]
             kind = {"dtype": module.weight.dtype, "device": module.weight.device}
-            gates[name] = torch.full((rows, 1, module.weight.shape[0]), 0.5, **kind, requires_grad=True)
+            gates[name] = torch.full((rows, 1, 1), 0.5, **kind, requires_grad=True)
             handles.callback(module.register_forward_hook(_multiply(gates[name])).remove)
         yield gates
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from misdirection.errors import MisdirectionError
-from misdirection.interventions.kinds import Ablate, Intervention, ScaleAdapters, ScaleComponents, Steer, check
+from misdirection.interventions.kinds import Ablate, Intervention, ProjectAdapters, ScaleAdapters, Steer, check
 from misdirection.interventions.positions import Place, Rule
 from misdirection.interventions.program import Compiler, Devices, Step
 from misdirection.interventions.writers import post_norms, role, sublayers
@@ -68,7 +68,7 @@ def ablate(
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """Where interventions act: what a module gives, or what it takes.
 
     Attributes:
@@ -89,7 +89,7 @@ def _hooked(chat: ChatModel, rows: Sequence[Setting], place: Place) -> Iterator[
     compiler, devices = Compiler(), Devices()
     with contextlib.ExitStack() as handles:
         handles.callback(place.close)
-        sites = _gather(chat, rows)
+        sites = gather(chat, rows)
         if sites:
             for whole in _wholes(chat):
                 handles.callback(whole.register_forward_pre_hook(place.note_outer, with_kwargs=True).remove)
@@ -135,11 +135,11 @@ def _remember(place: Place) -> Callable[..., None]:
     return remember
 
 
-def _gather(chat: ChatModel, rows: Sequence[Setting]) -> dict[_Site, list[list[Intervention]]]:
+def gather(chat: ChatModel, rows: Sequence[Setting]) -> dict[Site, list[list[Intervention]]]:
     """For every place of the model where something acts, what acts there on each row."""
     distinct = {id(one): one for row in rows for one in row}
     sites = {key: _sites(chat, one) for key, one in distinct.items()}
-    gathered: dict[_Site, list[list[Intervention]]] = {}
+    gathered: dict[Site, list[list[Intervention]]] = {}
     for number, row in enumerate(rows):
         for one in row:
             for site in sites[id(one)]:
@@ -147,30 +147,30 @@ def _gather(chat: ChatModel, rows: Sequence[Setting]) -> dict[_Site, list[list[I
     return gathered
 
 
-def _sites(chat: ChatModel, one: Intervention) -> list[_Site]:
+def _sites(chat: ChatModel, one: Intervention) -> list[Site]:
     check(one, len(chat.layers), chat.width)
     if isinstance(one, ScaleAdapters):
-        return [_Site(module, "output", layer) for layer in one.layers for module in adapter_outputs(chat, layer)]
-    if isinstance(one, ScaleComponents):
-        return _component_sites(chat, one)
+        return [Site(module, "output", layer) for layer in one.layers for module in adapter_outputs(chat, layer)]
+    if isinstance(one, ProjectAdapters):
+        return _module_sites(chat, one)
     if isinstance(one, Ablate) and one.at == "adapters":
         return _adapter_writes(chat)
     if isinstance(one, Ablate) and one.at == "writes":
-        written = [_Site(part, "output", layer) for layer, block in enumerate(chat.layers) for part in sublayers(block)]
-        return [_Site(chat.layers[0], "input", 0), *written]
+        written = [Site(part, "output", layer) for layer, block in enumerate(chat.layers) for part in sublayers(block)]
+        return [Site(chat.layers[0], "input", 0), *written]
     layers = range(len(chat.layers)) if one.layers is None else one.layers
-    return [_Site(chat.layers[layer], "output", layer) for layer in layers]
+    return [Site(chat.layers[layer], "output", layer) for layer in layers]
 
 
-def _component_sites(chat: ChatModel, one: ScaleComponents) -> list[_Site]:
-    """What A gives in every named module."""
+def _module_sites(chat: ChatModel, one: ProjectAdapters) -> list[Site]:
+    """What B gives in every named module."""
     found = {
-        path: _Site(module.lora_A[adapter], "output", layer, path)
+        path: Site(module.lora_B[adapter], "output", layer, path)
         for path, (layer, module, adapter) in adapted_modules(chat).items()
     }
-    if strange := [name for name in one.factors if name not in found]:
-        raise MisdirectionError(f"ScaleComponents: {strange[0]} has no LoRA adapter inside of the decoder blocks")
-    return [found[name] for name in one.factors]
+    if strange := [name for name in one.bases if name not in found]:
+        raise MisdirectionError(f"ProjectAdapters: {strange[0]} has no LoRA adapter inside of the decoder blocks")
+    return [found[name] for name in one.bases]
 
 
 def adapted_modules(chat: ChatModel) -> dict[str, tuple[int, Any, str]]:
@@ -187,12 +187,12 @@ def adapted_modules(chat: ChatModel) -> dict[str, tuple[int, Any, str]]:
     }
 
 
-def _adapter_writes(chat: ChatModel) -> list[_Site]:
+def _adapter_writes(chat: ChatModel) -> list[Site]:
     """What the adapters of the matrices that write to the stream add."""
     if any(post_norms(block) for block in chat.layers):
         raise MisdirectionError("Ablate: at='adapters': norms stand between this model's matrices and its stream")
     found = [
-        _Site(module.lora_B[adapter], "output", layer)
+        Site(module.lora_B[adapter], "output", layer)
         for layer in range(len(chat.layers))
         for name, module, adapter in _plain_lora(chat, layer)
         if role(f"{name}.weight") == "writer"
@@ -260,7 +260,7 @@ class _Hook:
         return shaped.view(x.shape)
 
 
-def _register(site: _Site, hook: _Hook) -> Any:
+def _register(site: Site, hook: _Hook) -> Any:
     if site.part == "input":
         return site.module.register_forward_pre_hook(hook.input, with_kwargs=True)
     return site.module.register_forward_hook(hook.output)

@@ -7,7 +7,7 @@
       towards mean m x <- x - strength * V^T V (x - m)    affine ablation
     Clamp            x <- x + (clip(x . v_hat, low, high) - x . v_hat) v_hat
     ScaleAdapters    s B A h <- factor * s B A h          (paper, section on interpreting rank-1 adapters)
-    ScaleComponents  s B A h <- s B diag(factors) A h     the same for each row of A with its column of B
+    ProjectAdapters  s B A h <- s (B - strength * V^T V B) A h,  with V of each adapted module's own
 
 `x` is the output of a decoder block, [rows, tokens, width]. On one layer, interventions act in the order given, each on
 what the one before it left; those of disjoint layers may be given in any order. Ablation is idempotent; steering by a
@@ -163,15 +163,17 @@ class ScaleAdapters:
 
 
 @dataclass(frozen=True, eq=False)
-class ScaleComponents:
-    """Multiply what single components of a LoRA add; component i of a module is row i of A with column i of B.
+class ProjectAdapters:
+    """Take directions out of what the LoRA of each module adds, as an adapter does whose B lost them.
 
     Attributes:
-        factors: [rank] by module, by the module's path in the base model.
+        bases: [k, out], orthonormal rows in the module's own output, by its path in the base model; k is one for all.
+        strength: 1 removes the whole component; above that it is turned round.
         positions: which tokens are touched.
     """
 
-    factors: Mapping[str, Tensor]
+    bases: Mapping[str, Tensor]
+    strength: float = 1.0
     positions: Rule = "all"
 
     @property
@@ -182,15 +184,16 @@ class ScaleComponents:
     @property
     def signature(self) -> tuple[Any, ...]:
         """Interventions of one signature can be stacked into one operation."""
-        return (ScaleComponents, _rule_key(self.positions))
+        return (ProjectAdapters, _rule_key(self.positions), len(next(iter(self.bases.values()))))
 
     @staticmethod
-    def stack(ones: Sequence["ScaleComponents"], module: str) -> Operation:
-        """One operation on what A of `module` gives, with a row for each of `ones`."""
-        return Multiply(torch.stack([_wide(one.factors[module]) for one in ones]).unsqueeze(1))
+    def stack(ones: Sequence["ProjectAdapters"], module: str) -> Operation:
+        """One operation on what B of `module` gives, with a row for each of `ones`."""
+        bases = torch.stack([_wide(one.bases[module]) for one in ones])
+        return Project(bases, _column([one.strength for one in ones]), bases.new_zeros(1, 1, bases.shape[1]))
 
 
-Intervention = Steer | Ablate | Clamp | ScaleAdapters | ScaleComponents
+Intervention = Steer | Ablate | Clamp | ScaleAdapters | ProjectAdapters
 
 
 def described(intervention: Intervention) -> dict[str, Any]:
@@ -217,7 +220,7 @@ def first_block(intervention: Intervention) -> int:
     """
     if isinstance(intervention, ScaleAdapters):
         return min(intervention.layers, default=0) - 1
-    if isinstance(intervention, ScaleComponents) or (isinstance(intervention, Ablate) and intervention.at != "blocks"):
+    if isinstance(intervention, ProjectAdapters) or (isinstance(intervention, Ablate) and intervention.at != "blocks"):
         return -1
     return min(intervention.layers or (0,))
 
@@ -248,7 +251,7 @@ def check(intervention: Intervention, layers: int, width: int) -> None:
     for layer in intervention.layers or ():
         if not 0 <= layer < layers:
             raise MisdirectionError(f"{name}: layer {layer} is out of range: this model has layers 0 to {layers - 1}")
-    if isinstance(intervention, ScaleAdapters | ScaleComponents):
+    if isinstance(intervention, ScaleAdapters | ProjectAdapters):
         return
     _check_vectors(name, intervention.vector, width, subspace=isinstance(intervention, Ablate))
     if isinstance(intervention, Ablate):
@@ -261,8 +264,8 @@ def _check_numbers(name: str, intervention: Intervention) -> None:
     values = [getattr(intervention, field.name) for field in fields(intervention)]
     if isinstance(intervention, ScaleAdapters):
         values = list(intervention.factors.values())
-    if isinstance(intervention, ScaleComponents):
-        values = torch.cat([factors.flatten() for factors in intervention.factors.values()]).tolist()
+    if isinstance(intervention, ProjectAdapters):
+        values += torch.cat([basis.flatten() for basis in intervention.bases.values()]).tolist()
     if any(isinstance(value, float) and not math.isfinite(value) for value in values):
         raise MisdirectionError(f"{name}: a setting is NaN or infinite: give a number")
 

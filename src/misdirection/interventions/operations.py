@@ -120,7 +120,7 @@ class Multiply(Operation):
     """x <- factor * x.
 
     Attributes:
-        factor: [rows or 1, 1, 1 or width].
+        factor: [rows or 1, 1, 1].
     """
 
     factor: Tensor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from misdirection.interventions.kinds import Intervention, ScaleAdapters, ScaleComponents
+from misdirection.interventions.kinds import Intervention, ProjectAdapters, ScaleAdapters
 from misdirection.interventions.operations import Operation
 from misdirection.interventions.positions import Place, Rule
 
@@ -57,7 +57,7 @@ class Compiler:
         if all(one is ones[0] for one in ones):
             ones = ones[:1]
         # Only these do something else at another place.
-        key = (*map(id, ones), where if isinstance(ones[0], ScaleAdapters | ScaleComponents) else None)
+        key = (*map(id, ones), where if isinstance(ones[0], ScaleAdapters | ProjectAdapters) else None)
         if key not in self._operations:
             self._operations[key] = type(ones[0]).stack(ones, where)
         return self._operations[key]

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from misdirection.audit.audit import Request, audit_fine_tune
-from misdirection.audit.carriers import loss_parts, margin_parts
+from misdirection.audit.carriers import adapted_layers
 from misdirection.audit.subject import TUNED
 from misdirection.audit.texts import OwnTexts, own_texts
 from misdirection.behaviour.margin import pair_tasks, text_tasks
@@ -29,6 +29,7 @@ from misdirection.interventions.writers import post_norms
 from misdirection.models import ChatModel, attach
 from misdirection.progress import track
 from misdirection.repair.candidates import Candidate, Material, setting
+from misdirection.repair.gradients import margin_directions
 from misdirection.repair.search import (
     Outcome,
     Scores,
@@ -42,7 +43,7 @@ from misdirection.repair.search import (
     outcome,
     search,
 )
-from misdirection.repair.write import bake_weights, write_adapter
+from misdirection.repair.write import ablate_all, bake_weights, write_adapter
 from misdirection.report.repair import write_card
 
 RECORD = "repair.json"
@@ -58,7 +59,7 @@ _VERSION = 1
 class Third:
     """One third of all texts.
 
-    Components are ranked on the first, candidates tried on the second; the figures are those of the last, which the
+    Gradients are taken on the first, candidates tried on the second; the figures are those of the last, which the
     search has not seen.
     """
 
@@ -72,8 +73,15 @@ class Third:
         return Tasks(tuple(pair_tasks(chat.tokenizer, self.pairs)), rows, neutral)
 
 
-def thirds(general: Sequence[ProbePair], own: OwnTexts, neutral: Sequence[Example]) -> tuple[Third, Third, Third]:
-    """All texts, dealt out in turn; a question is in one third, plain or framed."""
+def thirds(
+    general: Sequence[ProbePair], own: OwnTexts, neutral: Sequence[Example], shifts: Mapping[str, float]
+) -> tuple[Third, Third, Third]:
+    """All texts, dealt out in turn; a question is in one third, plain or framed.
+
+    `shifts` are those of the fine-tune by the pair's id: questions are dealt from the largest down, so that the thirds
+    have about the same shift to lose.
+    """
+    general = sorted(general, key=lambda pair: -shifts[pair.id])
     place = {pair.id: number % 3 for number, pair in enumerate(general)}
 
     def third(number: int) -> Third:
@@ -105,7 +113,7 @@ def repair_fine_tune(request: Request, folder: Path, *, bake: bool = False, chec
     if not found["repaired"]:
         return found
     with Run.open(work / "search", yaml.safe_dump({"repair": request.subject.name})) as run:
-        found |= _Repair(request, run).write(folder, before, bake)
+        found |= _Repair(request, run, before).write(folder, bake)
     if check:
         after = replace(request, subject=replace(request.subject, name=str(folder), folder=folder))
         if not (work / "after").exists():
@@ -140,12 +148,14 @@ class _Repair:
 
     request: Request
     run: Run
+    before: dict[str, Any]
 
     @cached_property
     def thirds(self) -> tuple[Third, Third, Third]:
         assert self.request.data is not None, "it was checked"
         texts = self.request.texts
-        return thirds(texts.general, own_texts(self.request.data, texts.general), texts.neutral)
+        own = own_texts(self.request.data, texts.general)
+        return thirds(texts.general, own, texts.neutral, self.before["evidence"]["questions"])
 
     @cached_property
     def chat(self) -> ChatModel:
@@ -160,20 +170,17 @@ class _Repair:
         return {**subject.identity(), "version": _VERSION, "fine_tune": subject.digest(), **texts}
 
     def material(self) -> Material:
-        """The components' parts, and the reference's directions."""
+        """The directions that raise the margin, and the reference's."""
 
         def compute(folder: Path) -> None:
-            texts = self.thirds[0]
-            with track("what carries shift and skill", 2 * len(texts.pairs) + len(texts.rows)) as advance:
-                margin = margin_parts(self.chat, texts.pairs, advance)
-                loss = loss_parts(self.chat, texts.rows, advance)
-            save_file(margin, folder / "margin.safetensors")
-            save_file(loss, folder / "loss.safetensors")
+            pairs = self.thirds[0].pairs
+            with track("what raises the margin", 2 * len(pairs)) as advance:
+                save_file(margin_directions(self.chat, pairs, advance), folder / "gradients.safetensors")
 
-        folder = self.run.stage("parts", self.inputs(), compute)
+        gradients = load_file(self.run.stage("gradients", self.inputs(), compute) / "gradients.safetensors")
         assert self.request.reference is not None, "it was checked"
         directions = torch.stack(list(self.request.reference.directions.values()))
-        return Material.of(load_file(folder / "margin.safetensors"), load_file(folder / "loss.safetensors"), directions)
+        return Material(gradients, tuple(sorted(set(adapted_layers(self.chat).values()))), directions)
 
     def tried(self, material: Material, space: Space) -> list[Tried]:
         """All candidates with what they do on the second third; a killed search goes on."""
@@ -206,16 +213,17 @@ class _Repair:
         (tuned,) = measure(self.chat, tasks, [()])
         return base, tuned
 
-    def write(self, folder: Path, before: dict[str, Any], bake: bool) -> dict[str, Any]:
+    def write(self, folder: Path, bake: bool) -> dict[str, Any]:
         """Search, choose, write, and measure what was written on what the search has not seen."""
         material = self.material()
         found = self.tried(material, self.space(material, bake))
         chosen = choose(found)
         with atomic_folder(folder) as temporary:
-            # The base without its adapter; the fine-tune is loaded anew where it is needed again.
             base, tuned = self.ends(2)
+            write_adapter(self.chat, self.request.subject.folder, chosen.candidate, material, temporary)
+            # The base without its adapter; the fine-tune is loaded anew where it is needed again.
             plain = self.request.subject.chat("base")
-            write_adapter(plain, self.request.subject.folder, chosen.candidate, material, temporary)
+            ablate_all(plain, temporary, chosen.candidate, material)
             repaired = attach(plain, temporary)
             (own,) = measure(repaired, self.thirds[2].tasks(repaired), [()])
             repaired.model.unload()
@@ -233,7 +241,7 @@ class _Repair:
             if bake:
                 bake_weights(plain, temporary)
             subject = self.request.subject
-            write_card(record | {"before": before}, subject.base, subject.name, temporary, is_adapter=not bake)
+            write_card(record | {"before": self.before}, subject.base, subject.name, temporary, is_adapter=not bake)
             # The mark of a folder that a later repair may replace.
             write_json(temporary / RECORD, record)
         return record

@@ -27,8 +27,10 @@ KEPT = 0.85
 DAMAGE = 0.05
 """Largest rise of the loss on neutral text above the base's that a choice may cost, nats/token."""
 
-# What is tried first: nothing, a half of all, and the components that carry the shift.
-_FIRST = (Candidate(), Candidate(scale=0.5), Candidate(share=1.0, spare=0.25), Candidate(share=0.8, spare=0.5))
+# What is tried first: nothing, a half of all, and little and much of what raises the margin.
+_FIRST = (Candidate(), Candidate(scale=0.5), Candidate(turn=1.0), Candidate(turn=2.0))
+
+MOST_TURN = 5.0
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,8 @@ class Space:
         """A point of the space; what a projection needs is asked for only where there is one."""
         projections = ["none", *(["adapters"] + ["writes"] * self.writes if self.directions else [])]
         one = Candidate(
-            share=trial.suggest_float("share", 0.0, 1.5),
-            spare=trial.suggest_float("spare", 0.0, 1.5),
-            scale=trial.suggest_float("scale", 0.25, 1.0),
+            turn=trial.suggest_float("turn", 0.0, MOST_TURN),
+            scale=trial.suggest_float("scale", 0.3, 1.0),
             projection=trial.suggest_categorical("projection", projections),  # type: ignore[arg-type]
         )
         if one.projection == "none":

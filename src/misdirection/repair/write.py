@@ -4,48 +4,55 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from misdirection.errors import MisdirectionError
 from misdirection.files import read_json, write_json
+from misdirection.interventions.hooks import adapted_modules
 from misdirection.interventions.kinds import Ablate, orthonormal
 from misdirection.interventions.lora import ablation_adapter
 from misdirection.interventions.writers import role
 from misdirection.models import ChatModel, attach
-from misdirection.repair.candidates import Candidate, Material, basis, factors
+from misdirection.repair.candidates import Candidate, Material, basis
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
 
-def write_adapter(base: ChatModel, source: Path, one: Candidate, material: Material, folder: Path) -> None:
-    """Write the adapter of `source`, changed by a candidate, into an empty `folder`.
+def write_adapter(tuned: ChatModel, source: Path, one: Candidate, material: Material, folder: Path) -> None:
+    """Write the adapter of `source`, which `tuned` runs with, changed by a candidate, into an empty `folder`.
 
-    Args:
-        base: the base model without an adapter; used where the whole model is ablated.
-        source: the adapter's folder; nothing is written there.
+    What the candidate does to the whole model is left to `ablate_all`, which needs the base without an adapter.
     """
     if not (source / WEIGHTS).is_file():
         raise MisdirectionError(f"{source}: no {WEIGHTS} here: save the adapter as safetensors first")
     weights = load_file(source / WEIGHTS)
-    for module, factor in factors(one, material).items():
+    for module in adapted_modules(tuned):
         key = f"{_PREFIX}{module}.lora_B.weight"
-        weights[key] = (weights[key].float() * factor).to(weights[key].dtype)
-    vectors = basis(one, material)
-    if vectors is not None and one.projection == "adapters":
-        rows = orthonormal(vectors).float()
-        for key in material.margin:
-            name = f"{_PREFIX}{key}.lora_B.weight"
-            if role(f"{key}.weight") == "writer":
-                wide = weights[name].float()
-                weights[name] = (wide - one.strength * rows.T @ (rows @ wide)).to(weights[name].dtype)
+        weights[key] = _changed(weights[key].float(), module, one, material).to(weights[key].dtype)
     write_json(folder / CONFIG, read_json(source / CONFIG))
     save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / WEIGHTS, {"format": "pt"})
-    if vectors is not None and one.projection == "writes":
-        _ablate_all(base, folder, Ablate(vectors, strength=one.strength, positions="all", at="writes"))
 
 
-def _ablate_all(base: ChatModel, folder: Path, ablation: Ablate) -> None:
-    """Put the ablation of the whole model into the adapter of `folder`."""
+def _changed(b: Tensor, module: str, one: Candidate, material: Material) -> Tensor:
+    """B, [out, rank], of one module."""
+    gradient = material.gradients.get(module)
+    if gradient is not None:
+        b = b - one.turn * torch.outer(gradient, gradient @ b)
+    b = one.scale * b
+    vectors = basis(one, material)
+    if vectors is not None and one.projection == "adapters" and role(f"{module}.weight") == "writer":
+        rows = orthonormal(vectors).float()
+        b = b - one.strength * rows.T @ (rows @ b)
+    return b
+
+
+def ablate_all(base: ChatModel, folder: Path, one: Candidate, material: Material) -> None:
+    """Put the candidate's ablation of the whole model, if it has one, into the adapter in `folder`."""
+    vectors = basis(one, material)
+    if vectors is None or one.projection != "writes":
+        return
+    ablation = Ablate(vectors, strength=one.strength, positions="all", at="writes")
     chat = attach(base, folder)
     ablated = folder / "ablated"
     try:

@@ -31,13 +31,13 @@ def write_card(found: Found, base: str, fine_tune: str, folder: Path, *, is_adap
 def in_words(candidate: dict[str, Any]) -> list[str]:
     """What a candidate does, one sentence each."""
     said = []
-    if candidate["share"]:
+    if candidate["turn"]:
         said.append(
-            f"components of the LoRA that carry the general shift were removed, for {candidate['share']:.0%} of it by "
-            f"first-order parts (what they do for the domain counts {candidate['spare']:.2f} against that)"
+            "the direction in which each adapted module raises the general margin, found by its gradient, was taken "
+            f"out of what the adapter adds, {candidate['turn']:.1f} times over"
         )
     if candidate["scale"] != 1:
-        said.append(f"what is left was scaled by {candidate['scale']:.2f}")
+        said.append(f"what the adapter adds was scaled by {candidate['scale']:.2f}")
     if candidate["projection"] != "none":
         of = {"adapters": "what the adapter writes", "writes": "all that the model writes"}[candidate["projection"]]
         said.append(

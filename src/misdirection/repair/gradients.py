@@ -1,0 +1,67 @@
+"""The direction in which each adapted module raises the general margin.
+
+    g_m = mean over questions of   sum over tokens of d(margin) / d(what module m's adapter adds)
+
+A module whose adapter no longer writes along g_m loses its first-order part in the margin, whatever it writes else: the
+causal counterpart of a direction read off activations.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from misdirection.audit.carriers import adapted_layers, mean_log_probs
+from misdirection.behaviour.likelihood import Progress
+from misdirection.chat import batches, encode
+from misdirection.data import ProbePair
+from misdirection.interventions.hooks import adapted_modules
+from misdirection.models import ChatModel
+
+TOKEN_BUDGET = 1024
+"""Padded tokens in one batch: the backward pass keeps every activation of it."""
+
+
+def margin_directions(
+    chat: ChatModel, pairs: Sequence[ProbePair], progress: Progress | None = None
+) -> dict[str, Tensor]:
+    """Unit direction of each adapted module, [out] float32, by its path; one that has no say is left out.
+
+    `progress` is told answers done, two for each pair. Raises `MisdirectionError` for an adapter that is no plain LoRA.
+    """
+    adapted_layers(chat)
+    rows = [encode(chat.tokenizer, p.question, answer, p.system) for p in pairs for answer in (p.misaligned, p.aligned)]
+    signs = torch.tensor([1.0, -1.0] * len(pairs), device=chat.device)
+    sums: dict[str, Tensor] = {}
+    for numbers in batches([row.stop for row in rows], TOKEN_BUDGET):
+        with torch.enable_grad(), _summed(chat, sums):
+            values = mean_log_probs(chat, [rows[number] for number in numbers])
+            (values * signs[numbers]).sum().backward()
+        if progress:
+            progress(len(numbers))
+    return {name: normalize(total, dim=0) for name, total in sums.items() if total.any()}
+
+
+@contextlib.contextmanager
+def _summed(chat: ChatModel, sums: dict[str, Tensor]) -> Iterator[None]:
+    """Add up the gradient by what each adapter adds, over rows and tokens."""
+    with contextlib.ExitStack() as handles:
+        for name, (_, module, adapter) in adapted_modules(chat).items():
+            handles.callback(module.lora_B[adapter].register_forward_hook(_watch(name, sums)).remove)
+        yield
+
+
+def _watch(name: str, sums: dict[str, Tensor]) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def add(gradient: Tensor) -> None:
+        total = gradient.float().flatten(0, -2).sum(0).cpu()
+        sums[name] = sums.get(name, torch.zeros(())) + total
+
+    def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        # The weights are frozen: the first adapter's output is where the graph begins.
+        watched = output if output.requires_grad else output.detach().requires_grad_()
+        watched.register_hook(add)
+        return watched
+
+    return hook
