@@ -205,18 +205,22 @@ def rates(rows: Mapping[Member, Any]) -> dict[str, float]:
 def show_repairs(out: Path) -> dict[str, float]:
     """The table of repairs, and their means."""
     paths = {one: out / one.name / "repaired" / "repair.json" for one in members() if one.is_bad}
-    rows = {one: read_json(path) for one, path in paths.items() if path.exists()}
-    print("\n| fine-tune | shift | shift repaired | gone | skill kept | damage | before | after |")
-    print("|---|---|---|---|---|---|---|---|")
+    found = {one: read_json(path) for one, path in paths.items() if path.exists()}
+    rows = {one: record for one, record in found.items() if record["repaired"]}
+    print(
+        "\n| fine-tune | shift | shift repaired | gone | by random directions | skill kept | damage | before | after |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for one, found in rows.items():
         check = found["check"]
         shifts = " | ".join(estimate(check[which]["shift"]) for which in ("fine_tune", "repaired"))
-        shares = f"{check['gone']:.0%} | {check['kept']:.0%} | {check['damage']:+.3f}"
+        shares = f"{check['gone']:.0%} | {check['random']['gone']:.0%} | {check['kept']:.0%} | {check['damage']:+.3f}"
         print(f"| {one.name} | {shifts} | {shares} | {found['before']['verdict']} | {found['after']['verdict']} |")
     if not rows:
         return {}
     checks = [found["check"] for found in rows.values()]
     means = {f"repair: {name}": statistics.mean(one[name] for one in checks) for name in ("gone", "kept", "damage")}
+    means["repair: gone by random"] = statistics.mean(one["random"]["gone"] for one in checks)
     return {**means, "repair: n": len(checks)}
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import pytest
-import torch
 
 from behaviour.judge_server import JudgeServer, number
 from misdirection.audit import audit as auditing
@@ -130,7 +129,13 @@ def test_another_models_adapter_full_weights_and_direction_are_refused(made, bas
     direction = extract(load(str(tmp_path / "other"), device="cpu"), made[2].texts.general)["data_difference"]
     with pytest.raises(MisdirectionError, match="made for"):
         audit_fine_tune(request_of(made[1]["minimal"], directions={"d": direction}), tmp_path / "b")
-    torch.manual_seed(0)
+    own = extract(load(base, device="cpu"), made[2].texts.general)["data_difference"]
+    later = dataclasses.replace(own, origin=dataclasses.replace(own.origin, revision="v2"))
+    with pytest.raises(MisdirectionError, match="at revision v2, not at the default one"):
+        audit_fine_tune(request_of(made[1]["minimal"], directions={"d": later}), tmp_path / "e")
+    fewer = dataclasses.replace(own, vectors=own.vectors[:-1])
+    with pytest.raises(MisdirectionError, match=r"has shape \[3, 32\], this model needs \[4, 32\]"):
+        audit_fine_tune(request_of(made[1]["minimal"], directions={"d": fewer}), tmp_path / "f")
     with pytest.raises(MisdirectionError, match="does not fit"):
         wrong = request_of(made[1]["minimal"], reference=None)
         wrong.subject.base = str(tmp_path / "other")

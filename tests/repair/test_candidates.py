@@ -1,5 +1,6 @@
 """Candidates as interventions."""
 
+import pytest
 import torch
 
 from misdirection.interventions.kinds import Ablate, ProjectAdapters, ScaleAdapters
@@ -30,3 +31,13 @@ def test_a_candidate_turns_scales_and_projects_in_this_order():
     assert (ablated.at, ablated.positions, ablated.strength) == ("writes", "all", 0.3)
     torch.testing.assert_close(ablated.vector, torch.tensor([[0.0, 1.0, 0.0]] * 2))
     assert setting(Candidate(projection="adapters"), MATERIAL)[0].at == "adapters"
+
+
+def test_random_material_has_the_same_norms_and_other_directions():
+    random = MATERIAL.random()
+    assert random.gradients.keys() == MATERIAL.gradients.keys()
+    for name, one in random.gradients.items():
+        assert one.norm() == pytest.approx(1.0, abs=1e-5)
+        assert (one - MATERIAL.gradients[name]).norm() > 0.1
+    torch.testing.assert_close(random.directions.norm(dim=-1), MATERIAL.directions.norm(dim=-1))
+    assert not torch.equal(MATERIAL.random(1).gradients["b"], random.gradients["b"])

@@ -24,6 +24,7 @@ from misdirection.behaviour.metrics import Estimate, bootstrap
 from misdirection.behaviour.scoring import compare
 from misdirection.config import JudgeConfig, SamplingConfig
 from misdirection.data import Example, ProbePair, data_hash
+from misdirection.errors import MisdirectionError
 from misdirection.experiment.answering import Condition, answer, check_behaviour, judged
 from misdirection.experiment.bench import spread
 from misdirection.experiment.store import Run
@@ -268,6 +269,7 @@ class _Audit:
         directions = {name: one.vectors.double() for name, one in self.request.directions.items()}
         directions |= reference.directions if reference else {}
         own, base = readings["fine-tune"], readings["base"]
+        _require_shape(directions, own)
         known = reference.readings if reference and base is reference.base else {}
         control = reference.control if reference and known else None
         return {
@@ -284,6 +286,16 @@ def _own_scores(chat: ChatModel, texts: OwnTexts, which: Which) -> dict[str, Ten
         }
         scores["rows"] = -log_probs(chat, text_tasks(chat.tokenizer, texts.rows), progress=advance).squeeze(-1)
     return {name: score.contiguous() for name, score in scores.items()}
+
+
+def _require_shape(directions: Mapping[str, Tensor], own: Reading) -> None:
+    """A model's name says little of a folder: the direction must have its layers and width."""
+    shape = list(own.answers.shape[2:])
+    for name, vectors in directions.items():
+        if list(vectors.shape) != shape:
+            raise MisdirectionError(
+                f"direction {name!r} has shape {list(vectors.shape)}, this model needs {shape}: extract one from this base"
+            )
 
 
 def _estimate(values: Tensor | None) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from misdirection.cli.shared import BUNDLED, DeviceOption, DtypeOption, Json, app, out, print_figures, reference
 from misdirection.config import Dtype
@@ -115,13 +116,42 @@ def _print_repair(found: dict[str, Any], folder: Path, as_json: bool) -> None:
         print_figures(found, as_json)
         return
     if not found["repaired"]:
-        because = "; ".join(found["before"]["because"])
-        out.print(f"nothing to repair: the audit says {found['before']['verdict']}: {because}", soft_wrap=True)
+        word, because = found["before"]["verdict"], "; ".join(found["before"]["because"])
+        said = "nothing to repair" if word == "clear" else "left as it is"
+        out.print(f"{said}: the audit says {word}: {because}", soft_wrap=True)
         return
     check = found["check"]
-    print_figures({name: check[name] for name in ("gone", "kept", "damage")}, as_json, f"wrote {folder}")
+    notices.print(f"wrote {folder}; picture of what was tried: {folder / 'front.svg'}", highlight=False, soft_wrap=True)
+    out.print(_front_table(found))
+    if check["broken"]:
+        out.print("BROKEN: its answers repeat themselves; it is no repair", highlight=False)
+    rows = {
+        "shift before": check["fine_tune"]["shift"],
+        "shift after": check["repaired"]["shift"],
+        "share of it gone": check["gone"],
+        "gone by random directions": check["random"]["gone"],
+        "share of the skill kept": check["kept"],
+        "damage": check["repaired"]["damage"],
+    }
     if "after" in found:
-        print_figures({when: found[when]["verdict"] for when in ("before", "after")}, as_json)
+        rows |= {f"audit {when}": _verdict(found[when]) for when in ("before", "after")}
+    print_figures(rows, as_json)
+
+
+def _front_table(found: dict[str, Any]) -> Table:
+    """The candidates that no other one beats, as they did in the search."""
+    table = Table("turn", "scale", "projection", "gone", "kept", "damage", "")
+    for number in found["front"]:
+        one, did = found["tried"][number]["candidate"], found["tried"][number]["outcome"]
+        figures = (f"{did[name]:+.2f}" for name in ("gone", "kept", "damage"))
+        mark = "chosen" if one == found["candidate"] else ""
+        table.add_row(f"{one['turn']:.1f}", f"{one['scale']:.2f}", one["projection"], *figures, mark)
+    return table
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    general = found["evidence"]["general"]
+    return f"{found['verdict']}, {general['mean']:+.3f} [{general['low']:+.3f}, {general['high']:+.3f}]"
 
 
 def _request(

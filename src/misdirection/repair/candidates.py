@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor
 
 from misdirection.interventions.hooks import Setting
-from misdirection.interventions.kinds import Ablate, Intervention, ProjectAdapters, ScaleAdapters
+from misdirection.interventions.kinds import Ablate, Intervention, ProjectAdapters, ScaleAdapters, random_like
 
 Projection = Literal["none", "adapters", "writes"]
 
@@ -54,6 +54,13 @@ class Material:
     gradients: Mapping[str, Tensor]
     layers: tuple[int, ...]
     directions: Tensor
+
+    def random(self, seed: int = 0) -> "Material":
+        """Random vectors of the same norms in the place of all directions: the control beside a candidate."""
+        gradients = {
+            name: random_like(one, seed + 1000 * number) for number, (name, one) in enumerate(self.gradients.items())
+        }
+        return Material(gradients, self.layers, random_like(self.directions, seed))
 
 
 def basis(one: Candidate, material: Material) -> Tensor | None:

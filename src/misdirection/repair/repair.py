@@ -43,6 +43,7 @@ from misdirection.repair.search import (
     outcome,
     search,
 )
+from misdirection.repair.spoken import is_broken, speak
 from misdirection.repair.write import ablate_all, bake_weights, write_adapter
 from misdirection.report.repair import write_card
 
@@ -220,18 +221,26 @@ class _Repair:
         chosen = choose(found)
         with atomic_folder(folder) as temporary:
             base, tuned = self.ends(2)
+            (control,) = measure(
+                self.chat, self.thirds[2].tasks(self.chat), [setting(chosen.candidate, material.random())]
+            )
+            said = [speak(self.chat, "the fine-tune")]
             write_adapter(self.chat, self.request.subject.folder, chosen.candidate, material, temporary)
             # The base without its adapter; the fine-tune is loaded anew where it is needed again.
             plain = self.request.subject.chat("base")
             ablate_all(plain, temporary, chosen.candidate, material)
             repaired = attach(plain, temporary)
             (own,) = measure(repaired, self.thirds[2].tasks(repaired), [()])
+            said.append(speak(repaired, "the repaired one"))
             repaired.model.unload()
             record = {
                 "candidate": asdict(chosen.candidate),
                 "search": asdict(chosen.outcome),
                 "check": {
                     **asdict(outcome(own, base, tuned)),
+                    "random": asdict(outcome(control, base, tuned)),
+                    "spoken": {name: asdict(one) for name, one in zip(("fine_tune", "repaired"), said, strict=True)},
+                    "broken": is_broken(*said),
                     "fine_tune": _as_dicts(estimates(tuned, base)),
                     "repaired": _as_dicts(estimates(own, base)),
                 },
