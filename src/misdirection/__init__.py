@@ -57,7 +57,7 @@ _HOMES = {
         "Ablate",
         "Clamp",
         "ScaleAdapters",
-        "ScaleComponents",
+        "ProjectAdapters",
         "Steer",
         "random_like",
     ),

@@ -7,12 +7,12 @@ import warnings
 
 from rich.logging import RichHandler
 
-from misdirection.cli import adapters, audit, behaviour, directions, experiments, interventions, organisms
+from misdirection.cli import adapters, audit, behaviour, directions, experiments, interventions, organisms, plan
 from misdirection.cli.shared import app
 from misdirection.errors import MisdirectionError
 from misdirection.progress import console as notices
 
-__all__ = ["adapters", "audit", "behaviour", "directions", "experiments", "interventions", "main", "organisms"]
+__all__ = ["adapters", "audit", "behaviour", "directions", "experiments", "interventions", "main", "organisms", "plan"]
 
 
 def main() -> None:

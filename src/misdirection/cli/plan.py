@@ -1,0 +1,91 @@
+"""The cost of an experiment before it runs: `plan`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.box import SIMPLE
+from rich.table import Table
+
+from misdirection.cli.shared import Json, app, out, print_figures
+from misdirection.progress import console as notices
+
+if TYPE_CHECKING:
+    from misdirection.plan.planning import Plan, StageCost
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="One experiment, YAML; start from configs/demo.yaml.")],
+    gpu: Annotated[
+        Literal["h100", "a100-80", "4090", "cpu"],
+        typer.Option("--gpu", help="h100, a100-80, 4090, or cpu: this machine, measured for 15 seconds first."),
+    ] = "h100",
+    count: Annotated[int, typer.Option("--count", min=1, help="Number of devices.")] = 1,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="A folder with the model's config.json (and tokenizer), where it is not at hand."),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option("--rows", min=5, help="Rows of a training file that is not here yet; default: it is an error."),
+    ] = None,
+    answer_tokens: Annotated[
+        int | None,
+        typer.Option("--answer-tokens", min=1, help="Mean length of a sampled answer; default: the longest allowed."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What an experiment will cost by stage: tokens, FLOPs, memory, judge calls, hours. No weights are loaded."""
+    from misdirection.config import read_config
+    from misdirection.plan.planning import make_plan
+
+    found = make_plan(read_config(config), gpu, count, model=model, rows=rows, answer=answer_tokens)
+    if as_json:
+        print_figures(found.as_dict(), as_json)
+        return
+    out.print(_table(found))
+    if (total := found.total).judge_calls:
+        tokens = f"{_number(total.judge_tokens_in)} tokens in, {_number(total.judge_tokens_out)} out"
+        out.print(f"judge: {total.judge_calls} calls, {tokens}", highlight=False)
+    for note in found.notes:
+        notices.print(note, highlight=False, soft_wrap=True)
+
+
+def _table(found: "Plan") -> Table:
+    title = f"{found.config.name} on {found.count} x {found.device.name}"
+    rows = Table("stage", title=title, box=SIMPLE, padding=0, show_edge=False)
+    for name in ("pieces", "forward", "train", "sample", "PFLOP", "GiB", "fits", "calls", "time"):
+        rows.add_column(name, justify="right", no_wrap=True)
+    for name, one in found.stages.items():
+        rows.add_row(name, *_cells(one, found.count))
+    rows.add_section()
+    rows.add_row("total", *_cells(found.total, found.count))
+    return rows
+
+
+def _cells(one: "StageCost", count: int) -> list[str]:
+    tokens = (one.forward_tokens, one.training_tokens, one.generated_tokens)
+    fits = "yes" if one.devices == 1 else f"on {one.devices}" if one.devices <= count else f"needs {one.devices}"
+    return [
+        str(one.pieces),
+        *(_number(number) for number in tokens),
+        f"{one.flops / 1e15:.2g}" if one.flops < 1e17 else f"{one.flops / 1e15:.0f}",
+        f"{one.memory.total / 2**30:.1f}",
+        fits,
+        _number(one.judge_calls),
+        _time(one.hours),
+    ]
+
+
+def _number(count: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def _time(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.1f} s"
