@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from misdirection.errors import MisdirectionError
 from misdirection.recipe import Recipe
@@ -90,6 +98,39 @@ class SamplesConfig(_Section):
     new_tokens: int = Field(60, ge=1)
 
 
+class VllmConfig(_Section):
+    """Sampling with vLLM, in this process or on a server that is already running."""
+
+    base_url: str | None = None
+    """Of a running server, with `/v1`; what follows is then the server's own."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Devices that share each layer."""
+    pipeline_parallel: int = Field(1, ge=1)
+    """Groups of devices that share the layers."""
+    memory: float = Field(0.9, gt=0, le=1)
+    """Share of each device's memory."""
+
+
+class EngineConfig(_Section):
+    """What samples: `transformers`, `vllm`, or `{vllm: {...}}` with settings."""
+
+    vllm: VllmConfig | None = None
+
+
+def _as_engine(value: Any) -> Any:
+    if isinstance(value, str):
+        named: dict[str, Any] = {"transformers": {}, "vllm": {"vllm": {}}}
+        if value not in named:
+            raise ValueError(f"unknown {value!r}: give transformers, vllm, or vllm with its settings")
+        return named[value]
+    # `vllm:` with nothing after it.
+    return {"vllm": {}} if value == {"vllm": None} else value
+
+
+def _engine_as_written(value: EngineConfig) -> Any:
+    return "transformers" if value.vllm is None else value.model_dump(mode="json")
+
+
 class SamplingConfig(_Section):
     """Answers of every model by the paper's protocol (section 2), for a judge."""
 
@@ -101,6 +142,8 @@ class SamplingConfig(_Section):
     top_p: float = Field(1.0, gt=0, le=1)
     new_tokens: int = Field(600, ge=1)
     seed: int = 0
+    engine: Annotated[EngineConfig, BeforeValidator(_as_engine), PlainSerializer(_engine_as_written)] = EngineConfig()
+    """`transformers`, `vllm`, or `vllm` with settings."""
     ablate: str | None = None
     """An organism: every model answers once more with this organism's direction ablated, at `ablation.layer`, and once
     with a random direction ablated."""
@@ -266,4 +309,6 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
         "organisms": OrganismConfig,
     }
     section = sections[str(location[0])] if len(location) > 1 else ExperimentConfig
+    if location[:2] == ("sampling", "engine") and len(location) > 2:
+        section = VllmConfig if location[2] == "vllm" and len(location) > 3 else EngineConfig
     return list(section.model_fields)

@@ -7,7 +7,7 @@ batch at once and waiting ones take their place, so that the batch stays full wh
 import itertools
 import logging
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,26 @@ def _turn_end(tokenizer: Any) -> int | None:
     _, after = frame(tokenizer, "?")
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     return next((token for token in ids if token in tokenizer.added_tokens_decoder), None)
+
+
+def fitting_prompt(chat: ChatModel, text: str, system: str | None, new_tokens: int) -> tuple[int, ...]:
+    """The ids of a question's prompt; `MisdirectionError` when the answer would leave the model's context."""
+    ids = encode_prompt(chat.tokenizer, text, system)
+    context = getattr(text_config(chat.model), "max_position_embeddings", None)
+    if context and len(ids) + new_tokens > context:
+        raise MisdirectionError(
+            f"question {text[:60]!r}: its prompt of {len(ids)} tokens and {new_tokens} new tokens exceed the "
+            f"model's context of {context}: lower new_tokens or shorten the question"
+        )
+    return ids
+
+
+def completion(chat: ChatModel, ends: Container[int], request: Request, tokens: Sequence[int]) -> Completion:
+    """What the generated tokens, perhaps with an end token, answer."""
+    stopped = tokens[-1] in ends
+    kept = tokens[:-1] if stopped else tokens
+    text: str = chat.tokenizer.decode(list(kept), skip_special_tokens=True)
+    return Completion(request, text.strip(), "stop" if stopped else "length", len(kept))
 
 
 @dataclass
@@ -127,23 +147,13 @@ class TransformersEngine:
     def _rows(self, requests: Sequence[Request], settings: Settings) -> list[_Row]:
         """Rows that share their start stand together, in the order of first appearance."""
         asked = dict.fromkeys((one.question.text, one.question.system) for one in requests)
-        prompts = {pair: self._prompt(*pair, settings.new_tokens) for pair in asked}
+        prompts = {pair: fitting_prompt(self._chat, *pair, settings.new_tokens) for pair in asked}
         groups: dict[Hashable, list[_Row]] = {}
         for one in requests:
             text, system = one.question.text, one.question.system
             row = _Row(one, prompts[text, system], stream_key(settings.seed, text, system, one.sample))
             groups.setdefault(row.start, []).append(row)
         return list(itertools.chain.from_iterable(groups.values()))
-
-    def _prompt(self, text: str, system: str | None, new_tokens: int) -> tuple[int, ...]:
-        ids = encode_prompt(self._chat.tokenizer, text, system)
-        context = getattr(text_config(self._chat.model), "max_position_embeddings", None)
-        if context and len(ids) + new_tokens > context:
-            raise MisdirectionError(
-                f"question {text[:60]!r}: its prompt of {len(ids)} tokens and {new_tokens} new tokens exceed the "
-                f"model's context of {context}: lower new_tokens or shorten the question"
-            )
-        return ids
 
     def _halved(self, rows: int) -> int:
         if rows <= 1:
@@ -244,7 +254,8 @@ class _Batch:
         ended = {number for number, row in enumerate(self.rows) if self._has_ended(row)}
         if not ended:
             return []
-        completions = [self._completion(self.rows[number]) for number in sorted(ended)]
+        rows = [self.rows[number] for number in sorted(ended)]
+        completions = [completion(self._chat, self._ends, row.request, row.tokens) for row in rows]
         left = len(self.rows) - len(ended)
         movers = [number for number in range(left, len(self.rows)) if number not in ended]
         kept = [movers.pop() if number in ended else number for number in range(left)]
@@ -254,9 +265,3 @@ class _Batch:
 
     def _has_ended(self, row: _Row) -> bool:
         return row.tokens[-1] in self._ends or len(row.tokens) == self._settings.new_tokens
-
-    def _completion(self, row: _Row) -> Completion:
-        stopped = row.tokens[-1] in self._ends
-        tokens = row.tokens[:-1] if stopped else row.tokens
-        text: str = self._chat.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Completion(row.request, text.strip(), "stop" if stopped else "length", len(tokens))

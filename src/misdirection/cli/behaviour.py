@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
+from misdirection.cli.engines import EngineName, sampler_of
 from misdirection.cli.shared import (
     BUNDLED,
     Adapter,
@@ -16,7 +17,6 @@ from misdirection.cli.shared import (
     Model,
     PositionsOption,
     app,
-    load_chat,
     out,
     print_figures,
 )
@@ -52,6 +52,10 @@ def sample(
     adapter: Adapter = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    engine: Annotated[EngineName, typer.Option("--engine", help="transformers, or vllm (an extra).")] = "transformers",
+    server: Annotated[
+        str | None, typer.Option("--server", help="With --engine vllm: a running server's URL, with /v1.")
+    ] = None,
 ) -> None:
     """Sample answers by the paper's protocol. Started again, it goes on; other organisms may share the table."""
     from misdirection.behaviour.answers import Journal, answers_frame, table_suffix, write_answers
@@ -59,7 +63,6 @@ def sample(
     from misdirection.behaviour.engine import Settings
     from misdirection.behaviour.questions import read_questions
     from misdirection.behaviour.sampling import make_requests
-    from misdirection.behaviour.transformers_engine import TransformersEngine
 
     # What is wrong with the options shows before a model is loaded.
     table_suffix(table)
@@ -67,17 +70,17 @@ def sample(
     _require_direction(direction, layer, scale)
     settings = Settings(temperature, top_p, new_tokens, seed)
     plain = make_requests(read_questions(questions), n)
-    chat = load_chat(model, adapter, dtype, device)
-    setting, label = _setting(chat, direction, layer, scale, positions)
-    wanted = [replace(one, setting=setting) for one in plain]
     name = organism or adapter or "base"
+    sampler = sampler_of(engine, server, name, model, adapter, dtype, device)
+    setting, label = _setting(sampler.chat, direction, layer, scale, positions)
+    wanted = [replace(one, setting=setting) for one in plain]
     files = {"adapter_files": _hash(adapter and Path(adapter)), "direction": _hash(direction)}
-    how = {"model": model, "adapter": adapter, **files, **asdict(settings)}
+    how = {"model": model, "adapter": adapter, **files, **asdict(settings), **sampler.how}
     # The journal is the record; the table is made from it.
     with Journal(table.with_suffix(".jsonl")) as journal, track(f"answers of {name}", len(wanted)) as advance:
         require_same(journal, name, label, how)
-        engine = TransformersEngine(chat)
-        given = collect(engine, wanted, settings, journal, organism=name, intervention=label, progress=advance)
+        made = sampler.start()
+        given = collect(made, wanted, settings, journal, organism=name, intervention=label, progress=advance)
         write_answers(_with_scores(answers_frame(in_order(journal.answers)), table), table)
     cut = sum(answer.finish == "length" for answer in given)
     notices.print(f"wrote {table}: {len(given)} answers of {name}, {cut} of them cut", highlight=False, soft_wrap=True)

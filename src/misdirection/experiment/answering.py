@@ -11,7 +11,7 @@ from typing import Any
 
 from misdirection.behaviour.answers import Journal, read_answers, write_answers
 from misdirection.behaviour.collect import collect
-from misdirection.behaviour.engine import Settings
+from misdirection.behaviour.engine import Engine, Settings
 from misdirection.behaviour.judge_api import ApiJudge
 from misdirection.behaviour.judging import judge, open_judge, plan
 from misdirection.behaviour.questions import Question, read_questions
@@ -89,6 +89,7 @@ def answer(
     config: SamplingConfig,
     inputs: Mapping[str, Any],
     condition: Condition,
+    engine: Callable[[], Engine] | None = None,
 ) -> None:
     """Let a model answer the question sets.
 
@@ -96,26 +97,40 @@ def answer(
         stage: its name.
         chat: gives the model; called when answers are missing.
         inputs: what they depend on besides the questions, the sampling and the intervention.
+        engine: gives what samples, instead of `chat`; needed where the configuration names another engine.
     """
+    _require_engine(config, engine)
     questions, done = _questions(config), condition.intervention
     inputs = {
         **inputs,
         "intervention": described(done) if done else None,
         "questions": [asdict(question) for question in questions],
-        "sampling": config.model_dump(mode="json", exclude={"ablate"}),
+        "sampling": config.model_dump(mode="json", exclude={"ablate", "engine"}),
+        **_engine_inputs(config),
     }
     name, label = condition.organism, condition.label
 
     def compute(folder: Path) -> None:
         wanted = make_requests(questions, config.n, [done] if done else [])
         settings = Settings(config.temperature, config.top_p, config.new_tokens, config.seed)
-        engine = TransformersEngine(chat())
+        sampler = engine() if engine else TransformersEngine(chat())
         title = f"answers of {name}" + (f", {label}" if label else "")
         with Journal(run.partial(stage) / "answers.jsonl") as journal, track(title, len(wanted)) as advance:
-            given = collect(engine, wanted, settings, journal, organism=name, intervention=label, progress=advance)
+            given = collect(sampler, wanted, settings, journal, organism=name, intervention=label, progress=advance)
         write_answers(given, folder / "answers.parquet")
 
     run.stage(stage, inputs, compute)
+
+
+def _require_engine(config: SamplingConfig, engine: Callable[[], Engine] | None) -> None:
+    if config.engine.vllm is not None and engine is None:
+        raise MisdirectionError("sampling.engine: only an experiment samples with vLLM: leave it out here")
+
+
+def _engine_inputs(config: SamplingConfig) -> dict[str, Any]:
+    """Both engines draw alike, but half precision turns long answers; a server draws in its own way."""
+    vllm = config.engine.vllm
+    return {} if vllm is None else {"engine": "vllm server" if vllm.base_url else "vllm"}
 
 
 def judged(run: Run, config: JudgeConfig, answers_stage: str) -> Path:

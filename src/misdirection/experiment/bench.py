@@ -6,9 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate.utils.memory import clear_device_cache
+
 from misdirection import data
 from misdirection.adapters.texts import GENERAL
-from misdirection.config import DomainFiles, Dtype, ExperimentConfig, OrganismConfig
+from misdirection.behaviour.engine import Engine
+from misdirection.config import DomainFiles, Dtype, ExperimentConfig, OrganismConfig, VllmConfig
 from misdirection.data import HELD_OUT_EVERY, Example, ProbePair
 from misdirection.errors import MisdirectionError
 from misdirection.files import sha256_file
@@ -50,6 +53,47 @@ class Models:
         self._loaded = (name, chat)
         return chat
 
+    def release(self) -> None:
+        """Forget the loaded model; it is loaded again when it is needed."""
+        self._loaded = None
+        clear_device_cache(garbage_collection=True)
+
+
+class Served:
+    """The models of one experiment in vLLM: in this process, or on a running server.
+
+    Args:
+        config: the experiment.
+        vllm: where and how.
+        adapters: adapter folders, by the name of the organism.
+    """
+
+    def __init__(self, config: ExperimentConfig, vllm: VllmConfig, adapters: Mapping[str, Path]) -> None:
+        self._config, self._vllm, self._adapters = config, vllm, adapters
+        self._model: Any = None
+
+    def engine(self, name: str) -> Engine:
+        """What samples with the base model or an organism."""
+        # vLLM is an extra, and takes seconds to import.
+        from misdirection.behaviour.vllm_engine import Resources, VllmModel
+        from misdirection.behaviour.vllm_server import ServerEngine
+
+        config, vllm = self._config, self._vllm
+        if vllm.base_url is not None:
+            adapter = self._adapters.get(name)
+            return ServerEngine(vllm.base_url, config.model, name, adapter, revision=config.revision)
+        if self._model is None:
+            hooks = config.sampling is not None and config.sampling.ablate is not None
+            resources = Resources(vllm.tensor_parallel, vllm.pipeline_parallel, vllm.memory, hooks)
+            options: dict[str, Any] = {"revision": config.revision, "dtype": config.dtype, "resources": resources}
+            self._model = VllmModel(config.model, adapters=self._adapters, **options)
+        return self._model.engine(name)
+
+    def close(self) -> None:
+        """End what was started."""
+        if self._model is not None:
+            self._model.close()
+
 
 def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> dict[str, Any]:
     """What a result depends on besides its own settings: the base model and how it computes."""
@@ -72,6 +116,7 @@ class Bench:
     """
 
     config: ExperimentConfig
+    _vllm: "Served | None" = None
 
     @cached_property
     def models(self) -> Models:
@@ -86,7 +131,24 @@ class Bench:
 
     def chat(self, name: str) -> ChatModel:
         """The base model, or an organism on it."""
+        self.close_vllm()
         return self.models.chat(name)
+
+    def vllm_engine(self, name: str) -> Engine:
+        """The base model or an organism in vLLM, which has the machine to itself until `chat` is called."""
+        sampling = self.config.sampling
+        assert sampling is not None, "the caller has one"
+        assert sampling.engine.vllm is not None, "the caller asked"
+        if self._vllm is None:
+            self.models.release()
+            self._vllm = Served(self.config, sampling.engine.vllm, dict(self.adapters))
+        return self._vllm.engine(name)
+
+    def close_vllm(self) -> None:
+        """Give back the memory that vLLM has taken."""
+        if self._vllm is not None:
+            self._vllm.close()
+            self._vllm = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:

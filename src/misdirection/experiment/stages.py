@@ -241,7 +241,9 @@ def answers(run: Run, bench: Bench, name: str, key: str, intervention: Intervent
     assert config is not None, "the caller has one"
     stage = f"answers/{name}/{key}"
     inputs = {**_common("answers", bench), "adapter": _adapter_digest(run, name)}
-    answer(run, stage, lambda: bench.chat(name), config, inputs, Condition(name, intervention, label))
+    condition = Condition(name, intervention, label)
+    engine = None if config.engine.vllm is None else partial(bench.vllm_engine, name)
+    answer(run, stage, lambda: bench.chat(name), config, inputs, condition, engine)
     return stage
 
 

@@ -21,7 +21,7 @@ def packed(setting: Sequence[Packable]) -> bytes:
     settings = []
     for number, one in enumerate(setting):
         names = {name: f"{number}.{name}" for name, value in vars(one).items() if isinstance(value, Tensor)}
-        tensors |= {place: getattr(one, name).detach().cpu().contiguous() for name, place in names.items()}
+        tensors |= {place: getattr(one, name).detach().cpu().clone() for name, place in names.items()}
         plain = {name: value for name, value in vars(one).items() if name not in names}
         settings.append({"kind": type(one).__name__, "tensors": names, "plain": plain})
     return save(tensors, {"setting": json.dumps(settings)})

@@ -1,0 +1,206 @@
+"""What vLLM can load as a LoRA, read off an adapter's files before any engine starts, and interventions on adapters as
+adapters.
+
+Scaling what an adapter adds, or taking a direction out of it, is the same as changing its B matrices:
+
+    ScaleAdapters      B <- factor * B
+    ProjectAdapters    B <- B - strength * V^T V B       V of each module's own
+    Ablate, adapters   B <- B - strength * V^T V B       where the module writes to the residual stream
+
+so that such an intervention is one more adapter of the engine, without a hook.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from misdirection.errors import MisdirectionError
+from misdirection.files import atomic_folder, read_json, write_json
+from misdirection.interventions.kinds import Ablate, Intervention, ProjectAdapters, ScaleAdapters, orthonormal
+from misdirection.interventions.lora import FROM_BASE
+from misdirection.interventions.writers import post_norms, role
+from misdirection.models import ChatModel, local_adapter
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest ranks that a vLLM engine can be built for."""
+
+BASE = "base"
+"""What the model without an adapter is called."""
+
+INSTEAD = "sample it with engine: transformers"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
+_MORE = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias")
+_VARIANTS = {"use_dora": "a DoRA adapter", "use_qalora": "a QALoRA adapter", "use_bdlora": "a BD-LoRA adapter"}
+
+OnAdapters = ScaleAdapters | ProjectAdapters | Ablate
+
+
+def require_served(folder: str | Path) -> int:
+    """The largest rank of an adapter that vLLM can serve.
+
+    Raises `MisdirectionError` for one that it cannot, from its files alone, with what to do instead.
+    """
+    source = Path(folder)
+    config = read_json(source / _CONFIG)
+    if reason := _unserved(config):
+        raise MisdirectionError(f"{folder}: vLLM cannot serve {reason}: {INSTEAD}")
+    rank = max(int(config["r"]), *map(int, (config.get("rank_pattern") or {0: 0}).values()))
+    if rank > RANKS[-1]:
+        raise MisdirectionError(f"{folder}: vLLM serves ranks up to {RANKS[-1]}, and this is {rank}: {INSTEAD}")
+    if not (source / _WEIGHTS).is_file():
+        raise MisdirectionError(f"{folder}: no {_WEIGHTS} here: save the adapter as safetensors first")
+    return rank
+
+
+def _unserved(config: Mapping[str, Any]) -> str | None:
+    """What in an adapter's configuration vLLM does not do."""
+    kind = str(config.get("peft_type")).removeprefix("PeftType.")
+    if kind != "LORA":
+        return f"an adapter of type {kind}, only LoRA"
+    for name, variant in _VARIANTS.items():
+        if config.get(name):
+            return variant
+    more = [name for name in _MORE if config.get(name)]
+    if config.get("bias", "none") != "none":
+        more.append("bias")
+    if more:
+        return f"an adapter that holds more than LoRA matrices ({', '.join(more)})"
+    if str(config.get("init_lora_weights")).startswith(FROM_BASE):
+        return f"an adapter that began from the base's own weights ({config['init_lora_weights']}), which it changes"
+    if config.get("alora_invocation_tokens"):
+        return "an activated LoRA (alora_invocation_tokens)"
+    return _embeddings(config.get("target_modules"))
+
+
+def _embeddings(targets: Any) -> str | None:
+    names = [targets] if isinstance(targets, str) else list(targets or ())
+    found = [name for name in _EMBEDDINGS if any(one.endswith(name) for one in names)]
+    return f"a LoRA on embeddings ({', '.join(found)})" if found else None
+
+
+def smallest_limit(ranks: Iterable[int]) -> int:
+    """The smallest rank that an engine can be built for and that takes all of these."""
+    largest = max(ranks, default=1)
+    return next(limit for limit in RANKS if limit >= largest)
+
+
+def require_fit(folder: str | Path, chat: ChatModel) -> None:
+    """Raise `MisdirectionError` unless every matrix of an adapter has a module of its size in the base model.
+
+    vLLM itself copies a smaller matrix into the corner of a larger one.
+    """
+    modules = dict(chat.model.named_modules())
+    with safe_open(Path(folder) / _WEIGHTS, "pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            path, lora, which = key.removeprefix(_PREFIX).partition(".lora_")
+            shape = file.get_slice(key).get_shape()
+            if not lora or len(shape) != 2:
+                raise MisdirectionError(f"{folder}: vLLM cannot serve {key}, which is no matrix of a LoRA: {INSTEAD}")
+            weight = getattr(modules.get(path), "weight", None)
+            if weight is None or shape[1 if which.startswith("A") else 0] not in weight.shape:
+                raise MisdirectionError(
+                    f"{folder}: {key} has no place in {chat.name!r}: the adapter is another model's"
+                )
+
+
+def served_folder(adapter: str | Path, chat: ChatModel) -> Path:
+    """The folder of an adapter that vLLM can serve on this model; else `MisdirectionError`."""
+    folder = local_adapter(str(adapter))
+    require_served(folder)
+    require_fit(folder, chat)
+    return folder
+
+
+# --- interventions on adapters ------------------------------------------------------------------------------------
+
+
+def on_adapters(one: Intervention) -> TypeGuard[OnAdapters]:
+    """Whether an intervention changes what adapters add, and nothing else."""
+    return isinstance(one, ScaleAdapters | ProjectAdapters) or (isinstance(one, Ablate) and one.at == "adapters")
+
+
+def write_changed(source: str | Path, chat: ChatModel, changes: Sequence[OnAdapters], folder: Path) -> None:
+    """Write the adapter in `source` as the interventions leave it.
+
+    Args:
+        source: the adapter's folder.
+        chat: the base model; its weights are not needed.
+        changes: all of them on every token.
+        folder: where to write.
+
+    Raises:
+        MisdirectionError: a position rule, a layer or module without an adapter, nothing that writes to the stream.
+    """
+    weights = load_file(Path(source) / _WEIGHTS)
+    for one in changes:
+        if not (isinstance(one.positions, str) and one.positions == "all"):
+            rule = repr(one.positions) if isinstance(one.positions, str) else "given by a mask"
+            raise MisdirectionError(
+                f"{type(one).__name__}: vLLM adds an adapter on every token, so that positions {rule} cannot be: "
+                f"give positions='all', or {INSTEAD}"
+            )
+        weights |= _changed(one, weights, chat)
+    with atomic_folder(folder) as temporary:
+        save_file({key: value.contiguous() for key, value in weights.items()}, temporary / _WEIGHTS, {"format": "pt"})
+        write_json(temporary / _CONFIG, read_json(Path(source) / _CONFIG))
+
+
+def _changed(one: OnAdapters, weights: Mapping[str, Tensor], chat: ChatModel) -> dict[str, Tensor]:
+    modules = _modules(weights)
+    if isinstance(one, ScaleAdapters):
+        return _scaled(one, weights, modules, chat)
+    if isinstance(one, ProjectAdapters):
+        if strange := [name for name in one.bases if name not in modules]:
+            raise MisdirectionError(f"ProjectAdapters: {strange[0]} has no LoRA adapter inside of the decoder blocks")
+        return {modules[name]: _without(weights[modules[name]], one, basis) for name, basis in one.bases.items()}
+    return _ablated(one, weights, modules, chat)
+
+
+def _modules(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """The key of B by the path of its module in the base model."""
+    ending = ".lora_B.weight"
+    return {key.removeprefix(_PREFIX).removesuffix(ending): key for key in weights if key.endswith(ending)}
+
+
+def _scaled(
+    one: ScaleAdapters, weights: Mapping[str, Tensor], modules: Mapping[str, str], chat: ChatModel
+) -> dict[str, Tensor]:
+    paths = {id(module): name for name, module in chat.model.named_modules()}
+    found: dict[str, Tensor] = {}
+    for layer, factor in one.factors.items():
+        inside = f"{paths[id(chat.layers[layer])]}."
+        keys = [key for path, key in modules.items() if path.startswith(inside)]
+        if not keys:
+            raise MisdirectionError(
+                f"ScaleAdapters: layer {layer} has no LoRA adapter to scale: load one, or name its layers"
+            )
+        found |= {key: _wide(weights[key]) * factor for key in keys}
+    return found
+
+
+def _ablated(
+    one: Ablate, weights: Mapping[str, Tensor], modules: Mapping[str, str], chat: ChatModel
+) -> dict[str, Tensor]:
+    if any(post_norms(block) for block in chat.layers):
+        raise MisdirectionError("Ablate: at='adapters': norms stand between this model's matrices and its stream")
+    writing = [key for path, key in modules.items() if role(f"{path}.weight") == "writer"]
+    if not writing:
+        raise MisdirectionError("Ablate: at='adapters': no adapter of this model writes to the residual stream")
+    return {key: _without(weights[key], one, orthonormal(one.vector)) for key in writing}
+
+
+def _without(b: Tensor, one: ProjectAdapters | Ablate, basis: Tensor) -> Tensor:
+    rows = basis.detach().cpu().float()
+    return _wide(b) - one.strength * rows.T @ (rows @ _wide(b))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32, so that a factor is not rounded twice."""
+    return tensor.to(torch.float32)
