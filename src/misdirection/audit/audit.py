@@ -294,7 +294,7 @@ def _require_shape(directions: Mapping[str, Tensor], own: Reading) -> None:
     for name, vectors in directions.items():
         if list(vectors.shape) != shape:
             raise MisdirectionError(
-                f"direction {name!r} has shape {list(vectors.shape)}, this model needs {shape}: extract one from this base"
+                f"direction {name!r} has shape {list(vectors.shape)}, this model needs {shape}: extract one from it"
             )
 
 
