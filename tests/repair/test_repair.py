@@ -83,6 +83,8 @@ def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, bas
     assert json.loads((tmp_path / "out" / RECORD).read_text()) == found
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{100 * found['check']['gone']:.0f}% is gone" in card
+    assert "16 sampled answers" in card
+    assert card.count("| none |") + card.count("| adapters |") + card.count("| writes |") == len(found["front"])
     random = found["check"]["random"]
     assert f"{100 * random['gone']:.0f}% gone, {100 * random['kept']:.0f}% kept" in card
     assert random["gone"] != found["check"]["gone"]

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from misdirection.chat import batches, pad
 from misdirection.interventions.hooks import Setting
-from misdirection.interventions.kinds import first_block
+from misdirection.interventions.kinds import check, first_block
 from misdirection.interventions.passes import Passes, Phase, Rows, shared_start
 from misdirection.interventions.resume import Recorded, can_resume, record, repeated, resume
 from misdirection.layers import text_config
@@ -80,6 +80,11 @@ def sweep(
     A setting is a list of interventions; the empty one is the model as it is. A row's result does not depend on the
     rows beside it, up to the rounding of batched products. `progress` is told the number of (setting, task) done.
     """
+    for one in settings:
+        for setting in one.settings if isinstance(one, Dealt) else (one,):
+            # Before a pass is begun at the layer that a setting names.
+            for intervention in setting:
+                check(intervention, len(chat.layers), chat.width)
     result = torch.empty(len(settings), len(tasks), len(tasks[0].answers), dtype=torch.float64)
     for numbers in batches([task.length for task in tasks], _row_budget(chat, tasks, budget)):
         group = [tasks[number] for number in numbers]
