@@ -113,25 +113,12 @@ def _sweep_group(
     starts = [min(_start(setting, len(chat.layers)) for setting in line) for line in lines]
     order = sorted(range(len(lines)), key=lambda number: starts[number])
     size = max(1, budget // (len(tasks) * max(task.length for task in tasks)))
-    chunks = _chunks(order, starts, size)
+    chunks = [order[first : first + size] for first in range(0, len(order), size)]
     memory = _Memory(chat, sorted({starts[chunk[0]] for chunk in chunks} - {-1}))
     if memory.pays([starts[chunk[0]] for chunk in chunks for _line in chunk]):
         _score(chat, tasks, [[()] * len(tasks)], memory.recording)
     for chunk in chunks:
         yield chunk, _score(chat, tasks, [lines[number] for number in chunk], memory.resuming(starts[chunk[0]]))
-
-
-def _chunks(order: list[int], starts: list[int], size: int) -> list[list[int]]:
-    """At most `size` lines together, and from half of that on none that starts higher: all begin with the lowest."""
-    chunks: list[list[int]] = []
-    for line in order:
-        chunk = chunks[-1] if chunks else []
-        higher = bool(chunk) and starts[line] > starts[chunk[0]]
-        if not chunk or len(chunk) >= (size / 2 if higher else size):
-            chunks.append([line])
-        else:
-            chunk.append(line)
-    return chunks
 
 
 def _start(setting: Setting, layers: int) -> int:
