@@ -77,8 +77,7 @@ class Request:
         """What all models are measured on."""
         if self.reference:
             return self.reference.texts
-        general, neutral = tuple(self.general), tuple(self.neutral)
-        return Texts(general, neutral, tuple(spread(general, 12)), tuple(spread(neutral, 12)))
+        return Texts.of(self.general, self.neutral)
 
 
 def audit_fine_tune(request: Request, folder: Path) -> dict[str, Any]:
@@ -114,7 +113,7 @@ class _Audit:
 
     def __post_init__(self) -> None:
         subject, path = self.request.subject, self.request.data
-        self.identity = {**subject.identity(), "version": _VERSION}
+        self.identity = {**subject.identity, "version": _VERSION}
         self.own_texts = own_texts(path, self.request.texts.general) if path else OwnTexts()
 
     def result(self) -> dict[str, Any]:
@@ -143,12 +142,12 @@ class _Audit:
     def _header(self) -> dict[str, Any]:
         subject, reference, path = self.request.subject, self.request.reference, self.request.data
         return {
-            "base": subject.identity(),
+            "base": subject.identity,
             "fine_tune": {
                 "name": subject.name,
                 "kind": "adapter" if subject.is_adapter else "full weights",
                 "recorded_base": subject.recorded_base(),
-                "digest": subject.digest(),
+                "digest": subject.digest,
             },
             "reference": reference and {
                 "bad_shift": reference.bad_shift,
@@ -168,7 +167,7 @@ class _Audit:
     def _base(self) -> Reading:
         reference = self.request.reference
         # Numbers of another dtype or device differ by their rounding, which would pass for a shift.
-        if reference and dict(reference.identity) == self.request.subject.identity():
+        if reference and dict(reference.identity) == self.request.subject.identity:
             return reference.base
         return self._reading("base")
 
@@ -237,7 +236,7 @@ class _Audit:
 
     def _inputs(self, which: Which) -> dict[str, Any]:
         """What everything measured on one model depends on."""
-        return {**self.identity, "fine_tune": None if which == "base" else self.request.subject.digest()}
+        return {**self.identity, "fine_tune": None if which == "base" else self.request.subject.digest}
 
     def _identical(self, carriers: dict[str, Any] | None) -> bool:
         """Whether the fine-tune is its base: an adapter that adds nothing at all, or a copy of the base's weights."""

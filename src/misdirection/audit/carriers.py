@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from misdirection.behaviour.likelihood import Progress
-from misdirection.chat import Encoded, batches, encode, pad
+from misdirection.behaviour.margin import pair_rows
+from misdirection.chat import Encoded, batches, pad
 from misdirection.data import ProbePair
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import adapted_modules
@@ -33,7 +34,7 @@ def margin_parts(chat: ChatModel, pairs: Sequence[ProbePair], progress: Progress
 
     Raises `MisdirectionError` for an adapter that is no plain LoRA, or adapts nothing inside of the blocks.
     """
-    rows = [encode(chat.tokenizer, p.question, answer, p.system) for p in pairs for answer in (p.misaligned, p.aligned)]
+    rows = pair_rows(chat.tokenizer, pairs)
     return {name: slopes[::2] - slopes[1::2] for name, slopes in _slopes(chat, rows, progress).items()}
 
 

@@ -1,5 +1,6 @@
 """What one model does on the texts of an audit: margins, losses and the mean activations of single answers."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from misdirection.behaviour.likelihood import log_probs
-from misdirection.behaviour.margin import pair_tasks, text_tasks
+from misdirection.behaviour.margin import pair_rows, pair_tasks, text_tasks
 from misdirection.chat import encode
 from misdirection.data import Example, ProbePair, data_hash
+from misdirection.experiment.bench import spread
 from misdirection.models import ChatModel
 from misdirection.progress import track
 from misdirection.representation.extraction import mean_activations
+
+_READ = 12
+"""Probe pairs, and neutral texts, whose activations are read."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class Texts:
     neutral: tuple[Example, ...]
     read_pairs: tuple[ProbePair, ...]
     read_neutral: tuple[Example, ...]
+
+    @classmethod
+    def of(cls, general: Sequence[ProbePair], neutral: Sequence[Example]) -> "Texts":
+        """All of these for likelihoods, and of each a few, evenly taken, for activations."""
+        return cls(tuple(general), tuple(neutral), tuple(spread(general, _READ)), tuple(spread(neutral, _READ)))
 
     def hashes(self) -> dict[str, str]:
         """What a reading depends on."""
@@ -98,7 +108,7 @@ def read(chat: ChatModel, texts: Texts, label: str) -> Reading:
 def activations(chat: ChatModel, texts: Texts, label: str) -> tuple[Tensor, Tensor]:
     """`answers` and `neutral` of a reading."""
     pairs, tokenizer = texts.read_pairs, chat.tokenizer
-    rows = [encode(tokenizer, p.question, answer, p.system) for p in pairs for answer in (p.misaligned, p.aligned)]
+    rows = pair_rows(tokenizer, pairs)
     rows += [encode(tokenizer, one.question, one.answer, one.system) for one in texts.read_neutral]
     groups = {str(number): [number] for number in range(len(rows))}
     with track(f"activations of {label}", len(rows)) as advance:

@@ -15,7 +15,6 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import yaml
 from safetensors import SafetensorError
@@ -27,14 +26,13 @@ from misdirection.behaviour.metrics import Estimate, bootstrap
 from misdirection.config import Dtype, ExperimentConfig, read_config
 from misdirection.errors import MisdirectionError
 from misdirection.experiment import stages
-from misdirection.experiment.bench import BASE, Bench, spread
+from misdirection.experiment.bench import BASE, Bench
+from misdirection.experiment.results import Margins
 from misdirection.experiment.store import Run
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.models import cache_folder
 
 RECORD = "reference.json"
-_READ = 12
-"""Probe pairs, and neutral texts, whose activations are read."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +175,7 @@ def from_run(run: Run, bench: Bench, names: Sequence[str]) -> Reference:
     organisms = {name: bench.config.organisms[name] for name in names}
     if all(one.answers == "good" for one in organisms.values()):
         raise MisdirectionError(f"{bench.config.name}: no organism with bad answers: a reference needs one")
-    general, neutral = tuple(bench.general), tuple(bench.neutral)
-    texts = Texts(general, neutral, tuple(spread(general, _READ)), tuple(spread(neutral, _READ)))
+    texts = Texts.of(bench.general, bench.neutral)
     for name in organisms:
         stages.organism(run, bench, name)
     readings = {name: _reading(run, bench, texts, name) for name in [BASE, *organisms]}
@@ -187,13 +184,12 @@ def from_run(run: Run, bench: Bench, names: Sequence[str]) -> Reference:
 
 
 def _reading(run: Run, bench: Bench, texts: Texts, name: str) -> Reading:
-    table = pd.read_parquet(stages.margin(run, bench, name))
-    pairs = table[table["set"] == GENERAL][["misaligned", "aligned"]].to_numpy()
-    losses = -table[table["set"] == "neutral"]["aligned"].to_numpy()
+    table = Margins.read(stages.margin(run, bench, name))
+    pairs = table.frame.loc[GENERAL][["misaligned", "aligned"]].to_numpy()
     inputs = {**bench.identity, "margins": run.digest(f"margin/{name}"), "texts": texts.hashes()}
 
     def compute(folder: Path) -> None:
         own = activations(bench.chat(name), texts, name)
-        Reading(torch.tensor(pairs), torch.tensor(losses), *own).save(folder / "reading.safetensors")
+        Reading(torch.tensor(pairs), torch.tensor(table.loss().to_numpy()), *own).save(folder / "reading.safetensors")
 
     return Reading.load(run.stage(f"reading/{name}", inputs, compute) / "reading.safetensors")

@@ -1,6 +1,7 @@
 """The two models of an audit: a fine-tune, as an adapter or as full weights, and its base."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,10 +43,12 @@ class Subject:
         """Whether the fine-tune is a PEFT adapter; else it is a whole model."""
         return is_adapter(self.folder)
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """The base model and how it computes."""
         return identify(self.base, self.revision, self.dtype, self.device)
 
+    @cached_property
     def digest(self) -> str:
         """Hash of what the fine-tune's results depend on."""
         if not self.is_adapter:

@@ -35,6 +35,15 @@ def pair_tasks(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Task]:
     ]
 
 
+def pair_rows(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Encoded]:
+    """Both exchanges of every pair, the misaligned answer first."""
+    return [
+        encode(tokenizer, pair.question, answer, pair.system)
+        for pair in pairs
+        for answer in (pair.misaligned, pair.aligned)
+    ]
+
+
 def text_tasks(tokenizer: Any, examples: Sequence[Example]) -> list[Task]:
     """One task per example, with its answer."""
     if not examples:

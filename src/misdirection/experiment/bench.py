@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate.utils.memory import clear_device_cache
-
 from misdirection import data
 from misdirection.adapters.texts import GENERAL
 from misdirection.behaviour.engine import Engine
@@ -55,6 +53,9 @@ class Models:
 
     def release(self) -> None:
         """Forget the loaded model; it is loaded again when it is needed."""
+        # An import of a second, which a run without vLLM need not wait for.
+        from accelerate.utils.memory import clear_device_cache
+
         self._loaded = None
         clear_device_cache(garbage_collection=True)
 

@@ -15,7 +15,8 @@ from torch.nn.functional import normalize
 
 from misdirection.audit.carriers import adapted_layers, mean_log_probs
 from misdirection.behaviour.likelihood import Progress
-from misdirection.chat import batches, encode
+from misdirection.behaviour.margin import pair_rows
+from misdirection.chat import batches
 from misdirection.data import ProbePair
 from misdirection.interventions.hooks import adapted_modules
 from misdirection.models import ChatModel
@@ -32,7 +33,7 @@ def margin_directions(
     `progress` is told answers done, two for each pair. Raises `MisdirectionError` for an adapter that is no plain LoRA.
     """
     adapted_layers(chat)
-    rows = [encode(chat.tokenizer, p.question, answer, p.system) for p in pairs for answer in (p.misaligned, p.aligned)]
+    rows = pair_rows(chat.tokenizer, pairs)
     signs = torch.tensor([1.0, -1.0] * len(pairs), device=chat.device)
     sums: dict[str, Tensor] = {}
     for numbers in batches([row.stop for row in rows], TOKEN_BUDGET):

@@ -1,6 +1,6 @@
 """Repair a fine-tune: take the general misalignment out of an adapter, keep what it learned, and say what it cost.
 
-Beside OUT, `OUT.repair/` keeps the work: the audits before and after, the parts, and every candidate that was tried.
+Beside OUT, `OUT.repair/` keeps the work: both audits, the gradients, and every candidate that was tried.
 """
 
 import shutil
@@ -162,13 +162,12 @@ class _Repair:
     def chat(self) -> ChatModel:
         return self.request.subject.chat(TUNED)
 
+    @cached_property
     def inputs(self) -> dict[str, Any]:
         """What every stage depends on."""
         subject = self.request.subject
-        texts = {
-            name: [data_hash(getattr(part, name)) for part in self.thirds] for name in ("pairs", "rows", "neutral")
-        }
-        return {**subject.identity(), "version": _VERSION, "fine_tune": subject.digest(), **texts}
+        texts = {name: [data_hash(getattr(part, name)) for part in self.thirds] for name in _TEXTS}
+        return {**subject.identity, "version": _VERSION, "fine_tune": subject.digest, **texts}
 
     def material(self) -> Material:
         """The directions that raise the margin, and the reference's."""
@@ -178,14 +177,14 @@ class _Repair:
             with track("what raises the margin", 2 * len(pairs)) as advance:
                 save_file(margin_directions(self.chat, pairs, advance), folder / "gradients.safetensors")
 
-        gradients = load_file(self.run.stage("gradients", self.inputs(), compute) / "gradients.safetensors")
+        gradients = load_file(self.run.stage("gradients", self.inputs, compute) / "gradients.safetensors")
         assert self.request.reference is not None, "it was checked"
         directions = torch.stack(list(self.request.reference.directions.values()))
         return Material(gradients, tuple(sorted(set(adapted_layers(self.chat).values()))), directions)
 
     def tried(self, material: Material, space: Space) -> list[Tried]:
         """All candidates with what they do on the second third; a killed search goes on."""
-        inputs = {**self.inputs(), "trials": TRIALS, "space": asdict(space), "directions": digest(material.directions)}
+        inputs = {**self.inputs, "trials": TRIALS, "space": asdict(space), "directions": digest(material.directions)}
 
         def compute(folder: Path) -> None:
             path = self.run.partial("search") / "tried.json"
