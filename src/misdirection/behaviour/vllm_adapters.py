@@ -1,29 +1,18 @@
 """What vLLM can load as a LoRA, read off an adapter's files before any engine starts, and interventions on adapters as
-adapters.
-
-Scaling what an adapter adds, or taking a direction out of it, is the same as changing its B matrices:
-
-    ScaleAdapters      B <- factor * B
-    ProjectAdapters    B <- B - strength * V^T V B       V of each module's own
-    Ablate, adapters   B <- B - strength * V^T V B       where the module writes to the residual stream
-
-so that such an intervention is one more adapter of the engine, without a hook.
+adapters: each is one more adapter of the engine, without a hook.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from misdirection.errors import MisdirectionError
 from misdirection.files import atomic_folder, read_json, write_json
-from misdirection.interventions.kinds import Ablate, Intervention, ProjectAdapters, ScaleAdapters, orthonormal
+from misdirection.interventions.adapter_weights import OnAdapters, changed_weights
 from misdirection.interventions.lora import FROM_BASE
-from misdirection.interventions.writers import post_norms, role
 from misdirection.models import ChatModel, local_adapter
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -38,8 +27,6 @@ _PREFIX = "base_model.model."
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
 _MORE = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias")
 _VARIANTS = {"use_dora": "a DoRA adapter", "use_qalora": "a QALoRA adapter", "use_bdlora": "a BD-LoRA adapter"}
-
-OnAdapters = ScaleAdapters | ProjectAdapters | Ablate
 
 
 def require_served(folder: str | Path) -> int:
@@ -121,11 +108,6 @@ def served_folder(adapter: str | Path, chat: ChatModel) -> Path:
 # --- interventions on adapters ------------------------------------------------------------------------------------
 
 
-def on_adapters(one: Intervention) -> TypeGuard[OnAdapters]:
-    """Whether an intervention changes what adapters add, and nothing else."""
-    return isinstance(one, ScaleAdapters | ProjectAdapters) or (isinstance(one, Ablate) and one.at == "adapters")
-
-
 def write_changed(source: str | Path, chat: ChatModel, changes: Sequence[OnAdapters], folder: Path) -> None:
     """Write the adapter in `source` as the interventions leave it.
 
@@ -146,61 +128,7 @@ def write_changed(source: str | Path, chat: ChatModel, changes: Sequence[OnAdapt
                 f"{type(one).__name__}: vLLM adds an adapter on every token, so that positions {rule} cannot be: "
                 f"give positions='all', or {INSTEAD}"
             )
-        weights |= _changed(one, weights, chat)
+    weights = changed_weights(weights, chat, changes)
     with atomic_folder(folder) as temporary:
         save_file({key: value.contiguous() for key, value in weights.items()}, temporary / _WEIGHTS, {"format": "pt"})
         write_json(temporary / _CONFIG, read_json(Path(source) / _CONFIG))
-
-
-def _changed(one: OnAdapters, weights: Mapping[str, Tensor], chat: ChatModel) -> dict[str, Tensor]:
-    modules = _modules(weights)
-    if isinstance(one, ScaleAdapters):
-        return _scaled(one, weights, modules, chat)
-    if isinstance(one, ProjectAdapters):
-        if strange := [name for name in one.bases if name not in modules]:
-            raise MisdirectionError(f"ProjectAdapters: {strange[0]} has no LoRA adapter inside of the decoder blocks")
-        return {modules[name]: _without(weights[modules[name]], one, basis) for name, basis in one.bases.items()}
-    return _ablated(one, weights, modules, chat)
-
-
-def _modules(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """The key of B by the path of its module in the base model."""
-    ending = ".lora_B.weight"
-    return {key.removeprefix(_PREFIX).removesuffix(ending): key for key in weights if key.endswith(ending)}
-
-
-def _scaled(
-    one: ScaleAdapters, weights: Mapping[str, Tensor], modules: Mapping[str, str], chat: ChatModel
-) -> dict[str, Tensor]:
-    paths = {id(module): name for name, module in chat.model.named_modules()}
-    found: dict[str, Tensor] = {}
-    for layer, factor in one.factors.items():
-        inside = f"{paths[id(chat.layers[layer])]}."
-        keys = [key for path, key in modules.items() if path.startswith(inside)]
-        if not keys:
-            raise MisdirectionError(
-                f"ScaleAdapters: layer {layer} has no LoRA adapter to scale: load one, or name its layers"
-            )
-        found |= {key: _wide(weights[key]) * factor for key in keys}
-    return found
-
-
-def _ablated(
-    one: Ablate, weights: Mapping[str, Tensor], modules: Mapping[str, str], chat: ChatModel
-) -> dict[str, Tensor]:
-    if any(post_norms(block) for block in chat.layers):
-        raise MisdirectionError("Ablate: at='adapters': norms stand between this model's matrices and its stream")
-    writing = [key for path, key in modules.items() if role(f"{path}.weight") == "writer"]
-    if not writing:
-        raise MisdirectionError("Ablate: at='adapters': no adapter of this model writes to the residual stream")
-    return {key: _without(weights[key], one, orthonormal(one.vector)) for key in writing}
-
-
-def _without(b: Tensor, one: ProjectAdapters | Ablate, basis: Tensor) -> Tensor:
-    rows = basis.detach().cpu().float()
-    return _wide(b) - one.strength * rows.T @ (rows @ _wide(b))
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In float32, so that a factor is not rounded twice."""
-    return tensor.to(torch.float32)

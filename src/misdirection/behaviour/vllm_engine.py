@@ -27,8 +27,6 @@ from misdirection.behaviour.transformers_engine import completion, end_tokens, f
 from misdirection.behaviour.vllm_adapters import (
     BASE,
     INSTEAD,
-    OnAdapters,
-    on_adapters,
     require_served,
     served_folder,
     smallest_limit,
@@ -36,6 +34,7 @@ from misdirection.behaviour.vllm_adapters import (
 )
 from misdirection.config import Dtype
 from misdirection.errors import MisdirectionError
+from misdirection.interventions.adapter_weights import OnAdapters, on_adapters
 from misdirection.interventions.hooks import Setting, gather
 from misdirection.interventions.kinds import check, described
 from misdirection.interventions.packing import Packable, packed

@@ -4,19 +4,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from misdirection.errors import MisdirectionError
 from misdirection.files import read_json, write_json
-from misdirection.interventions.hooks import adapted_modules
-from misdirection.interventions.kinds import Ablate, orthonormal
+from misdirection.interventions.adapter_weights import changed_weights, on_adapters
+from misdirection.interventions.kinds import Ablate
 from misdirection.interventions.lora import ablation_adapter
-from misdirection.interventions.writers import role
 from misdirection.models import ChatModel, attach
-from misdirection.repair.candidates import Candidate, Material, basis
+from misdirection.repair.candidates import Candidate, Material, basis, setting
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 
 
 def write_adapter(tuned: ChatModel, source: Path, one: Candidate, material: Material, folder: Path) -> None:
@@ -27,24 +24,11 @@ def write_adapter(tuned: ChatModel, source: Path, one: Candidate, material: Mate
     if not (source / WEIGHTS).is_file():
         raise MisdirectionError(f"{source}: no {WEIGHTS} here: save the adapter as safetensors first")
     weights = load_file(source / WEIGHTS)
-    for module in adapted_modules(tuned):
-        key = f"{_PREFIX}{module}.lora_B.weight"
-        weights[key] = _changed(weights[key].float(), module, one, material).to(weights[key].dtype)
+    changes = [each for each in setting(one, material) if on_adapters(each)]
+    for key, value in changed_weights(weights, tuned, changes).items():
+        weights[key] = value.to(weights[key].dtype)
     write_json(folder / CONFIG, read_json(source / CONFIG))
     save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / WEIGHTS, {"format": "pt"})
-
-
-def _changed(b: Tensor, module: str, one: Candidate, material: Material) -> Tensor:
-    """B, [out, rank], of one module."""
-    gradient = material.gradients.get(module)
-    if gradient is not None:
-        b = b - one.turn * torch.outer(gradient, gradient @ b)
-    b = one.scale * b
-    vectors = basis(one, material)
-    if vectors is not None and one.projection == "adapters" and role(f"{module}.weight") == "writer":
-        rows = orthonormal(vectors).float()
-        b = b - one.strength * rows.T @ (rows @ b)
-    return b
 
 
 def ablate_all(base: ChatModel, folder: Path, one: Candidate, material: Material) -> None:
