@@ -12,7 +12,7 @@ needs to agree. `zeroing` measures the finite effect, `agreement` compares the t
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,7 +233,9 @@ def _attributed(chat: ChatModel, batch: _Batch, modules: list[str]) -> tuple[lis
     """Each row's KL by answer token; and per module the attributions, [rows, tokens]."""
     base = batch.base_log_probs()
     rows, tokens = batch.inputs["input_ids"].shape
-    with torch.enable_grad(), _gated(chat, modules, rows, tokens) as gates:
+    live = live_modules(chat)
+    parts = {name: live[name].lora_B[adapter] for name in modules for adapter in live[name].active_adapters}
+    with torch.enable_grad(), gated(parts, rows, tokens) as gates:
         divergence = _divergence(batch.log_probs(), base)
         # An adapter whose output nothing reads (keys of a layer that shares another's) has a slope of zero.
         slopes = torch.autograd.grad(batch.mean(divergence).sum(), list(gates.values()), materialize_grads=True)
@@ -243,16 +245,18 @@ def _attributed(chat: ChatModel, batch: _Batch, modules: list[str]) -> tuple[lis
 
 
 @contextlib.contextmanager
-def _gated(chat: ChatModel, modules: list[str], rows: int, tokens: int) -> Iterator[dict[str, Tensor]]:
-    """Multiply what every adapter adds by ones, [rows, tokens], whose gradient is the attribution."""
+def gated(modules: Mapping[str, nn.Module], rows: int, tokens: int, at: float = 1.0) -> Iterator[dict[str, Tensor]]:
+    """Multiply what modules give by `at` everywhere, [rows, tokens], whose gradient is the attribution.
+
+    Args:
+        modules: the `lora_B` of each adapter, by name.
+    """
     gates: dict[str, Tensor] = {}
-    live = live_modules(chat)
     with contextlib.ExitStack() as handles:
-        for name in modules:
-            (adapter,) = live[name].active_adapters
-            module = live[name].lora_B[adapter]
-            kind = {"dtype": _at_least_single(module.weight), "device": module.weight.device}
-            gates[name] = torch.ones(rows, tokens, **kind, requires_grad=True)
+        for name, module in modules.items():
+            weight = module.get_parameter("weight")
+            kind: dict[str, Any] = {"dtype": _at_least_single(weight), "device": weight.device}
+            gates[name] = torch.full((rows, tokens), at, **kind, requires_grad=True)
             handles.callback(module.register_forward_hook(_multiply(gates[name])).remove)
         yield gates
 

@@ -8,12 +8,12 @@ The part of one module m is taken at the middle of the way,
 exactly where f is quadratic in g (midpoint rule), so that the sum tells how good the parts are.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from misdirection.adapters.importance import gated
 from misdirection.behaviour.likelihood import Progress
 from misdirection.behaviour.margin import pair_rows
 from misdirection.chat import Encoded, batches, pad
@@ -56,15 +56,18 @@ def adapted_layers(chat: ChatModel) -> dict[str, int]:
 
 def _slopes(chat: ChatModel, rows: Sequence[Encoded], progress: Progress | None) -> Parts:
     """Derivative of each row's mean-token log-probability by each module's gate, at one half; [rows]."""
-    modules = list(adapted_layers(chat))
+    adapted_layers(chat)
+    modules = {name: module.lora_B[adapter] for name, (_, module, adapter) in adapted_modules(chat).items()}
     found = {name: torch.empty(len(rows), dtype=torch.float64) for name in modules}
     for numbers in batches([row.stop for row in rows], TOKEN_BUDGET):
-        with torch.enable_grad(), _gated(chat, modules, len(numbers)) as gates:
-            total = mean_log_probs(chat, [rows[number] for number in numbers]).sum()
+        batch = [rows[number] for number in numbers]
+        with torch.enable_grad(), gated(modules, len(batch), max(row.stop for row in batch), at=0.5) as gates:
+            total = mean_log_probs(chat, batch).sum()
             # A module whose output nothing reads has a slope of zero.
             slopes = torch.autograd.grad(total, list(gates.values()), materialize_grads=True)
         for name, slope in zip(gates, slopes, strict=True):
-            found[name][numbers] = slope.double().cpu().flatten()
+            # One gate for all tokens of a row: its slope is the sum of theirs.
+            found[name][numbers] = slope.double().sum(-1).cpu()
         if progress:
             progress(len(numbers))
     return found
@@ -79,27 +82,3 @@ def mean_log_probs(chat: ChatModel, rows: list[Encoded]) -> Tensor:
     scores = logits.float().log_softmax(-1).gather(-1, ids[:, first + 1 :].unsqueeze(-1)).squeeze(-1)
     spans = zip(scores, rows, strict=True)
     return torch.stack([line[row.start - 1 - first : row.stop - 1 - first].mean() for line, row in spans])
-
-
-@contextlib.contextmanager
-def _gated(chat: ChatModel, modules: list[str], rows: int) -> Iterator[dict[str, Tensor]]:
-    """Multiply what every module's adapter adds by one half, [rows, 1, 1], whose gradient is its part."""
-    gates: dict[str, Tensor] = {}
-    adapted = adapted_modules(chat)
-    with contextlib.ExitStack() as handles:
-        for name in modules:
-            _, layer, adapter = adapted[name]
-            module = layer.lora_B[adapter]
-            kind = {"dtype": module.weight.dtype, "device": module.weight.device}
-            gates[name] = torch.full((rows, 1, 1), 0.5, **kind, requires_grad=True)
-            handles.callback(module.register_forward_hook(_multiply(gates[name])).remove)
-        yield gates
-
-
-def _multiply(gate: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
-    def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        # The shared expert of a mixture sees its tokens without rows.
-        shaped = output.view(len(gate), -1, output.shape[-1]) if output.ndim == 2 else output
-        return (shaped * gate.to(output.dtype)).view(output.shape)
-
-    return hook
