@@ -11,7 +11,7 @@ import yaml
 
 from behaviour.judge_server import JudgeServer, number
 from behaviour.processes import command, start
-from experiment.tiny_experiment import experiment
+from experiment.tiny_experiment import experiment, isolate
 from misdirection.behaviour.answers import read_answers
 from misdirection.behaviour.questions import Question
 from misdirection.behaviour.rubrics import read_rubrics
@@ -80,19 +80,10 @@ def values(tmp_path_factory):
 def own_machine(tmp_path_factory):
     """A cache of verdicts for this module alone, no endpoint of the machine's, and no pictures: they take long."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
-            patch.delenv(name, raising=False)
-        patch.setenv("MISDIRECTION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        isolate(patch, tmp_path_factory.mktemp("cache"))
         for drawing in ("draw_all", "draw_adapters"):
             patch.setattr(f"misdirection.report.html.{drawing}", lambda results, folder: {})
         yield patch
-
-
-@pytest.fixture
-def cache(monkeypatch, tmp_path):
-    """An empty cache of verdicts."""
-    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")

@@ -37,3 +37,10 @@ def experiment(folder, tmp_path):
         "ablation": {"layer": 2, "positions": ["not_first", "all"], "questions": 6},
         "samples": {"questions": ["Hello?"], "new_tokens": 4},
     }
+
+
+def isolate(patch, cache):
+    """A cache of verdicts for the tests alone, and no endpoint of the machine's."""
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        patch.delenv(name, raising=False)
+    patch.setenv("MISDIRECTION_CACHE", str(cache))
