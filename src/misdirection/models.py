@@ -287,8 +287,9 @@ def _fits(name: str, shape: torch.Size, modules: Mapping[str, nn.Module]) -> boo
     if module is None:
         return False
     weight = getattr(module, "weight", None)
-    # Quantised weights are packed, and fused parameters are no weights: their sizes are PEFT's to check.
-    if weight is None or weight.ndim != 2 or not weight.is_floating_point() or len(shape) != 2:
+    # Quantised weights are packed, in whatever dtype, and fused parameters are no weights: their sizes are PEFT's to
+    # check.
+    if type(weight) is not nn.Parameter or weight.ndim != 2 or not weight.is_floating_point() or len(shape) != 2:
         return True
     return (shape[1] if which.startswith(("A", "embedding_A")) else shape[0]) in weight.shape
 

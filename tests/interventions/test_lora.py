@@ -3,22 +3,25 @@
 import copy
 import json
 import re
+from importlib.util import find_spec
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from misdirection.errors import MisdirectionError
-from misdirection.interventions import lora
 from misdirection.interventions.hooks import intervene
-from misdirection.interventions.kinds import Ablate
+from misdirection.interventions.kinds import Ablate, described
 from misdirection.interventions.lora import ablation_adapter, project_adapter
+from misdirection.interventions.writers import sublayers
 from misdirection.models import ChatModel, attach
-from tiny import LAYERS, WIDTH, run, vector
-from weights import IDS, POST_NORM, as_chat, logits, randomised
+from tiny import LAYERS, WIDTH, make_tokenizer, residual, run, vector
+from weights import IDS, POST_NORM, as_chat, logits, randomised, saved
 
 V, PLANE = vector(3), vector(4, 1.0, 2)
 EVERYWHERE = {"positions": "all", "at": "writes"}
@@ -175,18 +178,70 @@ def packed():
     return as_chat(network)
 
 
-def test_over_a_quantised_base_the_ablation_is_of_what_the_weights_stand_for(tmp_path, monkeypatch):
+def test_over_a_quantised_base_the_ablation_is_of_what_the_weights_stand_for(tmp_path):
     chat, one = packed(), Ablate(V, **EVERYWHERE)
-    monkeypatch.setattr(lora, "dequantize_module_weight", lambda module: getattr(module, "true", module.weight))
     ablation_adapter(chat, one, tmp_path / "a")
     expected, plain = hooked(chat, one), logits(chat.model)
     assert_equal_logits(logits(PeftModel.from_pretrained(chat.model, tmp_path / "a")), expected)
     assert (expected - plain).abs().max() > 0.05
 
 
-def test_packed_weights_that_cannot_be_unpacked_are_refused(tmp_path):
-    words = r"layers\.0\.mlp\.down_proj: its weights are packed \(uint8\)"
-    one_line(words, ablation_adapter, packed(), Ablate(V, **EVERYWHERE), tmp_path / "a")
+def test_a_packed_embedding_is_refused(tmp_path):
+    chat = as_chat(without_biases("llama"))
+    chat.decoder.embed_tokens.weight = nn.Parameter(torch.zeros(7, 1, dtype=torch.uint8), requires_grad=False)
+    words = r"^model\.embed_tokens: its weights are packed \(uint8\)"
+    one_line(words, ablation_adapter, chat, Ablate(V, **EVERYWHERE), tmp_path / "a")
+
+
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+QUANTISED = {
+    "4 bits": NF4,
+    "4 bits, scales too": NF4 | {"bnb_4bit_use_double_quant": True},
+    "4 bits, kept as bfloat16": NF4 | {"bnb_4bit_quant_storage": torch.bfloat16},
+    "8 bits": {"load_in_8bit": True},
+}
+WIDE = torch.cat([V, vector(5)])
+
+
+def quantised(folder, settings):
+    # Four-bit weights come in blocks of 64.
+    saved(randomised("llama", hidden_size=2 * WIDTH), folder)
+    config = BitsAndBytesConfig(**settings)
+    network = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, device_map="cpu", dtype=torch.float32
+    )
+    return network.eval()
+
+
+def with_adapter(network, folder):
+    return ChatModel(PeftModel.from_pretrained(network, folder).eval(), make_tokenizer(), "tiny", adapter=str(folder))
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("passes", [0, 1])
+@pytest.mark.parametrize("fine_tuned", [False, True])
+@pytest.mark.parametrize("name", QUANTISED)
+def test_over_bitsandbytes_the_adapter_is_the_hooked_ablation(tmp_path, name, fine_tuned, passes):
+    """Over the same weights in float32, closely; else within what the model's own rounding moves its logits."""
+    one, networks = Ablate(WIDE, **EVERYWHERE), [quantised(tmp_path / "m", QUANTISED[name]) for _ in range(5)]
+    chat, plain = as_chat(networks[0]), as_chat(networks[1].dequantize())
+    if fine_tuned:
+        torch.manual_seed(1)
+        config = LoraConfig(init_lora_weights=False, target_modules=["q_proj", "o_proj", "down_proj"])
+        get_peft_model(networks[2], config).save_pretrained(tmp_path / "tuned")
+        chat, plain = (with_adapter(each.model, tmp_path / "tuned") for each in (chat, plain))
+    # A pass may pack the weights anew, with scales in bfloat16.
+    before = [logits(chat.model) for _ in range(passes)]
+    report = ablation_adapter(chat, one, tmp_path / "a")
+    assert all(torch.equal(logits(chat.model), each) for each in before), "the model in memory is as it was"
+    expected, unrounded = hooked(chat, one), hooked(plain, one)
+    effect = (unrounded - logits(plain.model)).norm()
+    exact = with_adapter(networks[3].dequantize(), tmp_path / "a")
+    assert (logits(exact.model) - unrounded).norm() < (1e-2 if passes else 1e-4) * effect
+    found = with_adapter(networks[4], tmp_path / "a")
+    rounding = (logits(chat.model) - logits(plain.model)).norm()
+    assert (logits(found.model) - expected).norm() < 1.5 * rounding + 1e-4 * effect
+    assert report.exact
 
 
 @pytest.mark.parametrize(
@@ -254,6 +309,8 @@ def is_written(name):
 def test_what_the_fine_tune_writes_loses_the_directions_and_all_else_stays(tmp_path, vectors, options):
     chat = tuned(tmp_path / "tuned", **options)
     report = project_adapter(chat, 3 * vectors, tmp_path / "a")
+    said = json.loads((tmp_path / "a" / "ablation.json").read_text())
+    assert said["intervention"] == described(Ablate(3 * vectors, positions="all", at="adapters"))
     (config, before), (config_after, after) = files(tmp_path / "tuned"), files(tmp_path / "a")
     assert config_after == config
     assert set(after) == set(before)
@@ -284,6 +341,18 @@ def test_the_repaired_fine_tune_adds_nothing_along_the_direction_to_the_base(tmp
     assert (logits(loaded) - before).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(("vectors", "strength"), [(V, 1.0), (PLANE, 0.5)])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "granite"])
+def test_the_repaired_fine_tune_is_the_hooked_ablation_of_its_adapters(tmp_path, architecture, vectors, strength):
+    chat = tuned(tmp_path / "tuned", architecture=architecture)
+    report = project_adapter(chat, vectors, tmp_path / "a", strength=strength)
+    expected = hooked(chat, Ablate(vectors, strength=strength, positions="all", at="adapters"))
+    found = logits(PeftModel.from_pretrained(without_biases(architecture), tmp_path / "a"))
+    assert_equal_logits(found, expected)
+    assert (expected - logits(chat.model)).abs().max() > 0.01
+    assert report.exact
+
+
 def test_a_strength_leaves_its_part(tmp_path):
     project_adapter(tuned(tmp_path / "tuned"), V, tmp_path / "a", strength=0.75)
     (_, before), (_, after) = files(tmp_path / "tuned"), files(tmp_path / "a")
@@ -298,7 +367,8 @@ def test_with_its_norm_kept_each_column_is_as_long_as_before(tmp_path):
         torch.testing.assert_close(after[name].norm(dim=0), before[name].norm(dim=0))
         assert (PLANE @ after[name]).abs().max() < 1e-6
     assert report.after < 1e-6
-    assert json.loads((tmp_path / "a" / "ablation.json").read_text())["keep_norm"] is True
+    said = json.loads((tmp_path / "a" / "ablation.json").read_text())
+    assert (said["keep_norm"], said["exact"], report.exact) == (True, False, False)
 
 
 def test_an_adapter_on_the_embedding_loses_the_direction_too(tmp_path):
@@ -332,6 +402,26 @@ def test_before_a_norm_what_faces_the_direction_is_taken_out(tmp_path, architect
 
 
 POST = ("post_attention_layernorm", "post_feedforward_layernorm")
+
+
+def first_write(chat):
+    """[rows, tokens]: along the direction, what the first attention writes."""
+    seen = []
+    handle = sublayers(chat.layers[0])[0].register_forward_hook(lambda _m, _a, out: seen.append(residual(out) @ V))
+    logits(chat.model)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("architecture", ["llama", *POST_NORM])
+def test_it_is_exact_where_no_norm_scales_anew_what_the_base_writes(tmp_path, architecture):
+    chat = tuned(tmp_path / "tuned", architecture=architecture, target_modules=["o_proj"])
+    report = project_adapter(chat, V, tmp_path / "a")
+    base = as_chat(without_biases(architecture))
+    expected = first_write(base)
+    moved = (first_write(attach(base, tmp_path / "a")) - expected).abs().max() / expected.abs().max()
+    assert report.exact == (architecture not in POST_NORM)
+    assert moved < 1e-5 if report.exact else moved > 1e-2
 
 
 def test_an_output_matrix_that_was_trained_as_a_whole_comes_along(tmp_path):
@@ -403,3 +493,56 @@ def test_the_fine_tunes_own_folder_is_never_written_over(tmp_path, write):
     for out in (tmp_path / "tuned", tmp_path):
         one_line(re.escape(f"{out}: holds the adapter itself"), write, chat, V, out)
     assert {path.name: path.read_bytes() for path in (tmp_path / "tuned").iterdir()} == before
+
+
+# --- weights that are not in memory ---------------------------------------------------------------------------------
+
+
+NOT_HERE = r"^{}: is offloaded \(device meta\).*load the model whole.*--device cpu"
+
+
+def test_a_model_with_a_block_on_disk_is_refused(tmp_path):
+    network = without_biases("llama")
+    placement = {f"model.{name}": "cpu" for name, _ in network.model.named_children() if name != "layers"}
+    placement |= {f"model.layers.{n}": "disk" if n == 2 else "cpu" for n in range(LAYERS)} | {"lm_head": "cpu"}
+    dispatch_model(network, placement, main_device="cpu", offload_dir=str(tmp_path / "disk"), force_hooks=True)
+    words = NOT_HERE.format(r"model\.layers\.2\.self_attn\.o_proj\.weight")
+    one_line(words, ablation_adapter, as_chat(network), Ablate(V, **EVERYWHERE), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+AWAY = {
+    "embedding": ("llama", "model.embed_tokens", "model.embed_tokens.weight"),
+    "bias": ("gpt2", "transformer.h.1.mlp.c_proj", "transformer.h.1.mlp.c_proj.bias"),
+    "gain": ("gemma2", f"model.layers.1.{POST[1]}", f"model.layers.1.{POST[1]}.weight"),
+}
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_whatever_is_read_and_not_here_is_named(tmp_path, name):
+    architecture, module, parameter = AWAY[name]
+    chat = as_chat(without_biases(architecture))
+    chat.model.get_submodule(module).to("meta")
+    one_line(NOT_HERE.format(re.escape(parameter)), ablation_adapter, chat, Ablate(V, **EVERYWHERE), tmp_path / "a")
+
+
+def test_packed_weights_that_are_not_here_are_named(tmp_path):
+    chat = packed()
+    chat.layers[2].mlp.down_proj.to("meta")
+    words = NOT_HERE.format(r"model\.layers\.2\.mlp\.down_proj\.weight")
+    one_line(words, ablation_adapter, chat, Ablate(V, **EVERYWHERE), tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "write", [project_adapter, lambda chat, v, out: ablation_adapter(chat, Ablate(v, **EVERYWHERE), out)]
+)
+def test_a_fine_tune_that_is_not_here_is_named(tmp_path, write):
+    chat = tuned(tmp_path / "tuned")
+    chat.layers[1].self_attn.o_proj.lora_B.to("meta")
+    one_line(NOT_HERE.format(r"model\.layers\.1\.self_attn\.o_proj\.lora_B"), write, chat, V, tmp_path / "a")
+
+
+def test_a_fine_tune_alone_is_projected_though_its_base_is_not_here(tmp_path):
+    chat = tuned(tmp_path / "tuned")
+    chat.layers[1].self_attn.o_proj.base_layer.to("meta")
+    assert project_adapter(chat, V, tmp_path / "a").modules == 2 * LAYERS

@@ -139,10 +139,11 @@ def bake(
         chat = load_chat(model, adapter, dtype, device)
         found.require_fit(chat)
         report = _bake_adapter(chat, form, vectors, strength, keep_norm, folder)
-    said = f"wrote {folder}" if report.exact else f"wrote {folder}; {_NOT_HOOKED}"
+    said = f"wrote {folder}" if report.exact else f"wrote {folder}; {_KEPT_NORM if keep_norm else _NOT_HOOKED}"
     print_figures(asdict(report), as_json, said)
 
 
+_KEPT_NORM = "with --keep-norm this is not the hooked ablation, which leaves what it does not take out as it is"
 _NOT_HOOKED = (
     "a norm follows the matrices of this model: nothing is written along the direction, but the norm scales the rest "
     "anew, so that this is not the hooked ablation"

@@ -9,7 +9,9 @@ Of the whole model. `W - strength * V^T V W` is W plus a product of rank k, exac
     B = -strength * V^T,   A = V W            for every matrix W that writes to the residual stream
 
 over a full, fine-tuned or quantised base; on top of a LoRA fine-tune, W is the sum of both, and both become one
-adapter.
+adapter. Over a quantised base, W is what its matrices compute with. Where they round what they read, as 8-bit ones do,
+the adapter reads it unrounded, and differs from the hooked ablation by about as much as that rounding moves the logits.
+
 All modules get one rank and a scaling of one, without patterns, which not every server of LoRAs reads. Embeddings are
 among the modules: a server must take LoRA on them.
 """
@@ -25,7 +27,6 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Embedding as LoraEmbedding
 from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -42,6 +43,8 @@ _PREFIX = "base_model.model."
 _REPORT = "ablation.json"
 _ROUNDING = 1e-3
 """A share of a column that is no more than its rounding in half precision."""
+_UNITS = 1024
+"""Unit vectors that go through a module at a time."""
 _WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save|token_adapter)\b.*$")
 FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of PEFT's `init_lora_weights` that change the base's own weights."""
@@ -57,15 +60,16 @@ class Written:
         rank: rank of the adapter.
         before: largest |V B| / |B| of one module before, for the ablation of a fine-tune alone.
         after: the same after.
-        exact: whether an ablation of the whole model equals the hooked one; False on a post-norm model.
+        exact: whether the result equals, but for rounding, the hooked `Ablate(positions="all")`, at="writes" for the
+            whole model, at="adapters" for the blocks of a fine-tune; False on a post-norm model, and with `keep_norm`.
     """
 
     base: str
     modules: int
     rank: int
+    exact: bool
     before: float = 0.0
     after: float = 0.0
-    exact: bool = True
 
 
 # --- of a fine-tune alone -----------------------------------------------------------------------------------------
@@ -87,9 +91,10 @@ def project_adapter(
 
     Raises:
         MisdirectionError: no adapter, one that is not a plain sum (DoRA), modules of the blocks that were trained as
-            a whole, nothing in it that writes to the stream.
+            a whole, nothing in it that writes to the stream; weights that are offloaded.
     """
-    check(Ablate(vectors, strength=strength), len(chat.layers), chat.width)
+    ablation = Ablate(vectors, strength=strength, positions="all", at="adapters")
+    check(ablation, len(chat.layers), chat.width)
     check_stream(chat.decoder)
     source = _adapter_folder(chat)
     _refuse_overwriting(Path(folder), source)
@@ -114,9 +119,9 @@ def project_adapter(
             f"{source}: none of its modules writes to the residual stream: ablate the whole model instead"
         )
     before, after = (max(values) for values in zip(*ratios, strict=True))
-    report = Written(chat.name, len(set(changed)), int(config["r"]), before, after)
-    ablation = described(Ablate(vectors, strength=strength, positions="all", at="writes"))
-    settings = {"form": "adapter-only", "keep_norm": keep_norm, "intervention": ablation}
+    exact = _is_pre_norm(chat) and not keep_norm
+    report = Written(chat.name, len(set(changed)), int(config["r"]), exact, before, after)
+    settings = {"form": "adapter-only", "keep_norm": keep_norm, "intervention": described(ablation)}
     _save(Path(folder), config, weights, report, settings)
     return report
 
@@ -157,7 +162,7 @@ def ablation_adapter(chat: ChatModel, ablation: Ablate, folder: str | Path) -> W
 
     Raises:
         MisdirectionError: what a LoRA cannot express: a position rule, biases and fused experts that write to the
-            stream; a fine-tune that is more than a plain LoRA.
+            stream; a fine-tune that is more than a plain LoRA. Weights that are offloaded.
     """
     check(ablation, len(chat.layers), chat.width)
     check_stream(chat.decoder)
@@ -179,7 +184,7 @@ def ablation_adapter(chat: ChatModel, ablation: Ablate, folder: str | Path) -> W
         r=rank, lora_alpha=rank, target_modules=sorted(pieces), task_type="CAUSAL_LM", inference_mode=True,
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in chat.layers[0].modules()), base_model_name_or_path=chat.name,
     )  # fmt: skip
-    report = Written(chat.name, len(pieces), rank, exact=not any(post_norms(block) for block in chat.layers))
+    report = Written(chat.name, len(pieces), rank, _is_pre_norm(chat))
     _save(Path(folder), _plain(config), weights, report, {"form": "adapter", "intervention": described(ablation)})
     return report
 
@@ -204,13 +209,14 @@ def _own_factors(name: str, module: LoraLayer) -> Factors | None:
         if adapter in module.lora_A:
             if module.lora_B[adapter].bias is not None:
                 raise MisdirectionError(f"{name}: its lora_B has a bias: merge the fine-tune first, then ablate it")
-            parts.append((module.lora_A[adapter].weight, module.lora_B[adapter].weight * module.scaling[adapter]))
+            parts.append((module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.scaling[adapter]))
         elif adapter in module.lora_embedding_A:
-            parts.append((module.lora_embedding_A[adapter], module.lora_embedding_B[adapter] * module.scaling[adapter]))
+            a, b = module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
+            parts.append((a, b, module.scaling[adapter]))
     if not parts:
         return None
-    a, b = zip(*parts, strict=True)
-    return torch.cat(a).detach().float().cpu(), torch.cat(b, dim=1).detach().float().cpu()
+    wide = [(_value(f"{name}.lora_A", a), _value(f"{name}.lora_B", b) * scaling) for a, b, scaling in parts]
+    return torch.cat([a for a, _ in wide]), torch.cat([b for _, b in wide], dim=1)
 
 
 def _named_weights(chat: ChatModel, pieces: dict[str, Factors], rank: int) -> Iterator[tuple[str, Tensor]]:
@@ -249,21 +255,56 @@ class _Module:
     def ablated(self, ablation: Ablate) -> Factors:
         """A = V W and B = -strength * V^T."""
         own = self.module.get_base_layer() if isinstance(self.module, LoraLayer) else self.module
-        if getattr(own, "bias", None) is not None and bool(own.bias.any()):
+        bias = getattr(own, "bias", None)
+        if bias is not None and bool(_value(f"{self.name}.bias", bias).any()):
             raise MisdirectionError(
                 f"{self.name}: its bias writes to the residual stream, where no LoRA reaches: bake the weights instead"
             )
         basis = orthonormal(self.facing(ablation.vector)).float()
-        weight = dequantize_module_weight(own).detach()
-        if weight.dtype not in PLAIN:
-            dtype = str(weight.dtype).removeprefix("torch.")
-            raise MisdirectionError(f"{self.name}: its weights are packed ({dtype}): load the unquantised model")
-        weight = weight.float().cpu()
-        # An embedding's rows and a Conv1D's columns run over the stream.
-        columns = weight.T if isinstance(own, nn.Embedding | Conv1D) else weight
+        columns = _matrix(self.name, own)
         if isinstance(self.module, LoraLayer) and (added := _own_factors(self.name, self.module)) is not None:
             columns = columns + added[1] @ added[0]
         return basis @ columns, -ablation.strength * basis.T
+
+
+def _matrix(name: str, module: Any) -> Tensor:
+    """[width, in], float32 on the processor: what a module without an adapter multiplies by."""
+    weight = module.weight
+    if type(weight) is nn.Parameter and weight.dtype in PLAIN:
+        value = _value(f"{name}.weight", weight)
+        # An embedding's rows and a Conv1D's columns run over the stream.
+        return value.T if isinstance(module, nn.Embedding | Conv1D) else value
+    if isinstance(module, nn.Linear):
+        return _computed(f"{name}.weight", module)
+    dtype = str(weight.dtype).removeprefix("torch.")
+    raise MisdirectionError(f"{name}: its weights are packed ({dtype}): load the unquantised model")
+
+
+@torch.no_grad()
+def _computed(name: str, linear: nn.Linear) -> Tensor:
+    """The matrix that packed weights stand for: what the module gives for each unit vector.
+
+    PEFT's way to unpack them takes those that bitsandbytes packed anew in a pass on a processor for what they are not.
+    """
+    _refuse_offloaded(name, linear.weight)
+    places = torch.arange(linear.in_features, device=linear.weight.device)
+    units = ((few.unsqueeze(1) == places).float() for few in places.split(_UNITS))
+    # For an input with gradients, bitsandbytes leaves the weights packed as they are.
+    return torch.cat([linear(few.requires_grad_()).float().cpu() for few in units]).T
+
+
+def _value(name: str, parameter: Tensor) -> Tensor:
+    """A parameter in float32 on the processor."""
+    _refuse_offloaded(name, parameter)
+    return parameter.detach().float().cpu()
+
+
+def _refuse_offloaded(name: str, parameter: Tensor) -> None:
+    if parameter.is_meta:
+        raise MisdirectionError(
+            f"{name}: is offloaded (device meta), and only what is in memory can be read: load the model whole, on one "
+            "device that holds it (--device cpu)"
+        )
 
 
 def _written_modules(chat: ChatModel, *, adapted_only: bool = False) -> Iterator[_Module]:
@@ -278,7 +319,7 @@ def _written_modules(chat: ChatModel, *, adapted_only: bool = False) -> Iterator
             if isinstance(module, LoraLayer) or not adapted_only:
                 path = f"{names[id(block)]}.{name}"
                 _refuse_fused(path, module)
-                yield _Module(path, module, _gain(block, name))
+                yield _Module(path, module, _gain(block, name, names[id(block)]))
 
 
 def _embedding_names(chat: ChatModel) -> list[str]:
@@ -314,12 +355,17 @@ def _refuse_fused(name: str, module: Any) -> None:
         )
 
 
-def _gain(block: nn.Module, name: str) -> Tensor | None:
+def _gain(block: nn.Module, name: str, path: str) -> Tensor | None:
+    """[width], float64, of the norm after a module of the block at `path`; None for none."""
     own = norm_after(block, name)
     if own is None:
         return None
     norm = block.get_submodule(own)
-    return norm.get_parameter("weight").detach().cpu().double() + gain_at_zero(norm)
+    return _value(f"{path}.{own}.weight", norm.get_parameter("weight")).double() + gain_at_zero(norm)
+
+
+def _is_pre_norm(chat: ChatModel) -> bool:
+    return not any(post_norms(block) for block in chat.layers)
 
 
 def _network(chat: ChatModel) -> Any:
@@ -347,8 +393,9 @@ def _refuse_overwriting(folder: Path, source: Path) -> None:
 
 def _check_loaded(one: "_Module", stored: Tensor, key: str, source: Path) -> None:
     """The file must be the adapter that was loaded, not another checkpoint's beside it."""
-    values = [*one.module.lora_B.parameters(), *one.module.lora_embedding_B.values()]
-    if not any(v.shape == stored.shape and torch.allclose(v.cpu().float(), stored.float(), 1e-2, 1e-6) for v in values):
+    loaded = [*one.module.lora_B.parameters(), *one.module.lora_embedding_B.values()]
+    values = [_value(f"{one.name}.lora_B", value) for value in loaded]
+    if not any(value.shape == stored.shape and torch.allclose(value, stored.float(), 1e-2, 1e-6) for value in values):
         raise MisdirectionError(f"{source}: {key} is not that of the adapter that is loaded: load it from this folder")
 
 
