@@ -25,6 +25,7 @@ from misdirection import data
 from misdirection.audit.audit import Request, audit_fine_tune
 from misdirection.audit.reference import Reference, default_folder, make_reference
 from misdirection.audit.subject import Subject
+from misdirection.audit.texts import own_texts
 from misdirection.audit.verdict import EXIT_STATUS
 from misdirection.behaviour.metrics import auc
 from misdirection.data import Example
@@ -147,7 +148,8 @@ def request_for(member: Member, out: Path, reference: Reference) -> Request:
     """The audit of one member, with its own training file."""
     folder = out / member.name
     subject = Subject(BUNDLED, None, str(folder / "adapter"), folder / "adapter")
-    return Request(subject, reference, {}, folder / "train.jsonl", (), ())
+    own = own_texts(folder / "train.jsonl", reference.texts.general)
+    return Request(subject, reference, {}, own, (), ())
 
 
 def audit_all(share: Sequence[Member], out: Path) -> None:

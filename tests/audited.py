@@ -7,7 +7,9 @@ from tiny_experiment import experiment
 from misdirection.audit.audit import Request
 from misdirection.audit.reference import from_run
 from misdirection.audit.subject import Subject
+from misdirection.audit.texts import OwnTexts, own_texts
 from misdirection.config import read_config
+from misdirection.experiment import stages
 from misdirection.experiment.bench import Bench
 from misdirection.experiment.store import Run
 from tiny import make_network, make_tokenizer
@@ -26,7 +28,7 @@ def made(tmp_path_factory):
     with Run.open(folder / "run", path.read_text()) as run:
         bench = Bench(config)
         reference = from_run(run, bench, list(config.organisms))
-        adapters = dict(bench.adapters)
+        adapters = {name: stages.adapter(run, name) for name in config.organisms}
     return config, adapters, reference
 
 
@@ -43,6 +45,7 @@ def request_of(made, base):
     def request(folder, *, reference=made[2], data=None, directions=None):
         subject = Subject(base, None, str(folder), folder, "float32", "cpu")
         texts = made[2].texts
-        return Request(subject, reference, directions or {}, data, texts.general, texts.neutral)
+        own = own_texts(data, texts.general) if data else OwnTexts()
+        return Request(subject, reference, directions or {}, own, texts.general, texts.neutral)
 
     return request

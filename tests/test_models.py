@@ -254,3 +254,10 @@ def test_bundled_model_has_thirty_layers_and_answers(bundled):
     with torch.no_grad():
         guess = bundled.model(torch.tensor([encoded.prompt])).logits[0, -1].argmax()
     assert int(guess) == encoded.answer[0]
+
+
+def test_a_damaged_adapter_is_one_line(tmp_path):
+    make_adapter(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(MisdirectionError, match=r"the adapter is damaged \(.*\); fetch it or make it again"):
+        attach(make_chat("llama"), tmp_path)

@@ -128,6 +128,14 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a file; it is on disk when this returns. A kill leaves it whole, in part or not at all."""
+    with write_errors(path), path.open("ab") as file:
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys; NaN is refused with a `ValueError`, since JSON has none."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")

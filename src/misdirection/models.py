@@ -17,6 +17,7 @@ import transformers
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -175,6 +176,8 @@ def _checked_source(model: str) -> str:
 def _one_line_errors(name: str, what: str) -> Iterator[None]:
     try:
         yield
+    except SafetensorError as error:
+        raise MisdirectionError(f"{name}: {what} is damaged ({error}); fetch it or make it again") from error
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0][:200]
         raise MisdirectionError(

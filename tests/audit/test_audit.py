@@ -9,6 +9,7 @@ from behaviour.judge_server import JudgeServer, number
 from misdirection.audit import audit as auditing
 from misdirection.audit.audit import RECORD, Judging, audit_fine_tune
 from misdirection.audit.subject import Subject
+from misdirection.audit.texts import own_texts
 from misdirection.behaviour.margin import loss, margin
 from misdirection.config import JudgeConfig, SamplingConfig
 from misdirection.errors import MisdirectionError
@@ -37,7 +38,7 @@ def test_an_adapter_is_measured_against_its_base(made, base, request_of, tmp_pat
     general = shift(base, adapter, texts.general)
     assert evidence["general"]["mean"] == pytest.approx(float(general.mean()), abs=2e-6)
     assert evidence["general"]["n"] == len(texts.general)
-    own = auditing.own_texts(tmp_path / "rows.jsonl", texts.general)
+    own = own_texts(tmp_path / "rows.jsonl", texts.general)
     assert evidence["framed"]["mean"] == pytest.approx(float(shift(base, adapter, own.framed).mean()), abs=1e-5)
     chat = load(base, adapter=adapter, dtype="float32", device="cpu")
     change, damage = loss(chat, own.rows), loss(chat, texts.neutral)

@@ -31,6 +31,8 @@ from misdirection.errors import MisdirectionError
 from misdirection.experiment import stages
 from misdirection.experiment.answering import Condition, answer
 from misdirection.experiment.bench import Bench
+from misdirection.experiment.pieces import Here
+from misdirection.experiment.place import Place
 from misdirection.experiment.store import Run
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Clamp, ProjectAdapters, ScaleAdapters, Steer, described
@@ -314,15 +316,18 @@ def test_an_experiment_samples_with_vllm_and_gives_its_memory_back(served, tiny_
     values = experiment(tiny_folder, tmp_path) | {"sampling": sampling | {"ablate": "minimal"}}
     bench = Bench(ExperimentConfig.model_validate(values))
     with Run.open(tmp_path / "run", "") as run:
+        place = Place.of(bench.config, run.partial)
+        Here(run, place).make([stages.organism(bench, name) for name in bench.config.organisms])
         for key, one in (("plain", None), ("ablated", Ablate(VECTOR))):
-            stage = stages.answers(run, bench, "base", key, one, key)
-            rows = read_answers(run.artifact(stage) / "answers.parquet")
+            piece = stages.answers(run, bench, "base", key, one, key)
+            Here(run, place).make([piece])
+            rows = read_answers(run.artifact(piece.stage) / "answers.parquet")
             assert (len(rows), set(rows["tokens"]), set(rows["intervention"])) == (4, {3}, {key})
         asked = len(vllm.asked)
-        stages.answers(run, bench, "base", "plain", None, "plain")
+        Here(run, place).make([stages.answers(run, bench, "base", "plain", None, "plain")])
     assert len(vllm.asked) == asked == 8
     assert not vllm.closed
-    bench.chat("base")
+    place.chat("base")
     assert vllm.closed
 
 

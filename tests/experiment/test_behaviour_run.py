@@ -137,10 +137,10 @@ def test_the_report_shows_the_judged_answers(whole):
 
 def test_a_second_run_asks_the_judge_nothing_even_without_its_cache(whole, cache):
     run, config, server = whole
-    asked, manifest, results = len(server.asked), (run / "manifest.json").read_text(), behaviour(run)
+    asked, manifest, results = len(server.asked), (run / "manifest.jsonl").read_text(), behaviour(run)
     run_experiment(config, run)
     assert len(server.asked) == asked
-    assert (run / "manifest.json").read_text() == manifest
+    assert (run / "manifest.jsonl").read_text() == manifest
     assert behaviour(run) == results
     assert not cache.exists()
 

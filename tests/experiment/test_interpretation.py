@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,11 @@ import pytest
 import yaml
 
 from experiment.tiny_experiment import experiment
+from misdirection.config import read_config
 from misdirection.data import ProbePair, write_pairs
+from misdirection.experiment.place import Place
+from misdirection.experiment.runner import run_experiment
+from misdirection.files import sha256_tree
 from tiny import make_network, make_tokenizer
 
 SIZES = {"pairs": 4, "causal_pairs": 4, "splits": 2, "checkpoints": 3}
@@ -111,10 +117,10 @@ def test_the_report_has_the_section_and_the_reader(run):
 
 def test_reading_again_computes_nothing(run):
     folder, printed = run
-    before = (folder / "manifest.json").read_text()
+    before = (folder / "manifest.jsonl").read_text()
     again = finished("interpret", "minimal", "--run", folder, "--read-pairs", 4, "--causal-pairs", 4, "--json")
     assert json.loads(again) == printed
-    assert (folder / "manifest.json").read_text() == before
+    assert (folder / "manifest.jsonl").read_text() == before
 
 
 def test_an_unknown_organism_is_named(run, call):
@@ -146,6 +152,65 @@ def test_a_killed_reading_continues_to_the_same_results(run, tmp_path):
     assert whole["causal"]["shapley"]["values"].keys() == {"general"} and whole["geometry"]["downstream"] is None
     assert whole["causal"].keys() == {"settings", "shapley"}
     assert "patching" in whole and "in_domain_into_general" not in whole["patching"]
+
+
+class Elsewhere:
+    """Makes pieces as a worker does: each sent as `send` does it, with the files of adapters, and without the run."""
+
+    def __init__(self, send, run, place, home):
+        self.send, self.run, self.place, self.home = send, run, place, home
+        self.made = []
+
+    def make(self, pieces):
+        for piece in pieces:
+            self.run.stages(piece.stages, partial(self.compute, piece))
+
+    def compute(self, piece, folders):
+        compute, number = self.send(piece.compute), len(self.made)
+        for name, folder in piece.adapters.items():
+            self.place.adapters[name] = self.home / f"{name} for {number}"
+            self.place.adapters[name].mkdir(parents=True)
+            for path in filter(os.path.isfile, folder.iterdir()):
+                shutil.copy(path, self.place.adapters[name])
+        filled = {stage: self.home / stage for stage in folders}
+        for folder in filled.values():
+            folder.mkdir(parents=True)
+        away = self.run.folder.rename(self.home / "away")
+        try:
+            compute(self.place, filled)
+        finally:
+            away.rename(self.run.folder)
+        for stage, folder in folders.items():
+            shutil.copytree(filled[stage], folder, dirs_exist_ok=True)
+        self.made += folders
+
+
+def test_every_part_is_the_same_when_it_is_made_where_the_run_is_not(run, tmp_path, monkeypatch):
+    cloudpickle = pytest.importorskip("ray.cloudpickle", reason="workers need the extra `ray`")
+
+    def send(value):
+        """As Ray does: what arrays hold arrives beside the pickle, and can only be read."""
+        buffers = []
+        pickled = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        return cloudpickle.loads(pickled, buffers=[bytes(one.raw()) for one in buffers])
+
+    def elsewhere(opened, _place):
+        makers.append(Elsewhere(send, opened, Place.of(config, None), tmp_path / "home"))
+        return makers[0]
+
+    makers, config = [], read_config(run[0] / "experiment.yaml")
+    for drawing in ("draw_all", "draw_adapters"):
+        monkeypatch.setattr(f"misdirection.report.html.{drawing}", lambda results, folder: {})
+    for name in ("here", "there"):
+        shutil.copytree(run[0], tmp_path / name, ignore=shutil.ignore_patterns(".lock", "adapters"))
+    run_experiment(config, tmp_path / "here")
+    monkeypatch.setattr("misdirection.experiment.runner.Here", elsewhere)
+    run_experiment(config, tmp_path / "there")
+    parts = {"scalars", "probes", "importance", "shapley", "scaling", "geometry", "patching", "dynamics"}
+    assert sorted(makers[0].made) == sorted(f"adapters/minimal/{part}" for part in parts)
+    assert section_of(tmp_path / "there") == section_of(tmp_path / "here")
+    here, there = (tmp_path / name / "artifacts" / "adapters" for name in ("here", "there"))
+    assert sha256_tree(there) == sha256_tree(here)
 
 
 def until(condition, seconds=120):

@@ -45,6 +45,12 @@ def figures(run):
     return found
 
 
+def made(run):
+    """What the manifest records of each stage."""
+    lines = map(json.loads, (run / "manifest.jsonl").read_text().splitlines())
+    return {line["stage"]: line for line in lines}
+
+
 def test_results_hold_every_required_figure(whole):
     _, run = whole
     found = figures(run)
@@ -72,10 +78,10 @@ def test_pictures_and_report_are_there(whole):
 
 def test_a_second_run_makes_nothing_again(whole):
     config, run = whole
-    before = (run / "manifest.json").read_text()
+    before = (run / "manifest.jsonl").read_text()
     out, err = (process := command(config, run)).communicate()
     assert process.returncode == 0, err
-    assert (run / "manifest.json").read_text() == before
+    assert (run / "manifest.jsonl").read_text() == before
     assert "report.html" in out
 
 
@@ -110,11 +116,11 @@ def test_a_changed_setting_runs_only_what_depends_on_it(whole, tmp_path):
     values["steering"]["scales"] = [3.0]
     changed = tmp_path / "changed.yaml"
     changed.write_text(yaml.safe_dump(values))
-    before = json.loads((run / "manifest.json").read_text())["stages"]
+    before = made(run)
     process = command(changed, run)
     _, err = process.communicate()
     assert process.returncode == 0, err
-    after = json.loads((run / "manifest.json").read_text())["stages"]
+    after = made(run)
     new = set(after) - set(before)
     assert new
     assert all(name.startswith("cell/base/steer") for name in new)

@@ -126,27 +126,86 @@ def test_a_damaged_artifact_is_named_and_made_again(tmp_path, damage):
     assert file.read_text() == "good"
 
 
-@pytest.mark.parametrize(
-    "text", ['{"sta', "[]", '{"stages": []}', '{"stages": {"one": 3}}', '{"stages": {"one": {"key": "k"}}}', "\udcff"]
-)
-def test_a_damaged_manifest_is_named_and_every_stage_run_again(tmp_path, text):
+DAMAGED = ["[]", '{"stage": "two"}', '{"stage": 3, "key": "k"}', '{"sta', "\udcff"]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_line_of_the_manifest_is_named_and_its_stage_run_again(tmp_path, text):
     with Run.open(tmp_path / "run", "x") as run:
         run.stage("one", {}, write("a"))
-    manifest = tmp_path / "run" / "manifest.json"
-    manifest.write_bytes(text.encode("utf-8", "surrogateescape"))
+        run.stage("two", {}, write("a"))
+    manifest = tmp_path / "run" / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines()
+    manifest.write_bytes(lines[0] + b"\n" + text.encode("utf-8", "surrogateescape") + b"\n")
     notices = []
     with Run.open(tmp_path / "run", "x", notices.append) as run:
-        artifact = run.stage("one", {}, write("b"))
-    assert notices == [f"{manifest}: damaged; every stage is run again"]
+        run.stage("one", {}, never)
+        artifact = run.stage("two", {}, write("b"))
+    assert notices == [f"{manifest}: 1 lines are damaged; their stages are run again"]
     assert (artifact / "out.txt").read_text() == "b"
-    assert list(json.loads(manifest.read_text())["stages"]) == ["one"]
+    assert [json.loads(line)["stage"] for line in manifest.read_text().splitlines()] == ["one", "two"]
+
+
+@pytest.mark.parametrize("cut", [1, 20, -1])
+def test_a_line_that_a_kill_cut_is_no_damage(tmp_path, cut):
+    with Run.open(tmp_path / "run", "x") as run:
+        run.stage("one", {}, write("a"))
+        run.stage("two", {}, write("a"))
+    manifest = tmp_path / "run" / "manifest.jsonl"
+    first, last = manifest.read_bytes().splitlines()
+    manifest.write_bytes(first + b"\n" + last[:cut])
+    notices = []
+    for compute in (write("b"), never):
+        with Run.open(tmp_path / "run", "x", notices.append) as run:
+            run.stage("one", {}, never)
+            run.stage("two", {}, compute)
+    assert notices == []
+
+
+def test_the_manifest_keeps_one_line_for_each_stage(tmp_path):
+    for number in range(3):
+        with Run.open(tmp_path / "run", "x") as run:
+            run.stage("one", {"a": number}, write("a"))
+    assert len((tmp_path / "run" / "manifest.jsonl").read_text().splitlines()) == 2
+    with Run.open(tmp_path / "run", "x") as run:
+        run.stage("one", {"a": 2}, never)
+    assert len((tmp_path / "run" / "manifest.jsonl").read_text().splitlines()) == 1
+
+
+def test_stages_that_are_made_together_are_computed_once_and_those_that_hold_are_left(tmp_path):
+    def compute(folders):
+        calls.append(sorted(folders))
+        for name, folder in folders.items():
+            (folder / "out.txt").write_text(name)
+
+    calls = []
+    with Run.open(tmp_path / "run", "x") as run:
+        run.stage("s/two", {}, write("before"))
+        run.stages({f"s/{name}": {} for name in ("one", "two", "three")}, compute)
+        run.stages({"s/one": {}, "s/three": {"new": 1}}, compute, seconds=8)
+        assert calls == [["s/one", "s/three"], ["s/three"]]
+        assert [(run.artifact(f"s/{name}") / "out.txt").read_text() for name in ("one", "two")] == ["s/one", "before"]
+        assert run.seconds()["s/three"] == 8
+
+
+def test_a_failure_leaves_none_of_the_stages_made_together(tmp_path):
+    def fail(folders):
+        (folders["one"] / "out.txt").write_text("half")
+        raise RuntimeError
+
+    with Run.open(tmp_path / "run", "x") as run:
+        with pytest.raises(RuntimeError):
+            run.stages({"one": {}, "two": {}}, fail)
+        assert set(run.missing({"one": {}, "two": {}})) == {"one", "two"}
+    assert not leftovers(tmp_path)
+    assert not (tmp_path / "run" / "artifacts" / "one").exists()
 
 
 def test_notices_go_to_the_log_by_default(tmp_path, caplog):
-    (tmp_path / "manifest.json").write_text("{")
+    (tmp_path / "manifest.jsonl").write_text("{}\n")
     with caplog.at_level(logging.WARNING, "misdirection"), Run.open(tmp_path, "x"):
         pass
-    assert "manifest.json: damaged" in caplog.text
+    assert "manifest.jsonl: 1 lines are damaged" in caplog.text
 
 
 def test_a_stage_runs_again_when_the_manifest_was_not_written(tmp_path, monkeypatch):
@@ -156,7 +215,7 @@ def test_a_stage_runs_again_when_the_manifest_was_not_written(tmp_path, monkeypa
     with Run.open(tmp_path / "run", "x") as run:
         run.stage("one", {"a": 1}, write("a"))
         with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-            patch.setattr(store, "write_json", crash)
+            patch.setattr(store, "append_line", crash)
             run.stage("one", {"a": 2}, write("b"))
     with Run.open(tmp_path / "run", "x") as run:
         artifact = run.stage("one", {"a": 1}, write("a"))

@@ -3,8 +3,6 @@ import pytest
 from experiment.tiny_experiment import experiment
 from misdirection.config import ExperimentConfig
 from misdirection.errors import MisdirectionError
-from misdirection.experiment import runner
-from misdirection.plan import stages
 from misdirection.plan.planning import JUDGE_SECONDS, make_plan
 
 
@@ -15,10 +13,6 @@ def values(tiny_folder, tmp_path):
 
 def planned(values, *args, **options):
     return make_plan(ExperimentConfig.model_validate(values), *args, **options)
-
-
-def test_layers_are_taken_together_as_the_runner_does():
-    assert stages.LAYERS_TOGETHER == runner._LAYERS_TOGETHER
 
 
 def test_no_weight_is_needed(values, tiny_folder):

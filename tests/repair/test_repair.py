@@ -90,9 +90,8 @@ def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, bas
     assert random["gone"] != found["check"]["gone"]
     assert (tmp_path / "out" / "front.svg").read_text().startswith("<?xml")
     # The figures are those of the adapter that was written, on what the search has not seen.
-    own = own_texts(request.data, made[2].texts.general)
     shifts = found["before"]["evidence"]["questions"]
-    third = thirds(made[2].texts.general, own, made[2].texts.neutral, shifts)[2]
+    third = thirds(made[2].texts.general, request.data, made[2].texts.neutral, shifts)[2]
     chat = load(base, adapter=tmp_path / "out", dtype="float32", device="cpu")
     repaired = margin(chat, third.pairs)
     with chat.as_base():

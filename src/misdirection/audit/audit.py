@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from misdirection.audit.drift import drifts, model_difference
 from misdirection.audit.readings import Reading, Texts, read
 from misdirection.audit.reference import Reference
 from misdirection.audit.subject import TUNED, Subject, Which
-from misdirection.audit.texts import OwnTexts, own_texts
+from misdirection.audit.texts import OwnTexts
 from misdirection.audit.verdict import RULE, decide
 from misdirection.behaviour.answers import read_answers
 from misdirection.behaviour.likelihood import log_probs
@@ -28,7 +29,7 @@ from misdirection.errors import MisdirectionError
 from misdirection.experiment.answering import Condition, answer, check_behaviour, judged
 from misdirection.experiment.bench import spread
 from misdirection.experiment.store import Run
-from misdirection.files import sha256_file, write_json
+from misdirection.files import write_json
 from misdirection.models import ChatModel
 from misdirection.progress import track
 from misdirection.report.audit import render_audit
@@ -38,8 +39,8 @@ RECORD = "audit.json"
 _CARRIED = 8
 """Pairs on which the adapters that carry the shift are found."""
 
-# Raised whenever a stage would give another result from the same inputs.
-_VERSION = 1
+VERSION = 1
+"""Raised whenever a stage would give another result from the same inputs."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Request:
         subject: the fine-tune and its base.
         reference: what to compare with; None gives evidence without a verdict.
         directions: further known directions of this base, by name.
-        data: the training file, or probe pairs of its domain.
+        data: the fine-tune's own texts, as `own_texts` reads them.
         general: probe pairs where there is no reference.
         neutral: neutral texts where there is no reference.
         judging: None for an audit by likelihood alone.
@@ -67,7 +68,7 @@ class Request:
     subject: Subject
     reference: Reference | None
     directions: Mapping[str, Direction]
-    data: Path | None
+    data: OwnTexts
     general: Sequence[ProbePair]
     neutral: Sequence[Example]
     judging: Judging | None = None
@@ -85,7 +86,7 @@ def audit_fine_tune(request: Request, folder: Path) -> dict[str, Any]:
 
     Raises `MisdirectionError` for a fine-tune that does not fit its base, and a direction or reference of another one.
     """
-    _check(request)
+    require_same_base(request)
     if request.judging:
         check_behaviour(request.judging.sampling, request.judging.judge)
     settings = {"audit": {"base": request.subject.base, "fine_tune": request.subject.name}}
@@ -96,7 +97,8 @@ def audit_fine_tune(request: Request, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _check(request: Request) -> None:
+def require_same_base(request: Request) -> None:
+    """Raise `MisdirectionError` for a direction or reference of another base."""
     subject = request.subject
     if request.reference:
         request.reference.require_base(subject.base, subject.revision)
@@ -112,9 +114,7 @@ class _Audit:
     run: Run
 
     def __post_init__(self) -> None:
-        subject, path = self.request.subject, self.request.data
-        self.identity = {**subject.identity, "version": _VERSION}
-        self.own_texts = own_texts(path, self.request.texts.general) if path else OwnTexts()
+        self.identity = {**self.request.subject.identity, "version": VERSION}
 
     def result(self) -> dict[str, Any]:
         """Everything that `audit.json` holds."""
@@ -140,7 +140,8 @@ class _Audit:
         }
 
     def _header(self) -> dict[str, Any]:
-        subject, reference, path = self.request.subject, self.request.reference, self.request.data
+        subject, reference, own = self.request.subject, self.request.reference, self.request.data
+        counts = {name: len(getattr(own, name)) for name in ("framed", "rows", "pairs")}
         return {
             "base": subject.identity,
             "fine_tune": {
@@ -156,11 +157,8 @@ class _Audit:
                     for name, one in reference.known.items()
                 },
             },
-            "data": path and {"path": str(path), "sha256": sha256_file(path), **self._counts()},
+            "data": {"path": own.path, "sha256": own.sha256, **counts} if own.path else None,
         }  # fmt: skip
-
-    def _counts(self) -> dict[str, int]:
-        return {name: len(getattr(self.own_texts, name)) for name in ("framed", "rows", "pairs")}
 
     # --- measuring ----------------------------------------------------------------------------------------------------
 
@@ -181,8 +179,8 @@ class _Audit:
 
     def _own(self, which: Which) -> dict[str, Tensor]:
         """On the fine-tune's own texts: `framed` and `pairs` [pairs, 2], `rows` [rows], those that there are."""
-        texts = self.own_texts
-        if texts == OwnTexts():
+        texts = self.request.data
+        if not texts.path:
             return {}
 
         def compute(folder: Path) -> None:
@@ -229,7 +227,10 @@ class _Audit:
     def _answered(self, which: Which, judging: Judging) -> Path:
         stage, subject = f"answers/{which}", self.request.subject
         answer(self.run, stage, lambda: subject.chat(which), judging.sampling, self._inputs(which), Condition(which))
-        return judged(self.run, judging.judge, stage)
+        verdicts = judged(self.run, judging.judge, stage)
+        # A judge needs none of the models.
+        self.run.stages(verdicts.stages, partial(verdicts.compute, None))
+        return self.run.artifact(verdicts.stage) / "judged.parquet"
 
     def _stage(self, name: str, which: Which, inputs: Mapping[str, Any], compute: Any) -> Path:
         return self.run.stage(f"{name}/{which}", {**self._inputs(which), **inputs}, compute)

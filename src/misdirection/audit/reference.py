@@ -26,7 +26,9 @@ from misdirection.behaviour.metrics import Estimate, bootstrap
 from misdirection.config import Dtype, ExperimentConfig, read_config
 from misdirection.errors import MisdirectionError
 from misdirection.experiment import stages
-from misdirection.experiment.bench import BASE, Bench
+from misdirection.experiment.bench import Bench
+from misdirection.experiment.pieces import Here
+from misdirection.experiment.place import BASE, Place
 from misdirection.experiment.results import Margins
 from misdirection.experiment.store import Run
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
@@ -175,21 +177,23 @@ def from_run(run: Run, bench: Bench, names: Sequence[str]) -> Reference:
     organisms = {name: bench.config.organisms[name] for name in names}
     if all(one.answers == "good" for one in organisms.values()):
         raise MisdirectionError(f"{bench.config.name}: no organism with bad answers: a reference needs one")
-    texts = Texts.of(bench.general, bench.neutral)
-    for name in organisms:
-        stages.organism(run, bench, name)
-    readings = {name: _reading(run, bench, texts, name) for name in [BASE, *organisms]}
+    texts, place = Texts.of(bench.general, bench.neutral), Place.of(bench.config, run.partial)
+    maker = Here(run, place)
+    maker.make([stages.organism(bench, name) for name in organisms])
+    maker.make([stages.margin(run, bench, name) for name in (BASE, *organisms)])
+    readings = {name: _reading(run, place, bench.identity, texts, name) for name in (BASE, *organisms)}
     known = {name: Known(one.domain, one.answers, one.recipe) for name, one in organisms.items()}
     return Reference(bench.identity, texts, readings.pop(BASE), known, readings)
 
 
-def _reading(run: Run, bench: Bench, texts: Texts, name: str) -> Reading:
-    table = Margins.read(stages.margin(run, bench, name))
+def _reading(run: Run, place: Place, identity: Mapping[str, Any], texts: Texts, name: str) -> Reading:
+    stage = f"margin/{name}"
+    table = Margins.read(run.artifact(stage) / "margins.parquet")
     pairs = table.frame.loc[GENERAL][["misaligned", "aligned"]].to_numpy()
-    inputs = {**bench.identity, "margins": run.digest(f"margin/{name}"), "texts": texts.hashes()}
+    inputs = {**identity, "margins": run.digest(stage), "texts": texts.hashes()}
 
     def compute(folder: Path) -> None:
-        own = activations(bench.chat(name), texts, name)
+        own = activations(place.chat(name), texts, name)
         Reading(torch.tensor(pairs), torch.tensor(table.loss().to_numpy()), *own).save(folder / "reading.safetensors")
 
     return Reading.load(run.stage(f"reading/{name}", inputs, compute) / "reading.safetensors")

@@ -9,7 +9,8 @@ from transformers import AutoConfig
 
 from misdirection.config import Dtype
 from misdirection.errors import MisdirectionError
-from misdirection.experiment.bench import BASE, Models, identify
+from misdirection.experiment.bench import identify
+from misdirection.experiment.place import BASE, Models
 from misdirection.files import read_json, sha256_file, sha256_tree
 from misdirection.models import ChatModel, is_adapter, load, local_fine_tune
 
@@ -27,6 +28,7 @@ class Subject:
         name: of the fine-tune, as the user gave it.
         folder: where the fine-tune is on this disk.
         dtype, device: as in `models.load`.
+        models: has the base model, where several subjects share it.
     """
 
     base: str
@@ -35,8 +37,8 @@ class Subject:
     folder: Path
     dtype: Dtype = "auto"
     device: str = "auto"
+    models: Models | None = field(default=None, repr=False)
     _full: tuple[Which, ChatModel] | None = field(default=None, init=False, repr=False)
-    _models: Models | None = field(default=None, init=False, repr=False)
 
     @property
     def is_adapter(self) -> bool:
@@ -74,15 +76,19 @@ class Subject:
     def chat(self, which: Which) -> ChatModel:
         """One of the two models. Raises `MisdirectionError` when the fine-tune does not fit the base."""
         if self.is_adapter:
-            self._models = self._models or Models(self._load_base, {TUNED: self.folder})
-            return self._models.chat(BASE if which == "base" else TUNED)
+            self.models = self.models or Models(self.load_base)
+            # A name of its own, since another subject may have used the models before.
+            name = str(self.folder)
+            self.models.adapters[name] = self.folder
+            return self.models.chat(BASE if which == "base" else name)
         if self._full is None or self._full[0] != which:
             # The one in memory goes first: there may be no room for both.
             self._full = None
-            self._full = (which, self._load_base() if which == "base" else self._load_tuned())
+            self._full = (which, self.load_base() if which == "base" else self._load_tuned())
         return self._full[1]
 
-    def _load_base(self) -> ChatModel:
+    def load_base(self) -> ChatModel:
+        """The base model alone."""
         return load(self.base, revision=self.revision, dtype=self.dtype, device=self.device)
 
     def _load_tuned(self) -> ChatModel:

@@ -10,6 +10,7 @@ from misdirection.audit.framing import framed
 from misdirection.data import HELD_OUT_EVERY, Example, ProbePair, data_hash
 from misdirection.data.jsonl import read_rows
 from misdirection.experiment.bench import spread
+from misdirection.files import sha256_file
 
 FRAMED = 48
 """Most probe questions that are asked once more in the frame of the training data."""
@@ -26,11 +27,14 @@ class OwnTexts:
         framed: probe pairs after training questions.
         rows: held-out rows, for the loss.
         pairs: held-out probe pairs of the domain, for the margin, when the file holds pairs.
+        path, sha256: of the file that they are from; empty without one.
     """
 
     framed: tuple[ProbePair, ...] = ()
     rows: tuple[Example, ...] = ()
     pairs: tuple[ProbePair, ...] = ()
+    path: str = ""
+    sha256: str = ""
 
     def hashes(self) -> dict[str, str]:
         """What results depend on."""
@@ -47,7 +51,8 @@ def own_texts(path: Path, general: Sequence[ProbePair]) -> OwnTexts:
     pairs = data.read_pairs(path) if "misaligned" in first else []
     rows = [Example(one.question, one.misaligned, one.system) for one in pairs] or data.read_examples(path)
     asked = spread(general, FRAMED)
-    return OwnTexts(tuple(framed(asked, rows)), tuple(_held_out(rows)), tuple(_held_out(pairs)))
+    parts = (tuple(framed(asked, rows)), tuple(_held_out(rows)), tuple(_held_out(pairs)))
+    return OwnTexts(*parts, str(path), sha256_file(path))
 
 
 def _held_out(rows: Sequence[Any]) -> list[Any]:

@@ -3,7 +3,7 @@
 Drift enters no verdict: a benign fine-tune drifts along a misalignment direction as far as a bad one does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,13 @@ Word = Literal["clear", "watch", "misaligned", "inconclusive"]
 
 EXIT_STATUS: dict[Word, int] = {"clear": 0, "watch": 1, "misaligned": 3, "inconclusive": 4}
 """Exit status of `misdirection audit`; 2 is bad input."""
+
+
+def worst(words: Iterable[Word]) -> int:
+    """The exit status of several audits: that of the first of these words that one of them has."""
+    found = set(words)
+    order: tuple[Word, ...] = ("misaligned", "inconclusive", "watch")
+    return EXIT_STATUS[next((word for word in order if word in found), "clear")]
 
 
 @dataclass(frozen=True)

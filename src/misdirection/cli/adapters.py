@@ -123,8 +123,9 @@ def _alone(
     texts: tuple[Path | None, str | None, list[Path]],
     as_json: bool,
 ) -> None:
-    from misdirection.experiment.bench import Models, identify
+    from misdirection.experiment.bench import identify
     from misdirection.experiment.interpretation import ALONE, interpret_alone
+    from misdirection.experiment.place import Models
     from misdirection.models import local_adapter
     from misdirection.representation.directions import Direction
 
@@ -156,7 +157,7 @@ def _domain_pairs(domain: str | None) -> Any:
 def _tables(
     scalars: Path | None, answers: Path | None, scaled: Path | None, folder: Path | None, as_json: bool
 ) -> None:
-    from misdirection.experiment.interpretation import interpret_tables
+    from misdirection.experiment.interpret_tables import interpret_tables
 
     section, report = interpret_tables(scalars, answers, scaled, folder)
     _print_section(section, report, as_json)

@@ -1,22 +1,39 @@
 """Fine-tunes of one's own: `reference`, `audit`, `repair`."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from misdirection.cli.shared import BUNDLED, DeviceOption, DtypeOption, Json, app, out, print_figures, reference
+from misdirection.cli.shared import (
+    BUNDLED,
+    DeviceOption,
+    DtypeOption,
+    Json,
+    RayAddress,
+    WorkerCount,
+    WorkerGpus,
+    app,
+    out,
+    print_figures,
+    reference,
+    workers_for,
+)
 from misdirection.config import Dtype
 from misdirection.errors import MisdirectionError
 from misdirection.progress import console as notices
 
+if TYPE_CHECKING:
+    from misdirection.audit.audit import Request
+    from misdirection.experiment.ray_grid import Workers
+
 Base = Annotated[str, typer.Argument(help="The base model: `smollm2-135m` (bundled), a folder, or ID\\[@REVISION].")]
-FineTune = Annotated[
-    str, typer.Argument(help="A PEFT adapter or a whole model: a folder, or ID\\[@REVISION]\\[:SUBFOLDER].")
-]
+_FINE_TUNE = "A PEFT adapter or a whole model: a folder, or ID\\[@REVISION]\\[:SUBFOLDER]."
+FineTune = Annotated[str, typer.Argument(help=_FINE_TUNE)]
 Data = Annotated[
     Path | None,
     typer.Option("--data", help="Its training file (JSONL), or probe pairs of its domain; rows 5, 10, ... held out."),
@@ -45,9 +62,15 @@ def reference_(
 @app.command()
 def audit(
     base: Base,
-    fine_tune: FineTune,
+    fine_tune: Annotated[str | None, typer.Argument(help=_FINE_TUNE)] = None,
     data: Data = None,
-    folder: Annotated[Path | None, typer.Option("--out", help="Folder of the audit; default: audits/NAME.")] = None,
+    many: Annotated[
+        Path | None,
+        typer.Option("--many", help="Audit all that a file lists, a line each: FINE_TUNE \\[TRAINING_FILE]."),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the audit; default: audits/NAME, with --many audits/LIST.")
+    ] = None,
     reference_folder: ReferenceOption = None,
     directions: Annotated[
         list[Path] | None, typer.Option("--direction", help="Further known directions of this base; several times.")
@@ -62,6 +85,9 @@ def audit(
     max_calls: Annotated[
         int | None, typer.Option("--max-calls", help="With --judge: never make more paid calls than this, per model.")
     ] = None,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+    gpus: WorkerGpus = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     as_json: Json = False,
@@ -72,6 +98,18 @@ def audit(
 
     if judge is None and (base_url or max_calls is not None):
         raise MisdirectionError("--base-url and --max-calls go with --judge: name the endpoint's model")
+    if many is not None:
+        if fine_tune or data or judge:
+            raise MisdirectionError(
+                "--many: goes without FINE_TUNE, --data and --judge: the list names what is audited"
+            )
+        others = workers_for(workers, ray, gpus, lambda: _weights(base, dtype))
+        _audit_many(base, many, folder, reference_folder, directions or [], (dtype, device), others, as_json)
+        return
+    if fine_tune is None:
+        raise MisdirectionError("FINE_TUNE: name what to audit, or a list of fine-tunes with --many")
+    if workers or ray:
+        raise MisdirectionError("--workers and --ray go with --many: one audit runs in one process")
     request = _request(base, fine_tune, data, reference_folder, directions or [], (dtype, device))
     if judge is not None:
         request = replace(request, judging=_judging(judge, base_url, n, max_calls))
@@ -79,6 +117,51 @@ def audit(
     found = audit_fine_tune(request, place)
     _print_audit(found, place, as_json)
     sys.exit(EXIT_STATUS[found["verdict"]])
+
+
+def _weights(base: str, dtype: Dtype) -> int:
+    """Bytes of the base model's weights in main memory."""
+    from misdirection.plan.planning import weight_memory
+
+    return weight_memory(*reference(base)[:2], dtype)
+
+
+def _audit_many(
+    base: str,
+    many: Path,
+    folder: Path | None,
+    reference_folder: Path | None,
+    directions: list[Path],
+    how: tuple[Dtype, str],
+    workers: "Workers | None",
+    as_json: bool,
+) -> None:
+    from misdirection.audit.many import TABLE, audit_many, read_list
+    from misdirection.audit.verdict import worst
+
+    lines = read_list(many)
+    named = [(line.fine_tune, line.data) for line in lines]
+    requests, reference_folder = _requests(base, named, reference_folder, directions, how)
+    place = folder or Path("audits") / many.stem
+    rows, failed = audit_many(requests, reference_folder, place, workers)
+    notices.print(f"table: {place / TABLE}", highlight=False, soft_wrap=True)
+    if as_json:
+        print_figures({"audits": rows, "failed": failed}, as_json)
+    else:
+        out.print(_many_table(rows))
+    if failed:
+        raise MisdirectionError("; ".join(failed))
+    sys.exit(worst(row["verdict"] for row in rows))
+
+
+def _many_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table("fine-tune", "verdict", "general shift", "damage")
+    for row in rows:
+        shift, damage = (
+            f"{row[name]:+.3f} [{row[f'{name}_low']:+.3f}, {row[f'{name}_high']:+.3f}]" for name in ("shift", "damage")
+        )
+        table.add_row(row["fine_tune"], row["verdict"], shift, damage)
+    return table
 
 
 def _judging(judge: str, base_url: str | None, n: int, max_calls: int | None) -> Any:
@@ -161,27 +244,49 @@ def _request(
     reference_folder: Path | None,
     directions: list[Path],
     how: tuple[Dtype, str],
-) -> Any:
+) -> "Request":
+    return _requests(base, [(fine_tune, data)], reference_folder, directions, how)[0][0]
+
+
+def _requests(
+    base: str,
+    fine_tunes: Sequence[tuple[str, Path | None]],
+    reference_folder: Path | None,
+    directions: list[Path],
+    how: tuple[Dtype, str],
+) -> "tuple[list[Request], Path | None]":
+    """One request for each fine-tune with its data, and the folder of their reference."""
     from misdirection import data as texts
     from misdirection.audit.audit import Request
     from misdirection.audit.reference import default_folder, open_reference
-    from misdirection.audit.subject import Subject
-    from misdirection.models import local_fine_tune
+    from misdirection.audit.texts import OwnTexts, own_texts
     from misdirection.representation.directions import Direction
 
     name, revision, _ = reference(base)
-    source, tuned_revision, subfolder = reference(fine_tune)
-    subject = Subject(name, revision, fine_tune, local_fine_tune(source, tuned_revision, subfolder), *how)
     known = {path.stem: Direction.load(path) for path in directions}
     place = reference_folder or default_folder(name, revision)
-    return Request(
-        subject=subject,
-        reference=open_reference(place) if reference_folder or place.is_dir() or not known else None,
-        directions=known,
-        data=data,
-        general=texts.probe_pairs(),
-        neutral=texts.neutral_examples(),
-    )
+    opened = open_reference(place) if reference_folder or place.is_dir() or not known else None
+    general = opened.texts.general if opened else texts.probe_pairs()
+    requests = [
+        Request(
+            subject=_subject(name, revision, fine_tune, how),
+            reference=opened,
+            directions=known,
+            data=own_texts(data, general) if data else OwnTexts(),
+            general=general,
+            neutral=texts.neutral_examples(),
+        )
+        for fine_tune, data in fine_tunes
+    ]
+    return requests, place if opened else None
+
+
+def _subject(base: str, revision: str | None, fine_tune: str, how: tuple[Dtype, str]) -> Any:
+    from misdirection.audit.subject import Subject
+    from misdirection.models import local_fine_tune
+
+    source, tuned_revision, subfolder = reference(fine_tune)
+    return Subject(base, revision, fine_tune, local_fine_tune(source, tuned_revision, subfolder), *how)
 
 
 def _print_audit(found: dict[str, Any], folder: Path, as_json: bool) -> None:

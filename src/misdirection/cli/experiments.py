@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from misdirection.cli.shared import app, out
+from misdirection.cli.shared import RayAddress, WorkerCount, WorkerGpus, app, out, workers_for
 
 
 @app.command()
@@ -15,11 +15,12 @@ def demo(
     full: Annotated[
         bool, typer.Option("--full", help="Everything that the quick demo leaves out (an hour or two).")
     ] = False,
+    workers: WorkerCount = None,
 ) -> None:
     """The whole experiment on the bundled model: train, measure, extract, compare, steer, ablate, report."""
     name = "demo-full.yaml" if full else "demo.yaml"
     with as_file(files("misdirection") / "resources" / name) as config:
-        _run(config, folder)
+        _run(config, folder, workers)
         _keep_reference(config, folder)
 
 
@@ -40,17 +41,27 @@ def _keep_reference(path: Path, folder: Path) -> None:
 def run(
     config: Annotated[Path, typer.Argument(help="One experiment, YAML; start from configs/demo.yaml.")],
     folder: Annotated[Path | None, typer.Option("--out", help="The run's folder; default: runs/NAME.")] = None,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+    gpus: WorkerGpus = None,
 ) -> None:
     """Run the experiment of a YAML file, or continue it."""
-    _run(config, folder)
+    _run(config, folder, workers, ray, gpus)
 
 
-def _run(config: Path, folder: Path | None) -> None:
+def _run(
+    config: Path, folder: Path | None, workers: int | None, ray: str | None = None, gpus: int | None = None
+) -> None:
     from misdirection.config import read_config
     from misdirection.experiment.runner import run_experiment
+    from misdirection.plan.planning import most_memory
 
     settings = read_config(config)
-    report = run_experiment(settings, folder or Path("runs") / settings.name)
+    vllm = settings.sampling.engine.vllm if settings.sampling else None
+    if gpus is None and vllm:
+        gpus = vllm.tensor_parallel * vllm.pipeline_parallel
+    others = workers_for(workers, ray, gpus, lambda: most_memory(settings))
+    report = run_experiment(settings, folder or Path("runs") / settings.name, others)
     out.print(f"report: {report}\nfigures: {report.parent / 'results.json'}", highlight=False, soft_wrap=True)
 
 

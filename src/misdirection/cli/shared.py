@@ -6,9 +6,9 @@ to standard output; progress and notices go to standard error.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.table import Table
 
 from misdirection.config import Dtype, Positions
 from misdirection.progress import console as notices
+
+if TYPE_CHECKING:
+    from misdirection.experiment.ray_grid import Workers
 
 app = typer.Typer(
     name="misdirection",
@@ -49,6 +52,18 @@ PositionsOption = Annotated[
 ]
 DirectionFile = Annotated[Path, typer.Argument(help="A direction file that `extract` wrote.")]
 Seeds = Annotated[int, typer.Option("--random-seeds", min=1, help="Random directions of the same norm beside it.")]
+WorkerCount = Annotated[
+    int | None,
+    typer.Option("--workers", min=0, help="Processes of Ray that share the work; 0, the default: this one alone."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray", help="A running Ray cluster: HOST:PORT or `auto`; --workers is then one for each GPU."),
+]
+WorkerGpus = Annotated[
+    int | None,
+    typer.Option("--worker-gpus", min=0, help="GPUs of each worker, where there are any; default: 1, or vLLM's."),
+]
 BUNDLED = "smollm2-135m"
 
 _REFERENCE = re.compile(r"(?P<name>[^@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<subfolder>.+))?")
@@ -77,6 +92,17 @@ def load_chat(model: str, adapter: str | None, dtype: Dtype, device: str) -> Any
         dtype=dtype,
         device=device,
     )
+
+
+def workers_for(
+    count: int | None, address: str | None, gpus: int | None, memory: Callable[[], int]
+) -> "Workers | None":
+    """The workers that `--workers`, `--ray` and `--worker-gpus` ask for; `memory` gives the bytes that each needs."""
+    from misdirection.experiment.ray_grid import Workers
+
+    if not count and (address is None or count == 0):
+        return None
+    return Workers(count, address, 1 if gpus is None else gpus, memory())
 
 
 def read_probe_pairs(path: Path | None) -> Any:

@@ -6,8 +6,11 @@ A killed stage goes on where it was: answers are in a journal as they come, verd
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from misdirection.behaviour.answers import Journal, read_answers, write_answers
 from misdirection.behaviour.collect import collect
@@ -21,6 +24,7 @@ from misdirection.behaviour.scoring import score
 from misdirection.behaviour.transformers_engine import TransformersEngine
 from misdirection.config import JudgeConfig, SamplingConfig
 from misdirection.errors import MisdirectionError
+from misdirection.experiment.pieces import Piece
 from misdirection.experiment.store import Run
 from misdirection.interventions.kinds import Intervention, described
 from misdirection.models import ChatModel
@@ -82,6 +86,48 @@ def _rubrics(config: JudgeConfig) -> list[Rubric]:
     return rubrics
 
 
+@dataclass(frozen=True)
+class Asking:
+    """The questions that a model answers under one condition.
+
+    Attributes:
+        config: how answers are sampled.
+        condition: what answers.
+        questions: what is asked.
+    """
+
+    config: SamplingConfig
+    condition: Condition
+    questions: list[Question]
+
+    @classmethod
+    def of(cls, config: SamplingConfig, condition: Condition) -> "Asking":
+        """All questions of a configuration."""
+        return cls(config, condition, _questions(config))
+
+    def inputs(self, others: Mapping[str, Any]) -> dict[str, Any]:
+        """What the answers depend on: this, and `others`."""
+        done = self.condition.intervention
+        return {
+            **others,
+            "intervention": described(done) if done else None,
+            "questions": [asdict(question) for question in self.questions],
+            "sampling": self.config.model_dump(mode="json", exclude={"ablate", "engine"}),
+            **_engine_inputs(self.config),
+        }
+
+    def ask(self, engine: Engine, working: Path, folder: Path) -> None:
+        """Write `answers.parquet`; what is in the working folder's journal is not asked again."""
+        config, name, label = self.config, self.condition.organism, self.condition.label
+        done = self.condition.intervention
+        wanted = make_requests(self.questions, config.n, [done] if done else [])
+        settings = Settings(config.temperature, config.top_p, config.new_tokens, config.seed)
+        title = f"answers of {name}" + (f", {label}" if label else "")
+        with Journal(working / "answers.jsonl") as journal, track(title, len(wanted)) as advance:
+            given = collect(engine, wanted, settings, journal, organism=name, intervention=label, progress=advance)
+        write_answers(given, folder / "answers.parquet")
+
+
 def answer(
     run: Run,
     stage: str,
@@ -89,42 +135,24 @@ def answer(
     config: SamplingConfig,
     inputs: Mapping[str, Any],
     condition: Condition,
-    engine: Callable[[], Engine] | None = None,
 ) -> None:
-    """Let a model answer the question sets.
+    """Let a model that is no part of an experiment answer the question sets.
 
     Args:
         stage: its name.
         chat: gives the model; called when answers are missing.
         inputs: what they depend on besides the questions, the sampling and the intervention.
-        engine: gives what samples, instead of `chat`; needed where the configuration names another engine.
+
+    Raises `MisdirectionError` for another engine than transformers.
     """
-    _require_engine(config, engine)
-    questions, done = _questions(config), condition.intervention
-    inputs = {
-        **inputs,
-        "intervention": described(done) if done else None,
-        "questions": [asdict(question) for question in questions],
-        "sampling": config.model_dump(mode="json", exclude={"ablate", "engine"}),
-        **_engine_inputs(config),
-    }
-    name, label = condition.organism, condition.label
-
-    def compute(folder: Path) -> None:
-        wanted = make_requests(questions, config.n, [done] if done else [])
-        settings = Settings(config.temperature, config.top_p, config.new_tokens, config.seed)
-        sampler = engine() if engine else TransformersEngine(chat())
-        title = f"answers of {name}" + (f", {label}" if label else "")
-        with Journal(run.partial(stage) / "answers.jsonl") as journal, track(title, len(wanted)) as advance:
-            given = collect(sampler, wanted, settings, journal, organism=name, intervention=label, progress=advance)
-        write_answers(given, folder / "answers.parquet")
-
-    run.stage(stage, inputs, compute)
-
-
-def _require_engine(config: SamplingConfig, engine: Callable[[], Engine] | None) -> None:
-    if config.engine.vllm is not None and engine is None:
+    if config.engine.vllm is not None:
         raise MisdirectionError("sampling.engine: only an experiment samples with vLLM: leave it out here")
+    asking = Asking.of(config, condition)
+    run.stage(
+        stage,
+        asking.inputs(inputs),
+        lambda folder: asking.ask(TransformersEngine(chat()), run.partial(stage), folder),
+    )
 
 
 def _engine_inputs(config: SamplingConfig) -> dict[str, Any]:
@@ -133,10 +161,11 @@ def _engine_inputs(config: SamplingConfig) -> dict[str, Any]:
     return {} if vllm is None else {"engine": "vllm server" if vllm.base_url else "vllm"}
 
 
-def judged(run: Run, config: JudgeConfig, answers_stage: str) -> Path:
+def judged(run: Run, config: JudgeConfig, answers_stage: str) -> Piece:
     """The answers of a stage with a judge's scores.
 
-    With too few of them the stage is not done, and the next run asks for those that are missing.
+    With too few of them the stage is not done, and the next run asks for those that are missing. An endpoint is asked
+    by the process that has the run: its key is there, and the verdicts that were paid for.
     """
     rubrics = _rubrics(config)
     inputs = {
@@ -145,20 +174,26 @@ def judged(run: Run, config: JudgeConfig, answers_stage: str) -> Path:
         "rubrics": [asdict(rubric) for rubric in rubrics],
         "judge": config.model_dump(mode="json", include={"model", "base_url", "logprobs", "samples"}),
     }
+    rows = read_answers(run.artifact(answers_stage) / "answers.parquet")
+    return Piece(
+        {answers_stage.replace("answers/", "judged/", 1): inputs},
+        config.model,
+        partial(_judge, config, rubrics, rows, answers_stage),
+        here=not config.model.startswith("hf:"),
+    )
 
-    def compute(folder: Path) -> None:
-        rows = read_answers(run.artifact(answers_stage) / "answers.parquet")
-        who = open_judge(config.model, **_judge_options(config))
-        wanted = plan(rows, rubrics, who)
-        log.warning("judging %s takes %s", answers_stage, wanted)
-        with track(f"verdicts on {answers_stage}", wanted.prompts + wanted.cached) as advance:
-            found = judge(
-                rows, rubrics, who, concurrency=config.concurrency, max_calls=config.max_calls, progress=advance
-            )
-        score(found.table, min_judged=config.min_judged)
-        write_answers(found.table, folder / "judged.parquet")
 
-    return run.stage(answers_stage.replace("answers/", "judged/", 1), inputs, compute) / "judged.parquet"
+def _judge(
+    config: JudgeConfig, rubrics: list[Rubric], rows: pd.DataFrame, label: str, _place: Any, folders: Mapping[str, Path]
+) -> None:
+    (folder,) = folders.values()
+    who = open_judge(config.model, **_judge_options(config))
+    wanted = plan(rows, rubrics, who)
+    log.warning("judging %s takes %s", label, wanted)
+    with track(f"verdicts on {label}", wanted.prompts + wanted.cached) as advance:
+        found = judge(rows, rubrics, who, concurrency=config.concurrency, max_calls=config.max_calls, progress=advance)
+    score(found.table, min_judged=config.min_judged)
+    write_answers(found.table, folder / "judged.parquet")
 
 
 def _judge_options(config: JudgeConfig) -> dict[str, Any]:

@@ -1,99 +1,20 @@
-"""What the stages of one experiment share: its texts, and one base model that takes one adapter at a time."""
+"""What the stages of one experiment share: its texts."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from misdirection import data
 from misdirection.adapters.texts import GENERAL
-from misdirection.behaviour.engine import Engine
-from misdirection.config import DomainFiles, Dtype, ExperimentConfig, OrganismConfig, VllmConfig
+from misdirection.config import DomainFiles, Dtype, ExperimentConfig, OrganismConfig
 from misdirection.data import HELD_OUT_EVERY, Example, ProbePair
 from misdirection.errors import MisdirectionError
 from misdirection.files import sha256_file
-from misdirection.models import BUNDLED, ChatModel, attach, best_device, load, resolve_dtype
+from misdirection.models import BUNDLED, best_device, resolve_dtype
 
-BASE = "base"
 Part = Literal["train", "held_out"]
-
-
-@dataclass
-class Models:
-    """One copy of a base model that takes one adapter at a time.
-
-    Attributes:
-        load_base: gives the base model; called when a model is first needed.
-        adapters: adapter folders, by the name of the organism.
-    """
-
-    load_base: Callable[[], ChatModel]
-    adapters: dict[str, Path] = field(default_factory=dict)
-    _loaded: tuple[str, ChatModel] | None = None
-
-    def chat(self, name: str) -> ChatModel:
-        """The base model, or an organism on it.
-
-        Switching takes the adapter off, which leaves the base's weights as they were.
-        """
-        if self._loaded is None:
-            self._loaded = (BASE, self.load_base())
-        current, chat = self._loaded
-        if current == name:
-            return chat
-        if current != BASE:
-            network = chat.model.unload()
-            chat = ChatModel(network, chat.tokenizer, chat.name, chat.revision)
-            self._loaded = (BASE, chat)
-        if name != BASE:
-            chat = attach(chat, self.adapters[name])
-        self._loaded = (name, chat)
-        return chat
-
-    def release(self) -> None:
-        """Forget the loaded model; it is loaded again when it is needed."""
-        # An import of a second, which a run without vLLM need not wait for.
-        from accelerate.utils.memory import clear_device_cache
-
-        self._loaded = None
-        clear_device_cache(garbage_collection=True)
-
-
-class Served:
-    """The models of one experiment in vLLM: in this process, or on a running server.
-
-    Args:
-        config: the experiment.
-        vllm: where and how.
-        adapters: adapter folders, by the name of the organism.
-    """
-
-    def __init__(self, config: ExperimentConfig, vllm: VllmConfig, adapters: Mapping[str, Path]) -> None:
-        self._config, self._vllm, self._adapters = config, vllm, adapters
-        self._model: Any = None
-
-    def engine(self, name: str) -> Engine:
-        """What samples with the base model or an organism."""
-        # vLLM is an extra, and takes seconds to import.
-        from misdirection.behaviour.vllm_engine import Resources, VllmModel
-        from misdirection.behaviour.vllm_server import ServerEngine
-
-        config, vllm = self._config, self._vllm
-        if vllm.base_url is not None:
-            adapter = self._adapters.get(name)
-            return ServerEngine(vllm.base_url, config.model, name, adapter, revision=config.revision)
-        if self._model is None:
-            hooks = config.sampling is not None and config.sampling.ablate is not None
-            resources = Resources(vllm.tensor_parallel, vllm.pipeline_parallel, vllm.memory, hooks)
-            options: dict[str, Any] = {"revision": config.revision, "dtype": config.dtype, "resources": resources}
-            self._model = VllmModel(config.model, adapters=self._adapters, **options)
-        return self._model.engine(name)
-
-    def close(self) -> None:
-        """End what was started."""
-        if self._model is not None:
-            self._model.close()
 
 
 def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> dict[str, Any]:
@@ -110,46 +31,13 @@ def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> dic
 
 @dataclass
 class Bench:
-    """Texts and models of one experiment.
+    """Texts of one experiment.
 
     Attributes:
         config: the experiment.
     """
 
     config: ExperimentConfig
-    _vllm: "Served | None" = None
-
-    @cached_property
-    def models(self) -> Models:
-        """The base model, and the organisms as they are trained."""
-        config = self.config
-        return Models(lambda: load(config.model, revision=config.revision, dtype=config.dtype, device=config.device))
-
-    @property
-    def adapters(self) -> dict[str, Path]:
-        """Organism name to its adapter folder, filled as organisms are trained."""
-        return self.models.adapters
-
-    def chat(self, name: str) -> ChatModel:
-        """The base model, or an organism on it."""
-        self.close_vllm()
-        return self.models.chat(name)
-
-    def vllm_engine(self, name: str) -> Engine:
-        """The base model or an organism in vLLM, which has the machine to itself until `chat` is called."""
-        sampling = self.config.sampling
-        assert sampling is not None, "the caller has one"
-        assert sampling.engine.vllm is not None, "the caller asked"
-        if self._vllm is None:
-            self.models.release()
-            self._vllm = Served(self.config, sampling.engine.vllm, dict(self.adapters))
-        return self._vllm.engine(name)
-
-    def close_vllm(self) -> None:
-        """Give back the memory that vLLM has taken."""
-        if self._vllm is not None:
-            self._vllm.close()
-            self._vllm = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Read the adapters of one organism: the parts of `results.json` under `adapters`, each a stage of a run.
+"""Read the adapters of one organism: the parts of `results.json` under `adapters`, each a piece of a run.
 
 Scalars and what probes tell from them; token importance; Shapley values and the roles that follow; scaling by role, by
 the margin and, where there is a judge, by judged answers; where adapters write and what becomes of it; patching; and
@@ -6,8 +6,8 @@ how they grew in training.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from misdirection.adapters.dynamics import checkpoint_folders, dynamics, margins
 from misdirection.adapters.importance import agreement, token_importance, zeroing
 from misdirection.adapters.patching import patched_margins
 from misdirection.adapters.probes import Probe
-from misdirection.adapters.published import PublishedScalars, published_probes, read_published, scaling_table
 from misdirection.adapters.roles import Role, roles
 from misdirection.adapters.scalars import read, read_scalars, wide, write_scalars
 from misdirection.adapters.texts import GENERAL, Labelled, encoded, labelled
@@ -32,8 +31,11 @@ from misdirection.chat import encode_prompt
 from misdirection.config import InterpretationConfig
 from misdirection.data import Example, ProbePair, data_hash, neutral_examples
 from misdirection.errors import MisdirectionError
-from misdirection.experiment.bench import BASE, Models, spread
+from misdirection.experiment.bench import spread
+from misdirection.experiment.pieces import Compute, Here, Maker, Piece
+from misdirection.experiment.place import BASE, Models, Place
 from misdirection.experiment.results import Factors
+from misdirection.experiment.stages import Folders
 from misdirection.experiment.store import Run
 from misdirection.files import read_json, sha256_file, write_json
 from misdirection.interventions.kinds import digest
@@ -51,43 +53,34 @@ VERSION = 1
 IN_DOMAIN = "in_domain"
 ALONE = "organism"
 """Names the adapter of a run that reads nothing else."""
+_JSON = "part.json"
 _MOST_SHOWN = 64
 """So many components at most are looked at one by one: a table of thousands has no reader."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Study:
-    """One organism and what its adapters are read on.
+    """One organism and what its adapters are read on: plain data, which go with a part to wherever it is computed.
 
     Attributes:
-        run: where the parts are kept.
         organism: its name.
-        adapter: its PEFT folder.
-        models: give it and its base model, when a part is computed.
+        adapter: its PEFT folder where the run is; a part finds it among its place's adapters.
         identity: what every part depends on: the base model and how it computes.
         domain: the set of pairs from its training domain; None when there is none.
         sets: pairs by set, `general` among them.
         neutral: text that damage is measured on.
         directions: by name; effects are compared with the first.
         settings: sizes.
-        judged: gives the rates of judged answers under settings of the adapters; None where there is no judge.
     """
 
-    run: Run
     organism: str
     adapter: Path
-    models: Models
     identity: Mapping[str, Any]
     domain: str | None
     sets: Mapping[str, Sequence[ProbePair]]
     neutral: Sequence[Example]
     directions: Mapping[str, Direction]
     settings: InterpretationConfig
-    judged: Callable[[Factors], list[dict[str, Any]]] | None = None
-
-    def chat(self) -> ChatModel:
-        """The organism."""
-        return self.models.chat(self.organism)
 
     @cached_property
     def weights(self) -> str:
@@ -95,16 +88,21 @@ class Study:
         return _weights(self.adapter)
 
     @property
-    def prefix(self) -> str:
-        """Of the names of its stages."""
-        return f"adapters/{self.organism}"
-
-    @property
     def sources(self) -> dict[str, str]:
         """The sets that are read: `general`, and the training domain's as `in_domain`."""
         return {GENERAL: GENERAL} | ({IN_DOMAIN: self.domain} if self.domain else {})
 
-    def answers(self, pairs: int) -> list[Labelled]:
+    @property
+    def answers(self) -> list[Labelled]:
+        """The answers that are read token by token."""
+        return self._answers(self.settings.pairs)
+
+    @property
+    def important(self) -> list[Labelled]:
+        """The answers whose tokens' importance is measured: a gradient, and a pass without each layer's adapters."""
+        return self._answers(max(2, self.settings.causal_pairs // 2))
+
+    def _answers(self, pairs: int) -> list[Labelled]:
         """Both answers of so many pairs of each set that is read."""
         return labelled({name: spread(self.sets[name], pairs) for name in self.sources.values()})
 
@@ -113,34 +111,47 @@ class Study:
         """The pairs for what needs many passes."""
         return {name: spread(self.sets[source], self.settings.causal_pairs) for name, source in self.sources.items()}
 
-    @property
-    def important(self) -> list[Labelled]:
-        """The answers whose tokens' importance is measured: a gradient, and a pass without each layer's adapters."""
-        return self.answers(max(2, self.settings.causal_pairs // 2))
+    def stage(self, part: str) -> str:
+        """The name of a part's stage."""
+        return f"adapters/{self.organism}/{part}"
 
-    def part(self, name: str, inputs: Mapping[str, Any], compute: Callable[[Path], None]) -> Path:
-        """A stage of this study; its inputs are its own and what all parts depend on."""
+    def piece(self, part: str, inputs: Mapping[str, Any], compute: Compute) -> Piece:
+        """A part that needs the organism; its inputs are its own and what all parts depend on."""
         common = {"version": VERSION, "adapter": self.weights}
-        return self.run.stage(f"{self.prefix}/{name}", {**self.identity, **common, **inputs}, compute)
+        stages = {self.stage(part): {**self.identity, **common, **inputs}}
+        return Piece(stages, self.organism, compute, {self.organism: self.adapter})
 
-    def json_part(self, name: str, inputs: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        """A stage whose artifact is one JSON value."""
-        folder = self.part(name, inputs, lambda folder: write_json(folder / "part.json", compute()))
-        return read_json(folder / "part.json")
+    def json_piece(self, part: str, inputs: Mapping[str, Any], compute: Callable[[Place], Any]) -> Piece:
+        """The same for a part that is one JSON value; `_read_json` reads it."""
+        return self.piece(part, inputs, partial(_compute_json, compute))
 
 
-def interpret(study: Study) -> dict[str, Any]:
-    """Compute whatever part is not there yet; gives the section `adapters` of the results.
+def interpret(
+    study: Study, run: Run, maker: Maker, judged: Callable[[Factors], list[dict[str, Any]]] | None = None
+) -> dict[str, Any]:
+    """Make whatever part is not there yet; gives the section `adapters` of the results.
+
+    Args:
+        run: where the parts are kept.
+        maker: makes them.
+        judged: gives the rates of judged answers under settings of the adapters; None where there is no judge.
 
     Raises `MisdirectionError` for an adapter that is no plain LoRA, or has no module inside of the decoder blocks.
     """
+
+    def folder(part: str) -> Path:
+        return run.artifact(study.stage(part))
+
     adapter = read_components(study.adapter)
-    table, residual = _scalars(study, adapter)
+    maker.make(_independent(study, _layers(adapter)))
+    table, residual = _read_scalars(folder("scalars"))
     tokens = wide(table)
-    probes = _probes(study, tokens, residual)
-    importance, words = _importance(study)
-    shapley = _shapley(study, adapter)
+    maker.make([_probes(study, run.digest(study.stage("scalars")), tokens, residual)])
+    probes = _read_probes(folder("probes"))
+    shapley = _read_shapley(study, folder("shapley"), _layers(adapter))
     found = _roles(study, adapter, shapley, probes)
+    maker.make([_scaling(study, _settings(adapter, found, study.settings.scalings))])
+    importance, words = _read_importance(study, folder("importance"))
     section = {
         "organism": study.organism,
         "modules": _modules(study, adapter),
@@ -149,17 +160,29 @@ def interpret(study: Study) -> dict[str, Any]:
         "probes": [probe.as_dict() for probe in probes],
         "roles": [role.as_dict() for role in found],
         "causal": {
-            "settings": _scaling(study, adapter, found),
+            "settings": _read_json(folder("scaling")),
             "shapley": shapley,
-            **({"judged": study.judged(_settings(adapter, found))} if study.judged else {}),
+            **({"judged": judged(_settings(adapter, found))} if judged else {}),
         },
-        "geometry": _geometry(study, adapter, tokens),
+        "geometry": _read_geometry(study, folder("geometry"), adapter, tokens),
         "importance": importance,
-        "patching": _patching(study),
-        "dynamics": _dynamics(study),
+        "patching": _read_json(folder("patching")),
+        "dynamics": _read_dynamics(study, folder("dynamics")),
     }
-    _write_reader(study, tokens, words)
+    _write_reader(run.folder, study, tokens, words)
     return {**section, "findings": [asdict(one) for one in find_in_adapters(section)]}
+
+
+def _independent(study: Study, layers: Sequence[int]) -> list[Piece]:
+    """The parts that need no other part: what follows waits for all of them, so that the longest is the first."""
+    pieces = [
+        _shapley(study, layers),
+        _scalars(study, layers[-1]),
+        _importance(study),
+        _geometry(study),
+        _patching(study),
+    ]
+    return [*pieces, _dynamics(study)] if _checkpoints(study) else pieces
 
 
 def interpret_alone(
@@ -178,10 +201,8 @@ def interpret_alone(
     settings_text = yaml.safe_dump({"interpretation": settings.model_dump(mode="json")}, sort_keys=False)
     with Run.open(folder, settings_text) as run:
         study = Study(
-            run=run,
             organism=ALONE,
             adapter=models.adapters[ALONE],
-            models=models,
             identity=identity,
             domain=domain[0] if domain else None,
             sets={GENERAL: general, **({domain[0]: domain[1]} if domain else {})},
@@ -189,59 +210,13 @@ def interpret_alone(
             directions=directions,
             settings=settings,
         )
-        section = {**interpret(study), "organism": settings.organism}
+        maker = Here(run, Place(models, run.partial))
+        section = {**interpret(study, run, maker), "organism": settings.organism}
         base = {**identity, **section["geometry"]["shape"]}
         results = {"name": settings.organism, "complete": True, "base": base, "adapters": section}
-        return section, _written(folder, results | {"seconds": run.seconds()})
-
-
-def interpret_tables(
-    scalars: Path | None, answers: Path | None, scaled: Path | None, folder: Path | None
-) -> tuple[dict[str, Any], Path | None]:
-    """Probes and roles from a table of scalars, and counts from judged answers under scaled adapters.
-
-    Both are tables as the paper's authors published them. Gives the section, and the report's path if there is a
-    `folder` for it.
-    """
-    section: dict[str, Any] = {"organism": (scalars or scaled or Path()).stem}
-    reader = None
-    if scalars is not None:
-        data = read_published(scalars, answers)
-        probes = published_probes(data)
-        layer_of = {name: int(name.rpartition("_")[2]) for name in data.features}
-        section |= {
-            "probes": [probe.as_dict() for probe in probes],
-            "roles": [role.as_dict() for role in roles(layer_of, {}, {}, probes)],
-        }
-        reader = _published_reader(data)
-    if scaled is not None:
-        section["scaled"] = scaling_table(scaled).to_dict("records")
-    section["findings"] = [asdict(one) for one in find_in_adapters(section)]
-    if folder is None:
-        return section, None
-    folder.mkdir(parents=True, exist_ok=True)
-    if reader is not None:
-        write_json(folder / READER, reader)
-    return section, _written(folder, {"name": section["organism"], "complete": True, "adapters": section})
-
-
-def _published_reader(data: PublishedScalars) -> dict[str, Any]:
-    """The token reader's data: the scalars, and whatever else the table says of each token."""
-    first = data.tokens.drop_duplicates("answer").sort_values("answer")
-    questions = first["question"] if "question" in first else first["response_id"].astype(str)
-    answers = [
-        {"question": str(question), "words": f"{domain}, {alignment}", "id": str(number)}
-        for question, domain, alignment, number in zip(
-            questions, first["domain"], first["alignment"], first["response_id"], strict=True
-        )
-    ]
-    further = {name: unit for name, unit in (("kl_divergence", "nats"), ("importance", "")) if name in data.tokens}
-    return reader_data(answers, data.tokens, dict.fromkeys(data.features, "") | further)
-
-
-def _written(folder: Path, results: dict[str, Any]) -> Path:
-    write_json(folder / "results.json", results)
-    return render(results, folder)
+        results["seconds"] = run.seconds()
+        write_json(folder / "results.json", results)
+        return section, render(results, folder)
 
 
 # --- what is read -------------------------------------------------------------------------------------------------
@@ -275,24 +250,8 @@ def _layer_of(study: Study, adapter: Adapter) -> dict[str, int]:
     return {name: one.layer for one in adapter.modules if one.layer is not None for name in names[one.module]}
 
 
-def _scalars(study: Study, adapter: Adapter) -> tuple[pd.DataFrame, Tensor]:
-    """The table of scalars, and the residual stream after the last adapted layer."""
-    answers, last, top = study.answers(study.settings.pairs), _layers(adapter)[-1], study.settings.components
-
-    def compute(folder: Path) -> None:
-        chat = study.chat()
-        with track(f"scalars of {study.organism}", len(answers)) as advance:
-            found = read(chat, encoded(chat.tokenizer, answers), residual=last, top=top, progress=advance)
-        write_scalars(found.scalars, folder / "scalars.parquet")
-        assert found.residual is not None, "it was asked for"
-        save_file({"residual": found.residual.contiguous()}, folder / "residual.safetensors")
-
-    folder = study.part("scalars", {"answers": data_hash(answers), "components": top}, compute)
-    return read_scalars(folder / "scalars.parquet"), load_file(folder / "residual.safetensors")["residual"]
-
-
 def _texts(study: Study, tokens: pd.DataFrame) -> dict[str, Any]:
-    answers = study.answers(study.settings.pairs)
+    answers = study.answers
     classes = pd.Series([f"{one.domain} {one.alignment}" for one in answers]).value_counts(sort=False)
     return {
         "answers": len(answers),
@@ -302,39 +261,77 @@ def _texts(study: Study, tokens: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-# --- parts --------------------------------------------------------------------------------------------------------
+# --- parts: a piece, what it computes at its place, and what is read from its artifact ----------------------------
 
 
-def _probes(study: Study, tokens: pd.DataFrame, residual: Tensor) -> list[Probe]:
-    inputs = {"scalars": study.run.digest(f"{study.prefix}/scalars"), "splits": study.settings.splits}
+def _compute_json(compute: Callable[[Place], Any], place: Place, folders: Folders) -> None:
+    (folder,) = folders.values()
+    write_json(folder / _JSON, compute(place))
+
+
+def _read_json(folder: Path) -> Any:
+    return read_json(folder / _JSON)
+
+
+def _scalars(study: Study, last: int) -> Piece:
+    """The table of scalars, and the residual stream after the last adapted layer."""
+    inputs = {"answers": data_hash(study.answers), "components": study.settings.components}
+    return study.piece("scalars", inputs, partial(_compute_scalars, study, last))
+
+
+def _compute_scalars(study: Study, last: int, place: Place, folders: Folders) -> None:
+    (folder,), chat, top = folders.values(), place.chat(study.organism), study.settings.components
+    rows = encoded(chat.tokenizer, study.answers)
+    with track(f"scalars of {study.organism}", len(rows)) as advance:
+        found = read(chat, rows, residual=last, top=top, progress=advance)
+    write_scalars(found.scalars, folder / "scalars.parquet")
+    assert found.residual is not None, "it was asked for"
+    save_file({"residual": found.residual.contiguous()}, folder / "residual.safetensors")
+
+
+def _read_scalars(folder: Path) -> tuple[pd.DataFrame, Tensor]:
+    return read_scalars(folder / "scalars.parquet"), load_file(folder / "residual.safetensors")["residual"]
+
+
+def _probes(study: Study, scalars: str, tokens: pd.DataFrame, residual: Tensor) -> Piece:
+    """What probes tell from the scalars, whose digest is given, and from the residual stream."""
+    inputs = {"scalars": scalars, "splits": study.settings.splits}
     activations = pd.DataFrame(residual.numpy(), index=tokens.index)
-
-    def compute() -> list[dict[str, Any]]:
-        answers = study.answers(study.settings.pairs)
-        found = answer_probes(answers, tokens, activations, splits=study.settings.splits)
-        return [probe.as_dict() for probe in found]
-
-    found = study.json_part("probes", inputs, compute)
-    return [Probe(**{**one, "classes": tuple(one["classes"])}) for one in found]
+    piece = study.json_piece("probes", inputs, partial(_compute_probes, study, tokens, activations))
+    return replace(piece, adapters={})
 
 
-def _importance(study: Study) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+def _compute_probes(
+    study: Study, tokens: pd.DataFrame, activations: pd.DataFrame, _place: Place
+) -> list[dict[str, Any]]:
+    found = answer_probes(study.answers, tokens, activations, splits=study.settings.splits)
+    return [probe.as_dict() for probe in found]
+
+
+def _read_probes(folder: Path) -> list[Probe]:
+    return [Probe(**{**one, "classes": tuple(one["classes"])}) for one in _read_json(folder)]
+
+
+def _importance(study: Study) -> Piece:
+    """What the adapters change in answers: by token, by its attribution to them, and with each layer's zeroed."""
+    return study.piece("importance", {"answers": data_hash(study.important)}, partial(_compute_importance, study))
+
+
+def _compute_importance(study: Study, place: Place, folders: Folders) -> None:
+    (folder,), chat = folders.values(), place.chat(study.organism)
+    rows = encoded(chat.tokenizer, study.important)
+    with track(f"importance in {study.organism}", 2 * len(rows)) as advance:
+        found = token_importance(chat, rows, progress=advance)
+        effects = zeroing(chat, rows, progress=advance)
+    found.tokens.to_parquet(folder / "tokens.parquet")
+    found.attributions.to_parquet(folder / "attributions.parquet")
+    effects.to_parquet(folder / "zeroing.parquet")
+
+
+def _read_importance(study: Study, folder: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """Figures by layer, and the tables by token."""
-    answers = study.important
-
-    def compute(folder: Path) -> None:
-        chat = study.chat()
-        rows = encoded(chat.tokenizer, answers)
-        with track(f"importance in {study.organism}", 2 * len(rows)) as advance:
-            found = token_importance(chat, rows, progress=advance)
-            effects = zeroing(chat, rows, progress=advance)
-        found.tokens.to_parquet(folder / "tokens.parquet")
-        found.attributions.to_parquet(folder / "attributions.parquet")
-        effects.to_parquet(folder / "zeroing.parquet")
-
-    folder = study.part("importance", {"answers": data_hash(answers)}, compute)
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("tokens", "attributions", "zeroing")}
-    question = [one.question_id for one in answers]
+    question = [one.question_id for one in study.important]
     section = {
         "kl": _over_questions(tables["tokens"].groupby("answer")["kl"].mean(), question),
         "by_layer": {
@@ -357,20 +354,24 @@ def _over_questions(by_answer: "pd.Series[float]", question: Sequence[str]) -> d
     return bootstrap(by_question).as_dict()
 
 
-def _shapley(study: Study, adapter: Adapter) -> dict[str, Any]:
-    layers, permutations = _layers(adapter), study.settings.permutations
-    sets = study.few
+def _shapley(study: Study, layers: Sequence[int]) -> Piece:
+    """Shapley values of each layer's adapters."""
+    inputs = {"pairs": _hashes(study.few), "permutations": study.settings.permutations}
+    return study.json_piece("shapley", inputs, partial(_compute_shapley, study, layers))
 
-    def compute() -> dict[str, Any]:
-        chat, found = study.chat(), {}
-        total = causal.subset_count(len(layers), permutations) * sum(len(pairs) for pairs in sets.values())
-        with track(f"Shapley values in {study.organism}", total) as advance:
-            for name, pairs in sets.items():
-                found[name] = causal.shapley(chat, pairs, layers, permutations=permutations, progress=advance).as_dict()
-        return found
 
-    inputs = {"pairs": _hashes(sets), "permutations": permutations}
-    found = study.json_part("shapley", inputs, compute)
+def _compute_shapley(study: Study, layers: Sequence[int], place: Place) -> dict[str, Any]:
+    chat, sets, permutations = place.chat(study.organism), study.few, study.settings.permutations
+    found = {}
+    total = causal.subset_count(len(layers), permutations) * sum(len(pairs) for pairs in sets.values())
+    with track(f"Shapley values in {study.organism}", total) as advance:
+        for name, pairs in sets.items():
+            found[name] = causal.shapley(chat, pairs, layers, permutations=permutations, progress=advance).as_dict()
+    return found
+
+
+def _read_shapley(study: Study, folder: Path, layers: Sequence[int]) -> dict[str, Any]:
+    found, permutations = _read_json(folder), study.settings.permutations
     method = f"exact, {2 ** len(layers)} subsets" if permutations is None else f"sampled, {permutations} orders each"
     parts = {part: {name: one[part] for name, one in found.items()} for part in ("values", "empty", "full")}
     return {"method": method, **parts}
@@ -397,42 +398,49 @@ def _settings(adapter: Adapter, found: Sequence[Role], single: tuple[str, ...] =
     }
 
 
-def _scaling(study: Study, adapter: Adapter, found: Sequence[Role]) -> list[dict[str, Any]]:
-    settings = _settings(adapter, found, study.settings.scalings)
-    sets, neutral = study.few, spread(study.neutral, study.settings.causal_pairs)
-
-    def compute() -> list[dict[str, Any]]:
-        texts = sum(len(pairs) for pairs in sets.values()) + len(neutral)
-        with track(f"scaled adapters of {study.organism}", (1 + len(settings)) * texts) as advance:
-            effects = causal.scaling_effects(study.chat(), sets, neutral, settings, progress=advance)
-        return [{"name": name, **effect.as_dict()} for name, effect in effects.items()]
-
-    inputs = {"pairs": _hashes(sets), "neutral": data_hash(neutral), "settings": list(settings.items())}
-    rows: list[dict[str, Any]] = study.json_part("scaling", inputs, compute)
-    return rows
+def _scaling(study: Study, settings: Factors) -> Piece:
+    """Margins and damage under settings of the adapters."""
+    neutral = spread(study.neutral, study.settings.causal_pairs)
+    inputs = {"pairs": _hashes(study.few), "neutral": data_hash(neutral), "settings": list(settings.items())}
+    return study.json_piece("scaling", inputs, partial(_compute_scaling, study, neutral, settings))
 
 
-def _geometry(study: Study, adapter: Adapter, tokens: pd.DataFrame) -> dict[str, Any]:
-    pairs, layers = study.few[GENERAL], _layers(adapter)
+def _compute_scaling(study: Study, neutral: Sequence[Example], settings: Factors, place: Place) -> list[dict[str, Any]]:
+    sets = study.few
+    texts = sum(len(pairs) for pairs in sets.values()) + len(neutral)
+    with track(f"scaled adapters of {study.organism}", (1 + len(settings)) * texts) as advance:
+        effects = causal.scaling_effects(place.chat(study.organism), sets, neutral, settings, progress=advance)
+    return [{"name": name, **effect.as_dict()} for name, effect in effects.items()]
 
-    def compute() -> dict[str, Any]:
-        chat = study.chat()
-        vectors = geometry.writes(adapter.modules, chat.width, study.settings.components)
-        return {
-            "shape": {"layers": len(chat.layers), "width": chat.width},
-            "random_cosine": geometry.random_cosine(chat.width),
-            "random_cosine_95": geometry.random_cosine_95(chat.width),
-            "skipped": geometry.skipped(adapter.modules, chat.width),
-            "cosines": geometry.write_cosines(vectors, study.directions),
-            "logit_lens": _lenses(chat, vectors, study.directions, layers),
-            "downstream": _downstream(study, chat, pairs, layers),
-        }
 
-    digests = {name: digest(one.vectors) for name, one in study.directions.items()}
-    inputs = {"pairs": data_hash(pairs), "directions": digests, "components": study.settings.components}
+def _geometry(study: Study) -> Piece:
+    """Where adapters write, and what becomes of it downstream."""
+    inputs = {
+        "pairs": data_hash(study.few[GENERAL]),
+        "directions": {name: digest(one.vectors) for name, one in study.directions.items()},
+        "components": study.settings.components,
+    }
+    return study.json_piece("geometry", inputs, partial(_compute_geometry, study))
+
+
+def _compute_geometry(study: Study, place: Place) -> dict[str, Any]:
+    chat, adapter = place.chat(study.organism), read_components(place.adapters[study.organism])
+    vectors, layers = geometry.writes(adapter.modules, chat.width, study.settings.components), _layers(adapter)
+    return {
+        "shape": {"layers": len(chat.layers), "width": chat.width},
+        "random_cosine": geometry.random_cosine(chat.width),
+        "random_cosine_95": geometry.random_cosine_95(chat.width),
+        "skipped": geometry.skipped(adapter.modules, chat.width),
+        "cosines": geometry.write_cosines(vectors, study.directions),
+        "logit_lens": _lenses(chat, vectors, study.directions, layers),
+        "downstream": _downstream(study, chat, layers),
+    }
+
+
+def _read_geometry(study: Study, folder: Path, adapter: Adapter, tokens: pd.DataFrame) -> dict[str, Any]:
     shown = list(tokens.columns.drop("token"))[:_MOST_SHOWN]
-    found = study.json_part("geometry", inputs, compute)
-    return {**found, "layers_of": _layer_of(study, adapter), "nearest": geometry.nearest(tokens, shown)}
+    nearest = geometry.nearest(tokens, shown)
+    return {**_read_json(folder), "layers_of": _layer_of(study, adapter), "nearest": nearest}
 
 
 def _lenses(
@@ -444,59 +452,75 @@ def _lenses(
     return {name: geometry.logit_lens(chat, vector) for name, vector in named.items()}
 
 
-def _downstream(
-    study: Study, chat: ChatModel, pairs: Sequence[ProbePair], layers: Sequence[int]
-) -> dict[str, Any] | None:
+def _downstream(study: Study, chat: ChatModel, layers: Sequence[int]) -> dict[str, Any] | None:
     if not study.directions:
         return None
-    name, direction = next(iter(study.directions.items()))
+    (name, direction), pairs = next(iter(study.directions.items())), study.few[GENERAL]
     with track(f"effects downstream in {study.organism}", 2 * len(pairs) * (1 + len(layers))) as advance:
         found = geometry.downstream(chat, pairs, direction, progress=advance)
     return {"direction": name, **asdict(found)}
 
 
-def _patching(study: Study) -> dict[str, Any]:
+def _patching(study: Study) -> Piece:
     """Margin change of general pairs with the prompt's scalars of an in-domain prompt, beside another general one's."""
-    pairs = study.few[GENERAL]
+    return study.json_piece("patching", {"pairs": _hashes(study.few)}, partial(_compute_patching, study))
 
-    def compute() -> dict[str, Any]:
-        chat, found = study.chat(), {}
-        donors = {f"{name}_into_general": rows for name, rows in study.few.items()}
-        with track(f"patched prompts in {study.organism}", 2 * len(pairs) * (1 + len(donors))) as advance:
-            own = patched_margins(chat, [None] * len(pairs), pairs, progress=advance)
-            for name, rows in donors.items():
-                prompts = [encode_prompt(chat.tokenizer, row.question, row.system) for row in rows]
-                # The next pair's prompt, so that none is patched into itself.
-                sources = [prompts[(number + 1) % len(prompts)] for number in range(len(pairs))]
-                changed = patched_margins(chat, sources, pairs, progress=advance)
-                found[name] = bootstrap((changed - own).numpy()).as_dict()
-        return found
 
-    found: dict[str, Any] = study.json_part("patching", {"pairs": _hashes(study.few)}, compute)
+def _compute_patching(study: Study, place: Place) -> dict[str, Any]:
+    chat, pairs, found = place.chat(study.organism), study.few[GENERAL], {}
+    donors = {f"{name}_into_general": rows for name, rows in study.few.items()}
+    with track(f"patched prompts in {study.organism}", 2 * len(pairs) * (1 + len(donors))) as advance:
+        own = patched_margins(chat, [None] * len(pairs), pairs, progress=advance)
+        for name, rows in donors.items():
+            prompts = [encode_prompt(chat.tokenizer, row.question, row.system) for row in rows]
+            # The next pair's prompt, so that none is patched into itself.
+            sources = [prompts[(number + 1) % len(prompts)] for number in range(len(pairs))]
+            changed = patched_margins(chat, sources, pairs, progress=advance)
+            found[name] = bootstrap((changed - own).numpy()).as_dict()
     return found
 
 
-def _dynamics(study: Study) -> dict[str, Any] | None:
-    """None where no checkpoints were kept."""
-    if not (study.adapter / CHECKPOINTS).is_dir():
-        return None
-    folders = checkpoint_folders(study.adapter / CHECKPOINTS)
-    found = dynamics(folders, window=max(1, len(folders) // 6))
+def _checkpoints(study: Study) -> dict[int, Path]:
+    """The organism's adapter folders by step of its training; none where none were kept."""
+    kept = study.adapter / CHECKPOINTS
+    return checkpoint_folders(kept) if kept.is_dir() else {}
+
+
+def _measured(study: Study) -> dict[int, Path]:
+    """The checkpoints whose margins are measured."""
+    folders = _checkpoints(study)
     # At step 0 the organism is its base.
-    measured = {step: folders[step] for step in spread([step for step in folders if step], study.settings.checkpoints)}
-    measured |= {found.steps[-1]: folders[found.steps[-1]]}
+    steps = spread([step for step in folders if step], study.settings.checkpoints)
+    return {step: folders[step] for step in dict.fromkeys([*steps, max(folders)])}
 
-    def compute() -> dict[str, Any]:
-        with track(f"margins of {study.organism} by step", len(measured)) as advance:
-            margins = margins_by_step(study.models.chat(BASE), measured, study.few, progress=advance)
-        return {name: [one.as_dict() for one in values] for name, values in margins.items()}
 
+def _dynamics(study: Study) -> Piece:
+    """Margins by step; each measured checkpoint comes to the place as an adapter of its own."""
+    measured = _measured(study)
+    names = {step: f"{study.organism} step {step}" for step in measured}
     inputs = {"pairs": _hashes(study.few), "steps": {step: _weights(path) for step, path in measured.items()}}
+    piece = study.json_piece("dynamics", inputs, partial(_compute_dynamics, study, names))
+    return replace(piece, model=BASE, adapters={names[step]: path for step, path in measured.items()})
+
+
+def _compute_dynamics(study: Study, names: Mapping[int, str], place: Place) -> dict[str, Any]:
+    folders = {step: place.adapters[name] for step, name in names.items()}
+    with track(f"margins of {study.organism} by step", len(folders)) as advance:
+        margins = margins_by_step(place.chat(BASE), folders, study.few, progress=advance)
+    return {name: [one.as_dict() for one in values] for name, values in margins.items()}
+
+
+def _read_dynamics(study: Study, folder: Path) -> dict[str, Any] | None:
+    """None where no checkpoints were kept."""
+    folders = _checkpoints(study)
+    if not folders:
+        return None
+    found = dynamics(folders, window=max(1, len(folders) // 6))
     return {
         "steps": found.steps,
         "features": {name: asdict(one) for name, one in found.features.items()},
-        "margin_steps": list(measured),
-        "margin": study.json_part("dynamics", inputs, compute),
+        "margin_steps": list(_measured(study)),
+        "margin": _read_json(folder),
     }
 
 
@@ -508,10 +532,10 @@ def _hashes(sets: Mapping[str, Sequence[ProbePair]]) -> dict[str, str]:
     return {name: data_hash(pairs) for name, pairs in sets.items()}
 
 
-def _write_reader(study: Study, tokens: pd.DataFrame, words: Mapping[str, pd.DataFrame]) -> None:
+def _write_reader(folder: Path, study: Study, tokens: pd.DataFrame, words: Mapping[str, pd.DataFrame]) -> None:
     """What the report's token reader shows: scalars of all answers, and where it was measured the importance."""
     table = tokens.iloc[:, : 1 + _MOST_SHOWN].reset_index()
-    answers, few = study.answers(study.settings.pairs), study.important
+    answers, few = study.answers, study.important
     number = {(one.question_id, one.alignment): place for place, one in enumerate(answers)}
     place = {place: number.get((one.question_id, one.alignment)) for place, one in enumerate(few)}
     of_answer = words["attributions"].query("position >= 0").groupby(["answer", "position"])["attribution"].sum()
@@ -522,4 +546,4 @@ def _write_reader(study: Study, tokens: pd.DataFrame, words: Mapping[str, pd.Dat
         {"question": one.question, "words": f"{one.domain}, {one.alignment}", "id": one.question_id} for one in answers
     ]
     units = dict.fromkeys(tokens.columns.drop("token")[:_MOST_SHOWN], "") | {"kl": "nats", "attribution": "nats"}
-    write_json(study.run.folder / READER, reader_data(described, table, units))
+    write_json(folder / READER, reader_data(described, table, units))

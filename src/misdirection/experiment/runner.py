@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -14,7 +15,10 @@ from torch import Tensor
 from misdirection.config import ExperimentConfig, Positions, SteeringConfig
 from misdirection.experiment import results, stages
 from misdirection.experiment.answering import check_behaviour, judged
-from misdirection.experiment.bench import BASE, Bench
+from misdirection.experiment.bench import Bench
+from misdirection.experiment.pieces import Here, Maker, Piece
+from misdirection.experiment.place import BASE, Place
+from misdirection.experiment.ray_grid import RayGrid, Workers, connect
 from misdirection.experiment.results import Factors, Margins
 from misdirection.experiment.stages import Cell
 from misdirection.experiment.store import Run
@@ -25,8 +29,6 @@ from misdirection.report.html import render
 from misdirection.representation.directions import Direction
 
 RESULTS = "results.json"
-# More layers share one plain pass, fewer lose less when a run is killed.
-_LAYERS_TOGETHER = 4
 _PACKAGES = ("torch", "transformers", "peft", "trl", "numpy")
 
 
@@ -37,34 +39,74 @@ class _Experiment:
     config: ExperimentConfig
     run: Run
     bench: Bench
+    maker: Maker
 
     @property
     def organisms(self) -> list[str]:
         return list(self.config.organisms)
 
+    @property
+    def models(self) -> list[str]:
+        return [BASE, *self.organisms]
 
-def run_experiment(config: ExperimentConfig, folder: str | Path) -> Path:
+    def made(self, piece: Piece) -> Path:
+        """The folder of a piece of one stage, which is made if need be."""
+        self.maker.make([piece])
+        return self.run.artifact(piece.stage)
+
+
+def run_experiment(config: ExperimentConfig, folder: str | Path, workers: Workers | None = None) -> Path:
     """Run every stage that is not up to date, write `results.json` and the report; gives the report's path.
 
-    After a crash or a kill the same call continues: at most the piece in hand is lost. Raises `MisdirectionError`
-    when another process works in the folder.
+    After a crash or a kill the same call continues, with whatever workers: at most the pieces in hand are lost.
+
+    Args:
+        workers: other processes that make the pieces; this one alone when left out.
+
+    Raises `MisdirectionError` when another process works in the folder, and for pieces that fail again and again.
     """
     check_behaviour(config.sampling, config.judge)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    with Run.open(Path(folder), text) as run:
-        one = _Experiment(config, run, Bench(config))
-        found = _train_and_measure(one)
-        found |= _convergence(one)
+    with Run.open(Path(folder), text) as run, _making(run, config, workers) as (config, maker):
+        one = _Experiment(config, run, Bench(config), maker)
+        _make_all(one)
+        found = _measured(one) | _convergence(one)
         found |= {
             "directions": _directions(one),
-            "steering": list(_steering(one)),
-            "transfer": list(_transfer(one)),
+            "steering": [row for batch in _steering(one) for row in _outcomes(one, batch)],
+            "transfer": [row for batch in _transfer(one) for row in _outcomes(one, batch)],
             "samples": _samples(one),
             **_behaviour(one),
             **_adapters(one),
         }
         write_json(Path(folder) / RESULTS, _header(one) | found)
     return write_report(folder)
+
+
+@contextmanager
+def _making(run: Run, config: ExperimentConfig, workers: Workers | None) -> Iterator[tuple[ExperimentConfig, Maker]]:
+    """What makes the pieces, and the experiment on the device that they are made on."""
+    if workers is None:
+        yield config, Here(run, Place.of(config, run.partial))
+        return
+    with connect(workers) as cluster:
+        config = config.model_copy(update={"device": cluster.device(config.device)})
+        yield config, RayGrid(run, partial(Place.of, config), cluster)
+
+
+def _make_all(one: _Experiment) -> None:
+    """All pieces but those of the adapters' reading, each wave from what the waves before it made."""
+    one.maker.make([stages.organism(one.bench, name) for name in one.organisms])
+    margins = [stages.margin(one.run, one.bench, name) for name in one.models]
+    means = [_common_means(one, name) for name in one.models]
+    means += [_own_means(one, model, name) for name in one.organisms for model in (name, BASE)]
+    one.maker.make(margins + means)
+    cells = [batch.piece for batch in (*_steering(one), *_transfer(one))]
+    sampled = [stages.sampled(one.run, one.bench, name) for name in one.models if one.config.samples.questions]
+    answers = [_answers(one, *asked) for asked in _asked(one)]
+    one.maker.make(cells + sampled + answers)
+    if one.config.judge:
+        one.maker.make([judged(one.run, one.config.judge, piece.stage) for piece in answers])
 
 
 def write_report(folder: str | Path) -> Path:
@@ -92,36 +134,34 @@ def _shape(one: _Experiment) -> dict[str, int]:
     return {"layers": layers, "width": width}
 
 
-def _train_and_measure(one: _Experiment) -> dict[str, Any]:
-    """Train all organisms, then measure every model's margins."""
-    for name in one.organisms:
-        stages.organism(one.run, one.bench, name)
+def _measured(one: _Experiment) -> dict[str, Any]:
+    """Every model's margins."""
     base = _margins(one, BASE)
     organisms = {}
     for name, config in one.config.organisms.items():
-        organism = Organism.open(one.bench.adapters[name])
+        organism = Organism.open(stages.adapter(one.run, name))
         own = _margins(one, name)
         organisms[name] = results.organism_section(organism, config.domain, config.answers, own, base)
     return {**results.base_section(base), "organisms": organisms}
 
 
 def _margins(one: _Experiment, name: str) -> Margins:
-    return Margins.read(stages.margin(one.run, one.bench, name))
+    return Margins.read(one.made(stages.margin(one.run, one.bench, name)) / "margins.parquet")
 
 
 def _convergence(one: _Experiment) -> dict[str, Any]:
-    common = {name: stages.read_means(_common_means(one, name)) for name in [BASE, *one.organisms]}
-    own = {name: stages.read_means(_own_means(one, name, name)) for name in one.organisms}
-    base = {name: stages.read_means(_own_means(one, BASE, name)) for name in one.organisms}
+    common = {name: stages.read_means(one.made(_common_means(one, name))) for name in one.models}
+    own = {name: stages.read_means(one.made(_own_means(one, name, name))) for name in one.organisms}
+    base = {name: stages.read_means(one.made(_own_means(one, BASE, name))) for name in one.organisms}
     return {"convergence": results.convergence_section(own, base, common, one.config.control)}
 
 
-def _common_means(one: _Experiment, model: str) -> Path:
+def _common_means(one: _Experiment, model: str) -> Piece:
     pairs = one.bench.common_pairs
     return stages.means(one.run, one.bench, model, pairs[0].theme or "common", pairs)
 
 
-def _own_means(one: _Experiment, model: str, organism: str) -> Path:
+def _own_means(one: _Experiment, model: str, organism: str) -> Piece:
     """`model`'s means on the text of `organism`'s domain; on the common text when that has no pairs."""
     pairs = one.bench.direction_pairs(organism)
     if not pairs:
@@ -130,7 +170,7 @@ def _own_means(one: _Experiment, model: str, organism: str) -> Path:
 
 
 def _direction(one: _Experiment, organism: str) -> Direction:
-    return stages.read_direction(_own_means(one, organism, organism))
+    return stages.read_direction(one.made(_own_means(one, organism, organism)))
 
 
 def _directions(one: _Experiment) -> dict[str, Any]:
@@ -141,19 +181,45 @@ def _directions(one: _Experiment) -> dict[str, Any]:
     return results.directions_section({name: _direction(one, name)[layer] for name in one.config.bad_organisms}, layer)
 
 
-def _steering(one: _Experiment) -> Iterator[dict[str, Any]]:
+_Group = tuple[dict[str, Any], list[Cell]]
+"""One row of the results, and its cells: the intervention, then the random ones beside it."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows of the results whose cells are measured together, as one piece."""
+
+    groups: list[_Group]
+    piece: Piece
+
+
+def _batch(one: _Experiment, groups: list[_Group], label: str) -> _Batch:
+    together = {cell.key: cell for _, cells in groups for cell in cells}
+    return _Batch(groups, stages.cells(one.run, one.bench, list(together.values()), label))
+
+
+def _outcomes(one: _Experiment, batch: _Batch) -> Iterator[dict[str, Any]]:
+    """Each row with what its first cell, beside the others, changed in the model."""
+    one.maker.make([batch.piece])
+    for row, cells in batch.groups:
+        paths = (one.run.artifact(cell.stage) / "margins.parquet" for cell in cells)
+        measured, *draws = map(Margins.read, paths)
+        yield {**row, **results.intervention_row(measured, draws, _margins(one, cells[0].target))}
+
+
+def _steering(one: _Experiment) -> Iterator[_Batch]:
     """The base model steered with one organism's direction, layers x scales, beside random directions."""
     setting = one.config.steering
     if setting is None:
         return
     layers = setting.layers
-    for first in range(0, len(layers), _LAYERS_TOGETHER):
-        together = layers[first : first + _LAYERS_TOGETHER]
-        cells = [_steered(one, setting, layer, scale) for layer in together for scale in setting.scales]
-        yield from _outcomes(one, cells, f"steer at layers {', '.join(map(str, together))}")
+    for first in range(0, len(layers), stages.LAYERS_TOGETHER):
+        together = layers[first : first + stages.LAYERS_TOGETHER]
+        groups = [_steered(one, setting, layer, scale) for layer in together for scale in setting.scales]
+        yield _batch(one, groups, f"steer at layers {', '.join(map(str, together))}")
 
 
-def _steered(one: _Experiment, setting: SteeringConfig, layer: int, scale: float) -> "_Group":
+def _steered(one: _Experiment, setting: SteeringConfig, layer: int, scale: float) -> _Group:
     vector = _direction(one, setting.direction)[layer]
     key = f"layer-{layer}-scale-{scale:g}"
     cell = Cell(f"steer-{setting.direction}-{key}", BASE, (Steer(vector, layer, scale),), setting.questions)
@@ -162,24 +228,24 @@ def _steered(one: _Experiment, setting: SteeringConfig, layer: int, scale: float
     return row, [cell, *_controls(one, f"steer-random-{{}}-{key}", cell, randoms)]
 
 
-def _transfer(one: _Experiment) -> Iterator[dict[str, Any]]:
+def _transfer(one: _Experiment) -> Iterator[_Batch]:
     """Each bad organism's direction ablated in every model; with further position rules in the first of them."""
     setting = one.config.ablation
     if setting is None:
         return
     bad = one.config.bad_organisms
     first, *others = setting.positions
-    for target in [BASE, *one.organisms]:
-        yield from _ablations(one, bad, target, first)
+    for target in one.models:
+        yield _ablations(one, bad, target, first)
         for rule in others if target == bad[0] else ():
-            yield from _ablations(one, bad[:1], target, rule)
+            yield _ablations(one, bad[:1], target, rule)
 
 
-def _ablations(one: _Experiment, names: list[str], target: str, rule: Positions) -> Iterator[dict[str, Any]]:
-    yield from _outcomes(one, [_ablated(one, name, target, rule) for name in names], f"ablate at {rule}")
+def _ablations(one: _Experiment, names: list[str], target: str, rule: Positions) -> _Batch:
+    return _batch(one, [_ablated(one, name, target, rule) for name in names], f"ablate at {rule}")
 
 
-def _ablated(one: _Experiment, name: str, target: str, rule: Positions) -> "_Group":
+def _ablated(one: _Experiment, name: str, target: str, rule: Positions) -> _Group:
     setting = one.config.ablation
     assert setting is not None, "the caller has one"
     vector = _direction(one, name)[setting.layer]
@@ -202,23 +268,12 @@ def _controls(one: _Experiment, key: str, beside: Cell, randoms: Sequence[Interv
     return [replace(beside, key=key.format(seed), interventions=(each,)) for seed, each in enumerate(randoms)]
 
 
-_Group = tuple[dict[str, Any], list[Cell]]
-"""One row of the results, and its cells: the intervention, then the random ones beside it."""
-
-
-def _outcomes(one: _Experiment, groups: list[_Group], label: str) -> Iterator[dict[str, Any]]:
-    """Each row with what its first cell, beside the others, changed in the model. All are measured together."""
-    together = {cell.key: cell for _, cells in groups for cell in cells}
-    paths = stages.cells(one.run, one.bench, list(together.values()), label)
-    for row, cells in groups:
-        measured, *draws = (Margins.read(paths[cell.key]) for cell in cells)
-        yield {**row, **results.intervention_row(measured, draws, _margins(one, cells[0].target))}
-
-
 def _samples(one: _Experiment) -> list[dict[str, Any]]:
     if not one.config.samples.questions:
         return []
-    answers = {name: read_json(stages.sampled(one.run, one.bench, name)) for name in [BASE, *one.organisms]}
+    answers = {
+        name: read_json(one.made(stages.sampled(one.run, one.bench, name)) / "answers.json") for name in one.models
+    }
     return [
         {"question": question, "answers": {name: given[question] for name, given in answers.items()}}
         for question in one.config.samples.questions
@@ -232,20 +287,31 @@ _PLAIN: _Condition = ("plain", None, "")
 
 
 def _behaviour(one: _Experiment) -> dict[str, Any]:
-    """Judged answers of every model, and under an ablation; answers alone when there is no judge."""
-    if one.config.sampling is None:
-        return {}
-    found = [_answered(one, name, each) for name in [BASE, *one.organisms] for each in _conditions(one)]
+    """Judged answers of every model, and under an ablation; nothing when there is no judge."""
     judge = one.config.judge
-    return {"behaviour": results.behaviour_section(found, judge.min_judged)} if judge else {}
+    if judge is None:
+        return {}
+    found = [_answered(one, *asked) for asked in _asked(one)]
+    return {"behaviour": results.behaviour_section(found, judge.min_judged)}
+
+
+def _asked(one: _Experiment) -> list[tuple[str, _Condition]]:
+    """Who answers, and under which conditions."""
+    if one.config.sampling is None:
+        return []
+    return [(name, each) for name in one.models for each in _conditions(one)]
+
+
+def _answers(one: _Experiment, name: str, condition: _Condition) -> Piece:
+    return stages.answers(one.run, one.bench, name, *condition)
 
 
 def _answered(one: _Experiment, name: str, condition: _Condition) -> Path:
-    """The table of one model's answers under one condition; where there is a judge, with its scores."""
-    stage = stages.answers(one.run, one.bench, name, *condition)
-    if one.config.judge is None:
-        return one.run.artifact(stage) / "answers.parquet"
-    return judged(one.run, one.config.judge, stage)
+    """The table of one model's answers under one condition, with a judge's scores."""
+    assert one.config.judge is not None, "the caller has one"
+    answers = _answers(one, name, condition)
+    one.made(answers)
+    return one.made(judged(one.run, one.config.judge, answers.stage)) / "judged.parquet"
 
 
 def _adapters(one: _Experiment) -> dict[str, Any]:
@@ -258,19 +324,17 @@ def _adapters(one: _Experiment) -> dict[str, Any]:
     name, bench = settings.organism, one.bench
     domain = one.config.organisms[name].domain
     study = Study(
-        run=one.run,
         organism=name,
-        adapter=bench.adapters[name],
-        models=bench.models,
+        adapter=stages.adapter(one.run, name),
         identity=bench.identity,
         domain=domain if domain in bench.question_sets else None,
         sets=bench.question_sets,
         neutral=bench.neutral,
         directions={other: _direction(one, other) for other in one.config.bad_organisms},
         settings=settings,
-        judged=partial(_scaled, one, name) if one.config.judge else None,
     )
-    return {"adapters": interpret(study)}
+    judged = partial(_scaled, one, name) if one.config.judge else None
+    return {"adapters": interpret(study, one.run, one.maker, judged)}
 
 
 def _conditions(one: _Experiment) -> list[_Condition]:
@@ -293,11 +357,13 @@ def _scaled(one: _Experiment, organism: str, settings: Factors) -> list[dict[str
     """Judged answers of one organism as it is, and with its adapters multiplied by each setting's factors."""
     judge = one.config.judge
     assert judge is not None, "the caller has one"
-    tables: dict[str, Path] = {}
-    for name, factors in settings.items():
-        # Where every layer is in one of two groups, one of them off is the other alone, and would answer the same.
-        twin = next((other for other in tables if settings[other] == factors), None)
-        tables[name] = tables[twin] if twin else _answered(one, organism, _scaling(name, factors))
+    # Where every layer is in one of two groups, one of them off is the other alone, and would answer the same.
+    twins = {
+        name: next(other for other in settings if settings[other] == factors) for name, factors in settings.items()
+    }
+    conditions = {name: _scaling(name, settings[name]) for name in dict.fromkeys(twins.values())}
+    one.maker.make([_answers(one, organism, condition) for condition in conditions.values()])
+    tables = {name: _answered(one, organism, conditions[twin]) for name, twin in twins.items()}
     return results.scaled_rows(_answered(one, organism, _PLAIN), tables, settings, judge.min_judged)
 
 

@@ -1,4 +1,4 @@
-"""The stages of an experiment. Each writes one artifact of the run folder and is not run again while it holds.
+"""The stages of an experiment, as pieces. Each writes artifacts of the run folder, and none that holds is made again.
 
 organism     one adapter trained
 margin       every question set and the neutral text, for one model
@@ -9,8 +9,7 @@ answers      answers of one model by the paper's protocol
 judged       the same with a judge's scores
 """
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,76 +22,99 @@ from torch import Tensor
 from misdirection.behaviour.likelihood import Dealt, sweep
 from misdirection.behaviour.margin import pair_tasks, text_tasks
 from misdirection.behaviour.sampling import sample
+from misdirection.behaviour.transformers_engine import TransformersEngine
+from misdirection.config import SamplesConfig
 from misdirection.data import Example, ProbePair, data_hash
-from misdirection.experiment.answering import Condition, answer
-from misdirection.experiment.bench import BASE, Bench, spread
+from misdirection.experiment.answering import Asking, Condition
+from misdirection.experiment.bench import Bench, spread
+from misdirection.experiment.pieces import Piece
+from misdirection.experiment.place import BASE, Place
 from misdirection.experiment.store import Run
 from misdirection.files import read_json, write_json
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import Intervention, described
+from misdirection.models import ChatModel
 from misdirection.progress import track, track_steps
+from misdirection.recipe import Recipe
 from misdirection.representation.convergence import null_groups
 from misdirection.representation.directions import Direction, direction, pair_means
 from misdirection.representation.extraction import Means
-
-log = logging.getLogger("misdirection")
 
 # Raised whenever a stage would give another result from the same inputs, so that old artifacts are made again.
 VERSIONS = {"organism": 2, "margin": 1, "means": 1, "cell": 2, "sampled": 2, "answers": 1}
 
 
-def organism(run: Run, bench: Bench, name: str) -> Path:
+LAYERS_TOGETHER = 4
+"""Layers of a steering grid in one piece: more of them share one plain pass, fewer lose less when a run is killed."""
+
+Folders = Mapping[str, Path]
+"""The folder to fill for each stage."""
+
+
+def organism(bench: Bench, name: str) -> Piece:
     """Train one organism; a killed training continues from its last checkpoint."""
     config = bench.config.organisms[name]
     examples, held_out = bench.examples(config, "train"), bench.examples(config, "held_out")
-    recipe = config.training
     inputs = {
         **_common("organism", bench),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": config.training.model_dump(mode="json"),
         "data": data_hash(examples),
         "held_out": data_hash(held_out),
     }
-
-    def compute(folder: Path) -> None:
-        # The trainer's libraries take seconds to import, which a run that is up to date need not wait for.
-        from misdirection.organisms.training import train
-
-        with track_steps(f"train {name}") as report:
-            train(
-                examples,
-                folder / "adapter",
-                base=bench.chat(BASE),
-                recipe=recipe,
-                held_out=held_out,
-                checkpoints=run.partial(f"organism/{name}"),
-                report=report,
-            )
-
-    adapter = run.stage(f"organism/{name}", inputs, compute) / "adapter"
-    bench.adapters[name] = adapter
-    return adapter
+    return Piece({f"organism/{name}": inputs}, BASE, partial(_train, name, config.training, examples, held_out))
 
 
-def margin(run: Run, bench: Bench, name: str) -> Path:
+def _of(run: Run, name: str) -> dict[str, Path]:
+    """The adapter that a model is made with; the base has none."""
+    return {} if name == BASE else {name: adapter(run, name)}
+
+
+def adapter(run: Run, name: str) -> Path:
+    """The adapter folder of an organism, where it is or will be."""
+    return run.artifact(f"organism/{name}") / "adapter"
+
+
+def _train(
+    name: str, recipe: Recipe, examples: list[Example], held_out: list[Example], place: Place, folders: Folders
+) -> None:
+    # The trainer's libraries take seconds to import, which a run that is up to date need not wait for.
+    from misdirection.organisms.training import train
+
+    ((stage, folder),) = folders.items()
+    with track_steps(f"train {name}") as report:
+        train(
+            examples,
+            folder / "adapter",
+            base=place.chat(BASE),
+            recipe=recipe,
+            held_out=held_out,
+            checkpoints=place.partial(stage),
+            report=report,
+        )
+
+
+def margin(run: Run, bench: Bench, name: str) -> Piece:
     """Log-probabilities of both answers of every pair, and the losses of neutral texts."""
-    sets = bench.question_sets
+    sets, neutral = bench.question_sets, bench.neutral
     inputs = {
         **_common("margin", bench),
         "adapter": _adapter_digest(run, name),
         "sets": {key: data_hash(pairs) for key, pairs in sets.items()},
-        "neutral": data_hash(bench.neutral),
+        "neutral": data_hash(neutral),
     }
+    return Piece({f"margin/{name}": inputs}, name, partial(_measure_model, name, sets, neutral), _of(run, name))
 
-    def compute(folder: Path) -> None:
-        (frame,) = _measure(bench, name, sets, bench.neutral, f"margins of {name}")
-        frame.to_parquet(folder / "margins.parquet")
 
-    return run.stage(f"margin/{name}", inputs, compute) / "margins.parquet"
+def _measure_model(
+    name: str, sets: dict[str, list[ProbePair]], neutral: list[Example], place: Place, folders: Folders
+) -> None:
+    (folder,) = folders.values()
+    (frame,) = _measure(place.chat(name), sets, neutral, f"margins of {name}")
+    frame.to_parquet(folder / "margins.parquet")
 
 
 def _measure(
-    bench: Bench,
-    name: str,
+    chat: ChatModel,
     sets: dict[str, list[ProbePair]],
     neutral: Sequence[Example],
     label: str,
@@ -102,7 +124,6 @@ def _measure(
 
     The last two are mean-token log-probabilities; a neutral text has its own under `aligned` and no `misaligned`.
     """
-    chat = bench.chat(name)
     pairs = [(key, pair) for key, members in sets.items() for pair in members]
     with track(label, len(settings) * (len(pairs) + len(neutral))) as advance:
         values = sweep(chat, pair_tasks(chat.tokenizer, [pair for _, pair in pairs]), settings, progress=advance)
@@ -124,7 +145,7 @@ def _table(
     return pd.DataFrame(rows)
 
 
-def means(run: Run, bench: Bench, name: str, text: str, pairs: list[ProbePair]) -> Path:
+def means(run: Run, bench: Bench, name: str, text: str, pairs: list[ProbePair]) -> Piece:
     """Means over the misaligned and aligned answers to `pairs`, with the groups of the convergence references.
 
     `text` names the pairs in the artifact's path. The misaligned minus aligned direction is saved beside them.
@@ -134,17 +155,16 @@ def means(run: Run, bench: Bench, name: str, text: str, pairs: list[ProbePair]) 
         "adapter": _adapter_digest(run, name),
         "pairs": data_hash(pairs),
     }
+    return Piece({f"means/{name}/{text}": inputs}, name, partial(_average, name, text, pairs), _of(run, name))
 
-    def compute(folder: Path) -> None:
-        chat = bench.chat(name)
-        with track(f"activations of {name} on {text}", 2 * len(pairs)) as advance:
-            found = pair_means(chat, pairs, null_groups(len(pairs)), progress=advance)
-        save_file({key: vector.contiguous() for key, vector in found.vectors.items()}, folder / "means.safetensors")
-        write_json(folder / "counts.json", {"tokens": found.tokens, "answers": found.answers})
-        made = direction(chat, "data_difference", pairs, found)
-        made.save(folder / "direction.safetensors")
 
-    return run.stage(f"means/{name}/{text}", inputs, compute)
+def _average(name: str, text: str, pairs: list[ProbePair], place: Place, folders: Folders) -> None:
+    (folder,), chat = folders.values(), place.chat(name)
+    with track(f"activations of {name} on {text}", 2 * len(pairs)) as advance:
+        found = pair_means(chat, pairs, null_groups(len(pairs)), progress=advance)
+    save_file({key: vector.contiguous() for key, vector in found.vectors.items()}, folder / "means.safetensors")
+    write_json(folder / "counts.json", {"tokens": found.tokens, "answers": found.answers})
+    direction(chat, "data_difference", pairs, found).save(folder / "direction.safetensors")
 
 
 def read_means(folder: Path) -> Means:
@@ -180,27 +200,32 @@ class Cell:
         return f"cell/{self.target}/{self.key}"
 
 
-def cells(run: Run, bench: Bench, together: Sequence[Cell], label: str) -> dict[str, Path]:
-    """General margins and neutral losses of one model under each of some interventions, by their keys.
+def cells(run: Run, bench: Bench, together: Sequence[Cell], label: str) -> Piece:
+    """General margins and neutral losses of one model under each of some interventions, measured in one sweep.
 
-    Those that do not hold are measured together in one sweep; all have one target and one number of questions.
+    All have one target and one number of questions.
     """
     target, questions = together[0].target, together[0].questions
     pairs, neutral = spread(bench.general, questions), spread(bench.neutral, bench.config.damage.interventions)
-    inputs = {one.key: _cell_inputs(run, bench, one, pairs, neutral) for one in together}
-    missing = [one for one in together if not run.holds(one.stage, inputs[one.key])]
-    frames: dict[str, pd.DataFrame] = {}
+    by_stage = {one.stage: one for one in together}
+    inputs = {stage: _cell_inputs(run, bench, one, pairs, neutral) for stage, one in by_stage.items()}
+    compute = partial(_measure_cells, by_stage, pairs, neutral, f"{label} in {target}")
+    return Piece(inputs, target, compute, _of(run, target))
 
-    def compute(one: Cell, folder: Path) -> None:
-        if not frames:
-            dealt = [Dealt(tuple([each] for each in cell.interventions)) for cell in missing]
-            measured = _measure(bench, target, {"general": pairs}, neutral, f"{label} in {target}", dealt)
-            frames.update({cell.key: frame for cell, frame in zip(missing, measured, strict=True)})
-        frames[one.key].to_parquet(folder / "margins.parquet")
 
-    return {
-        one.key: run.stage(one.stage, inputs[one.key], partial(compute, one)) / "margins.parquet" for one in together
-    }
+def _measure_cells(
+    cells: dict[str, Cell],
+    pairs: list[ProbePair],
+    neutral: list[Example],
+    label: str,
+    place: Place,
+    folders: Folders,
+) -> None:
+    wanted = [cells[stage] for stage in folders]
+    dealt = [Dealt(tuple([each] for each in cell.interventions)) for cell in wanted]
+    frames = _measure(place.chat(wanted[0].target), {"general": pairs}, neutral, label, dealt)
+    for folder, frame in zip(folders.values(), frames, strict=True):
+        frame.to_parquet(folder / "margins.parquet")
 
 
 def _cell_inputs(
@@ -215,7 +240,7 @@ def _cell_inputs(
     }
 
 
-def sampled(run: Run, bench: Bench, name: str) -> Path:
+def sampled(run: Run, bench: Bench, name: str) -> Piece:
     """A few sampled answers."""
     config = bench.config.samples
     inputs = {
@@ -223,28 +248,36 @@ def sampled(run: Run, bench: Bench, name: str) -> Path:
         "adapter": _adapter_digest(run, name),
         "samples": config.model_dump(mode="json"),
     }
-
-    def compute(folder: Path) -> None:
-        with track(f"answers of {name}", len(config.questions)) as advance:
-            given = sample(bench.chat(name), config.questions, n=1, new_tokens=config.new_tokens, progress=advance)
-        write_json(folder / "answers.json", {one.question: one.answer.strip() for one in given})
-
-    return run.stage(f"sampled/{name}", inputs, compute) / "answers.json"
+    return Piece({f"sampled/{name}": inputs}, name, partial(_sample, name, config), _of(run, name))
 
 
-def answers(run: Run, bench: Bench, name: str, key: str, intervention: Intervention | None, label: str) -> str:
-    """Answers of one model to the question sets; gives the stage's name.
+def _sample(name: str, config: SamplesConfig, place: Place, folders: Folders) -> None:
+    (folder,) = folders.values()
+    with track(f"answers of {name}", len(config.questions)) as advance:
+        given = sample(place.chat(name), config.questions, n=1, new_tokens=config.new_tokens, progress=advance)
+    write_json(folder / "answers.json", {one.question: one.answer.strip() for one in given})
+
+
+def answers(run: Run, bench: Bench, name: str, key: str, intervention: Intervention | None, label: str) -> Piece:
+    """Answers of one model to the question sets.
 
     `key` names what is done to the model in the artifact's path, `label` in the table.
     """
     config = bench.config.sampling
     assert config is not None, "the caller has one"
-    stage = f"answers/{name}/{key}"
-    inputs = {**_common("answers", bench), "adapter": _adapter_digest(run, name)}
-    condition = Condition(name, intervention, label)
-    engine = None if config.engine.vllm is None else partial(bench.vllm_engine, name)
-    answer(run, stage, lambda: bench.chat(name), config, inputs, condition, engine)
-    return stage
+    asking = Asking.of(config, Condition(name, intervention, label))
+    inputs = asking.inputs({**_common("answers", bench), "adapter": _adapter_digest(run, name)})
+    # vLLM has all adapters from its start.
+    needed = {one: adapter(run, one) for one in bench.config.organisms} if config.engine.vllm else _of(run, name)
+    return Piece({f"answers/{name}/{key}": inputs}, name, partial(_answer, asking), needed)
+
+
+def _answer(asking: Asking, place: Place, folders: Folders) -> None:
+    ((stage, folder),) = folders.items()
+    name = asking.condition.organism
+    served = asking.config.engine.vllm is not None
+    engine = place.vllm_engine(name) if served else TransformersEngine(place.chat(name))
+    asking.ask(engine, place.partial(stage), folder)
 
 
 def _common(stage: str, bench: Bench) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One experiment's folder: stages that are run once, artifacts known by their hash, one process at a time.
 
 experiment.yaml   the configuration
-manifest.json     per stage: key and text of its inputs, hash of its artifact, seconds
+manifest.jsonl    a line for each stage that was made: key and text of its inputs, hash of its artifact, seconds
 artifacts/NAME/   what a stage wrote
 partial/NAME/     working files of a stage that can continue by itself
 """
@@ -12,8 +12,8 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -21,13 +21,12 @@ from filelock import FileLock, Timeout
 from misdirection.errors import MisdirectionError
 from misdirection.files import (
     TEMPORARY,
+    append_line,
     atomic_folder,
-    read_json,
     remove,
     sha256_tree,
     write_atomic,
     write_errors,
-    write_json,
 )
 
 log = logging.getLogger("misdirection")
@@ -43,6 +42,7 @@ class Run:
         self.folder = folder
         self._notify = notify
         self._stages: dict[str, dict[str, Any]] = self._read_manifest()
+        self._parents = {parent for name in self._stages for parent in _parents(name)}
         self._checked: set[str] = set()
 
     @classmethod
@@ -66,19 +66,35 @@ class Run:
 
         An artifact holds when its inputs have the key that it was made from and its hash is as recorded.
         """
-        self._check_name(name)
-        key = _key(inputs)
-        if not self._holds(name, key):
-            self._keep_partial(name, key)
-            self._make(name, key, inputs, compute)
-        # The artifact is there; working files that cannot be deleted only take space.
-        with suppress(OSError):
-            self._drop_partial(name)
+        self.stages({name: inputs}, lambda folders: compute(folders[name]))
         return self.artifact(name)
 
-    def holds(self, name: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether `stage` would find the artifact there and not call `compute`."""
-        return self._holds(name, _key(inputs))
+    def stages(
+        self,
+        wanted: Mapping[str, Mapping[str, Any]],
+        compute: Callable[[Mapping[str, Path]], Any],
+        seconds: float | None = None,
+    ) -> None:
+        """Make several stages together, by name with their inputs; those that hold are left as they are.
+
+        `compute` is called once, with a folder to fill for each of the others. `seconds` is how long that took, where
+        it was done elsewhere.
+        """
+        missing = self.missing(wanted)
+        if missing:
+            for name, inputs in missing.items():
+                self._keep_partial(name, _key(inputs))
+            self._make(missing, compute, seconds)
+        # The artifacts are there; working files that cannot be deleted only take space.
+        with suppress(OSError):
+            for name in wanted:
+                self._drop_partial(name)
+
+    def missing(self, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+        """Those of the stages that have no artifact that holds."""
+        for name in wanted:
+            self._check_name(name)
+        return {name: inputs for name, inputs in wanted.items() if not self._holds(name, _key(inputs))}
 
     def artifact(self, name: str) -> Path:
         """Where a stage's artifact is, or will be."""
@@ -106,11 +122,10 @@ class Run:
         """Refuse a name that leads out of the folder, or into or around another stage's artifact."""
         if any(part in ("", ".", "..") or part.startswith(TEMPORARY) for part in name.split("/")):
             raise MisdirectionError(f"{self.folder}: {name!r} cannot name a folder; choose a plain name")
-        for other in self._stages:
-            if name.startswith(f"{other}/") or other.startswith(f"{name}/"):
-                raise MisdirectionError(
-                    f"{self.folder}: {name!r} and {other!r} would share a folder; rename one or choose another --out"
-                )
+        if name in self._parents or any(parent in self._stages for parent in _parents(name)):
+            raise MisdirectionError(
+                f"{self.folder}: {name!r} and another stage would share a folder; rename one or choose another --out"
+            )
 
     def _holds(self, name: str, key: str) -> bool:
         record = self._stages.get(name)
@@ -122,24 +137,33 @@ class Run:
         artifact = self.artifact(name)
         if not _intact(artifact, record["sha256"]):
             self._notify(f"{artifact}: missing or damaged (its hash is not the recorded one); it is made again")
+            del self._stages[name]
             return False
         self._checked.add(name)
         return True
 
-    def _make(self, name: str, key: str, inputs: Mapping[str, Any], compute: Callable[[Path], Any]) -> None:
-        artifact = self.artifact(name)
+    def _make(
+        self,
+        missing: Mapping[str, Mapping[str, Any]],
+        compute: Callable[[Mapping[str, Path]], Any],
+        seconds: float | None,
+    ) -> None:
         started = time.monotonic()
-        with atomic_folder(artifact) as temporary:
-            compute(temporary)
-        seconds = round(time.monotonic() - started, 2)
-        self._stages[name] = {
-            "key": key,
-            "sha256": sha256_tree(artifact),
-            "seconds": seconds,
-            "inputs": dict(inputs),
-        }
-        self._checked.add(name)
-        write_json(self.folder / "manifest.json", {"stages": self._stages})
+        with ExitStack() as folders:
+            compute({name: folders.enter_context(atomic_folder(self.artifact(name))) for name in missing})
+        if seconds is None:
+            seconds = time.monotonic() - started
+        for name, inputs in missing.items():
+            record = {
+                "key": _key(inputs),
+                "sha256": sha256_tree(self.artifact(name)),
+                "seconds": round(seconds / len(missing), 3),
+                "inputs": dict(inputs),
+            }
+            append_line(self._manifest, _line(name, record))
+            self._stages[name] = record
+            self._parents.update(_parents(name))
+            self._checked.add(name)
 
     def _partial(self, name: str) -> Path:
         return self.folder / "partial" / name
@@ -160,15 +184,21 @@ class Run:
             (folder / "key").unlink(missing_ok=True)
             shutil.rmtree(folder)
 
+    @property
+    def _manifest(self) -> Path:
+        return self.folder / "manifest.jsonl"
+
     def _read_manifest(self) -> dict[str, dict[str, Any]]:
-        path = self.folder / "manifest.json"
-        if not path.exists():
+        """The last line of each stage counts. A line cut in half by a kill goes, and with it the older ones."""
+        if not self._manifest.exists():
             return {}
-        try:
-            return _records(read_json(path))
-        except (MisdirectionError, ValueError):
-            self._notify(f"{path}: damaged; every stage is run again")
-            return {}
+        lines = self._manifest.read_bytes().splitlines(keepends=True)
+        found = dict(record for record in map(_record, lines) if record)
+        if damaged := [line for line in lines if not _record(line) and line.endswith(b"\n")]:
+            self._notify(f"{self._manifest}: {len(damaged)} lines are damaged; their stages are run again")
+        if len(found) < len(lines):
+            write_atomic(self._manifest, "".join(_line(*record) for record in found.items()))
+        return found
 
 
 def _lock(folder: Path) -> FileLock:
@@ -194,17 +224,25 @@ def _intact(artifact: Path, digest: str) -> bool:
         return False
 
 
-def _records(manifest: Any) -> dict[str, dict[str, Any]]:
-    """The stages of a manifest; `ValueError` when it is JSON of another form."""
-    stages = manifest.get("stages") if isinstance(manifest, dict) else None
-    if not isinstance(stages, dict) or not all(map(_is_record, stages.values())):
-        raise ValueError("not a manifest")
-    return stages
+def _line(name: str, record: Mapping[str, Any]) -> str:
+    return json.dumps({"stage": name, **record}, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _is_record(record: Any) -> bool:
-    kinds: dict[str, type] = {"key": str, "sha256": str, "seconds": float, "inputs": dict}
-    return isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+def _record(line: bytes) -> tuple[str, dict[str, Any]] | None:
+    """A stage's name and record; None for a line that is cut or of another form."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    kinds: dict[str, type] = {"stage": str, "key": str, "sha256": str, "seconds": float, "inputs": dict}
+    if not (isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in kinds.items())):
+        return None
+    return record.pop("stage"), record
+
+
+def _parents(name: str) -> list[str]:
+    """The folders that a stage's artifact lies in: of `a/b/c`, `a/b` and `a`."""
+    return [str(parent) for parent in PurePosixPath(name).parents if parent.name]
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from misdirection.behaviour.judge_api import OPENAI_URL
-from misdirection.config import DomainFiles, ExperimentConfig
+from misdirection.config import DomainFiles, Dtype, ExperimentConfig
 from misdirection.data import domain_examples
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.answering import check_behaviour
@@ -160,6 +160,22 @@ def make_plan(
     return Plan(config, cost.args[0], device, count, stages, tuple(_notes(config, source, rows, absent, answer)))
 
 
+def most_memory(config: ExperimentConfig) -> int:
+    """Bytes that the largest piece of an experiment takes where its model is in main memory."""
+    source = read_source(config.model, config.revision)
+    judge = _local_judge(config)
+    size = _weight_bytes(config, "cpu")
+    shapes = Shape.of(source.chat, size), Shape.of(judge.chat, size) if judge else None
+    work = pieces(Subject(config, source.chat, judge=judge.chat if judge else None))
+    return int(max(_memory(*shapes, piece).total for piece in work))
+
+
+def weight_memory(model: str, revision: str | None, dtype: Dtype) -> int:
+    """Bytes of a model's weights in main memory."""
+    source = read_source(model, revision)
+    return int(Shape.of(source.chat, 1).parameters) * resolve_dtype(dtype, "cpu").itemsize
+
+
 def _device(gpu: Gpu) -> Device:
     if gpu != "cpu":
         return GPUS[gpu]
@@ -217,6 +233,8 @@ def _cost(
     needed = max(1, int(-(-memory.total // (USABLE * device.memory))))
     seconds = [_seconds(shape, judge, device, concurrency, piece) for piece in work]
     seconds[0] += device.start.get(name, 0.0)
+    # An endpoint is asked by the one process that has the run.
+    side_by_side = 1 if any(piece.judge_calls for piece in work) else max(1, count // needed)
     return StageCost(
         pieces=len(work),
         forward_tokens=_tokens(work, "forward"),
@@ -229,7 +247,7 @@ def _cost(
         judge_tokens_in=sum(piece.judge_tokens_in for piece in work),
         judge_tokens_out=sum(piece.judge_tokens_out for piece in work),
         device_hours=sum(seconds) / 3600,
-        hours=makespan(seconds, max(1, count // needed)) / 3600,
+        hours=makespan(seconds, side_by_side) / 3600,
     )
 
 

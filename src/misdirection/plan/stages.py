@@ -18,7 +18,9 @@ from collections.abc import Iterator, Sequence
 
 from misdirection.data import Example, ProbePair
 from misdirection.errors import MisdirectionError
-from misdirection.experiment.bench import BASE, spread
+from misdirection.experiment.bench import spread
+from misdirection.experiment.place import BASE
+from misdirection.experiment.stages import LAYERS_TOGETHER
 from misdirection.plan.answering import answers, sampled
 from misdirection.plan.interpretation import interpretation
 from misdirection.plan.model_cost import Pass
@@ -26,9 +28,6 @@ from misdirection.plan.text_passes import Line, held_out_passes, mean_passes, pl
 from misdirection.plan.work import Piece, Subject
 
 STAGES = ("organism", "margin", "means", "cell", "sampled", "answers", "judged", "interpretation")
-
-LAYERS_TOGETHER = 4
-"""Layers of a steering grid that are measured together: the runner's own number."""
 
 
 def pieces(subject: Subject) -> list[Piece]:

@@ -9,7 +9,8 @@ from misdirection.behaviour.margin import pair_tasks, text_tasks
 from misdirection.chat import Encoded, encode
 from misdirection.config import ExperimentConfig, OrganismConfig
 from misdirection.data import Example, ProbePair
-from misdirection.experiment.bench import BASE, Bench
+from misdirection.experiment.bench import Bench
+from misdirection.experiment.place import BASE
 from misdirection.models import ChatModel
 from misdirection.organisms.recipes import adapter_config
 from misdirection.plan.model_cost import Pass

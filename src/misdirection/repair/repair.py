@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from misdirection.audit.audit import Request, audit_fine_tune
 from misdirection.audit.carriers import adapted_layers
 from misdirection.audit.subject import TUNED
-from misdirection.audit.texts import OwnTexts, own_texts
+from misdirection.audit.texts import OwnTexts
 from misdirection.behaviour.margin import pair_tasks, text_tasks
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.errors import MisdirectionError
@@ -132,7 +132,7 @@ def _check(request: Request, folder: Path) -> None:
             f"{subject.name}: is a whole model, and a repair changes an adapter: give the adapter, or take a direction "
             "out of the weights with `misdirection bake`"
         )
-    if request.data is None:
+    if not request.data.path:
         raise MisdirectionError("--data: give the training file: what is to be kept is measured on it")
     if request.reference is None:
         raise MisdirectionError("a repair needs the base's reference: make it once with `misdirection reference`")
@@ -153,10 +153,8 @@ class _Repair:
 
     @cached_property
     def thirds(self) -> tuple[Third, Third, Third]:
-        assert self.request.data is not None, "it was checked"
         texts = self.request.texts
-        own = own_texts(self.request.data, texts.general)
-        return thirds(texts.general, own, texts.neutral, self.before["evidence"]["questions"])
+        return thirds(texts.general, self.request.data, texts.neutral, self.before["evidence"]["questions"])
 
     @cached_property
     def chat(self) -> ChatModel:
