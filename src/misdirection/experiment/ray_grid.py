@@ -324,7 +324,7 @@ class _Actor:
         except MisdirectionError as error:
             return _Failed(str(error))
         except Exception as error:
-            return _Failed(f"{type(error).__name__}: {error}", traceback.format_exc())
+            return _Failed(f"{type(error).__name__}: {_first_line(error)}", traceback.format_exc())
 
     def _compute(self, compute: Compute, names: Sequence[str]) -> _Made:
         folders = {name: self._working / str(number) for number, name in enumerate(names)}

@@ -319,7 +319,8 @@ def _adapters(one: _Experiment) -> dict[str, Any]:
     settings = one.config.interpretation
     if settings is None:
         return {}
-    from misdirection.experiment.interpretation import Study, interpret
+    from misdirection.experiment.adapter_parts import Study
+    from misdirection.experiment.interpretation import interpret
 
     name, bench = settings.organism, one.bench
     domain = one.config.organisms[name].domain
