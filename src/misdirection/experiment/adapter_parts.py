@@ -1,4 +1,4 @@
-"""Parts of reading an organism's adapters, each a piece: what it computes at its place, and how its artifact is read."""
+"""Parts of reading an organism's adapters, each a piece: what it computes at its place, and how that is read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

@@ -34,6 +34,9 @@ TRIES = 3
 # Seconds without any news after which the user is told what is waited for.
 _PATIENCE = 60.0
 
+# Seconds that files may be on their way before their worker is asked whether it is still there.
+_ON_ITS_WAY = 10.0
+
 Files = dict[str, bytes]
 """What is in a folder, by relative path."""
 
@@ -166,7 +169,7 @@ class RayGrid:
     """
 
     def __init__(self, run: Run, make_place: MakePlace, cluster: Cluster) -> None:
-        self._run, self._ray = run, cluster.ray
+        self._run, self._ray, self._count = run, cluster.ray, cluster.count
         self._here = Here(run, make_place(run.partial))
         needs = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus, "memory": cluster.memory or None}
         self._hire = partial(cluster.ray.remote(_Actor).options(max_restarts=0, **needs).remote, make_place)
@@ -174,10 +177,8 @@ class RayGrid:
         self._idle: list[_Worker] = []
         self._busy: dict[Any, tuple[_Worker, _Unit]] = {}
         self._starting: dict[Any, _Worker] = {}
-        self._failed_starts = 0
         self._adapters: dict[Path, Any] = {}
-        for _ in range(cluster.count):
-            self._start()
+        self._fill()
 
     def make(self, pieces: Sequence[Piece]) -> None:
         """Make those stages of the pieces that have no artifact that holds.
@@ -209,6 +210,7 @@ class RayGrid:
     def _drain(self, queue: _Queue) -> list[_Unit]:
         """Make all units that wait; gives those that could not be made."""
         failed: list[_Unit] = []
+        self._fill()
         with track(f"pieces on {len(self._idle) + len(self._starting)} workers", len(queue)) as advance:
             while queue or self._busy:
                 self._hand_out(queue)
@@ -230,7 +232,9 @@ class RayGrid:
     def _next(self) -> Any:
         """The reference that is ready first: of a piece, or of an actor that was started."""
         while True:
-            done, _ = self._ray.wait([*self._busy, *self._starting], num_returns=1, timeout=_PATIENCE)
+            # Ready wherever it is: to wait for what is on its way would hold up the others.
+            waited = [*self._busy, *self._starting]
+            done, _ = self._ray.wait(waited, num_returns=1, timeout=_PATIENCE, fetch_local=False)
             if done:
                 return done[0]
             if not self._busy:
@@ -250,7 +254,7 @@ class RayGrid:
     def _taken(self, made: Any, worker: _Worker, unit: _Unit) -> str | None:
         """Keep what a worker made; else the cause, with another worker in its place if it is lost."""
         try:
-            outcome = self._ray.get(made)
+            outcome = self._fetched(made, worker)
         except self._ray.exceptions.RayError as error:
             self._replace(worker)
             return f"its worker was lost ({_first_line(error)})"
@@ -263,6 +267,16 @@ class RayGrid:
         self._run.stages(_inputs(unit), partial(_write_all, outcome.files), outcome.seconds)
         return None
 
+    def _fetched(self, made: Any, worker: _Worker) -> _Made | _Failed:
+        """What a worker made; an error of Ray when its host is lost while that is on its way."""
+        while True:
+            try:
+                outcome: _Made | _Failed = self._ray.get(made, timeout=_ON_ITS_WAY)
+                return outcome
+            except self._ray.exceptions.GetTimeoutError:
+                # Ray itself may never say that an object is lost of which a part has come.
+                self._ray.get(worker.actor.ready.remote())
+
     def _lacking(self, worker: _Worker, piece: Piece) -> dict[str, Any]:
         """References to the files of those adapters of the piece that this worker has not got, by name."""
         lacking = dict(piece.adapters.items() - worker.has)
@@ -273,6 +287,12 @@ class RayGrid:
         return {name: self._adapters[folder] for name, folder in lacking.items()}
 
     # --- workers ------------------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Start as many workers as are missing, which could not be started before."""
+        self._failed_starts = 0
+        for _ in range(self._count - len(self._idle) - len(self._busy) - len(self._starting)):
+            self._start()
 
     def _start(self) -> None:
         actor = self._hire()
