@@ -7,7 +7,7 @@ import pytest
 
 from audited import base, made  # noqa: F401
 from misdirection.audit.reference import default_folder
-from misdirection.audit.verdict import EXIT_STATUS, Verdict
+from misdirection.audit.verdict import EXIT_STATUS, Verdict, worst
 from misdirection.repair import repair as repairing
 from tiny import make_network, make_tokenizer
 
@@ -129,3 +129,32 @@ def test_a_whole_model_is_not_repaired(base, call, data, options):  # noqa: F811
     status, _, err = call("repair", base, base, "--data", data, *options)
     assert status == 2
     assert "whole model" in err
+
+
+def test_a_list_of_fine_tunes_is_one_table(made, base, call, data, options, tmp_path):  # noqa: F811
+    lines = tmp_path / "list.txt"
+    lines.write_text(f"{made[1]['minimal']} {data}\n{made[1]['control']}\n")
+    status, out, err = call("audit", base, "--many", lines, "--json", *options)
+    found = json.loads(out)
+    assert [row["fine_tune"] for row in found["audits"]] == [str(made[1][name]) for name in ("minimal", "control")]
+    assert [row["framed"] is None for row in found["audits"]] == [False, True]
+    assert status == worst(row["verdict"] for row in found["audits"])
+    assert str(tmp_path / "out" / "audits.csv") in err
+    status, out, _ = call("audit", base, "--many", lines, *options)
+    assert all(row["verdict"] in out for row in found["audits"])
+
+
+def test_what_does_not_go_with_a_list_is_one_line(made, base, call, data, options, tmp_path):  # noqa: F811
+    lines = tmp_path / "list.txt"
+    lines.write_text("nowhere/at/all\n")
+    for more, said in (
+        ([made[1]["minimal"], "--many", lines], "--many: goes without FINE_TUNE"),
+        (["--many", lines, "--data", data], "--many: goes without FINE_TUNE"),
+        ([], "FINE_TUNE: name what to audit"),
+        ([made[1]["minimal"], "--workers", 2], "--workers and --ray go with --many"),
+        (["--many", lines], f"{lines}:1: nowhere/at/all: "),
+    ):
+        status, _, err = call("audit", base, *more, *options)
+        assert status == 2
+        assert said in err
+        assert "\n" not in err

@@ -106,8 +106,11 @@ def test_a_bad_list_is_one_line(tmp_path, text, said):
 
 
 def test_a_list_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(MisdirectionError, match="cannot be read as text"):
+    with pytest.raises(MisdirectionError, match=r"none.txt: cannot be read \(No such file"):
         read_list(tmp_path / "none.txt")
+    (tmp_path / "list.txt").write_bytes(b"\xff")
+    with pytest.raises(MisdirectionError, match=r"list.txt: is no text"):
+        read_list(tmp_path / "list.txt")
 
 
 def test_names_of_folders_are_plain_and_different():

@@ -39,10 +39,12 @@ class Line:
     Attributes:
         fine_tune: as for a single audit.
         data: its training file.
+        where: the list and the line's number in it, for complaints.
     """
 
     fine_tune: str
     data: Path | None
+    where: str
 
 
 def read_list(path: Path) -> list[Line]:
@@ -52,8 +54,10 @@ def read_list(path: Path) -> list[Line]:
     """
     try:
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MisdirectionError(f"{path}: cannot be read as text ({error}); name a file of fine-tunes") from error
+    except OSError as error:
+        raise MisdirectionError(f"{path}: cannot be read ({error.strerror}); name a file of fine-tunes") from error
+    except UnicodeDecodeError as error:
+        raise MisdirectionError(f"{path}: is no text ({error}); name a file of fine-tunes") from error
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
@@ -63,7 +67,7 @@ def read_list(path: Path) -> list[Line]:
         if len(words) > 2:
             raise MisdirectionError(f"{path}:{number}: {len(words)} words: FINE_TUNE [TRAINING_FILE]; quote spaces")
         if words:
-            found.append(Line(words[0], Path(words[1]) if len(words) == 2 else None))
+            found.append(Line(words[0], Path(words[1]) if len(words) == 2 else None, f"{path}:{number}"))
     if not found:
         raise MisdirectionError(f"{path}: names no fine-tune; write one on each line")
     return found

@@ -1,7 +1,7 @@
 """Fine-tunes of one's own: `reference`, `audit`, `repair`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,9 +139,13 @@ def _audit_many(
     from misdirection.audit.many import TABLE, audit_many, read_list
     from misdirection.audit.verdict import worst
 
-    lines = read_list(many)
-    named = [(line.fine_tune, line.data) for line in lines]
-    requests, reference_folder = _requests(base, named, reference_folder, directions, how)
+    request, reference_folder = _requests(base, reference_folder, directions, how)
+    requests = []
+    for line in read_list(many):
+        try:
+            requests.append(request(line.fine_tune, line.data))
+        except MisdirectionError as error:
+            raise MisdirectionError(f"{line.where}: {error}") from error
     place = folder or Path("audits") / many.stem
     rows, failed = audit_many(requests, reference_folder, place, workers)
     notices.print(f"table: {place / TABLE}", highlight=False, soft_wrap=True)
@@ -245,17 +249,13 @@ def _request(
     directions: list[Path],
     how: tuple[Dtype, str],
 ) -> "Request":
-    return _requests(base, [(fine_tune, data)], reference_folder, directions, how)[0][0]
+    return _requests(base, reference_folder, directions, how)[0](fine_tune, data)
 
 
 def _requests(
-    base: str,
-    fine_tunes: Sequence[tuple[str, Path | None]],
-    reference_folder: Path | None,
-    directions: list[Path],
-    how: tuple[Dtype, str],
-) -> "tuple[list[Request], Path | None]":
-    """One request for each fine-tune with its data, and the folder of their reference."""
+    base: str, reference_folder: Path | None, directions: list[Path], how: tuple[Dtype, str]
+) -> "tuple[Callable[[str, Path | None], Request], Path | None]":
+    """What makes the request for a fine-tune and its data, and the folder of the reference."""
     from misdirection import data as texts
     from misdirection.audit.audit import Request
     from misdirection.audit.reference import default_folder, open_reference
@@ -267,8 +267,9 @@ def _requests(
     place = reference_folder or default_folder(name, revision)
     opened = open_reference(place) if reference_folder or place.is_dir() or not known else None
     general = opened.texts.general if opened else texts.probe_pairs()
-    requests = [
-        Request(
+
+    def request(fine_tune: str, data: Path | None) -> Request:
+        return Request(
             subject=_subject(name, revision, fine_tune, how),
             reference=opened,
             directions=known,
@@ -276,9 +277,8 @@ def _requests(
             general=general,
             neutral=texts.neutral_examples(),
         )
-        for fine_tune, data in fine_tunes
-    ]
-    return requests, place if opened else None
+
+    return request, place if opened else None
 
 
 def _subject(base: str, revision: str | None, fine_tune: str, how: tuple[Dtype, str]) -> Any:
