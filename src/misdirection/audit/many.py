@@ -117,7 +117,8 @@ def _making(run: Run, request: Request, workers: Workers | None) -> Iterator[tup
         return
     with connect(workers) as cluster:
         device = cluster.device(subject.device)
-        yield device, RayGrid(run, partial(_place, _on(_bare(request), device)), cluster)
+        with RayGrid(run, partial(_place, _on(_bare(request), device)), cluster) as grid:
+            yield device, grid
 
 
 def _place(request: Request, working: Any) -> Place:

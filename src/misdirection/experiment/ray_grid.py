@@ -33,6 +33,8 @@ TRIES = 3
 
 # Seconds without any news after which the user is told what is waited for.
 _PATIENCE = 60.0
+# Seconds that workers have to clear up.
+_GOODBYE = 10.0
 
 # Seconds that files may be on their way before their worker is asked whether it is still there.
 _ON_ITS_WAY = 10.0
@@ -160,12 +162,12 @@ def connect(workers: Workers) -> Iterator[Cluster]:
 
 
 class RayGrid:
-    """Makes pieces on Ray actors.
+    """Makes pieces on Ray actors; a context manager that ends them.
 
     Args:
         run: where the artifacts are kept.
         make_place: makes the place where an actor computes; it is pickled.
-        cluster: where the actors are started; they end when it is left.
+        cluster: where the actors are started.
     """
 
     def __init__(self, run: Run, make_place: MakePlace, cluster: Cluster) -> None:
@@ -179,6 +181,13 @@ class RayGrid:
         self._starting: dict[Any, _Worker] = {}
         self._adapters: dict[Path, Any] = {}
         self._fill()
+
+    def __enter__(self) -> "RayGrid":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if left := [worker.actor.leave.remote() for worker in self._idle]:
+            self._ray.wait(left, num_returns=len(left), timeout=_GOODBYE)
 
     def make(self, pieces: Sequence[Piece]) -> None:
         """Make those stages of the pieces that have no artifact that holds.
@@ -257,7 +266,9 @@ class RayGrid:
             outcome = self._fetched(made, worker)
         except self._ray.exceptions.RayError as error:
             self._replace(worker)
-            return f"its worker was lost ({_first_line(error)})"
+            cause = f"its worker was lost ({_first_line(error)})"
+            log.warning("%s: %s", unit.names[0], cause)
+            return cause
         self._idle.append(worker)
         if isinstance(outcome, _Failed):
             if outcome.trace:
@@ -330,6 +341,10 @@ class _Actor:
     def ready(self) -> None:
         """Answer when the process has started."""
 
+    def leave(self) -> None:
+        """Take away what it has on its disk: Ray ends the process without a word."""
+        self._home.cleanup()
+
     def compute(self, compute: Compute, names: Sequence[str], adapters: Mapping[str, Any]) -> _Made | _Failed:
         """Make some stages of a piece."""
         try:
@@ -379,6 +394,8 @@ def _connected(workers: Workers) -> Any:
     """The library, connected to the cluster that is asked for."""
     # Ray asks for leave to tell its makers what it was used for.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # It would write a paragraph of this to standard output, which is for results.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed")
     try:
         import ray
     except ImportError as error:
@@ -393,7 +410,8 @@ def _connected(workers: Workers) -> Any:
         ray.init(workers.address, **quiet)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         raise MisdirectionError(
-            f"ray: no cluster answers at {workers.address} ({_first_line(error)}): start one with `ray start --head`"
+            f"ray: no cluster answers at {workers.address} ({_first_line(error)}): start one with `ray start --head`; "
+            "for one that asks for a token, set RAY_AUTH_MODE=token"
         ) from error
     return ray
 
@@ -408,7 +426,7 @@ def _knock(address: str) -> None:
 def _cluster(ray: Any, workers: Workers) -> Cluster:
     there = ray.cluster_resources()
     gpus = workers.gpus if there.get("GPU", 0) else 0
-    count = workers.count or max(1, int(there["GPU"]) // gpus if gpus else len(ray.nodes()))
+    count = workers.count or max(1, int(there["GPU"]) // gpus if gpus else sum(node["Alive"] for node in ray.nodes()))
     # What a cluster's machines have is not this one's business.
     cpus = 1 if workers.address else max(1, int(there["CPU"]) // count)
     # A cluster may grow.

@@ -91,7 +91,8 @@ def _making(run: Run, config: ExperimentConfig, workers: Workers | None) -> Iter
         return
     with connect(workers) as cluster:
         config = config.model_copy(update={"device": cluster.device(config.device)})
-        yield config, RayGrid(run, partial(Place.of, config), cluster)
+        with RayGrid(run, partial(Place.of, config), cluster) as grid:
+            yield config, grid
 
 
 def _make_all(one: _Experiment) -> None:
