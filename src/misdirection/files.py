@@ -128,11 +128,11 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add one line to a file; it is on disk when this returns. A kill leaves it whole, in part or not at all."""
-    with write_errors(path), path.open("ab") as file:
-        file.write(line.encode())
-        file.flush()
+def append(path: Path, text: str) -> None:
+    """Add to a file; it is on disk when this returns. A machine that goes down may leave a part of it."""
+    with write_errors(path), path.open("ab", buffering=0) as file:
+        # One call of the system, which a kill does not part.
+        file.write(text.encode())
         os.fsync(file.fileno())
 
 

@@ -215,7 +215,7 @@ def test_a_stage_runs_again_when_the_manifest_was_not_written(tmp_path, monkeypa
     with Run.open(tmp_path / "run", "x") as run:
         run.stage("one", {"a": 1}, write("a"))
         with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-            patch.setattr(store, "append_line", crash)
+            patch.setattr(store, "append", crash)
             run.stage("one", {"a": 2}, write("b"))
     with Run.open(tmp_path / "run", "x") as run:
         artifact = run.stage("one", {"a": 1}, write("a"))

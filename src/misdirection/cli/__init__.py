@@ -14,6 +14,8 @@ from misdirection.progress import console as notices
 
 __all__ = ["adapters", "audit", "behaviour", "directions", "experiments", "interventions", "main", "organisms", "plan"]
 
+_INTERRUPTED = 130
+
 
 def main() -> None:
     """Entry point: a user's error is one line and status 2, an interrupt status 130."""
@@ -32,6 +34,8 @@ def main() -> None:
     except MisdirectionError as error:
         notices.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        notices.print("stopped; the same command continues")
-        sys.exit(130)
+    except SystemExit as error:
+        # What typer makes of an interrupt.
+        if error.code == _INTERRUPTED:
+            notices.print("stopped; the same command continues")
+        raise

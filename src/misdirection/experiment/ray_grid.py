@@ -205,7 +205,8 @@ class RayGrid:
         if failed:
             each = "; ".join(f"{', '.join(unit.names)}: {unit.causes[-1]}" for unit in failed)
             raise MisdirectionError(
-                f"{len(failed)} pieces failed {TRIES} times, the others are done; the same command tries again: {each}"
+                f"failed {TRIES} times ({len(failed)} of {len(pieces)} pieces; the others are done, and the same "
+                f"command tries these again): {each}"
             )
 
     def _units(self, pieces: Sequence[Piece]) -> Iterator[_Unit]:

@@ -10,7 +10,7 @@ judged       the same with a judge's scores
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,10 @@ def _average(name: str, text: str, pairs: list[ProbePair], place: Place, folders
         found = pair_means(chat, pairs, null_groups(len(pairs)), progress=advance)
     save_file({key: vector.contiguous() for key, vector in found.vectors.items()}, folder / "means.safetensors")
     write_json(folder / "counts.json", {"tokens": found.tokens, "answers": found.answers})
-    direction(chat, "data_difference", pairs, found).save(folder / "direction.safetensors")
+    made = direction(chat, "data_difference", pairs, found)
+    # By its name: the adapter's folder is another one wherever this is computed.
+    origin = replace(made.origin, organism="" if name == BASE else name)
+    replace(made, origin=origin).save(folder / "direction.safetensors")
 
 
 def read_means(folder: Path) -> Means:

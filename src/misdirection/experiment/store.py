@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from misdirection.errors import MisdirectionError
 from misdirection.files import (
     TEMPORARY,
-    append_line,
+    append,
     atomic_folder,
     remove,
     sha256_tree,
@@ -153,17 +153,20 @@ class Run:
             compute({name: folders.enter_context(atomic_folder(self.artifact(name))) for name in missing})
         if seconds is None:
             seconds = time.monotonic() - started
-        for name, inputs in missing.items():
-            record = {
+        records = {
+            name: {
                 "key": _key(inputs),
                 "sha256": sha256_tree(self.artifact(name)),
                 "seconds": round(seconds / len(missing), 3),
                 "inputs": dict(inputs),
             }
-            append_line(self._manifest, _line(name, record))
-            self._stages[name] = record
-            self._parents.update(_parents(name))
-            self._checked.add(name)
+            for name, inputs in missing.items()
+        }
+        # At once: what was made together is made again together, since its rounding depends on that.
+        append(self._manifest, "".join(map(_line, records, records.values())))
+        self._stages |= records
+        self._checked |= records.keys()
+        self._parents.update(parent for name in records for parent in _parents(name))
 
     def _partial(self, name: str) -> Path:
         return self.folder / "partial" / name
