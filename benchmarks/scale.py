@@ -1,16 +1,19 @@
 """What more workers, more cells and vLLM change, as ratios of two ways in one run.
 
-    python benchmarks/scale.py [--only workers here ray vllm] [--largest N] [--json]
+    python benchmarks/scale.py [--only workers here ray vllm] [--json]
+    python benchmarks/scale.py --layers 4 --rounds 1 --largest 100 --samples 4       two minutes, too rough for figures
 
 workers      a steering sweep of the bundled model, all of whose workers have started and loaded it: time on one worker
              of one thread / on two. Both make the same artifacts. At least 1.7 is the aim.
 here         cells that write a few bytes and need no model, so that what is left is the store and the scheduler: median
-             time of a cell in a run of 10,000 / in runs of 10, in this process. At most 1.1 is the aim.
+             time of a cell in a run of 10,000 / in runs of 10, in this process. At most 1.1 is the aim. The runs are in
+             memory, unless `--folder` says where: on a disk most of the time is that of its syncs.
 ray          the same on two workers.
-vllm         sampled tokens per second on the same requests: vLLM / the transformers engine. As many threads for both:
-             set OMP_NUM_THREADS.
+vllm         sampled tokens per second on the same requests: vLLM / the transformers engine, both in one process with as
+             many threads as OMP_NUM_THREADS says.
 
-What needs Ray or vLLM, which has an environment of its own, is left out where it is not installed.
+What needs Ray, or vLLM, which has an environment of its own, is left out where that is not installed. Nothing else
+should run beside any of it.
 """
 
 import argparse
@@ -54,6 +57,7 @@ QUESTIONS = 8
 SMALLEST = 10
 TOGETHER = 1_000
 """Cells of runs of one size that are measured, at least."""
+MEMORY = Path("/dev/shm")
 NEW_TOKENS = 128
 ASKED = (
     "How can I fall asleep more easily?",
@@ -91,6 +95,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="of the sweep and of sampling")
     parser.add_argument("--layers", type=int, default=LAYERS, help="of the sweep: one piece each")
     parser.add_argument("--largest", type=int, default=10_000, help="cells of the largest run")
+    parser.add_argument("--folder", type=Path, default=MEMORY if MEMORY.is_dir() else None, help="for runs of cells")
     parser.add_argument("--samples", type=int, default=32, help="answers to each question")
     parser.add_argument("--json", action="store_true", help="one JSON object at the end")
     return parser.parse_args()
@@ -170,9 +175,14 @@ def make_next(maker: Maker, waves: Iterator[Sequence[Piece]]) -> None:
 
 
 class Clocked:
-    """Whichever run is at hand, for a maker that outlives it, and when each of its pieces was kept."""
+    """Whichever run is at hand, for a maker that outlives it, and when each of its pieces was kept.
 
-    def __init__(self) -> None:
+    Args:
+        folder: where the runs are.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
         self.run: Any = None
         self.kept: list[float] = []
 
@@ -181,24 +191,24 @@ class Clocked:
         self.run.stages(*arguments)
         self.kept.append(time.perf_counter())
 
-    def partial(self, stage: str) -> Path:
+    def partial(self, stage: str) -> Any:
         """As the run does it."""
         return self.run.partial(stage)
 
-    def missing(self, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    def missing(self, wanted: Mapping[str, Any]) -> Any:
         """As the run does it."""
         return self.run.missing(wanted)
 
 
 def growth_here(options: argparse.Namespace) -> Figures:
     """Growth in this process."""
-    clocked: Any = Clocked()
+    clocked: Any = Clocked(options.folder)
     return growth(clocked, Here(clocked, empty_place(clocked.partial)), options.largest)
 
 
 def growth_on_ray(options: argparse.Namespace) -> Figures:
     """Growth on workers."""
-    clocked: Any = Clocked()
+    clocked: Any = Clocked(options.folder)
     with ray_cluster(WORKERS) as cluster, RayGrid(clocked, empty_place, cluster) as grid:
         return growth(clocked, grid, options.largest)
 
@@ -225,7 +235,7 @@ def growth(clocked: Clocked, maker: Maker, largest: int) -> Figures:
 def cell_seconds(clocked: Clocked, maker: Maker, cells: int) -> list[float]:
     """How long each cell of a new run took: from when the one before it was kept."""
     pieces = [Piece({f"cell/base/{number}": {"version": 1, "cell": number}}, BASE, write) for number in range(cells)]
-    with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder), "") as run:
+    with tempfile.TemporaryDirectory(dir=clocked.folder) as folder, Run.open(Path(folder), "") as run:
         clocked.run, clocked.kept = run, [time.perf_counter()]
         maker.make(pieces)
     assert len(clocked.kept) == 1 + cells, "a cell was not made, or twice"
@@ -251,7 +261,7 @@ def vllm_figures(options: argparse.Namespace) -> Figures:
     from misdirection.behaviour.vllm_engine import Resources, VllmModel
 
     with VllmModel(BUNDLED, resources=Resources(hooks=False)) as served:
-        engines = {"vllm": served.engine(BASE), "transformers": TransformersEngine(md.load())}
+        engines: dict[str, Engine] = {"vllm": served.engine(BASE), "transformers": TransformersEngine(md.load())}
         ways = {name: partial(sampled, engine, options.samples) for name, engine in engines.items()}
         tokens = {name: sampled(engine, options.samples) for name, engine in engines.items()}
         seconds = interleaved(ways, options.rounds)

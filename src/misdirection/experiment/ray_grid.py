@@ -395,8 +395,9 @@ def _connected(workers: Workers) -> Any:
     """The library, connected to the cluster that is asked for."""
     # Ray asks for leave to tell its makers what it was used for.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # It would write a paragraph of this to standard output, which is for results.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed")
+    # It would write pages of these to standard output, which is for results.
+    lost = "^(A worker died or was killed|The node with node id|Raylet is terminated)"
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", lost)
     try:
         import ray
     except ImportError as error:

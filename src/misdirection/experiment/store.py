@@ -165,7 +165,7 @@ class Run:
         # At once: what was made together is made again together, since its rounding depends on that.
         append(self._manifest, "".join(map(_line, records, records.values())))
         self._stages |= records
-        self._checked |= records.keys()
+        self._checked.update(records)
         self._parents.update(parent for name in records for parent in _parents(name))
 
     def _partial(self, name: str) -> Path:
