@@ -35,7 +35,6 @@ TRIES = 3
 _PATIENCE = 60.0
 # Seconds that workers have to clear up.
 _GOODBYE = 10.0
-
 # Seconds that files may be on their way before their worker is asked whether it is still there.
 _ON_ITS_WAY = 10.0
 
