@@ -266,7 +266,7 @@ def test_a_piece_that_always_fails_is_named_with_its_cause_when_all_others_are_d
     pieces = [piece(f"{name}/bad", compute, log, *given), *(piece(each, write, log, "text") for each in good)]
     with pytest.raises(MisdirectionError) as error:
         grid.make(pieces)
-    assert f"again: {name}/bad: {cause}" in str(error.value)
+    assert f"again): {name}/bad: {cause}" in str(error.value)
     assert "\n" not in str(error.value)
     assert [text(run, each) for each in good] == [f"text of {each}" for each in good]
     tries = places_of(log, f"{name}/bad")
@@ -293,14 +293,12 @@ def test_a_piece_that_ends_its_worker_is_given_up_and_other_workers_go_on(grid, 
 
 def test_of_stages_that_fail_together_only_the_bad_one_is_given_up(grid, run, log):
     whole = piece("parts/a parts/b parts/c", fail, log, ["parts/b"])
-    with pytest.raises(
-        MisdirectionError, match=r"^1 piece.* again: parts/b: ValueError: nothing is right with parts/b$"
-    ):
+    with pytest.raises(MisdirectionError, match=r"again\): parts/b: ValueError: nothing is right with parts/b$"):
         grid.make([whole])
     assert made(run, "parts") == {"parts/a": 1, "parts/c": 1}
     tries = {tuple(whole.stages): TRIES, ("parts/b",): TRIES, ("parts/a",): 1, ("parts/c",): 1}
     assert Counter(names for _, names in begun(log)) == tries
-    with pytest.raises(MisdirectionError, match="again: parts/b: "):
+    with pytest.raises(MisdirectionError, match="again\\): parts/b: "):
         grid.make([whole])
     assert Counter(names for _, names in begun(log)) == tries | {("parts/b",): 2 * TRIES}
 
