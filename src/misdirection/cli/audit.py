@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from misdirection.cli.shared import (
     BUNDLED,
@@ -159,7 +159,7 @@ def _audit_many(
 
 
 def _many_table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table("fine-tune", "verdict", "general shift", "damage")
+    table = Table(Column("fine-tune", overflow="fold"), "verdict", "general shift", "damage")
     for row in rows:
         shift, damage = (
             f"{row[name]:+.3f} [{row[f'{name}_low']:+.3f}, {row[f'{name}_high']:+.3f}]" for name in ("shift", "damage")
