@@ -27,7 +27,6 @@ from misdirection.experiment.ray_grid import RayGrid, Workers, connect
 from misdirection.experiment.store import Run
 from misdirection.files import read_json, sha256_tree, write_atomic
 from misdirection.interventions.kinds import digest
-from misdirection.models import load
 
 TABLE = "audits.csv"
 
@@ -90,7 +89,8 @@ def audit_many(
     names = _names([request.subject.name for request in requests])
     with Run.open(folder, _described(requests)) as run, _making(run, requests[0], workers) as (device, maker):
         there = [_on(request, device) for request in requests]
-        pieces = [_piece(name, request, reference) for name, request in zip(names, there, strict=True)]
+        known = (reference, sha256_tree(reference)) if reference else None
+        pieces = [_piece(name, request, known) for name, request in zip(names, there, strict=True)]
         failed = []
         for together in [pieces] if workers else [[piece] for piece in pieces]:
             try:
@@ -123,8 +123,7 @@ def _making(run: Run, request: Request, workers: Workers | None) -> Iterator[tup
 
 def _place(request: Request, working: Any) -> Place:
     """Where audits of one base are made: it stays loaded."""
-    one = request.subject
-    return Place(Models(partial(load, one.base, revision=one.revision, dtype=one.dtype, device=one.device)), working)
+    return Place(Models(request.subject.load_base), working)
 
 
 def _on(request: Request, device: str) -> Request:
@@ -136,19 +135,22 @@ def _bare(request: Request) -> Request:
     return replace(request, reference=None)
 
 
-def _piece(name: str, request: Request, reference: Path | None) -> Piece:
+def _piece(name: str, request: Request, reference: tuple[Path, str] | None) -> Piece:
+    """The audit as a piece; `reference` is the folder of the reference, and its hash."""
     subject, stage = request.subject, f"audit/{name}"
     inputs = {
         **subject.identity,
         "version": VERSION,
         "fine_tune": subject.digest,
-        "reference": sha256_tree(reference) if reference else None,
+        "reference": reference[1] if reference else None,
         "directions": {key: digest(one.vectors) for key, one in request.directions.items()},
         "data": request.data.sha256,
         "texts": request.texts.hashes(),
     }
     # A whole model is too large to be sent: it must be where every worker finds it.
-    folders = ({stage: subject.folder} if subject.is_adapter else {}) | ({"reference": reference} if reference else {})
+    folders = ({stage: subject.folder} if subject.is_adapter else {}) | (
+        {"reference": reference[0]} if reference else {}
+    )
     return Piece({stage: inputs}, BASE, partial(_audit, _bare(request)), folders)
 
 

@@ -2,11 +2,14 @@
 
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from misdirection.cli.shared import RayAddress, WorkerCount, WorkerGpus, app, out, workers_for
+
+if TYPE_CHECKING:
+    from misdirection.config import ExperimentConfig
 
 
 @app.command()
@@ -54,15 +57,21 @@ def _run(
 ) -> None:
     from misdirection.config import read_config
     from misdirection.experiment.runner import run_experiment
-    from misdirection.plan.planning import most_memory
 
     settings = read_config(config)
     vllm = settings.sampling.engine.vllm if settings.sampling else None
     if gpus is None and vllm:
         gpus = vllm.tensor_parallel * vllm.pipeline_parallel
-    others = workers_for(workers, ray, gpus, lambda: most_memory(settings))
+    others = workers_for(workers, ray, gpus, lambda: _memory(settings))
     report = run_experiment(settings, folder or Path("runs") / settings.name, others)
     out.print(f"report: {report}\nfigures: {report.parent / 'results.json'}", highlight=False, soft_wrap=True)
+
+
+def _memory(settings: "ExperimentConfig") -> int:
+    """Bytes of main memory that the largest piece takes."""
+    from misdirection.plan.planning import most_memory
+
+    return most_memory(settings)
 
 
 @app.command()
