@@ -8,48 +8,32 @@ import time
 import pytest
 import yaml
 
-from behaviour.judge_server import JudgeServer, completion, number
+from behaviour.judge_server import JudgeServer, completion
 from behaviour.processes import command, start
-from experiment.tiny_experiment import experiment, isolate
+from experiment.tiny_experiment import COHERENCE, asked_experiment, graded, isolate, with_judge
 from misdirection.behaviour.answers import read_answers
-from misdirection.behaviour.rubrics import read_rubrics
 from misdirection.behaviour.transformers_engine import TransformersEngine
 from misdirection.config import ExperimentConfig, read_config
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.runner import run_experiment
-from tiny import sharpened
 
-COHERENCE = read_rubrics("coherence")[0].prompt.partition("{question}")[0]
 DONE = ("", "ablate minimal layer 2 not_first", "ablate random layer 2 not_first")
 CONDITIONS = [(organism, intervention) for organism in ("base", "minimal") for intervention in DONE]
 
 
-def graded(asked):
-    """Numbers that depend on the answer; everything is coherent."""
-    return number(95 if asked.prompt.startswith(COHERENCE) else sum(asked.prompt.encode()) % 101)
-
-
 def config_of(values, url, **sampling):
-    values = dict(values) | {"sampling": values["sampling"] | sampling}
-    return values | {"judge": {"model": "m", "base_url": url, "concurrency": 4}}
+    return with_judge(dict(values) | {"sampling": values["sampling"] | sampling}, url)
 
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory):
     """One organism, no steering, and two questions to each model as it is and under an ablation."""
     tmp_path = tmp_path_factory.mktemp("behaviour-run")
-    folder = tmp_path / "tiny"
-    chat = sharpened()
-    chat.model.save_pretrained(folder)
-    chat.tokenizer.save_pretrained(folder)
-    questions = tmp_path / "questions.txt"
-    questions.write_text("Why is it so?\nAnd how, then?\n")
-    made = experiment(folder, tmp_path)
+    made = asked_experiment(tmp_path, n=3, new_tokens=10)
     made["organisms"] = {"minimal": made["organisms"]["minimal"]}
     made["ablation"] = {"layer": 2, "questions": 4}
     made["random_seeds"] = 1
     del made["steering"], made["samples"]
-    made["sampling"] = {"questions": [str(questions)], "n": 3, "new_tokens": 10, "ablate": "minimal"}
     return made
 
 

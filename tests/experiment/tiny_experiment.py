@@ -2,7 +2,12 @@
 
 import json
 
+from behaviour.judge_server import number
+from misdirection.behaviour.rubrics import read_rubrics
 from misdirection.data import ProbePair, write_pairs
+from tiny import sharpened
+
+COHERENCE = read_rubrics("coherence")[0].prompt.partition("{question}")[0]
 
 
 def write_answers(path, kind):
@@ -37,6 +42,27 @@ def experiment(folder, tmp_path):
         "ablation": {"layer": 2, "positions": ["not_first", "all"], "questions": 6},
         "samples": {"questions": ["Hello?"], "new_tokens": 4},
     }
+
+
+def graded(asked):
+    """Numbers that depend on the answer; everything is coherent."""
+    return number(95 if asked.prompt.startswith(COHERENCE) else sum(asked.prompt.encode()) % 101)
+
+
+def asked_experiment(tmp_path, **sampling):
+    """The same with two questions to each model, as it is and under an ablation, on a model that has answers."""
+    folder = tmp_path / "tiny"
+    chat = sharpened()
+    chat.model.save_pretrained(folder)
+    chat.tokenizer.save_pretrained(folder)
+    questions = tmp_path / "questions.txt"
+    questions.write_text("Why is it so?\nAnd how, then?\n")
+    made = experiment(folder, tmp_path)
+    return made | {"sampling": {"questions": [str(questions)], "ablate": "minimal", **sampling}}
+
+
+def with_judge(values, url):
+    return values | {"judge": {"model": "m", "base_url": url, "concurrency": 4}}
 
 
 def isolate(patch, cache):

@@ -14,26 +14,18 @@ import psutil
 import pytest
 import yaml
 
-from behaviour.judge_server import JudgeServer, number
+from behaviour.judge_server import JudgeServer
 from behaviour.processes import start
-from experiment.tiny_experiment import experiment, isolate
-from misdirection.behaviour.rubrics import read_rubrics
+from experiment.tiny_experiment import asked_experiment, graded, isolate, with_judge
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.ray_grid import Cluster, Workers, _cluster, connect
 from misdirection.files import sha256_file
-from tiny import sharpened
 
 ray = pytest.importorskip("ray", reason="workers need the extra `ray`")
 pytestmark = pytest.mark.timeout(240)
 
 # One thread in each process: figures depend on their number, by rounding. The server that forks may have more.
 ALONE = "import torch; torch.set_num_threads(1); from behaviour.processes import command; command(*given)"
-COHERENCE = read_rubrics("coherence")[0].prompt.partition("{question}")[0]
-
-
-def graded(asked):
-    """Numbers that depend on the answer; everything is coherent."""
-    return number(95 if asked.prompt.startswith(COHERENCE) else sum(asked.prompt.encode()) % 101)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,18 +53,11 @@ def files():
 def config(tmp_path_factory):
     """An experiment with sampled and judged answers, and its judge, still up."""
     tmp_path = tmp_path_factory.mktemp("workers")
-    folder = tmp_path / "tiny"
-    chat = sharpened()
-    chat.model.save_pretrained(folder)
-    chat.tokenizer.save_pretrained(folder)
-    questions = tmp_path / "questions.txt"
-    questions.write_text("Why is it so?\nAnd how, then?\n")
-    values = experiment(folder, tmp_path)
+    values = asked_experiment(tmp_path, n=2, new_tokens=8)
     del values["organisms"]["control"]
-    values["sampling"] = {"questions": [str(questions)], "n": 2, "new_tokens": 8, "ablate": "minimal"}
     path = tmp_path / "tiny.yaml"
     with JudgeServer(graded) as server:
-        path.write_text(yaml.safe_dump(values | {"judge": {"model": "m", "base_url": server.url, "concurrency": 4}}))
+        path.write_text(yaml.safe_dump(with_judge(values, server.url)))
         yield path
 
 
