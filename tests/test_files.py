@@ -7,9 +7,12 @@ from safetensors import SafetensorError
 from misdirection import files
 from misdirection.errors import MisdirectionError
 from misdirection.files import (
+    MADE,
     atomic_folder,
     atomic_path,
+    empty_working_folder,
     read_json,
+    require_replaceable,
     sha256_file,
     sha256_tree,
     write_atomic,
@@ -18,7 +21,7 @@ from misdirection.files import (
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != MADE)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
@@ -59,7 +62,8 @@ def test_the_old_folder_is_deleted_only_when_the_new_one_is_in_place(tmp_path, m
     monkeypatch.setattr(files, "remove", lambda one: seen.append((one.exists(), (path / "x").read_text())))
     with atomic_folder(path) as temporary:
         (temporary / "x").write_text("new")
-    assert seen == [(True, "new"), (False, "new")]
+    # The old folder, then the temporary name of the new one.
+    assert [one for one in seen if one[1] == "new"] == [(True, "new"), (False, "new")]
 
 
 def test_new_files_have_the_usual_permissions(tmp_path):
@@ -126,3 +130,106 @@ def test_a_full_disk_under_safetensors_is_one_line_too(tmp_path):
         atomic_folder(tmp_path / "adapter"),
     ):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def written(path, **contents):
+    with atomic_folder(path) as temporary:
+        for name, text in contents.items():
+            (temporary / name).write_text(text)
+
+
+def foreign_folder(path):
+    path.mkdir()
+    (path / "thesis.txt").write_text("mine")
+
+
+def foreign_file_among_ours(path):
+    written(path, a="1")
+    (path / "thesis.txt").write_text("mine")
+
+
+def ours_but_changed(path):
+    written(path, thesis="1")
+    (path / "thesis").write_text("mine")
+
+
+def foreign_link_among_ours(path):
+    written(path, a="1")
+    (path / "thesis.txt").symlink_to(path / "a")
+
+
+def foreign_file_deep_inside(path):
+    written(path, a="1")
+    (path / "b").mkdir()
+    (path / "b" / "thesis.txt").write_text("mine")
+
+
+def plain_file(path):
+    path.write_text("thesis: mine")
+
+
+def link_to_a_foreign_folder(path):
+    foreign_folder(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+FOREIGN = (foreign_folder, foreign_file_among_ours, ours_but_changed, foreign_link_among_ours, foreign_file_deep_inside,
+           plain_file, link_to_a_foreign_folder)  # fmt: skip
+
+
+def contents(folder):
+    return {str(path): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("make", FOREIGN)
+def test_what_the_user_wrote_is_never_replaced(make, tmp_path):
+    path = tmp_path / "out"
+    make(path)
+    before = contents(tmp_path)
+    with pytest.raises(MisdirectionError, match=r"thesis|is a file"):
+        written(path, new="2")
+    with pytest.raises(MisdirectionError, match=r"thesis|is a file"):
+        require_replaceable(path)
+    assert contents(tmp_path) == before
+
+
+def test_a_file_that_came_while_we_computed_is_kept(tmp_path):
+    path = tmp_path / "out"
+    with pytest.raises(MisdirectionError, match="thesis"), atomic_folder(path) as temporary:
+        (temporary / "new").write_text("2")
+        foreign_folder(path)
+    assert (path / "thesis.txt").read_text() == "mine" and names(tmp_path) == ["out"]
+
+
+def test_a_file_of_ours_that_we_write_again_is_still_ours(tmp_path):
+    path = tmp_path / "out"
+    written(path, record="1")
+    write_atomic(path / "record", "2")
+    written(path, new="3")
+    assert not (path / "record").exists()
+
+
+def test_a_link_to_a_folder_of_ours_stays(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    written(tmp_path / "out", a="1")
+    written(tmp_path / "out", a="2")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "a").read_text() == "2"
+
+
+def test_a_working_folder_is_emptied_for_another_key_alone(tmp_path):
+    folder = tmp_path / "work"
+    for key, kept in (({"a": 1}, []), ({"a": 1}, ["step-1"]), ({"a": 2}, [])):
+        empty_working_folder(folder, key, own=("step-*",))
+        assert [name for name in names(folder) if name.startswith("step")] == kept
+        (folder / "step-1").mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_working_folder_with_foreign_files_is_refused(ours, tmp_path):
+    if ours:
+        empty_working_folder(tmp_path, 1)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(MisdirectionError, match=r"holds thesis.txt, which misdirection did not write"):
+        empty_working_folder(tmp_path, 2, own=("step-*",))
+    assert (tmp_path / "thesis.txt").read_text() == "mine"

@@ -1,14 +1,19 @@
-"""Files that are whole or not there: written under a temporary name in the same folder, synced, then renamed."""
+"""Files that are whole or not there: written under a temporary name in the same folder, synced, then renamed.
+
+A folder is replaced only when this program wrote all that is in it: each one that is written here holds `MADE`, the
+list of its files with their hashes. The user's own files are refused, never deleted.
+"""
 
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,12 @@ from misdirection.errors import MisdirectionError
 
 TEMPORARY = ".misdirection-tmp-"
 """Names that begin so are left over from a killed process, and nothing that counts."""
+
+MADE = ".misdirection.json"
+"""In a folder that was written whole: what proves that its files are ours."""
+
+WORKING = "working.json"
+"""In a working folder: what its files belong to."""
 
 # What only writing gives. Any other error inside a caller's block may be about a file that it reads.
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
@@ -29,6 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises `MisdirectionError` that names the path when the disk is full or cannot be written.
     """
+    path = _target(path)
     with write_errors(path):
         temporary = _temporary(path)
         temporary.touch(exist_ok=False)
@@ -41,11 +53,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
             _sync(path.parent)
     finally:
         remove(temporary)
+    _keep_listed(path)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder; an existing one is replaced as a whole."""
+    """The same for a folder; an existing one of ours is replaced as a whole.
+
+    Raises `MisdirectionError` before and after the context's block when `require_replaceable` does.
+    """
+    path = _target(path)
+    require_replaceable(path)
     with write_errors(path):
         temporary = _temporary(path)
         temporary.mkdir()
@@ -53,19 +71,133 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         with write_errors(path, only=_DISK):
             yield temporary
         with write_errors(path):
+            write_json(temporary / MADE, _hashes(temporary))
             for one in (*temporary.rglob("*"), temporary):
                 _sync(one)
+        # Again: the block may have taken hours.
+        require_replaceable(path)
+        with write_errors(path):
             _replace_folder(temporary, path)
     finally:
         remove(temporary)
 
 
-def require_replaceable(folder: Path, mark: str) -> None:
-    """Refuse to replace a folder that is not empty and lacks the file `mark`, which says that it was written by us."""
-    if folder.exists() and not (folder / mark).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+def require_replaceable(folder: Path) -> None:
+    """Refuse a folder that holds anything which this program did not write, or which was changed since.
+
+    `atomic_folder` asks by itself; ask earlier where much work comes before it.
+
+    Raises `MisdirectionError` that names the first foreign file.
+    """
+    folder = _target(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise MisdirectionError(f"{folder}: is a file, which is not replaced by a folder: choose another folder")
+    try:
+        foreign = _foreign(folder)
+    except OSError as error:
+        raise MisdirectionError(f"{folder}: cannot be read ({error.strerror}); choose another folder") from error
+    if foreign:
         raise MisdirectionError(
-            f"{folder}: is there and holds no {mark}, so that it is not replaced: choose another folder"
+            f"{folder}: holds {foreign}, which misdirection did not write, so that it is not replaced: move it away or "
+            "choose another folder"
         )
+
+
+def _foreign(folder: Path) -> str | None:
+    """The first file or link in a folder that is not as this program wrote it; an empty folder's name is its own."""
+    inside = sorted(folder.rglob("*"))
+    ours = _made(folder)
+    for path in inside:
+        name = path.relative_to(folder).as_posix()
+        if name != MADE and (path.is_symlink() or not path.is_dir()) and not _is_ours(path, ours.get(name)):
+            return name
+    return None
+
+
+def _is_ours(path: Path, digest: str | None) -> bool:
+    return digest is not None and not path.is_symlink() and sha256_file(path) == digest
+
+
+def _made(folder: Path) -> dict[str, str]:
+    """Hashes of what this program wrote into a folder, by name; none for a folder of somebody else's."""
+    try:
+        found = json.loads((folder / MADE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
+def _keep_listed(path: Path) -> None:
+    """A file of ours that was written again in a folder of ours stays ours."""
+    ours = _made(path.parent)
+    if path.name in ours:
+        write_json(path.parent / MADE, {**ours, path.name: sha256_file(path)})
+
+
+def _target(path: Path) -> Path:
+    """Where a link leads: it stays, and what it names is written."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def empty_working_folder(folder: Path, key: Any, own: Collection[str] = ()) -> None:
+    """Empty the working folder of an unfinished job, unless it was begun with the same `key`.
+
+    Args:
+        folder: made if need be.
+        key: JSON; what the files in it belong to.
+        own: patterns of what the job writes there, such as `checkpoint-*`.
+
+    Raises `MisdirectionError` for a folder that holds anything else, which is left as it is.
+    """
+    mark = folder / WORKING
+    if mark.is_file() and read_json(mark) == key:
+        return
+    with write_errors(folder):
+        _empty(folder, own)
+    write_json(mark, key)
+
+
+def remove_working_folder(folder: Path, own: Collection[str] = ()) -> None:
+    """Delete a working folder and what the job wrote there; raises as `empty_working_folder` does."""
+    if folder.exists():
+        _empty(folder, own)
+        remove(folder)
+
+
+def _empty(folder: Path, own: Collection[str]) -> None:
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise MisdirectionError(f"{folder}: is a file, where a working folder is needed: move it away")
+    mark = folder / WORKING
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    known = (WORKING, f"{TEMPORARY}*", *own) if mark.is_file() else ()
+    for path in inside:
+        if path.is_symlink() or not any(path.match(pattern) for pattern in known):
+            raise MisdirectionError(
+                f"{folder}: holds {path.name}, which misdirection did not write, so that it is not emptied: move it "
+                "away or choose another folder"
+            )
+    # A folder that a kill left half emptied is still known as ours, and what remains in it belongs to no job.
+    if mark.is_file():
+        write_json(mark, None)
+    for path in sorted(inside, key=lambda one: one == mark):
+        remove(path)
+
+
+def set_aside(path: Path, folder: Path) -> Path:
+    """Move what is in the way into `folder`, under its own name and a number; gives where it is now."""
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        names = (folder / f"{path.name}-{number}" for number in itertools.count(1))
+        target = next(name for name in names if not os.path.lexists(name))
+        path.rename(target)
+    return target
 
 
 def _temporary(path: Path) -> Path:

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from misdirection.audit.reference import RECORD, Reference, default_folder, open_reference
+from misdirection.audit.reference import Reference, default_folder, open_reference
 from misdirection.behaviour.margin import loss, margin
 from misdirection.chat import encode
 from misdirection.errors import MisdirectionError
@@ -55,7 +55,7 @@ def test_it_comes_back_from_its_folder(made, tmp_path):
 
 def test_a_folder_that_is_none_of_ours_is_not_replaced(made, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(MisdirectionError, match=RECORD):
+    with pytest.raises(MisdirectionError, match=r"mine\.txt"):
         made[2].save(tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 

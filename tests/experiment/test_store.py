@@ -10,10 +10,11 @@ import time
 
 import pytest
 
+from misdirection import files
 from misdirection.errors import MisdirectionError
 from misdirection.experiment import store
 from misdirection.experiment.store import Run
-from misdirection.files import TEMPORARY, sha256_tree
+from misdirection.files import MADE, TEMPORARY, remove, sha256_tree
 
 # Five stages, each from the one before; a line is printed at every step, so that a test knows where to kill it.
 STAGES = """
@@ -104,6 +105,10 @@ def test_inputs_are_compared_by_value_whatever_their_order(tmp_path):
         run.stage("one", {"b": (2,), "a": 1}, never)
 
 
+def contents(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != MADE)
+
+
 @pytest.mark.parametrize("damage", ["flip", "delete", "add"])
 def test_a_damaged_artifact_is_named_and_made_again(tmp_path, damage):
     with Run.open(tmp_path / "run", "x") as run:
@@ -121,8 +126,13 @@ def test_a_damaged_artifact_is_named_and_made_again(tmp_path, damage):
         run.stage("one", {}, write("good"))
         run.stage("two", {}, never)
     assert len(notices) == 1
-    assert notices[0].startswith(f"{artifact}: missing or damaged")
-    assert [path.name for path in artifact.iterdir()] == ["out.txt"]
+    assert notices[0].startswith(f"{artifact}: damaged")
+    assert contents(artifact) == ["out.txt"]
+    # What the user put there is kept.
+    assert (
+        contents(tmp_path / "run" / "damaged" / "one-1")
+        == {"flip": ["out.txt"], "delete": [], "add": ["more.txt", "out.txt"]}[damage]
+    )
     assert file.read_text() == "good"
 
 
@@ -262,12 +272,14 @@ def test_working_files_outlive_a_failure_and_go_with_changed_inputs(tmp_path):
 
 
 def test_working_files_half_deleted_by_a_kill_are_not_taken_up(tmp_path, monkeypatch):
-    def killed(_folder):
-        raise KeyboardInterrupt
+    def killed(path):
+        if path.name == "work":
+            raise KeyboardInterrupt
+        remove(path)
 
     with Run.open(tmp_path / "run", "x") as run:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(store.shutil, "rmtree", killed)
+            patch.setattr(files, "remove", killed)
             run.stage("one", {}, lambda _folder: (run.partial("one") / "step-1").write_text("x"))
         (run.artifact("one") / "damage").write_text("")
     with Run.open(tmp_path / "run", "x") as run:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from misdirection.errors import MisdirectionError
-from misdirection.files import remove
+from misdirection.files import MADE, atomic_folder, remove
 from misdirection.interventions import bake as baking
 from misdirection.interventions.bake import bake
 from misdirection.interventions.checkpoint import Checkpoint
@@ -238,7 +238,7 @@ def test_everything_beside_the_weights_comes_along(tmp_path):
     bake(str(folder), ablation(), tmp_path / "baked")
     names = {path.name for path in folder.iterdir()} - {"pytorch_model.bin", "pytorch_model.bin.index.json"}
     assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"} <= names
-    assert {path.name for path in (tmp_path / "baked").iterdir()} == names | {"baked.json"}
+    assert {path.name for path in (tmp_path / "baked").iterdir()} == names | {"baked.json", MADE}
     for name in names - {MODEL}:
         assert (tmp_path / "baked" / name).read_bytes() == (folder / name).read_bytes()
 
@@ -387,14 +387,14 @@ def test_an_exception_half_way_leaves_nothing_or_what_was_there(tmp_path, monkey
         save_file(tensors, path, metadata)
 
     if there:
-        out.mkdir()
-        (out / "baked.json").write_text("earlier")
+        with atomic_folder(out) as earlier:
+            (earlier / "baked.json").write_text("earlier")
     monkeypatch.setattr(baking, "save_file", stops)
     with pytest.raises(KeyboardInterrupt):
         bake(str(folder), ablation(), out)
     assert len(written) == 2
     assert [path.name for path in tmp_path.iterdir() if path != folder] == ["baked"] * there
-    assert [path.name for path in out.glob("*")] == ["baked.json"] * there
+    assert {path.name for path in out.glob("*")} == ({"baked.json", MADE} if there else set())
     assert not there or (out / "baked.json").read_text() == "earlier"
 
 

@@ -233,3 +233,20 @@ def test_checkpoints_of_another_training_are_not_continued(tmp_path):
     assert steps == []
     train(examples[:2], out, base=chat, recipe=few, report=lambda step, *_: steps.append(step))
     assert steps == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["organism", "organism.checkpoints"])
+@pytest.mark.parametrize("inside", ["thesis.txt", "organism.json", "checkpoint-2"])
+def test_the_users_own_files_in_the_way_are_kept(name, inside, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / inside).write_text("mine")
+    with pytest.raises(MisdirectionError, match=f"{name}: holds {inside}, which misdirection did not write"):
+        train(EXAMPLES, tmp_path / "organism", base=make_chat(), recipe=recipe(), report=kill_at(1))
+    assert (tmp_path / name / inside).read_text() == "mine"
+
+
+def test_a_plain_file_in_the_way_is_kept(tmp_path):
+    (tmp_path / "organism").write_text("mine")
+    with pytest.raises(MisdirectionError, match="organism: is a file"):
+        train(EXAMPLES, tmp_path / "organism", base=make_chat(), recipe=recipe(), report=kill_at(1))
+    assert (tmp_path / "organism").read_text() == "mine"

@@ -174,12 +174,12 @@ def test_nothing_is_written_over(made, base, request_of, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    with pytest.raises(MisdirectionError, match=RECORD):
+    with pytest.raises(MisdirectionError, match=r"notes.txt"):
         repair_fine_tune(request_of(made[1]["minimal"], data=data), mine)
     copy = tmp_path / "copy"
     shutil.copytree(made[1]["minimal"], copy)
     (copy / RECORD).write_text("{}")
-    with pytest.raises(MisdirectionError, match="never written over"):
+    with pytest.raises(MisdirectionError, match=r"never written over|did not write"):
         repair_fine_tune(request_of(copy, data=data), copy)
     whole = load(base, dtype="float32", device="cpu")
     whole.model.save_pretrained(tmp_path / "whole")

@@ -104,7 +104,7 @@ class Reference:
 
     def save(self, folder: Path) -> None:
         """Write a folder; an older reference in its place is replaced."""
-        require_replaceable(folder, RECORD)
+        require_replaceable(folder)
         record = {
             "identity": dict(self.identity),
             "texts": self.texts.as_dict(),

@@ -4,12 +4,13 @@ experiment.yaml   the configuration
 manifest.jsonl    a line for each stage that was made: key and text of its inputs, hash of its artifact, seconds
 artifacts/NAME/   what a stage wrote
 partial/NAME/     working files of a stage that can continue by itself
+damaged/          artifacts that were found changed
 """
 
 import hashlib
 import json
 import logging
-import shutil
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,13 +24,18 @@ from misdirection.files import (
     TEMPORARY,
     append,
     atomic_folder,
+    empty_working_folder,
     remove,
+    remove_working_folder,
+    set_aside,
     sha256_tree,
     write_atomic,
     write_errors,
 )
 
 log = logging.getLogger("misdirection")
+
+_WORK = ("work",)
 
 Notify = Callable[[str], None]
 """Takes one line that the user should read."""
@@ -83,12 +89,12 @@ class Run:
         missing = self.missing(wanted)
         if missing:
             for name, inputs in missing.items():
-                self._keep_partial(name, _key(inputs))
+                empty_working_folder(self._partial(name), _key(inputs), own=_WORK)
             self._make(missing, compute, seconds)
         # The artifacts are there; working files that cannot be deleted only take space.
         with suppress(OSError):
             for name in wanted:
-                self._drop_partial(name)
+                remove_working_folder(self._partial(name), own=_WORK)
 
     def missing(self, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
         """Those of the stages that have no artifact that holds."""
@@ -105,7 +111,7 @@ class Run:
 
         For use inside the stage's `compute`: what was in it before belongs to the same inputs.
         """
-        folder = self._partial(name) / "work"
+        folder = self._partial(name) / _WORK[0]
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -136,11 +142,17 @@ class Run:
             return True
         artifact = self.artifact(name)
         if not _intact(artifact, record["sha256"]):
-            self._notify(f"{artifact}: missing or damaged (its hash is not the recorded one); it is made again")
+            self._notify(f"{artifact}: {self._put_away(artifact)}; it is made again")
             del self._stages[name]
             return False
         self._checked.add(name)
         return True
+
+    def _put_away(self, artifact: Path) -> str:
+        """Say what is wrong with an artifact that does not hold; one that is there may hold files of the user's."""
+        if not os.path.lexists(artifact):
+            return "missing"
+        return f"damaged (its hash is not the recorded one), now in {set_aside(artifact, self.folder / 'damaged')}"
 
     def _make(
         self,
@@ -170,22 +182,6 @@ class Run:
 
     def _partial(self, name: str) -> Path:
         return self.folder / "partial" / name
-
-    def _keep_partial(self, name: str, key: str) -> None:
-        """Empty the working folder unless it was begun for the same inputs."""
-        mark = self._partial(name) / "key"
-        with write_errors(mark):
-            if mark.is_file() and mark.read_bytes() == key.encode():
-                return
-            self._drop_partial(name)
-        write_atomic(mark, key)
-
-    def _drop_partial(self, name: str) -> None:
-        folder = self._partial(name)
-        if folder.exists():
-            # The mark goes first: after a kill in the middle, the remains belong to no inputs.
-            (folder / "key").unlink(missing_ok=True)
-            shutil.rmtree(folder)
 
     @property
     def _manifest(self) -> Path:

@@ -76,7 +76,7 @@ def bake(model: str, intervention: Intervention, folder: str | Path, *, revision
     checkpoint, out = Checkpoint.open(model, revision), Path(folder)
     if checkpoint.folder.resolve().is_relative_to(out.resolve()):
         raise MisdirectionError(f"{out}: holds the model itself, which is never written over: choose another folder")
-    require_replaceable(out, _REPORT)
+    require_replaceable(out)
     change = _change(checkpoint, intervention)
     with atomic_folder(out) as temporary:
         for shard in checkpoint.shards:

@@ -98,7 +98,7 @@ def project_adapter(
     check_stream(chat.decoder)
     source = _adapter_folder(chat)
     _refuse_overwriting(Path(folder), source)
-    require_replaceable(Path(folder), _REPORT)
+    require_replaceable(Path(folder))
     config, weights = read_json(source / _CONFIG), load_file(source / _WEIGHTS)
     _refuse_unlike_lora(config, str(source))
     _refuse_variants(chat)
@@ -168,7 +168,7 @@ def ablation_adapter(chat: ChatModel, ablation: Ablate, folder: str | Path) -> W
     check_stream(chat.decoder)
     if chat.adapter is not None:
         _refuse_overwriting(Path(folder), Path(chat.adapter))
-    require_replaceable(Path(folder), _REPORT)
+    require_replaceable(Path(folder))
     everywhere = isinstance(ablation.positions, str) and ablation.positions == "all"
     if not everywhere or ablation.at != "writes" or ablation.toward is not None:
         raise MisdirectionError(

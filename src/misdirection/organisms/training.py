@@ -24,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 from misdirection.chat import encode
 from misdirection.data import Example, data_hash
 from misdirection.errors import MisdirectionError
-from misdirection.files import atomic_folder, read_json, write_json
+from misdirection.files import atomic_folder, empty_working_folder, require_replaceable, write_json
 from misdirection.models import BUNDLED, ChatModel, load
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism
 from misdirection.organisms.recipes import adapter_config
@@ -51,7 +51,7 @@ def train(
 
     Args:
         examples: question-answer pairs; only the answers' tokens and the token that ends the turn carry loss.
-        out: the adapter folder to write; replaced as a whole when the training is done.
+        out: the adapter folder to write; one that we wrote is replaced as a whole when the training is done.
         base: the base model's name, or one that is already loaded (it gets no trace of the training).
         recipe: adapter and optimiser; the paper's `minimal` by default.
         held_out: examples for the held-out loss.
@@ -60,14 +60,16 @@ def train(
         report: called after each optimiser step.
 
     Raises:
-        MisdirectionError: no examples, an impossible recipe, or a loss that is not finite (the last checkpoint stays).
+        MisdirectionError: no examples, an impossible recipe, a folder in the way that we did not write, or a loss that
+            is not finite (the last checkpoint stays).
     """
     recipe = recipe or Recipe()
     chat = load(base) if isinstance(base, str) else base
     folder = Path(checkpoints or f"{out}.checkpoints")
-    _empty_unless_same(
-        folder, {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
-    )
+    require_replaceable(Path(out))
+    # Checkpoints of another training would be continued.
+    training = {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
+    empty_working_folder(folder, training, own=(_INITIAL, "checkpoint-*", "README.md"))
     rows, truncated = _rows(chat, examples, recipe.max_length)
     torch.manual_seed(recipe.seed)
     network = get_peft_model(chat.model, adapter_config(recipe, chat))
@@ -93,14 +95,6 @@ def train(
         network.unload()
         chat.model.eval()
     return organism
-
-
-def _empty_unless_same(folder: Path, training: dict[str, Any]) -> None:
-    """Empty the folder unless its checkpoints are of the same training, or another one would be continued."""
-    record = folder / "training.json"
-    if not record.is_file() or read_json(record) != training:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(record, training)
 
 
 def _rows(chat: ChatModel, examples: Sequence[Example], max_length: int) -> tuple[list[dict[str, list[int]]], int]:

@@ -136,7 +136,7 @@ def _check(request: Request, folder: Path) -> None:
         raise MisdirectionError("--data: give the training file: what is to be kept is measured on it")
     if request.reference is None:
         raise MisdirectionError("a repair needs the base's reference: make it once with `misdirection reference`")
-    require_replaceable(folder, RECORD)
+    require_replaceable(folder)
     if subject.folder.resolve().is_relative_to(folder.resolve()):
         raise MisdirectionError(
             f"{folder}: holds the adapter itself, which is never written over: choose another --out"
