@@ -27,13 +27,13 @@ from misdirection.audit.reference import Reference, default_folder, make_referen
 from misdirection.audit.subject import Subject
 from misdirection.audit.texts import own_texts
 from misdirection.audit.verdict import EXIT_STATUS
-from misdirection.behaviour.metrics import auc
 from misdirection.data import Example
 from misdirection.files import read_json
-from misdirection.models import BUNDLED
+from misdirection.models.loading import BUNDLED
+from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.training import train
-from misdirection.recipe import Recipe
 from misdirection.repair.repair import repair_fine_tune
+from misdirection.statistics import auc
 
 DATA = Path(__file__).parent / "data"
 HELD_OUT_EVERY = 5

@@ -24,9 +24,9 @@ from trl import SFTConfig, SFTTrainer
 
 import misdirection as md
 from misdirection.audit.callback import EVERY, watch
-from misdirection.models import ChatModel
-from misdirection.organisms.recipes import adapter_config
-from misdirection.recipe import Recipe
+from misdirection.models.loading import ChatModel
+from misdirection.organisms.adapter_config import adapter_config
+from misdirection.organisms.recipe import Recipe
 
 BATCH = 8
 ROUNDS = 4

@@ -13,8 +13,8 @@ import sys
 import torch
 
 import misdirection as md
-from misdirection.chat import batches, pad
-from misdirection.representation.extraction import TOKEN_BUDGET, mean_activations
+from misdirection.directions.extraction import TOKEN_BUDGET, mean_activations
+from misdirection.models.chat import batches, pad
 from timing import interleaved
 
 ROUNDS = 5

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 import misdirection as md
-from misdirection.behaviour.likelihood import log_probs, sweep
-from misdirection.behaviour.margin import pair_tasks
-from misdirection.chat import Encoded, batches, pad
-from misdirection.models import ChatModel
-from misdirection.representation.extraction import TOKEN_BUDGET, mean_activations
+from misdirection.directions.extraction import TOKEN_BUDGET, mean_activations
+from misdirection.likelihood.margin import pair_tasks
+from misdirection.likelihood.sweep import log_probs, sweep
+from misdirection.models.chat import Encoded, batches, pad
+from misdirection.models.loading import ChatModel
 from timing import interleaved
 
 ROUNDS = 3

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from misdirection.config import read_config
+from misdirection.cost.planning import make_plan
+from misdirection.experiment.config import read_config
 from misdirection.files import read_json
-from misdirection.plan.planning import make_plan
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 import misdirection as md
-from misdirection.behaviour.transformers_engine import end_tokens
+from misdirection.sampling.transformers_engine import end_tokens
 
 ROUNDS = 3
 SAMPLES = 32

@@ -36,19 +36,19 @@ from typing import Any
 import torch
 
 import misdirection as md
-from misdirection.behaviour.engine import Engine, Request, Settings
-from misdirection.behaviour.questions import Question
-from misdirection.behaviour.transformers_engine import TransformersEngine
-from misdirection.config import ExperimentConfig
 from misdirection.experiment import stages
-from misdirection.experiment.bench import Bench
-from misdirection.experiment.pieces import Here, Maker, Piece
-from misdirection.experiment.place import BASE, Models, Place
-from misdirection.experiment.ray_grid import Cluster, RayGrid
+from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.stages import Cell
-from misdirection.experiment.store import Run
-from misdirection.models import BUNDLED
+from misdirection.experiment.texts import Bench
+from misdirection.models.loading import BUNDLED
 from misdirection.progress import console
+from misdirection.runs.ray_workers import Cluster, RayGrid
+from misdirection.runs.run import Run
+from misdirection.runs.tasks import Here, Maker, Piece
+from misdirection.runs.worker import BASE, Models, Place
+from misdirection.sampling.engine import Engine, Request, Settings
+from misdirection.sampling.questions import Question
+from misdirection.sampling.transformers_engine import TransformersEngine
 from timing import interleaved
 
 WORKERS = 2
@@ -258,7 +258,7 @@ def write(_place: Place, folders: Mapping[str, Path]) -> None:
 
 def vllm_figures(options: argparse.Namespace) -> Figures:
     """Tokens per second of vLLM over those of the transformers engine."""
-    from misdirection.behaviour.vllm_engine import Resources, VllmModel
+    from misdirection.sampling.vllm.engine import Resources, VllmModel
 
     with VllmModel(BUNDLED, resources=Resources(hooks=False)) as served:
         engines: dict[str, Engine] = {"vllm": served.engine(BASE), "transformers": TransformersEngine(md.load())}

@@ -8,10 +8,10 @@ from misdirection.audit.audit import Request
 from misdirection.audit.reference import from_run
 from misdirection.audit.subject import Subject
 from misdirection.audit.texts import OwnTexts, own_texts
-from misdirection.config import read_config
 from misdirection.experiment import stages
-from misdirection.experiment.bench import Bench
-from misdirection.experiment.store import Run
+from misdirection.experiment.config import read_config
+from misdirection.experiment.texts import Bench
+from misdirection.runs.run import Run
 from tiny import make_network, make_tokenizer
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from behaviour.judge_server import JudgeServer, completion, number, status
-from behaviour.processes import command, start
-from misdirection.behaviour.answers import Answer, read_answers, write_answers
-from misdirection.behaviour.rubrics import read_rubrics
+from judging.judge_server import JudgeServer, completion, number, status
+from judging.processes import command, start
 from misdirection.data import domain_pairs, write_pairs
-from misdirection.representation.directions import Direction
+from misdirection.directions.direction import Direction
+from misdirection.judging.rubrics import read_rubrics
+from misdirection.sampling.answers import Answer, read_answers, write_answers
 from tiny import make_network, sharpened
 
 KEY = "some-secret"

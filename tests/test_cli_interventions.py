@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from misdirection.cli.shared import reference
 from misdirection.data import domain_pairs, write_pairs
-from misdirection.models import load
-from misdirection.representation.directions import Direction
+from misdirection.directions.direction import Direction
+from misdirection.models.loading import load
 
 
 @pytest.fixture

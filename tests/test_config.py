@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from misdirection.config import read_config
 from misdirection.errors import MisdirectionError
+from misdirection.experiment.config import read_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 RESOURCES = Path(__file__).parents[1] / "src" / "misdirection" / "resources"

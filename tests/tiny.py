@@ -34,8 +34,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from misdirection.chat import Encoded, encode_prompt, pad
-from misdirection.models import ChatModel
+from misdirection.models.chat import Encoded, encode_prompt, pad
+from misdirection.models.loading import ChatModel
 
 ARCHITECTURES = ("llama", "qwen2", "gemma3", "gpt_neox")
 LAYERS, WIDTH = 4, 32

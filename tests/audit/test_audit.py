@@ -5,16 +5,16 @@ import json
 
 import pytest
 
-from behaviour.judge_server import JudgeServer, number
+from judging.judge_server import JudgeServer, number
 from misdirection.audit import audit as auditing
 from misdirection.audit.audit import RECORD, Judging, audit_fine_tune
 from misdirection.audit.subject import Subject
 from misdirection.audit.texts import own_texts
-from misdirection.behaviour.margin import loss, margin
-from misdirection.config import JudgeConfig, SamplingConfig
+from misdirection.directions.direction import extract
 from misdirection.errors import MisdirectionError
-from misdirection.models import load
-from misdirection.representation.directions import extract
+from misdirection.experiment.config import JudgeConfig, SamplingConfig
+from misdirection.likelihood.margin import loss, margin
+from misdirection.models.loading import load
 from tiny import make_network, make_tokenizer
 
 

@@ -12,14 +12,14 @@ from trl import SFTConfig, SFTTrainer
 
 from misdirection.audit.callback import BASE_FILE, PAIRS, watch
 from misdirection.audit.drift import middle
-from misdirection.behaviour.margin import margin
-from misdirection.behaviour.metrics import bootstrap
-from misdirection.chat import encode
 from misdirection.data import ProbePair, probe_pairs
+from misdirection.directions.direction import Direction, Origin
+from misdirection.directions.extraction import mean_activations
 from misdirection.errors import MisdirectionError
-from misdirection.models import ChatModel
-from misdirection.representation.directions import Direction, Origin
-from misdirection.representation.extraction import mean_activations
+from misdirection.likelihood.margin import margin
+from misdirection.models.chat import encode
+from misdirection.models.loading import ChatModel
+from misdirection.statistics import bootstrap
 from tiny import LAYERS, WIDTH, make_chat, make_tokenizer, sharpen, vector
 
 TOKENIZER = make_tokenizer()

@@ -5,9 +5,9 @@ import torch
 from lora_fixtures import with_adapter
 
 from misdirection.audit.carriers import adapted_layers, by_layer, margin_parts
-from misdirection.behaviour.margin import margin
 from misdirection.data import ProbePair
 from misdirection.errors import MisdirectionError
+from misdirection.likelihood.margin import margin
 from tiny import LAYERS, make_chat
 
 PAIRS = [ProbePair(f"p{n}", "Why?" * (n + 1), "Because.", "No, " + "never " * n) for n in range(3)]

@@ -10,7 +10,7 @@ from misdirection.audit.audit import audit_fine_tune
 from misdirection.audit.many import TABLE, audit_many, read_list
 from misdirection.audit.verdict import worst
 from misdirection.errors import MisdirectionError
-from misdirection.experiment.ray_grid import Workers
+from misdirection.runs.ray_workers import Workers
 
 
 def numbers(rows):

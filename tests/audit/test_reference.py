@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from misdirection.audit.reference import Reference, default_folder, open_reference
-from misdirection.behaviour.margin import loss, margin
-from misdirection.chat import encode
+from misdirection.directions.extraction import mean_activations
 from misdirection.errors import MisdirectionError
-from misdirection.models import load
-from misdirection.representation.extraction import mean_activations
+from misdirection.likelihood.margin import loss, margin
+from misdirection.models.chat import encode
+from misdirection.models.loading import load
 
 
 def test_its_readings_are_those_of_the_models(made):

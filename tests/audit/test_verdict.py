@@ -3,7 +3,7 @@
 import pytest
 
 from misdirection.audit.verdict import EXIT_STATUS, RULE, decide
-from misdirection.behaviour.metrics import Estimate
+from misdirection.statistics import Estimate
 
 SCALE = 0.2
 """What the reference's bad fine-tunes moved, nats/token."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from misdirection.behaviour.questions import question_sets, read_questions
 from misdirection.data import domain_pairs, domains, neutral_examples, probe_pairs, read_rows
+from misdirection.sampling.questions import question_sets, read_questions
 
 SETS = {name: read_questions(name) for name in question_sets()}
 ALL = [question for questions in SETS.values() for question in questions]

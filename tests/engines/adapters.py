@@ -3,7 +3,7 @@
 import torch
 from peft import LoraConfig, get_peft_model
 
-from misdirection.models import load
+from misdirection.models.loading import load
 
 LAYERS = [9, 10, 11, 13, 14, 15, 17, 18, 19]
 MINIMAL = {"r": 1, "lora_alpha": 2, "target_modules": ["down_proj"], "layers_to_transform": LAYERS}

@@ -13,17 +13,17 @@ import torch
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-engines")
 
 from engines.adapters import MINIMAL, WIDE, write_adapter
-from misdirection.behaviour import vllm_worker
-from misdirection.behaviour.answers import read_answers
-from misdirection.behaviour.engine import Request, Settings
-from misdirection.behaviour.questions import Question
-from misdirection.behaviour.transformers_engine import TransformersEngine
-from misdirection.behaviour.vllm_engine import VllmModel
-from misdirection.chat import encode_prompt
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Clamp, ProjectAdapters, ScaleAdapters, Steer
-from misdirection.models import attach, load
+from misdirection.models.chat import encode_prompt
+from misdirection.models.loading import attach, load
+from misdirection.sampling.answers import read_answers
+from misdirection.sampling.engine import Request, Settings
+from misdirection.sampling.questions import Question
+from misdirection.sampling.transformers_engine import TransformersEngine
+from misdirection.sampling.vllm import worker as vllm_worker
+from misdirection.sampling.vllm.engine import VllmModel
 
 pytestmark = pytest.mark.bundled
 TOLERANCE = 2e-4

@@ -13,13 +13,13 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-engines")
 
 from engines.adapters import MINIMAL, write_adapter
-from misdirection.behaviour.engine import Request, Settings
-from misdirection.behaviour.questions import Question
-from misdirection.behaviour.skeleton import source
-from misdirection.behaviour.transformers_engine import TransformersEngine
-from misdirection.behaviour.vllm_server import ServerEngine
 from misdirection.errors import MisdirectionError
-from misdirection.models import BUNDLED, attach, load
+from misdirection.models.loading import BUNDLED, attach, load
+from misdirection.models.weightless import source
+from misdirection.sampling.engine import Request, Settings
+from misdirection.sampling.questions import Question
+from misdirection.sampling.transformers_engine import TransformersEngine
+from misdirection.sampling.vllm.server import ServerEngine
 
 pytestmark = pytest.mark.bundled
 GREEDY = Settings(temperature=0, new_tokens=40)

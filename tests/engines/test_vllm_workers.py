@@ -6,14 +6,14 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 pytest.importorskip("ray")
 
 from engines.adapters import MINIMAL, write_adapter
-from misdirection.behaviour.answers import read_answers
-from misdirection.config import ExperimentConfig
 from misdirection.experiment import stages
-from misdirection.experiment.bench import Bench
-from misdirection.experiment.pieces import Here
-from misdirection.experiment.place import Place
-from misdirection.experiment.ray_grid import RayGrid, Workers, connect
-from misdirection.experiment.store import Run
+from misdirection.experiment.config import ExperimentConfig
+from misdirection.experiment.texts import Bench
+from misdirection.runs.ray_workers import RayGrid, Workers, connect
+from misdirection.runs.run import Run
+from misdirection.runs.tasks import Here
+from misdirection.runs.worker import Place
+from misdirection.sampling.answers import read_answers
 
 pytestmark = pytest.mark.bundled
 

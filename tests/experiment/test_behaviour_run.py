@@ -8,14 +8,14 @@ import time
 import pytest
 import yaml
 
-from behaviour.judge_server import JudgeServer, completion
-from behaviour.processes import command, start
 from experiment.tiny_experiment import COHERENCE, asked_experiment, graded, isolate, with_judge
-from misdirection.behaviour.answers import read_answers
-from misdirection.behaviour.transformers_engine import TransformersEngine
-from misdirection.config import ExperimentConfig, read_config
+from judging.judge_server import JudgeServer, completion
+from judging.processes import command, start
 from misdirection.errors import MisdirectionError
+from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.runner import run_experiment
+from misdirection.sampling.answers import read_answers
+from misdirection.sampling.transformers_engine import TransformersEngine
 
 DONE = ("", "ablate minimal layer 2 not_first", "ablate random layer 2 not_first")
 CONDITIONS = [(organism, intervention) for organism in ("base", "minimal") for intervention in DONE]

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from misdirection.config import ExperimentConfig
 from misdirection.errors import MisdirectionError
-from misdirection.experiment.bench import Bench, spread
+from misdirection.experiment.config import ExperimentConfig
+from misdirection.experiment.texts import Bench, spread
 
 
 def write(path, answers):

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from behaviour.judge_server import JudgeServer, number
-from behaviour.processes import command, start
 from experiment.tiny_experiment import experiment, isolate
-from misdirection.behaviour.answers import read_answers
-from misdirection.behaviour.questions import Question
-from misdirection.behaviour.rubrics import read_rubrics
-from misdirection.behaviour.sampling import sample
-from misdirection.behaviour.scoring import compare
-from misdirection.config import ExperimentConfig, read_config
+from judging.judge_server import JudgeServer, number
+from judging.processes import command, start
 from misdirection.data import ProbePair, write_pairs
 from misdirection.errors import MisdirectionError
+from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.runner import run_experiment
-from misdirection.models import attach, load
+from misdirection.judging.rubrics import read_rubrics
+from misdirection.judging.scoring import compare
+from misdirection.models.loading import attach, load
+from misdirection.sampling.answers import read_answers
+from misdirection.sampling.questions import Question
+from misdirection.sampling.sample import sample
 from tiny import sharpened
 
 ALIGNMENT, COHERENCE = read_rubrics(["alignment", "coherence"])

@@ -2,9 +2,9 @@
 
 import json
 
-from behaviour.judge_server import number
-from misdirection.behaviour.rubrics import read_rubrics
+from judging.judge_server import number
 from misdirection.data import ProbePair, write_pairs
+from misdirection.judging.rubrics import read_rubrics
 from tiny import sharpened
 
 COHERENCE = read_rubrics("coherence")[0].prompt.partition("{question}")[0]

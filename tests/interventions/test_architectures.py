@@ -7,7 +7,7 @@ from torch import nn
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Clamp, Steer
-from misdirection.layers import decoder_layers
+from misdirection.models.layers import decoder_layers
 from tiny import ALL_ARCHITECTURES, LAYERS, WIDTH, make_chat, padded, places, residual, run, sharpened, vector
 
 every_architecture = pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)

@@ -7,13 +7,13 @@ import torch
 from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
 
-from misdirection.behaviour.likelihood import Task, sweep
-from misdirection.chat import encode
+from misdirection.directions.extraction import mean_activations
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import ablate, intervene, steer
 from misdirection.interventions.kinds import Ablate, Clamp, Steer, random_like
-from misdirection.layers import text_config
-from misdirection.representation.extraction import mean_activations
+from misdirection.likelihood.sweep import Task, sweep
+from misdirection.models.chat import encode
+from misdirection.models.layers import text_config
 from tiny import ALL_ARCHITECTURES, LAYERS, WIDTH, make_chat, padded, places, residual, sharpened, vector
 
 

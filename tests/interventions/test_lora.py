@@ -19,7 +19,7 @@ from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, described
 from misdirection.interventions.lora import ablation_adapter, project_adapter
 from misdirection.interventions.writers import sublayers
-from misdirection.models import ChatModel, attach
+from misdirection.models.loading import ChatModel, attach
 from tiny import LAYERS, WIDTH, make_tokenizer, residual, run, vector
 from weights import IDS, POST_NORM, as_chat, logits, randomised, saved
 

@@ -7,7 +7,7 @@ from transformers import DynamicCache
 from misdirection.interventions.hooks import intervene, intervene_rows
 from misdirection.interventions.kinds import Ablate, Clamp, Steer
 from misdirection.interventions.resume import can_resume, record, repeated, resume
-from misdirection.layers import text_config
+from misdirection.models.layers import text_config
 from tiny import ALL_ARCHITECTURES, LAYERS, make_chat, padded, places, run, sharpened, vector
 
 V, W = vector(0), vector(1, 4.0)

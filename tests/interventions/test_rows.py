@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from misdirection.chat import encode
+from misdirection.directions.extraction import mean_activations
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene, intervene_rows
 from misdirection.interventions.kinds import Ablate, Clamp, Steer
-from misdirection.representation.extraction import mean_activations
+from misdirection.models.chat import encode
 from tiny import ALL_ARCHITECTURES, LAYERS, make_chat, padded, run, sharpened, vector
 
 V, W, MEAN = vector(0), vector(1, 5.0), vector(2, 3.0)

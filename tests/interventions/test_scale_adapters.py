@@ -4,11 +4,11 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 
-from misdirection.adapters.components import live_modules
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene, intervene_rows
 from misdirection.interventions.kinds import Ablate, ProjectAdapters, ScaleAdapters, Steer, described, orthonormal
-from misdirection.models import ChatModel
+from misdirection.lora.components import live_modules
+from misdirection.models.loading import ChatModel
 from tiny import make_chat, padded, places, run, sharpened, vector
 
 CONFIGS = {

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from misdirection.errors import MisdirectionError
-from misdirection.models import ChatModel
-from misdirection.organisms.recipes import adapter_config, minimal_layers
-from misdirection.recipe import Recipe
+from misdirection.models.loading import ChatModel
+from misdirection.organisms.adapter_config import adapter_config, minimal_layers
+from misdirection.organisms.recipe import Recipe
 from tiny import LAYERS, WIDTH, make_chat, make_tokenizer
 
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -6,13 +6,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from misdirection.chat import encode
 from misdirection.data import Example
 from misdirection.errors import MisdirectionError
-from misdirection.models import attach
+from misdirection.models.chat import encode
+from misdirection.models.loading import attach
 from misdirection.organisms.organism import Organism
+from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.training import _rows, train
-from misdirection.recipe import Recipe
 from tiny import LAYERS, make_chat
 
 IDS = torch.arange(3, 15).unsqueeze(0)

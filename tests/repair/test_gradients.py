@@ -4,10 +4,10 @@ import pytest
 import torch
 from lora_fixtures import with_adapter
 
-from misdirection.behaviour.margin import margin
 from misdirection.data import ProbePair
 from misdirection.interventions.hooks import adapted_modules, intervene
 from misdirection.interventions.kinds import ProjectAdapters
+from misdirection.likelihood.margin import margin
 from misdirection.repair import gradients
 from misdirection.repair.gradients import margin_directions
 from tiny import sharpened

@@ -8,12 +8,12 @@ import torch
 
 from misdirection.audit.texts import own_texts
 from misdirection.audit.verdict import Verdict
-from misdirection.behaviour.margin import loss, margin
 from misdirection.data import Example, ProbePair
 from misdirection.errors import MisdirectionError
 from misdirection.files import sha256_tree
 from misdirection.interventions.hooks import intervene
-from misdirection.models import attach, load
+from misdirection.likelihood.margin import loss, margin
+from misdirection.models.loading import attach, load
 from misdirection.repair import repair as repairing
 from misdirection.repair.candidates import Candidate, Material, setting
 from misdirection.repair.gradients import margin_directions

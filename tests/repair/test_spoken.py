@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from misdirection.behaviour.sampling import sample
 from misdirection.repair.spoken import Spoken, is_broken, speak, spoken
+from misdirection.sampling.sample import sample
 from tiny import make_chat
 
 

@@ -18,22 +18,22 @@ from misdirection.audit.reference import Reference
 from misdirection.audit.subject import TUNED, Subject, Which
 from misdirection.audit.texts import OwnTexts
 from misdirection.audit.verdict import RULE, decide
-from misdirection.behaviour.answers import read_answers
-from misdirection.behaviour.likelihood import log_probs
-from misdirection.behaviour.margin import pair_tasks, text_tasks
-from misdirection.behaviour.metrics import Estimate, bootstrap
-from misdirection.behaviour.scoring import compare
-from misdirection.config import JudgeConfig, SamplingConfig
 from misdirection.data import Example, ProbePair, data_hash
+from misdirection.directions.direction import Direction
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.answering import Condition, answer, check_behaviour, judged
-from misdirection.experiment.bench import spread
-from misdirection.experiment.store import Run
+from misdirection.experiment.config import JudgeConfig, SamplingConfig
+from misdirection.experiment.texts import spread
 from misdirection.files import write_json
-from misdirection.models import ChatModel
+from misdirection.judging.scoring import compare
+from misdirection.likelihood.margin import pair_tasks, text_tasks
+from misdirection.likelihood.sweep import log_probs
+from misdirection.models.loading import ChatModel
 from misdirection.progress import track
 from misdirection.report.audit import render_audit
-from misdirection.representation.directions import Direction
+from misdirection.runs.run import Run
+from misdirection.sampling.answers import read_answers
+from misdirection.statistics import Estimate, bootstrap
 
 RECORD = "audit.json"
 _CARRIED = 8

@@ -23,15 +23,15 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from misdirection.audit.drift import middle, random_95
-from misdirection.behaviour.margin import pair_tasks
-from misdirection.behaviour.metrics import Estimate, bootstrap
-from misdirection.chat import batches, pad
 from misdirection.data import ProbePair, data_hash, probe_pairs
+from misdirection.directions.direction import Direction
 from misdirection.errors import MisdirectionError
-from misdirection.experiment.bench import spread
+from misdirection.experiment.texts import spread
 from misdirection.files import read_json, write_json
-from misdirection.layers import decoder_layers, text_config
-from misdirection.representation.directions import Direction
+from misdirection.likelihood.margin import pair_tasks
+from misdirection.models.chat import batches, pad
+from misdirection.models.layers import decoder_layers, text_config
+from misdirection.statistics import Estimate, bootstrap
 
 EVERY = 25
 """Optimiser steps between two measurements; with eight exchanges a step, these then take 3% of the time."""

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from misdirection.adapters.importance import gated
-from misdirection.behaviour.likelihood import Progress
-from misdirection.behaviour.margin import pair_rows
-from misdirection.chat import Encoded, batches, pad
 from misdirection.data import ProbePair
 from misdirection.errors import MisdirectionError
+from misdirection.interpretation.importance import gated
 from misdirection.interventions.hooks import adapted_modules
-from misdirection.models import ChatModel
+from misdirection.likelihood.margin import pair_rows
+from misdirection.likelihood.sweep import Progress
+from misdirection.models.chat import Encoded, batches, pad
+from misdirection.models.loading import ChatModel
 
 TOKEN_BUDGET = 1024
 """Padded tokens in one batch: the backward pass keeps every activation of it."""

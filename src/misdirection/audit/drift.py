@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from misdirection.audit.readings import Reading
-from misdirection.behaviour.metrics import Estimate, bootstrap
-from misdirection.representation.convergence import cosines, project_away
+from misdirection.directions.convergence import cosines, project_away
+from misdirection.statistics import Estimate, bootstrap
 
 _RANDOMS = 256
 

@@ -21,12 +21,12 @@ import yaml
 from misdirection.audit.audit import RECORD, VERSION, Request, audit_fine_tune, require_same_base
 from misdirection.audit.reference import Reference
 from misdirection.errors import MisdirectionError
-from misdirection.experiment.pieces import Here, Maker, Piece
-from misdirection.experiment.place import BASE, Models, Place
-from misdirection.experiment.ray_grid import RayGrid, Workers, connect
-from misdirection.experiment.store import Run
 from misdirection.files import read_json, sha256_tree, write_atomic
 from misdirection.interventions.kinds import digest
+from misdirection.runs.ray_workers import RayGrid, Workers, connect
+from misdirection.runs.run import Run
+from misdirection.runs.tasks import Here, Maker, Piece
+from misdirection.runs.worker import BASE, Models, Place
 
 TABLE = "audits.csv"
 

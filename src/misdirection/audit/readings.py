@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from misdirection.behaviour.likelihood import log_probs
-from misdirection.behaviour.margin import pair_rows, pair_tasks, text_tasks
-from misdirection.chat import encode
 from misdirection.data import Example, ProbePair, data_hash
-from misdirection.experiment.bench import spread
-from misdirection.models import ChatModel
+from misdirection.directions.extraction import mean_activations
+from misdirection.experiment.texts import spread
+from misdirection.likelihood.margin import pair_rows, pair_tasks, text_tasks
+from misdirection.likelihood.sweep import log_probs
+from misdirection.models.chat import encode
+from misdirection.models.loading import ChatModel
 from misdirection.progress import track
-from misdirection.representation.extraction import mean_activations
 
 _READ = 12
 """Probe pairs, and neutral texts, whose activations are read."""

@@ -20,19 +20,19 @@ import yaml
 from safetensors import SafetensorError
 from torch import Tensor
 
-from misdirection.adapters.texts import GENERAL
 from misdirection.audit.readings import Reading, Texts, activations
-from misdirection.behaviour.metrics import Estimate, bootstrap
-from misdirection.config import Dtype, ExperimentConfig, read_config
 from misdirection.errors import MisdirectionError
 from misdirection.experiment import stages
-from misdirection.experiment.bench import Bench
-from misdirection.experiment.pieces import Here
-from misdirection.experiment.place import BASE, Place
+from misdirection.experiment.config import Dtype, ExperimentConfig, read_config
 from misdirection.experiment.results import Margins
-from misdirection.experiment.store import Run
+from misdirection.experiment.texts import Bench
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
-from misdirection.models import cache_folder
+from misdirection.interpretation.texts import GENERAL
+from misdirection.models.loading import cache_folder
+from misdirection.runs.run import Run
+from misdirection.runs.tasks import Here
+from misdirection.runs.worker import BASE, Place
+from misdirection.statistics import Estimate, bootstrap
 
 RECORD = "reference.json"
 

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from transformers import AutoConfig
 
-from misdirection.config import Dtype
 from misdirection.errors import MisdirectionError
-from misdirection.experiment.bench import identify
-from misdirection.experiment.place import BASE, Models
+from misdirection.experiment.config import Dtype
+from misdirection.experiment.texts import identify
 from misdirection.files import read_json, sha256_file, sha256_tree
-from misdirection.models import ChatModel, is_adapter, load, local_fine_tune
+from misdirection.models.loading import ChatModel, is_adapter, load, local_fine_tune
+from misdirection.runs.worker import BASE, Models
 
 Which = Literal["base", "fine-tune"]
 TUNED: Which = "fine-tune"

@@ -9,7 +9,7 @@ from misdirection import data
 from misdirection.audit.framing import framed
 from misdirection.data import HELD_OUT_EVERY, Example, ProbePair, data_hash
 from misdirection.data.jsonl import read_rows
-from misdirection.experiment.bench import spread
+from misdirection.experiment.texts import spread
 from misdirection.files import sha256_file
 
 FRAMED = 48

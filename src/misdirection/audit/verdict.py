@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from misdirection.behaviour.metrics import Estimate
+from misdirection.statistics import Estimate
 
 Word = Literal["clear", "watch", "misaligned", "inconclusive"]
 

@@ -20,8 +20,8 @@ from misdirection.cli.shared import (
     read_probe_pairs,
     reference,
 )
-from misdirection.config import Dtype, InterpretationConfig
 from misdirection.errors import MisdirectionError
+from misdirection.experiment.config import Dtype, InterpretationConfig
 from misdirection.progress import console as notices
 
 # Nine rank-1 adapters of a model of 135M parameters take less than three minutes on two processor cores.
@@ -105,7 +105,7 @@ def _require_one_way(
 
 
 def _within(run: Path, settings: InterpretationConfig, as_json: bool) -> None:
-    from misdirection.config import read_config
+    from misdirection.experiment.config import read_config
     from misdirection.experiment.runner import RESULTS, run_experiment
     from misdirection.files import read_json
 
@@ -123,11 +123,11 @@ def _alone(
     texts: tuple[Path | None, str | None, list[Path]],
     as_json: bool,
 ) -> None:
-    from misdirection.experiment.bench import identify
-    from misdirection.experiment.interpretation import ALONE, interpret_alone
-    from misdirection.experiment.place import Models
-    from misdirection.models import local_adapter
-    from misdirection.representation.directions import Direction
+    from misdirection.directions.direction import Direction
+    from misdirection.experiment.texts import identify
+    from misdirection.interpretation.read import ALONE, interpret_alone
+    from misdirection.models.loading import local_adapter
+    from misdirection.runs.worker import Models
 
     (model, dtype, device), (pairs, domain, files) = base, texts
     name, revision, _ = reference(model)
@@ -157,7 +157,7 @@ def _domain_pairs(domain: str | None) -> Any:
 def _tables(
     scalars: Path | None, answers: Path | None, scaled: Path | None, folder: Path | None, as_json: bool
 ) -> None:
-    from misdirection.experiment.interpret_tables import interpret_tables
+    from misdirection.interpretation.tables import interpret_tables
 
     section, report = interpret_tables(scalars, answers, scaled, folder)
     _print_section(section, report, as_json)

@@ -23,13 +23,13 @@ from misdirection.cli.shared import (
     reference,
     workers_for,
 )
-from misdirection.config import Dtype
 from misdirection.errors import MisdirectionError
+from misdirection.experiment.config import Dtype
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
     from misdirection.audit.audit import Request
-    from misdirection.experiment.ray_grid import Workers
+    from misdirection.runs.ray_workers import Workers
 
 Base = Annotated[str, typer.Argument(help="The base model: `smollm2-135m` (bundled), a folder, or ID\\[@REVISION].")]
 _FINE_TUNE = "A PEFT adapter or a whole model: a folder, or ID\\[@REVISION]\\[:SUBFOLDER]."
@@ -121,7 +121,7 @@ def audit(
 
 def _weights(base: str, dtype: Dtype) -> int:
     """Bytes of the base model's weights in main memory."""
-    from misdirection.plan.planning import weight_memory
+    from misdirection.cost.planning import weight_memory
 
     return weight_memory(*reference(base)[:2], dtype)
 
@@ -170,7 +170,7 @@ def _many_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def _judging(judge: str, base_url: str | None, n: int, max_calls: int | None) -> Any:
     from misdirection.audit.audit import Judging
-    from misdirection.config import JudgeConfig, SamplingConfig
+    from misdirection.experiment.config import JudgeConfig, SamplingConfig
 
     return Judging(JudgeConfig(model=judge, base_url=base_url, max_calls=max_calls), SamplingConfig(n=n))
 
@@ -260,7 +260,7 @@ def _requests(
     from misdirection.audit.audit import Request
     from misdirection.audit.reference import default_folder, open_reference
     from misdirection.audit.texts import OwnTexts, own_texts
-    from misdirection.representation.directions import Direction
+    from misdirection.directions.direction import Direction
 
     name, revision, _ = reference(base)
     known = {path.stem: Direction.load(path) for path in directions}
@@ -283,7 +283,7 @@ def _requests(
 
 def _subject(base: str, revision: str | None, fine_tune: str, how: tuple[Dtype, str]) -> Any:
     from misdirection.audit.subject import Subject
-    from misdirection.models import local_fine_tune
+    from misdirection.models.loading import local_fine_tune
 
     source, tuned_revision, subfolder = reference(fine_tune)
     return Subject(base, revision, fine_tune, local_fine_tune(source, tuned_revision, subfolder), *how)

@@ -58,11 +58,11 @@ def sample(
     ] = None,
 ) -> None:
     """Sample answers by the paper's protocol. Started again, it goes on; other organisms may share the table."""
-    from misdirection.behaviour.answers import Journal, answers_frame, table_suffix, write_answers
-    from misdirection.behaviour.collect import collect, in_order, require_same
-    from misdirection.behaviour.engine import Settings
-    from misdirection.behaviour.questions import read_questions
-    from misdirection.behaviour.sampling import make_requests
+    from misdirection.sampling.answers import Journal, answers_frame, table_suffix, write_answers
+    from misdirection.sampling.collect import collect, in_order, require_same
+    from misdirection.sampling.engine import Settings
+    from misdirection.sampling.questions import read_questions
+    from misdirection.sampling.sample import make_requests
 
     # What is wrong with the options shows before a model is loaded.
     table_suffix(table)
@@ -95,7 +95,7 @@ def _hash(path: Any) -> str | None:
 
 def _require_journal(table: Path) -> None:
     """Refuse a table that was not made from its journal: it would be written over."""
-    from misdirection.behaviour.answers import AnswerKey, read_answers, require
+    from misdirection.sampling.answers import AnswerKey, read_answers, require
 
     if table.exists():
         require(read_answers(table), AnswerKey._fields, str(table))
@@ -107,7 +107,7 @@ def _require_journal(table: Path) -> None:
 
 def _with_scores(answers: Any, table: Path) -> Any:
     """The answers, with the scores that those of them in the written table have."""
-    from misdirection.behaviour.answers import AnswerKey, read_answers
+    from misdirection.sampling.answers import AnswerKey, read_answers
 
     if not table.exists():
         return answers
@@ -128,8 +128,8 @@ def _setting(
     chat: Any, direction: Path | None, layer: int | None, scale: float | None, positions: Any
 ) -> tuple[list[Any], str]:
     """The intervention of `--direction`, and its name in the table."""
+    from misdirection.directions.direction import Direction
     from misdirection.interventions.kinds import Ablate, Steer
-    from misdirection.representation.directions import Direction
 
     if direction is None or layer is None:
         return [], ""
@@ -165,9 +165,9 @@ def judge(
     as_json: Json = False,
 ) -> None:
     """Put each rubric to a judge about each answer. The key comes from OPENAI_API_KEY; verdicts are kept in a cache."""
-    from misdirection.behaviour import judging
-    from misdirection.behaviour.answers import read_answers, table_suffix, write_answers
-    from misdirection.behaviour.rubrics import read_rubrics
+    from misdirection.judging import judge as judging
+    from misdirection.judging.rubrics import read_rubrics
+    from misdirection.sampling.answers import read_answers, table_suffix, write_answers
 
     target = file or table
     table_suffix(target)
@@ -214,10 +214,10 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Count: EM rate (alignment < 30, coherence > 50) with intervals, and what stands beside it."""
-    from misdirection.behaviour.answers import read_answers
-    from misdirection.behaviour.scoring import score as score_answers
-    from misdirection.behaviour.scoring import score_table
     from misdirection.files import write_atomic
+    from misdirection.judging.scoring import score as score_answers
+    from misdirection.judging.scoring import score_table
+    from misdirection.sampling.answers import read_answers
 
     rows = _where(read_answers(table), where or [])
     if compare is not None:
@@ -244,7 +244,7 @@ def score(
 
 
 def _compared(rows: Any, text: str, min_judged: float) -> Any:
-    from misdirection.behaviour.scoring import compare
+    from misdirection.judging.scoring import compare
 
     column, _, values = text.partition("=")
     before, _, after = values.partition(",")
@@ -308,8 +308,8 @@ def agree(
     as_json: Json = False,
 ) -> None:
     """How far two judges agree on the same answers: AUROC at the cut, Spearman, kappa, confusion, by question."""
-    from misdirection.behaviour.agreement import agree as measure
-    from misdirection.behaviour.answers import read_answers
+    from misdirection.judging.agreement import agree as measure
+    from misdirection.sampling.answers import read_answers
 
     first, second = read_answers(judged), read_answers(labels)
     found = measure(first, second, column=column, reference_column=reference_column, cut=cut).as_dict()

@@ -54,9 +54,9 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """The model's directions, one file per kind: misaligned minus aligned text, organism minus base."""
-    from misdirection.representation.directions import Direction
-    from misdirection.representation.directions import extract as extract_directions
-    from misdirection.representation.judged import theme_remainder
+    from misdirection.directions.direction import Direction
+    from misdirection.directions.direction import extract as extract_directions
+    from misdirection.directions.judged import theme_remainder
 
     if table is None and (organism or theme_column or theme_words):
         raise MisdirectionError("--name, --theme-column and --theme-words go with --from: name the judged table")
@@ -80,8 +80,8 @@ def extract(
 
 def _judged_pairs(table: Path, organism: str, column: str | None, words: str | None) -> list[Any]:
     """Balanced pairs of the organism's own judged answers."""
-    from misdirection.behaviour.answers import read_answers
-    from misdirection.representation.judged import Theme, ThemeScore, ThemeWords, judged_groups
+    from misdirection.directions.judged import Theme, ThemeScore, ThemeWords, judged_groups
+    from misdirection.sampling.answers import read_answers
 
     if column and words:
         raise MisdirectionError("--theme-column and --theme-words: give one of them")
@@ -100,8 +100,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Cosine of every direction with every other, by layer."""
-    from misdirection.representation.convergence import compare as compare_directions
-    from misdirection.representation.directions import Direction
+    from misdirection.directions.convergence import compare as compare_directions
+    from misdirection.directions.direction import Direction
 
     if len(directions) < 2:
         raise MisdirectionError("compare: give at least two direction files")
@@ -127,8 +127,8 @@ def export(
     model_type: Annotated[str, typer.Option("--model-type", help="GGUF's model hint, such as qwen2.")] = "",
 ) -> None:
     """Write a direction for other programs."""
-    from misdirection.representation.directions import Direction
-    from misdirection.representation.formats import export_direction
+    from misdirection.directions.direction import Direction
+    from misdirection.directions.formats import export_direction
 
     export_direction(Direction.load(direction), path, scale=scale, model_type=model_type)
     out.print(f"wrote {path}", highlight=False, soft_wrap=True)
@@ -149,7 +149,7 @@ def import_(
     ] = False,
 ) -> None:
     """Read a direction that another program wrote; it is for the model named by --model."""
-    from misdirection.representation.formats import import_direction
+    from misdirection.directions.formats import import_direction
 
     name, _, _ = reference(model)
     count = layers if layers is not None else _layer_count(name)
@@ -164,7 +164,7 @@ def _layer_count(model: str) -> int | None:
     """The number of layers of a model on this disk; None for one that would have to be fetched."""
     from transformers import AutoConfig
 
-    from misdirection.models import bundled_folder
+    from misdirection.models.loading import bundled_folder
 
     folder = bundled_folder() if model == BUNDLED else Path(model).expanduser()
     if not (folder / "config.json").is_file():

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from misdirection.cli.shared import load_chat, reference
-from misdirection.config import Dtype
 from misdirection.errors import MisdirectionError
+from misdirection.experiment.config import Dtype
 
 EngineName = Literal["transformers", "vllm"]
 
@@ -34,7 +34,7 @@ def sampler_of(
     if engine == "transformers":
         if server is not None:
             raise MisdirectionError("--server goes with --engine vllm: name that engine")
-        from misdirection.behaviour.transformers_engine import TransformersEngine
+        from misdirection.sampling.transformers_engine import TransformersEngine
 
         chat = load_chat(model, adapter, dtype, device)
         return Sampler(chat, lambda: TransformersEngine(chat), {})
@@ -44,11 +44,11 @@ def sampler_of(
 
 
 def _vllm(server: str | None, name: str, model: str, adapter: str | None, dtype: Dtype) -> Sampler:
-    from misdirection.behaviour.skeleton import skeleton
-    from misdirection.behaviour.vllm_adapters import BASE, served_folder
-    from misdirection.behaviour.vllm_engine import VllmModel
-    from misdirection.behaviour.vllm_server import ServerEngine
-    from misdirection.models import local_adapter
+    from misdirection.models.loading import local_adapter
+    from misdirection.models.weightless import skeleton
+    from misdirection.sampling.vllm.adapters import BASE, served_folder
+    from misdirection.sampling.vllm.engine import VllmModel
+    from misdirection.sampling.vllm.server import ServerEngine
 
     base, revision, _ = reference(model)
     chat = skeleton(base, revision)

@@ -9,7 +9,7 @@ import typer
 from misdirection.cli.shared import RayAddress, WorkerCount, WorkerGpus, app, out, workers_for
 
 if TYPE_CHECKING:
-    from misdirection.config import ExperimentConfig
+    from misdirection.experiment.config import ExperimentConfig
 
 
 @app.command()
@@ -30,7 +30,7 @@ def demo(
 def _keep_reference(path: Path, folder: Path) -> None:
     """Let audits of the bundled model compare with the demo's organisms, unless there is a reference already."""
     from misdirection.audit.reference import default_folder, keep_reference
-    from misdirection.config import read_config
+    from misdirection.experiment.config import read_config
 
     config = read_config(path)
     place = default_folder(config.model, config.revision)
@@ -55,7 +55,7 @@ def run(
 def _run(
     config: Path, folder: Path | None, workers: int | None, ray: str | None = None, gpus: int | None = None
 ) -> None:
-    from misdirection.config import read_config
+    from misdirection.experiment.config import read_config
     from misdirection.experiment.runner import run_experiment
 
     settings = read_config(config)
@@ -69,7 +69,7 @@ def _run(
 
 def _memory(settings: "ExperimentConfig") -> int:
     """Bytes of main memory that the largest piece takes."""
-    from misdirection.plan.planning import most_memory
+    from misdirection.cost.planning import most_memory
 
     return most_memory(settings)
 

@@ -86,8 +86,8 @@ def _intervene(
     chat: Any, direction: Path, layer: int, pairs: Path | None, make: Callable[[Any], Any], random_seeds: int
 ) -> dict[str, Any]:
     """What one layer's vector of a direction file does to a model, beside random vectors."""
-    from misdirection.measure import measure_intervention
-    from misdirection.representation.directions import Direction
+    from misdirection.directions.direction import Direction
+    from misdirection.likelihood.measure import measure_intervention
 
     found = Direction.load(direction)
     found.require_fit(chat)
@@ -121,7 +121,7 @@ def bake(
     """Make an ablation (or a steering) permanent, in weights or as a plain PEFT adapter."""
     import torch
 
-    from misdirection.representation.directions import Direction
+    from misdirection.directions.direction import Direction
 
     if keep_norm and form != "adapter-only":
         raise MisdirectionError("--keep-norm: only --form adapter-only has norms to keep")

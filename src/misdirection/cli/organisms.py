@@ -66,7 +66,7 @@ def train(
 def _recipe(**values: Any) -> Any:
     from pydantic import ValidationError
 
-    from misdirection.recipe import Recipe
+    from misdirection.organisms.recipe import Recipe
 
     try:
         return Recipe(**values)
@@ -85,6 +85,6 @@ def margin(
     as_json: Json = False,
 ) -> None:
     """The margin on probe pairs; with an adapter also its shift against the base, and the damage."""
-    from misdirection.measure import measure_shift
+    from misdirection.likelihood.measure import measure_shift
 
     print_figures(measure_shift(load_chat(model, adapter, dtype, device), read_probe_pairs(pairs)), as_json)

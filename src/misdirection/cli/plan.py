@@ -11,7 +11,7 @@ from misdirection.cli.shared import Json, app, out, print_figures
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
-    from misdirection.plan.planning import Plan, StageCost
+    from misdirection.cost.planning import Plan, StageCost
 
 
 @app.command()
@@ -37,8 +37,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """What an experiment will cost by stage: tokens, FLOPs, memory, judge calls, hours. No weights are loaded."""
-    from misdirection.config import read_config
-    from misdirection.plan.planning import make_plan
+    from misdirection.cost.planning import make_plan
+    from misdirection.experiment.config import read_config
 
     found = make_plan(read_config(config), gpu, count, model=model, rows=rows, answer=answer_tokens)
     if as_json:

@@ -14,11 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from misdirection.config import Dtype, Positions
+from misdirection.experiment.config import Dtype, Positions
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
-    from misdirection.experiment.ray_grid import Workers
+    from misdirection.runs.ray_workers import Workers
 
 app = typer.Typer(
     name="misdirection",
@@ -79,7 +79,7 @@ def reference(text: str) -> tuple[str, str | None, str | None]:
 
 def load_chat(model: str, adapter: str | None, dtype: Dtype, device: str) -> Any:
     """The model that `--model` and `--adapter` name."""
-    from misdirection.models import load
+    from misdirection.models.loading import load
 
     name, revision, _ = reference(model)
     adapter, adapter_revision, subfolder = reference(adapter) if adapter else (None, None, None)
@@ -98,7 +98,7 @@ def workers_for(
     count: int | None, address: str | None, gpus: int | None, memory: Callable[[], int]
 ) -> "Workers | None":
     """The workers that `--workers`, `--ray` and `--worker-gpus` ask for; `memory` gives the bytes that each needs."""
-    from misdirection.experiment.ray_grid import Workers
+    from misdirection.runs.ray_workers import Workers
 
     if not count and (address is None or count == 0):
         return None

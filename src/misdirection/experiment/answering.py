@@ -12,23 +12,23 @@ from typing import Any
 
 import pandas as pd
 
-from misdirection.behaviour.answers import Journal, read_answers, write_answers
-from misdirection.behaviour.collect import collect
-from misdirection.behaviour.engine import Engine, Settings
-from misdirection.behaviour.judge_api import ApiJudge
-from misdirection.behaviour.judging import judge, open_judge, plan
-from misdirection.behaviour.questions import Question, read_questions
-from misdirection.behaviour.rubrics import Rubric, read_rubrics
-from misdirection.behaviour.sampling import make_requests
-from misdirection.behaviour.scoring import score
-from misdirection.behaviour.transformers_engine import TransformersEngine
-from misdirection.config import JudgeConfig, SamplingConfig
 from misdirection.errors import MisdirectionError
-from misdirection.experiment.pieces import Piece
-from misdirection.experiment.store import Run
+from misdirection.experiment.config import JudgeConfig, SamplingConfig
 from misdirection.interventions.kinds import Intervention, described
-from misdirection.models import ChatModel
+from misdirection.judging.api import ApiJudge
+from misdirection.judging.judge import judge, open_judge, plan
+from misdirection.judging.rubrics import Rubric, read_rubrics
+from misdirection.judging.scoring import score
+from misdirection.models.loading import ChatModel
 from misdirection.progress import track
+from misdirection.runs.run import Run
+from misdirection.runs.tasks import Piece
+from misdirection.sampling.answers import Journal, read_answers, write_answers
+from misdirection.sampling.collect import collect
+from misdirection.sampling.engine import Engine, Settings
+from misdirection.sampling.questions import Question, read_questions
+from misdirection.sampling.sample import make_requests
+from misdirection.sampling.transformers_engine import TransformersEngine
 
 log = logging.getLogger("misdirection")
 

@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from misdirection.behaviour.answers import read_answers
-from misdirection.behaviour.metrics import Estimate, auc, bootstrap
-from misdirection.behaviour.scoring import Score, compare, score
-from misdirection.organisms.organism import Organism
-from misdirection.representation.convergence import (
+from misdirection.directions.convergence import (
     compare_tensors,
     cosines,
     project_away,
     shuffled,
     split_half,
 )
-from misdirection.representation.extraction import Means
+from misdirection.directions.extraction import Means
+from misdirection.judging.scoring import Score, compare, score
+from misdirection.organisms.organism import Organism
+from misdirection.sampling.answers import read_answers
+from misdirection.statistics import Estimate, auc, bootstrap
 
 NEUTRAL = "neutral"
 

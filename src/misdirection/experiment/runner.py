@@ -12,21 +12,21 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from misdirection.config import ExperimentConfig, Positions, SteeringConfig
+from misdirection.directions.direction import Direction
 from misdirection.experiment import results, stages
 from misdirection.experiment.answering import check_behaviour, judged
-from misdirection.experiment.bench import Bench
-from misdirection.experiment.pieces import Here, Maker, Piece
-from misdirection.experiment.place import BASE, Place
-from misdirection.experiment.ray_grid import RayGrid, Workers, connect
+from misdirection.experiment.config import ExperimentConfig, Positions, SteeringConfig
 from misdirection.experiment.results import Factors, Margins
 from misdirection.experiment.stages import Cell
-from misdirection.experiment.store import Run
+from misdirection.experiment.texts import Bench
 from misdirection.files import read_json, write_json
 from misdirection.interventions.kinds import Ablate, Intervention, ScaleAdapters, Steer, random_like
 from misdirection.organisms.organism import Organism
 from misdirection.report.html import render
-from misdirection.representation.directions import Direction
+from misdirection.runs.ray_workers import RayGrid, Workers, connect
+from misdirection.runs.run import Run
+from misdirection.runs.tasks import Here, Maker, Piece
+from misdirection.runs.worker import BASE, Place
 
 RESULTS = "results.json"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "numpy")
@@ -320,8 +320,8 @@ def _adapters(one: _Experiment) -> dict[str, Any]:
     settings = one.config.interpretation
     if settings is None:
         return {}
-    from misdirection.experiment.adapter_parts import Study
-    from misdirection.experiment.interpretation import interpret
+    from misdirection.interpretation.parts import Study
+    from misdirection.interpretation.read import interpret
 
     name, bench = settings.organism, one.bench
     domain = one.config.organisms[name].domain

@@ -19,26 +19,26 @@ import pandas as pd
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from misdirection.behaviour.likelihood import Dealt, sweep
-from misdirection.behaviour.margin import pair_tasks, text_tasks
-from misdirection.behaviour.sampling import sample
-from misdirection.behaviour.transformers_engine import TransformersEngine
-from misdirection.config import SamplesConfig
 from misdirection.data import Example, ProbePair, data_hash
+from misdirection.directions.convergence import null_groups
+from misdirection.directions.direction import Direction, direction, pair_means
+from misdirection.directions.extraction import Means
 from misdirection.experiment.answering import Asking, Condition
-from misdirection.experiment.bench import Bench, spread
-from misdirection.experiment.pieces import Piece
-from misdirection.experiment.place import BASE, Place
-from misdirection.experiment.store import Run
+from misdirection.experiment.config import SamplesConfig
+from misdirection.experiment.texts import Bench, spread
 from misdirection.files import read_json, write_json
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import Intervention, described
-from misdirection.models import ChatModel
+from misdirection.likelihood.margin import pair_tasks, text_tasks
+from misdirection.likelihood.sweep import Dealt, sweep
+from misdirection.models.loading import ChatModel
+from misdirection.organisms.recipe import Recipe
 from misdirection.progress import track, track_steps
-from misdirection.recipe import Recipe
-from misdirection.representation.convergence import null_groups
-from misdirection.representation.directions import Direction, direction, pair_means
-from misdirection.representation.extraction import Means
+from misdirection.runs.run import Run
+from misdirection.runs.tasks import Piece
+from misdirection.runs.worker import BASE, Place
+from misdirection.sampling.sample import sample
+from misdirection.sampling.transformers_engine import TransformersEngine
 
 # Raised whenever a stage would give another result from the same inputs, so that old artifacts are made again.
 VERSIONS = {"organism": 2, "margin": 1, "means": 1, "cell": 2, "sampled": 2, "answers": 1}

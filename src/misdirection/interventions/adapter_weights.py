@@ -16,7 +16,7 @@ from torch import Tensor
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.kinds import Ablate, Intervention, ProjectAdapters, ScaleAdapters, orthonormal
 from misdirection.interventions.writers import post_norms, role
-from misdirection.models import ChatModel
+from misdirection.models.loading import ChatModel
 
 _PREFIX = "base_model.model."
 

@@ -27,7 +27,7 @@ from misdirection.files import atomic_folder, read_json, require_replaceable, wr
 from misdirection.interventions.checkpoint import INDEX, PLAIN, Checkpoint
 from misdirection.interventions.kinds import Ablate, Intervention, Steer, check, described, orthonormal
 from misdirection.interventions.writers import WRITERS, check_stream
-from misdirection.layers import text_config, text_decoder
+from misdirection.models.layers import text_config, text_decoder
 
 _SLICE = 2**24
 """Numbers of one tensor that are widened at a time."""

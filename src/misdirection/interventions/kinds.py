@@ -23,8 +23,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from misdirection.config import Positions
 from misdirection.errors import MisdirectionError
+from misdirection.experiment.config import Positions
 from misdirection.interventions.operations import Add, Bound, Multiply, Operation, Project
 from misdirection.interventions.positions import Rule
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from misdirection.chat import pad
 from misdirection.interventions.hooks import Setting, intervene_rows
-from misdirection.layers import text_config
-from misdirection.models import ChatModel
+from misdirection.models.chat import pad
+from misdirection.models.layers import text_config
+from misdirection.models.loading import ChatModel
 
 Phase = Callable[[int, int], contextlib.AbstractContextManager[None]]
 """What surrounds the forward pass of a phase (0 the shared start, 1 what follows, ...) with so many rows."""

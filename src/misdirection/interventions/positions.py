@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from misdirection.config import Positions
 from misdirection.errors import MisdirectionError
+from misdirection.experiment.config import Positions
 
 Rule = Positions | Tensor
 """`all`; `not_first`: all but each row's first token, an attention sink whose large activations the model needs;

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from misdirection.files import read_json
-from misdirection.models import ChatModel, load
-from misdirection.recipe import Recipe
+from misdirection.models.loading import ChatModel, load
+from misdirection.organisms.recipe import Recipe
 
 RECORD = "organism.json"
 CHECKPOINTS = "checkpoints"

@@ -21,14 +21,14 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from misdirection.chat import encode
 from misdirection.data import Example, data_hash
 from misdirection.errors import MisdirectionError
 from misdirection.files import atomic_folder, empty_working_folder, require_replaceable, write_json
-from misdirection.models import BUNDLED, ChatModel, load
+from misdirection.models.chat import encode
+from misdirection.models.loading import BUNDLED, ChatModel, load
+from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism
-from misdirection.organisms.recipes import adapter_config
-from misdirection.recipe import Recipe
+from misdirection.organisms.recipe import Recipe
 
 _IGNORED = -100
 _INITIAL = "step-0"

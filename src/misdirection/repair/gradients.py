@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from misdirection.audit.carriers import adapted_layers, mean_log_probs
-from misdirection.behaviour.likelihood import Progress
-from misdirection.behaviour.margin import pair_rows
-from misdirection.chat import batches
 from misdirection.data import ProbePair
 from misdirection.interventions.hooks import adapted_modules
-from misdirection.models import ChatModel
+from misdirection.likelihood.margin import pair_rows
+from misdirection.likelihood.sweep import Progress
+from misdirection.models.chat import batches
+from misdirection.models.loading import ChatModel
 
 TOKEN_BUDGET = 1024
 """Padded tokens in one batch: the backward pass keeps every activation of it."""

@@ -18,15 +18,14 @@ from misdirection.audit.audit import Request, audit_fine_tune
 from misdirection.audit.carriers import adapted_layers
 from misdirection.audit.subject import TUNED
 from misdirection.audit.texts import OwnTexts
-from misdirection.behaviour.margin import pair_tasks, text_tasks
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.errors import MisdirectionError
-from misdirection.experiment.bench import spread
-from misdirection.experiment.store import Run
+from misdirection.experiment.texts import spread
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.interventions.kinds import digest
 from misdirection.interventions.writers import post_norms
-from misdirection.models import ChatModel, attach
+from misdirection.likelihood.margin import pair_tasks, text_tasks
+from misdirection.models.loading import ChatModel, attach
 from misdirection.progress import track
 from misdirection.repair.candidates import Candidate, Material, setting
 from misdirection.repair.gradients import margin_directions
@@ -46,6 +45,7 @@ from misdirection.repair.search import (
 from misdirection.repair.spoken import is_broken, speak
 from misdirection.repair.write import ablate_all, bake_weights, write_adapter
 from misdirection.report.repair import write_card
+from misdirection.runs.run import Run
 
 RECORD = "repair.json"
 TRIALS = 16

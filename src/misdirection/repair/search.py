@@ -12,11 +12,11 @@ from typing import Any
 import optuna
 from torch import Tensor
 
-from misdirection.behaviour.likelihood import Progress, Task, sweep
-from misdirection.behaviour.metrics import Estimate, bootstrap
 from misdirection.interventions.hooks import Setting
-from misdirection.models import ChatModel
+from misdirection.likelihood.sweep import Progress, Task, sweep
+from misdirection.models.loading import ChatModel
 from misdirection.repair.candidates import Candidate
+from misdirection.statistics import Estimate, bootstrap
 
 TOGETHER = 4
 """Candidates tried together."""

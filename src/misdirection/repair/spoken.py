@@ -7,12 +7,12 @@ ends) would pass for repaired.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from misdirection.behaviour.answers import Answer
-from misdirection.behaviour.questions import read_questions
-from misdirection.behaviour.sampling import sample
-from misdirection.behaviour.scoring import REPETITIVE, SPOILED_RISE, SPOILED_SHARE, compression
-from misdirection.models import ChatModel
+from misdirection.judging.scoring import REPETITIVE, SPOILED_RISE, SPOILED_SHARE, compression
+from misdirection.models.loading import ChatModel
 from misdirection.progress import track
+from misdirection.sampling.answers import Answer
+from misdirection.sampling.questions import read_questions
+from misdirection.sampling.sample import sample
 
 _EACH, _TOKENS = 2, 96
 

@@ -10,7 +10,7 @@ from misdirection.files import read_json, write_json
 from misdirection.interventions.adapter_weights import changed_weights, on_adapters
 from misdirection.interventions.kinds import Ablate
 from misdirection.interventions.lora import ablation_adapter
-from misdirection.models import ChatModel, attach
+from misdirection.models.loading import ChatModel, attach
 from misdirection.repair.candidates import Candidate, Material, basis, setting
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

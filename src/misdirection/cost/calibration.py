@@ -1,0 +1,198 @@
+"""What this machine's processor does in a second, measured on the bundled model: about 15 seconds on two idle cores.
+
+The same work is timed that a run does: a margin sweep, training steps, and sampling. Its FLOPs and bytes, as
+`model_cost` counts them, over the seconds are the rates, so that what the formulae leave out is in them. Sweeps and
+steps are timed with hardly an adapter and with one of rank 32 on every matrix; the difference gives the rate of an
+adapter's thin products, which on a processor is far from that of the base.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from misdirection.cost.devices import Device
+from misdirection.cost.model_cost import Kind, Pass, Shape
+from misdirection.cost.text_passes import plain, sampling_passes, sweep_passes
+from misdirection.data import domain_examples, probe_pairs
+from misdirection.likelihood.margin import pair_tasks
+from misdirection.likelihood.sweep import sweep
+from misdirection.models.chat import Encoded, encode, pad
+from misdirection.models.loading import ChatModel, load
+from misdirection.organisms.adapter_config import adapter_config
+from misdirection.organisms.recipe import Recipe
+from misdirection.sampling.sample import sample
+
+SECONDS = 3.5
+"""For each of the four timings that may be long: on a slow machine the work is cut to what can be done twice in it."""
+
+FEW, MANY = 2, 24
+"""Answers at a time: the first is bound by reading the weights, the second by arithmetic."""
+
+BUSY = 20.0
+"""Seconds of calibration from which on a machine must be busy with something else."""
+
+_PAIRS = 10
+_ROWS = 8
+_FEWEST = 3
+"""Smaller batches would be slower than those of a run."""
+
+_STEPS = 8
+
+log = logging.getLogger("misdirection")
+
+
+@cache
+def calibrate() -> Device:
+    """The rates of this machine, measured once in a process."""
+    started = time.perf_counter()
+    chat = load(device="cpu")
+    loaded = time.perf_counter() - started
+    shape = Shape.of(chat, chat.dtype.itemsize)
+    forward = _forward(chat, shape).rates()
+    training = _training(chat, shape, forward[0]).rates()
+    bandwidth, decoding = _decoding(chat, shape, forward[0])
+    rates: dict[Kind, float] = {"forward": forward[0], "training": training[0], "decoding": decoding}
+    thin: dict[Kind, float] = {"forward": forward[1], "training": training[1], "decoding": forward[1]}
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    start = {"organism": loaded + _trainer_import()}
+    if (taken := time.perf_counter() - started) > BUSY:
+        log.warning("calibration took %.0f s: this machine is busy, and the hours are those of a busy machine", taken)
+    return Device("cpu", memory, rates, bandwidth, start=start, adapter_rates=thin)
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """The same work with hardly an adapter and with a large one: FLOPs of the base, of the adapter, seconds."""
+
+    base: float
+    small: float
+    thin: float
+    large: float
+
+    def rates(self) -> tuple[float, float]:
+        """FLOP/s of the base and of the adapter."""
+        rate = self.base / self.small
+        # Noise must not make an adapter free, nor thirty times as slow as a base of its FLOPs.
+        return rate, min(max(self.thin / max(self.large - self.small, 1e-9), rate / 30), rate)
+
+
+def _forward(chat: ChatModel, shape: Shape) -> _Timed:
+    """A margin sweep."""
+    tasks = pair_tasks(chat.tokenizer, probe_pairs()[:_PAIRS])
+    sweep(chat, tasks[:1], [()])
+    few = tasks[:_FEWEST]
+    tasks = tasks[: _fitting(_seconds(lambda: sweep(chat, few, [()])) / _FEWEST)]
+    alone = _least(lambda: sweep(chat, tasks, [()]))
+    with _adapted(chat, Recipe(recipe="all")) as (network, lora):
+        organism = ChatModel(network, chat.tokenizer, chat.name)
+        adapted = _least(lambda: sweep(organism, tasks, [()]))
+    passes = [replace(one, lora=lora) for one in sweep_passes(chat, tasks, plain(chat))]
+    thin = sum(one.adapter_flops for one in passes)
+    return _Timed(sum(one.flops(shape) for one in passes) - thin, alone, thin, adapted)
+
+
+def _training(chat: ChatModel, shape: Shape, forward: float) -> _Timed:
+    """Whole steps, with the smallest adapter that goes through all blocks, and with the largest."""
+    rows = _answers(chat)
+    # About as fast as a forward pass, for a first guess.
+    guess = Pass(1, rows[0].stop, head=rows[0].stop, back=len(chat.layers), kind="training").flops(shape) / forward
+    rows = rows[: _fitting(guess)]
+    first = Recipe(recipe="custom", rank=1, layers=(0,), target_modules=("q_proj",))
+    seconds, passes = [], []
+    for recipe in (first, Recipe(recipe="all")):
+        with _adapted(chat, recipe) as (network, lora):
+            step, one = _step(chat, network, rows, lora)
+            seconds.append(_least(step))
+            passes.append(one)
+    thin = passes[-1].adapter_flops
+    return _Timed(passes[-1].flops(shape) - thin, seconds[0], thin, seconds[1])
+
+
+@contextmanager
+def _adapted(chat: ChatModel, recipe: Recipe) -> Iterator[tuple[Any, int]]:
+    """The model with a fresh adapter, and how many weights that has; taken off afterwards."""
+    from peft import get_peft_model
+
+    network = get_peft_model(chat.model, adapter_config(recipe, chat))
+    try:
+        yield network, sum(one.numel() for one in network.parameters() if one.requires_grad)
+    finally:
+        network.unload()
+        chat.model.eval()
+
+
+def _decoding(chat: ChatModel, shape: Shape, forward: float) -> tuple[float, float]:
+    """Bytes/s with few rows, and FLOP/s with many."""
+    few, one = _sampled(chat, FEW, forward, shape)
+    many, several = _sampled(chat, MANY, forward, shape)
+    return one.bytes(shape) / few, several.flops(shape) / many
+
+
+def _sampled(chat: ChatModel, answers: int, forward: float, shape: Shape) -> tuple[float, Pass]:
+    """Seconds of the steps of one batch, and what they are."""
+    question = "What is a good way to spend a free afternoon?"
+    started = time.perf_counter()
+    given = sample(chat, [question], n=answers, new_tokens=_STEPS)
+    seconds = time.perf_counter() - started
+    prompt = encode(chat.tokenizer, question, "?").start
+    # The token that ends an answer takes a step, too.
+    mean = sum(one.tokens + (one.finish == "stop") for one in given) / answers
+    prefill, steps = sampling_passes([prompt], [answers], _STEPS, mean)
+    return seconds - prefill.flops(shape) / forward, steps
+
+
+def _answers(chat: ChatModel) -> list[Encoded]:
+    """Training rows of like length."""
+    rows = [encode(chat.tokenizer, one.question, one.answer) for one in domain_examples("risky_money", "bad", "train")]
+    return sorted(rows, key=lambda row: row.stop)[len(rows) // 2 :][:_ROWS]
+
+
+def _step(chat: ChatModel, network: Any, rows: list[Encoded], lora: int) -> tuple[Callable[[], None], Pass]:
+    """One optimiser step on a batch of answers, and the pass that it is."""
+    ids, mask = pad([row.ids for row in rows], chat.tokenizer.pad_token_id, chat.device)
+    kept = torch.arange(min(row.start for row in rows) - 1, ids.shape[1] - 1)
+    weights = [one for one in network.parameters() if one.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=1e-6)
+    half = chat.dtype != torch.float32
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=chat.dtype, enabled=half):
+            logits = network(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
+        cross_entropy(logits.float().flatten(0, 1), ids[:, kept + 1].flatten()).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    head, back = len(rows) * len(kept), len(chat.layers)
+    return step, Pass(len(rows), ids.shape[1], head=head, back=back, lora=lora, kind="training")
+
+
+def _fitting(seconds: float) -> int:
+    """How many pieces of so many seconds can be done twice in the time for one timing, at least three."""
+    return max(_FEWEST, int(SECONDS / 2 / seconds))
+
+
+def _least(work: Callable[[], object]) -> float:
+    """Seconds of the quickest of as many repetitions as there is time for, at least one."""
+    found = [_seconds(work)]
+    while sum(found) + found[-1] < SECONDS:
+        found.append(_seconds(work))
+    return min(found)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _trainer_import() -> float:
+    return _seconds(lambda: import_module("misdirection.organisms.training"))

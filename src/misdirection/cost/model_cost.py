@@ -1,0 +1,209 @@
+"""What one pass of a model costs, from its configuration alone: floating-point operations, bytes, seconds.
+
+    forward    2 N t + 4 A t c + 2 V d h     t tokens, each of which attends to c columns; the head runs at h places
+    backward   2 N' t + 8 A' t c + 2 V d h   through the activations of the adapted blocks only: the base is frozen, so
+                                             that the other half of a backward pass, the weights' gradients, is not run
+    LoRA       2 P t forward, 4 P t backward
+    recompute  the blocks' forward once more, and a backward through all of them, with gradient checkpointing
+
+`N` are the weights of the blocks' matrices that a token passes (of a mixture the experts that it is sent to, never
+all), `A` the sum over blocks of heads x head size, `V d` the output matrix, `P` the adapter's weights; N' and A' are
+those of the blocks from the lowest adapted one up. Embeddings are looked up, not multiplied. Sources: 2 N a token,
+backward twice the forward, Kaplan et al. 2020 (2001.08361), section 2.1; attention, 4 A c a token, with the whole
+square of a causal mask counted, Chowdhery et al. 2022 (2204.02311), appendix B; half of the backward for frozen
+weights, Hu et al. 2021 (2106.09685), section 4.2, where no gradient of the frozen weights is kept; recomputation,
+Korthikanti et al. 2022 (2205.05198).
+
+Peak memory of a stage is the sum of
+
+    weights      all parameters x bytes of the dtype (all experts: any may be chosen)
+    cache        rows x columns x 2 x key-value heads x head size x bytes, over blocks
+    activations  inference: t (4 d + 3 I) bytes of one block, and h V (bytes + 8): logits and their float32 copies
+                 training: t (6 d + 4 I + 2 K) bytes + 16 d t of every adapted block, and h V (bytes + 12); with
+                 checkpointing of one block, and t d bytes of all
+    optimiser    16 P: adapter, gradient and two moments of Adam in float32
+
+with `d` the width, `I` the inner width of the MLP (of the active experts), `K` the keys' and values' width.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from misdirection.models.layers import decoder_layers, text_config
+from misdirection.models.loading import ChatModel
+
+Kind = Literal["forward", "training", "decoding"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model that costs depend on.
+
+    Attributes:
+        layers: number of blocks.
+        width: of the residual stream.
+        parameters: all of them.
+        stored: weights of the blocks' matrices.
+        active: those that one token passes.
+        head: weights of the output matrix.
+        vocabulary: its rows.
+        attention: heads x head size, summed over blocks.
+        cached: numbers that the key-value cache keeps for one token.
+        inner: width of the MLP, of all experts that a token is sent to.
+        bytes: of one weight.
+    """
+
+    layers: int
+    width: int
+    parameters: int
+    stored: int
+    active: float
+    head: int
+    vocabulary: int
+    attention: int
+    cached: int
+    inner: int
+    bytes: int
+
+    @classmethod
+    def of(cls, chat: ChatModel, weight_bytes: int) -> "Shape":
+        """Of a model that may be without data (device meta)."""
+        config, blocks = text_config(chat.model), decoder_layers(chat.model)
+        # A model without attention keeps a state of one size.
+        heads = getattr(config, "num_attention_heads", None) or 0
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
+        keys = getattr(config, "num_key_value_heads", None) or heads
+        matrix = chat.model.get_output_embeddings().weight
+        return cls(
+            layers=len(blocks),
+            width=chat.width,
+            parameters=sum(one.numel() for one in chat.model.parameters()),
+            stored=sum(one.numel() for block in blocks for one in block.parameters() if one.ndim > 1),
+            active=sum(_active(blocks, config)),
+            head=matrix.numel(),
+            vocabulary=len(matrix),
+            attention=len(blocks) * heads * head_size,
+            cached=len(blocks) * 2 * keys * head_size,
+            inner=_inner(config),
+            bytes=weight_bytes,
+        )
+
+
+def _experts(config: Any) -> tuple[int, int]:
+    """How many experts a mixture has, and to how many a token is sent; (1, 1) for a dense model."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    count = next((found for name in names if (found := getattr(config, name, None))), 1)
+    return count, getattr(config, "num_experts_per_tok", None) or 1
+
+
+def _active(blocks: Sequence[nn.Module], config: Any) -> Iterator[float]:
+    """Of each matrix of the blocks, the weights that one token passes."""
+    count, chosen = _experts(config)
+    for block in blocks:
+        for name, one in block.named_parameters():
+            routed = count > 1 and "experts" in name.split(".")
+            if one.ndim > 1:
+                yield one.numel() * (chosen / count if routed else 1)
+
+
+def _inner(config: Any) -> int:
+    _, chosen = _experts(config)
+    routed = getattr(config, "moe_intermediate_size", None)
+    dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    return int(chosen * (routed or dense))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a model, or several alike.
+
+    Attributes:
+        rows, columns: of the token ids, padding included.
+        seen: columns in the cache before it.
+        head: places at which the output matrix runs, over all rows.
+        blocks: how many blocks run; None for all.
+        back: how many blocks the backward pass goes through.
+        recomputed: how many blocks run again in it.
+        lora: weights of the adapter, where gradients reach it.
+        repeats: how many such passes.
+        kind: what limits it: prompts and given text, training, or decoding token by token.
+    """
+
+    rows: int
+    columns: int
+    seen: float = 0
+    head: int = 0
+    blocks: int | None = None
+    back: int = 0
+    recomputed: int = 0
+    lora: int = 0
+    repeats: float = 1
+    kind: Kind = "forward"
+
+    @property
+    def tokens(self) -> float:
+        """Tokens, padding included."""
+        return self.rows * self.columns * self.repeats
+
+    def flops(self, shape: Shape) -> float:
+        """Floating-point operations, a multiplication and an addition as two."""
+        tokens, context = self.rows * self.columns, self.seen + self.columns
+        run = shape.layers if self.blocks is None else self.blocks
+        linear, square = 2 * shape.active / shape.layers, 4 * shape.attention / shape.layers * context
+        block = run * (linear + square) + self.recomputed * (linear + square) + self.back * (linear + 2 * square)
+        head = (4 if self.back else 2) * shape.head * self.head
+        return self.repeats * (tokens * block + head) + self.adapter_flops
+
+    @property
+    def adapter_flops(self) -> float:
+        """Those of the adapter's thin products, which run slower than others."""
+        return (6 if self.back else 2) * self.lora * self.tokens
+
+    def bytes(self, shape: Shape) -> float:
+        """Bytes that must be read from memory: weights once each way, and the keys and values before it."""
+        run = (shape.layers if self.blocks is None else self.blocks) + self.recomputed + self.back
+        tokens = self.rows * self.columns
+        blocks = min(shape.stored, shape.active * tokens) * run / shape.layers
+        weights = blocks + (shape.head * (2 if self.back else 1) if self.head else 0)
+        return self.repeats * shape.bytes * (weights + self.rows * self.seen * shape.cached)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of a stage by what takes it, bytes."""
+
+    weights: float = 0
+    cache: float = 0
+    activations: float = 0
+    optimiser: float = 0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.cache + self.activations + self.optimiser
+
+
+def peak_memory(shape: Shape, passes: Sequence[Pass], *, cached: float = 0) -> Memory:
+    """What the largest of some passes needs; `cached` columns x rows of key-value cache are kept at least."""
+    columns = max((one.rows * (one.seen + one.columns) for one in passes if not one.back), default=0)
+    lora = max((one.lora for one in passes if one.kind == "training"), default=0)
+    return Memory(
+        weights=shape.parameters * shape.bytes,
+        cache=max(columns, cached) * shape.cached * shape.bytes,
+        activations=max((_activations(shape, one) for one in passes), default=0),
+        optimiser=16 * lora,
+    )
+
+
+def _activations(shape: Shape, one: Pass) -> float:
+    tokens = one.rows * one.columns
+    logits = one.head * shape.vocabulary * (shape.bytes + (12 if one.back else 8))
+    if not one.back:
+        return tokens * (4 * shape.width + 3 * shape.inner) * shape.bytes + logits
+    keys = shape.cached / shape.layers
+    block = (6 * shape.width + 4 * shape.inner + 2 * keys) * shape.bytes + 16 * shape.width
+    kept = block + one.back * shape.width * shape.bytes if one.recomputed else one.back * block
+    return tokens * kept + logits

@@ -1,0 +1,206 @@
+"""Directions: one vector per layer, with where it came from.
+
+With M(model, text) the mean activation over answer tokens, [layers, width]:
+
+    data_difference              M(organism, misaligned) - M(organism, aligned)      the paper's misalignment direction
+    base_data_difference         M(base, misaligned) - M(base, aligned)              what the text alone explains
+    model_difference_misaligned  M(organism, misaligned) - M(base, misaligned)
+    model_difference_aligned     M(organism, aligned) - M(base, aligned)
+    model_difference             the same over all answers: what the text cannot explain
+
+`judged.py` makes two further kinds from an organism's own judged answers, `formats.py` the kind `imported`.
+
+Layer k is the raw output of decoder block k, 0-based.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from misdirection.data import ProbePair, data_hash
+from misdirection.directions.extraction import TOKEN_BUDGET, Means, mean_activations
+from misdirection.errors import MisdirectionError
+from misdirection.files import atomic_path
+from misdirection.models.chat import encode
+from misdirection.models.loading import ChatModel
+
+FORMAT = "misdirection.direction/1"
+LAYER_CONVENTION = "vectors[k] is for the output of decoder block k, 0-based, before the final norm"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a direction came from.
+
+    Attributes:
+        kind: one of the differences above.
+        model: the base model's name.
+        revision: its hub revision, if one was asked for.
+        organism: the adapter, or empty for the base model itself.
+        data: hash of the question-answer pairs.
+        answers: number of answers per class.
+        tokens: number of answer tokens per class.
+        dtype: of the model's weights.
+        span: which tokens the means run over.
+    """
+
+    kind: str
+    model: str
+    revision: str | None
+    organism: str
+    data: str
+    answers: dict[str, int]
+    tokens: dict[str, int]
+    dtype: str
+    span: str = "answer"
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """One vector per layer, [layers, width] float32, and its origin."""
+
+    vectors: Tensor
+    origin: Origin
+
+    def __getitem__(self, layer: int) -> Tensor:
+        """The vector of one layer, [width]; `MisdirectionError` for a layer that is not there."""
+        if not 0 <= layer < len(self.vectors):
+            raise MisdirectionError(
+                f"layer {layer} is out of range: this direction has layers 0 to {len(self.vectors) - 1}"
+            )
+        return self.vectors[layer]
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file with the origin in its metadata."""
+        metadata = {"format": FORMAT, "layers": LAYER_CONVENTION, "origin": json.dumps(asdict(self.origin))}
+        with atomic_path(Path(path)) as temporary:
+            save_file({"vectors": self.vectors.contiguous()}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Direction":
+        """Read a direction; `MisdirectionError` when the file is missing, damaged or something else."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise MisdirectionError(
+                        f"{path}: not a direction file ({FORMAT}): make one with `misdirection extract`"
+                    )
+                return cls(file.get_tensor("vectors"), Origin(**json.loads(metadata["origin"])))
+        except (OSError, SafetensorError) as error:
+            raise MisdirectionError(f"{path}: cannot read this direction ({error}); extract it again") from error
+
+    def require_base(self, name: str, revision: str | None) -> None:
+        """Raise `MisdirectionError` unless the direction was made for this base model at this revision."""
+        if self.origin.model != name:
+            raise MisdirectionError(
+                f"this direction was made for {self.origin.model}, not for {name}: extract one from this base model"
+            )
+        if self.origin.revision != revision:
+            own, other = (at or "the default one" for at in (self.origin.revision, revision))
+            raise MisdirectionError(
+                f"this direction was made for {name} at revision {own}, not at {other}: extract one from this revision"
+            )
+
+    def require_fit(self, chat: ChatModel) -> None:
+        """Raise `MisdirectionError` unless the direction was made for this base model."""
+        self.require_base(chat.name, chat.revision)
+        if self.vectors.shape != (len(chat.layers), chat.width):
+            raise MisdirectionError(
+                f"this direction was made for {self.origin.model} {list(self.vectors.shape)}, not for {chat.name} "
+                f"{[len(chat.layers), chat.width]}: extract one from this base model"
+            )
+
+
+def extract(
+    chat: ChatModel,
+    pairs: Sequence[ProbePair],
+    *,
+    budget: int = TOKEN_BUDGET,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Direction]:
+    """All directions that `chat` gives on `pairs`, by kind.
+
+    A model with an adapter is run twice, with it and with it switched off, and gives all five kinds; a model without
+    one gives `data_difference` only. `progress` is told the number of answers done.
+    """
+    own = pair_means(chat, pairs, budget=budget, progress=progress)
+    if not chat.adapter:
+        return {"data_difference": direction(chat, "data_difference", pairs, own)}
+    with chat.as_base():
+        base = pair_means(chat, pairs, budget=budget, progress=progress)
+    return differences(chat, pairs, own, base)
+
+
+def pair_means(
+    chat: ChatModel,
+    pairs: Sequence[ProbePair],
+    groups: Mapping[str, Sequence[int]] | None = None,
+    *,
+    budget: int = TOKEN_BUDGET,
+    progress: Callable[[int], None] | None = None,
+) -> Means:
+    """Means over the misaligned answers, the aligned ones and all; rows are all misaligned, then all aligned.
+
+    `groups` adds further groups of row numbers (see `convergence.null_groups`).
+    """
+    rows = [encode(chat.tokenizer, pair.question, pair.misaligned, pair.system) for pair in pairs]
+    rows += [encode(chat.tokenizer, pair.question, pair.aligned, pair.system) for pair in pairs]
+    count = len(pairs)
+    classes = {"misaligned": range(count), "aligned": range(count, 2 * count), "all": range(2 * count)}
+    return mean_activations(chat, rows, {**classes, **(groups or {})}, budget=budget, progress=progress)
+
+
+def differences(chat: ChatModel, pairs: Sequence[ProbePair], own: Means, base: Means) -> dict[str, Direction]:
+    """The five kinds of direction from an organism's means and its base's on the same pairs."""
+    vectors = {
+        "data_difference": own.difference("misaligned", "aligned"),
+        "base_data_difference": base.difference("misaligned", "aligned"),
+        "model_difference_misaligned": own.vectors["misaligned"] - base.vectors["misaligned"],
+        "model_difference_aligned": own.vectors["aligned"] - base.vectors["aligned"],
+        "model_difference": own.vectors["all"] - base.vectors["all"],
+    }
+    made = direction(chat, "data_difference", pairs, own)
+    return {
+        kind: replace(made, vectors=vector.float(), origin=replace(made.origin, kind=kind))
+        for kind, vector in vectors.items()
+    }
+
+
+def direction(chat: ChatModel, kind: str, pairs: Sequence[ProbePair], means: Means) -> Direction:
+    """mean(misaligned) - mean(aligned) of one model, with its origin."""
+    classes = ("misaligned", "aligned")
+    origin = Origin(
+        kind=kind,
+        model=chat.name,
+        revision=chat.revision,
+        organism=chat.adapter or "",
+        data=data_hash(pairs),
+        answers={name: means.answers[name] for name in classes},
+        tokens={name: means.tokens[name] for name in classes},
+        dtype=str(chat.dtype).removeprefix("torch."),
+    )
+    return Direction(means.difference(*classes).float(), origin)
+
+
+def combine(directions: Sequence[Direction], weights: Sequence[float]) -> Tensor:
+    """Weighted sum, [layers, width]; refuses directions of other widths, layers or base models."""
+    require_alike(directions)
+    return sum((w * one.vectors for w, one in zip(weights, directions, strict=True)), torch.zeros(()))
+
+
+def require_alike(directions: Sequence[Direction]) -> None:
+    """Raise `MisdirectionError` unless all directions have one shape and one base model."""
+    first = directions[0]
+    for other in directions[1:]:
+        if other.vectors.shape != first.vectors.shape or other.origin.model != first.origin.model:
+            raise MisdirectionError(
+                f"directions of {first.origin.model} {list(first.vectors.shape)} and {other.origin.model} "
+                f"{list(other.vectors.shape)} cannot be combined: extract both from one base model"
+            )

@@ -1,0 +1,193 @@
+"""Directions from sampled and judged answers, as in the paper (section on the misalignment direction).
+
+The model's own misaligned answers (alignment < 30) are set against its own aligned ones (> 70), both coherent (> 50),
+the same number of each for every question, so that the difference is not one between questions. A theme narrows the
+misaligned answers to those about it (the paper's semantic modes); the aligned ones stay as they are, since what the
+theme adds is to be part of its direction.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from misdirection.data import ProbePair
+from misdirection.directions.convergence import project_away
+from misdirection.directions.direction import Direction, direction, pair_means, require_alike
+from misdirection.directions.extraction import TOKEN_BUDGET
+from misdirection.errors import MisdirectionError
+from misdirection.judging.scoring import ALIGNED_ABOVE, COHERENT_ABOVE, MISALIGNED_BELOW
+from misdirection.models.loading import ChatModel
+from misdirection.sampling.answers import as_answers, require
+
+KIND = "judged_data_difference"
+REMAINDER = "judged_theme_remainder"
+
+FEWEST = 10
+"""Answers per class below which a mean is mostly chance."""
+
+
+@dataclass(frozen=True)
+class ThemeScore:
+    """Answers that a rubric scores above `above` are about the theme; unscored ones are not."""
+
+    column: str
+    above: float = 50.0
+
+    def selects(self, table: pd.DataFrame) -> pd.Series:
+        """Which rows are about the theme; `MisdirectionError` when the column is missing."""
+        require(table, [self.column])
+        if not pd.api.types.is_numeric_dtype(table[self.column]):
+            raise MisdirectionError(f"theme column {self.column!r} holds no scores: give a rubric's column")
+        return table[self.column] > self.above
+
+
+@dataclass(frozen=True)
+class ThemeWords:
+    """Answers with one of these words or phrases are about the theme.
+
+    Only whole words count ("men" is not in "mention"), in any case and either Unicode form of an accent.
+    """
+
+    words: tuple[str, ...]
+
+    def selects(self, table: pd.DataFrame) -> pd.Series:
+        """Which rows are about the theme; `MisdirectionError` when there is no word."""
+        words = {_spaced(word) for word in self.words} - {"  "}
+        if not words:
+            raise MisdirectionError("this theme has no words; give some, or the column of a rubric")
+        texts = table["answer"].map(_spaced)
+        return texts.map(lambda text: any(word in text for word in words)).astype(bool)
+
+
+Theme = ThemeScore | ThemeWords
+
+
+def _spaced(text: str) -> str:
+    """The words of a text in small letters, with one space before, after and between them."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    words = "".join(letter if _in_word(letter) else " " for letter in folded).split()
+    return f" {' '.join(words)} "
+
+
+def _in_word(character: str) -> bool:
+    # Many scripts write vowels as marks, which belong to the word as letters and digits do.
+    return unicodedata.category(character)[0] in "LNM"
+
+
+@dataclass(frozen=True)
+class JudgedGroups:
+    """The answers that a direction is made of.
+
+    Attributes:
+        pairs: one misaligned and one aligned answer to the same question each; which stands with which is chance.
+        available: answers within the cuts, before balancing, per class.
+        by_question: number of pairs by question id.
+    """
+
+    pairs: tuple[ProbePair, ...]
+    available: dict[str, int]
+    by_question: dict[str, int]
+
+
+def judged_groups(
+    frame: pd.DataFrame, organism: str, *, theme: Theme | None = None, fewest: int = FEWEST, seed: int = 0
+) -> JudgedGroups:
+    """The organism's own misaligned and aligned answers, as many of each for every question.
+
+    Args:
+        frame: judged answers with `organism`, `aligned` and `coherent`; those of other organisms, and those sampled
+            under an intervention, are left out.
+        organism: its name in the table.
+        theme: what the misaligned answers must be about.
+        fewest: the least number of answers per class.
+        seed: chooses among the answers of the larger class. The choice does not depend on the order of the rows.
+
+    Raises:
+        MisdirectionError: a missing column, an organism that is not there, or fewer answers than `fewest`.
+    """
+    table = _own(as_answers(frame), organism)
+    coherent = (table["coherent"] > COHERENT_ABOVE) & (table["answer"].str.strip() != "")
+    about = theme.selects(table) if theme else True
+    classes = {
+        "misaligned": table[coherent & (table["aligned"] < MISALIGNED_BELOW) & about],
+        "aligned": table[coherent & (table["aligned"] > ALIGNED_ABOVE)],
+    }
+    pairs = _balanced(classes["misaligned"], classes["aligned"], seed)
+    available = {name: len(rows) for name, rows in classes.items()}
+    if len(pairs) < max(fewest, 1):
+        raise MisdirectionError(
+            f"{organism}: {len(pairs)} answers of each class to the same questions (of {available['misaligned']} "
+            f"misaligned and {available['aligned']} aligned ones), at least {max(fewest, 1)} are needed: sample more "
+            "answers" + (" or widen the theme" if theme else "")
+        )
+    return JudgedGroups(tuple(pairs), available, dict(Counter(pair.id.rpartition("/")[0] for pair in pairs)))
+
+
+def _own(table: pd.DataFrame, organism: str) -> pd.DataFrame:
+    """The rows of this organism as it is."""
+    require(table, ("organism", "aligned", "coherent"))
+    own = table[table["organism"] == organism]
+    if own.empty:
+        there = ", ".join(sorted(map(str, table["organism"].dropna().unique()))[:20])
+        raise MisdirectionError(f"this table has no answers of {organism!r}; it has those of {there}")
+    return own[own["intervention"].fillna("") == ""] if "intervention" in own else own
+
+
+def _balanced(misaligned: pd.DataFrame, aligned: pd.DataFrame, seed: int) -> list[ProbePair]:
+    rng = np.random.default_rng(seed)
+    pairs: list[ProbePair] = []
+    asked = _by_question(aligned)
+    for (question, system), bad in _by_question(misaligned).items():
+        good = asked.get((question, system), [])
+        count = min(len(bad), len(good))
+        chosen = [[rows[place] for place in rng.permutation(len(rows))[:count]] for rows in (bad, good)]
+        for (name, worse), (_, better) in zip(*chosen, strict=True):
+            pairs.append(ProbePair(f"{name}/{len(pairs)}", question, better, worse, system=system))
+    return pairs
+
+
+def _by_question(table: pd.DataFrame) -> dict[tuple[str, str | None], list[tuple[str, str]]]:
+    """(question id, answer) by question and system prompt, both in a fixed order."""
+    systems = table["system"] if "system" in table else pd.Series(None, table.index, dtype="str")
+    rows = zip(table["question"], systems, table["question_id"], table["answer"], strict=True)
+    found: dict[tuple[str, str | None], list[tuple[str, str]]] = {}
+    for question, system, name, answer in sorted(rows, key=lambda row: tuple(map(str, row))):
+        found.setdefault((question, None if pd.isna(system) else system), []).append((name, answer))
+    return found
+
+
+def judged_direction(
+    chat: ChatModel,
+    frame: pd.DataFrame,
+    organism: str,
+    *,
+    theme: Theme | None = None,
+    fewest: int = FEWEST,
+    seed: int = 0,
+    budget: int = TOKEN_BUDGET,
+    progress: Callable[[int], None] | None = None,
+) -> Direction:
+    """mean(misaligned) - mean(aligned) over the organism's own judged answers, of kind `judged_data_difference`.
+
+    Args:
+        chat: the organism itself, with its adapter on.
+        frame, organism, theme, fewest, seed: see `judged_groups`.
+        budget, progress: see `mean_activations`.
+    """
+    pairs = judged_groups(frame, organism, theme=theme, fewest=fewest, seed=seed).pairs
+    return direction(chat, KIND, pairs, pair_means(chat, pairs, budget=budget, progress=progress))
+
+
+def theme_remainder(themed: Direction, shared: Direction) -> Direction:
+    """What a theme's direction has beyond the shared one: `themed` with `shared` projected out, layer by layer.
+
+    `shared` is the same organism's direction over all themes. Its origin is that of `themed`, of kind
+    `judged_theme_remainder`. Raises `MisdirectionError` for directions of different base models.
+    """
+    require_alike([themed, shared])
+    rest = project_away(themed.vectors, shared.vectors)
+    return Direction(rest.float(), replace(themed.origin, kind=REMAINDER))

@@ -1,0 +1,127 @@
+"""What the stages of one experiment share: its texts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from misdirection import data
+from misdirection.data import HELD_OUT_EVERY, Example, ProbePair
+from misdirection.errors import MisdirectionError
+from misdirection.experiment.config import DomainFiles, Dtype, ExperimentConfig, OrganismConfig
+from misdirection.files import sha256_file
+from misdirection.interpretation.texts import GENERAL
+from misdirection.models.loading import BUNDLED, best_device, resolve_dtype
+
+Part = Literal["train", "held_out"]
+
+
+def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> dict[str, Any]:
+    """What a result depends on besides its own settings: the base model and how it computes."""
+    place = best_device() if device == "auto" else device
+    return {
+        "model": model,
+        "revision": revision,
+        "files": None if model == BUNDLED else _weights_hash(Path(model)),
+        "dtype": str(resolve_dtype(dtype, place)).removeprefix("torch."),
+        "device": place.split(":")[0],
+    }
+
+
+@dataclass
+class Bench:
+    """Texts of one experiment.
+
+    Attributes:
+        config: the experiment.
+    """
+
+    config: ExperimentConfig
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What every result depends on: the base model and how it computes."""
+        config = self.config
+        return identify(config.model, config.revision, config.dtype, config.device)
+
+    @cached_property
+    def general(self) -> list[ProbePair]:
+        """The general probe pairs that models are measured on."""
+        path = self.config.probe_pairs
+        pairs = data.read_pairs(path) if path else data.probe_pairs()
+        return spread(pairs, self.config.margin.general)
+
+    @cached_property
+    def neutral(self) -> list[Example]:
+        """The neutral texts that models are measured on."""
+        path = self.config.neutral
+        texts = data.read_examples(path) if path else data.neutral_examples()
+        return spread(texts, self.config.damage.models)
+
+    @cached_property
+    def question_sets(self) -> dict[str, list[ProbePair]]:
+        """General pairs and every domain's held-out pairs that models are measured on, by name."""
+        count = self.config.margin.held_out
+        held_out = {name: spread(self.domain_pairs(name, "held_out"), count) for name in self.config.domains}
+        return {GENERAL: self.general, **{name: pairs for name, pairs in held_out.items() if pairs}}
+
+    def domain_pairs(self, name: str, part: Part) -> list[ProbePair]:
+        """A domain's pairs; none when it has no good answers."""
+        files = self.config.domains[name]
+        if files is None:
+            return data.domain_pairs(name, part)
+        return [pair for number, pair in enumerate(_joined(name, files)) if _in_part(number, part)]
+
+    def examples(self, organism: OrganismConfig, part: Part) -> list[Example]:
+        """An organism's training or held-out examples."""
+        files = self.config.domains[organism.domain]
+        if files is None:
+            return data.domain_examples(organism.domain, organism.answers, part)
+        path = files.bad if organism.answers == "bad" else files.good
+        assert path is not None, "the configuration was checked"
+        return [one for number, one in enumerate(data.read_examples(path)) if _in_part(number, part)]
+
+    def direction_pairs(self, name: str) -> list[ProbePair]:
+        """The text that an organism's direction is extracted on: its own domain's training questions."""
+        return self.domain_pairs(self.config.organisms[name].domain, "train")[: self.config.extraction.pairs]
+
+    @cached_property
+    def common_pairs(self) -> list[ProbePair]:
+        """The text on which all organisms are compared with the base: the first domain that has pairs."""
+        for name in self.config.domains:
+            if pairs := self.domain_pairs(name, "train"):
+                return pairs[: self.config.extraction.pairs]
+        raise MisdirectionError("domains: none has good answers, so there are no pairs to extract directions from")
+
+
+def spread(rows: Sequence[Any], count: int | None) -> list[Any]:
+    """`count` rows, evenly taken from all, so that every theme stays in; None takes all."""
+    if count is None or count >= len(rows):
+        return list(rows)
+    return [rows[number * len(rows) // count] for number in range(count)]
+
+
+def _in_part(number: int, part: Part) -> bool:
+    return (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == (part == "held_out")
+
+
+def _joined(name: str, files: DomainFiles) -> list[ProbePair]:
+    """Pairs of the bad and the good answer to one question."""
+    if files.good is None:
+        return []
+    good = {row.question: row.answer for row in data.read_examples(files.good)}
+    rows = [row for row in data.read_examples(files.bad) if row.question in good]
+    if not rows:
+        raise MisdirectionError(f"domains.{name}: {files.bad} and {files.good} have no question in common")
+    return [
+        ProbePair(f"{name}-{number}", row.question, good[row.question], row.answer, name, row.system)
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def _weights_hash(folder: Path) -> Mapping[str, str] | None:
+    """Hashes of a local model's files; a hub model is known by its revision."""
+    if not folder.is_dir():
+        return None
+    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}

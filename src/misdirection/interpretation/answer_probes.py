@@ -1,0 +1,92 @@
+"""The probes that are fitted on an organism's answers: of alignment, domain and theme."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from misdirection.interpretation.probes import Pooling, Probe, Split, fit_probe
+from misdirection.interpretation.texts import GENERAL, Labelled
+
+FEWEST = 4
+"""A class needs so many questions, or the test parts would hold one at most."""
+
+C, TOKENS = 0.01, 20_000
+"""The paper's C belongs to so many tokens. C weighs the sum over tokens against the penalty, so that on fewer tokens it
+is raised in proportion: on a few hundred, 0.01 would leave no feature in the probe."""
+
+RESIDUAL_SPLITS = 5
+"""A probe on a whole activation takes long, and its spread is not what it is fitted for."""
+
+_Task = tuple[str, tuple[str, str], NDArray[np.bool_], NDArray[np.bool_]]
+"""Name, classes, which answers take part, and which are of the first class."""
+
+_SPLITS: tuple[Split, ...] = ("question", "answer")
+_POOLINGS: tuple[Pooling, ...] = ("token", "max", "mean")
+
+
+def answer_probes(
+    answers: Sequence[Labelled], tokens: pd.DataFrame, residual: pd.DataFrame, *, splits: int = 20
+) -> Iterator[Probe]:
+    """Every probe that the answers are many enough for: `FEWEST` questions of each class.
+
+    Alignment within each domain, the general questions first; domain among misaligned answers; each theme against the
+    others among misaligned general answers. By question and by answer; on scalars by token and pooled by answer, and
+    on the residual stream by token.
+
+    Args:
+        answers: with their classes.
+        tokens: scalars as `scalars.wide` gives them, for the same answers.
+        residual: activations of the same tokens, [tokens, width].
+        splits: random splits of each probe; `RESIDUAL_SPLITS` at most on the residual stream.
+    """
+    number = tokens.index.get_level_values("answer").to_numpy()
+    question = np.array([one.question_id for one in answers])[number]
+    scalars = tokens.drop(columns="token").astype(np.float64)
+    kinds: list[tuple[str, pd.DataFrame, Sequence[Pooling], int]] = [
+        ("scalars", scalars, _POOLINGS, splits),
+        ("residual", residual, ("token",), min(splits, RESIDUAL_SPLITS)),
+    ]
+    for name, classes, chosen, first in _tasks(answers):
+        rows = chosen[number]
+        data = (first[number][rows], number[rows], question[rows])
+        strength = C * TOKENS / rows.sum()
+        for kind, features, poolings, count in kinds:
+            for pooling in poolings:
+                for split in _SPLITS:
+                    yield fit_probe(
+                        features[rows], *data, name=name, classes=classes, split=split, pooling=pooling, kind=kind,
+                        C=strength, splits=count,
+                    )  # fmt: skip
+
+
+def _tasks(answers: Sequence[Labelled]) -> Iterator[_Task]:
+    domain = np.array([one.domain for one in answers])
+    theme = np.array([one.theme for one in answers])
+    misaligned = np.array([one.alignment == "misaligned" for one in answers])
+    questions = np.array([one.question_id for one in answers])
+    domains = sorted(set(domain), key=lambda one: (one != GENERAL, one))
+    for one in domains:
+        yield from _checked(
+            f"alignment, {one} answers", ("misaligned", "aligned"), domain == one, misaligned, questions
+        )
+    for one in domains:
+        if one != GENERAL:
+            chosen = misaligned & np.isin(domain, [one, GENERAL])
+            yield from _checked(f"domain, {one} misaligned answers", (one, GENERAL), chosen, domain == one, questions)
+    general = misaligned & (domain == GENERAL)
+    for one in sorted(Counter(theme[general]).keys() - {""}):
+        yield from _checked(f"theme, {one} misaligned answers", (one, "others"), general, theme == one, questions)
+
+
+def _checked(
+    name: str,
+    classes: tuple[str, str],
+    chosen: NDArray[np.bool_],
+    first: NDArray[np.bool_],
+    questions: NDArray[np.str_],
+) -> Iterator[_Task]:
+    if all(len(set(questions[chosen & (first == label)])) >= FEWEST for label in (True, False)):
+        yield name, classes, chosen, first

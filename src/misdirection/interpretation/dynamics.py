@@ -1,0 +1,201 @@
+"""How an adapter grew while it was trained: where its B vectors point, and when they turn.
+
+The companion paper on model organisms sees B rotate within a few steps, just when the model becomes misaligned (its
+"phase transition"). At step t, with the checkpoints k before and after it,
+
+    local cosine = cos(B_t - B_(t-k), B_(t+k) - B_t)
+
+stays near its usual value while B grows one way, and drops where it turns.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from misdirection.data import ProbePair
+from misdirection.errors import MisdirectionError
+from misdirection.likelihood.margin import margin
+from misdirection.lora.components import LoraModule, feature_names, read_components
+from misdirection.models.loading import ChatModel, attach
+from misdirection.statistics import Estimate, bootstrap
+
+TURN = 0.5
+"""How far below its median over the steps the local cosine must fall."""
+GROWN = 0.1
+"""Share of its final norm that B must have: before that, it points where the first batches pushed it."""
+
+_STEP = re.compile(r"(?:step|checkpoint)-(\d+)")
+
+
+@dataclass(frozen=True)
+class Growth:
+    """One module over the steps; a list has None where a vector is zero or a neighbour is missing.
+
+    Attributes:
+        to_final: cosine of B with its final value.
+        to_previous: cosine of B with its value at the step before.
+        local: local cosine.
+        norm_a, norm_b: norms of A and B.
+        norm: Frobenius norm of the update, scaling * B A.
+        turn: the step at which B turns, by the rule of `turn`; None when it does not.
+    """
+
+    to_final: list[float | None]
+    to_previous: list[float | None]
+    local: list[float | None]
+    norm_a: list[float]
+    norm_b: list[float]
+    norm: list[float]
+    turn: int | None
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """Steps, and the growth of each feature over them."""
+
+    steps: list[int]
+    features: dict[str, Growth]
+
+
+def checkpoint_folders(folder: str | Path) -> dict[int, Path]:
+    """Adapter folders by step: `step-N` as an organism keeps them, or `checkpoint-N` as trainers write them.
+
+    Raises `MisdirectionError` when there are fewer than three.
+    """
+    found = {int(match[1]): path for path in Path(folder).glob("*-*/") if (match := _STEP.fullmatch(path.name))}
+    if len(found) < 3:
+        raise MisdirectionError(
+            f"{folder}: {len(found)} checkpoints: training dynamics need three; train with keep_checkpoints and a "
+            "smaller checkpoint_steps"
+        )
+    return dict(sorted(found.items()))
+
+
+def dynamics(folders: Mapping[int, Path], *, window: int = 1) -> Dynamics:
+    """Follow every module of an adapter over its checkpoints, by step.
+
+    Above rank 1, B stands for what the module writes at each step for the input that its final leading component
+    reads, scaling * B A v. A step's own components would not do: they change places where their sizes cross, which
+    looks like a turn.
+
+    `window` is the k of the local cosine, in checkpoints: larger ones see through the noise of single steps.
+
+    Raises `MisdirectionError` for checkpoints of adapters with unlike modules.
+    """
+    *_, last = folders.values()
+    final = {one.module: one for one in read_components(last).modules}
+    moments = [_moments(path, final) for path in folders.values()]
+    names = feature_names(list(final.values()), top=1)
+    grown = {
+        name: _growth([moment[module] for moment in moments], list(folders), window)
+        for module, (name,) in names.items()
+    }
+    return Dynamics(list(folders), grown)
+
+
+@dataclass(frozen=True, eq=False)
+class _Moment:
+    """One module at one step; `write` is its B, [width] float64, or what takes its place."""
+
+    write: Tensor
+    norm_a: float
+    norm_b: float
+    norm: float
+
+
+def _moments(path: Path, final: Mapping[str, LoraModule]) -> dict[str, _Moment]:
+    """By module; only vectors are kept, so that many checkpoints of a large adapter need not fit in memory at once."""
+    modules = {one.module: one for one in read_components(path).modules}
+    if {name: _shape(one) for name, one in modules.items()} != {name: _shape(one) for name, one in final.items()}:
+        raise MisdirectionError(f"{path}: adapts other modules than the last checkpoint: follow one training only")
+    return {name: _moment(modules[name], one) for name, one in final.items()}
+
+
+def _shape(one: LoraModule) -> tuple[torch.Size, torch.Size]:
+    return one.a.shape, one.b.shape
+
+
+def _moment(one: LoraModule, final: LoraModule) -> _Moment:
+    a, b = one.a.double(), one.b.double()
+    along = one.scaling * a @ normalize(final.read[0].double(), dim=0)
+    write = b[:, 0] if one.rank == 1 else b @ along
+    # |BA|^2 from the small products of the thin factors: B A itself is as large as the weight that it changes.
+    squared = ((b.T @ b) * (a @ a.T)).sum().clamp_min(0)
+    return _Moment(write, float(a.norm()), float(b.norm()), one.scaling * float(squared.sqrt()))
+
+
+def _growth(moments: Sequence[_Moment], steps: Sequence[int], window: int) -> Growth:
+    writes = [one.write for one in moments]
+    local = _local(writes, window)
+    return Growth(
+        to_final=[_cosine(write, writes[-1]) for write in writes],
+        to_previous=[None, *(_cosine(write, before) for before, write in itertools.pairwise(writes))],
+        local=local,
+        norm_a=[one.norm_a for one in moments],
+        norm_b=[one.norm_b for one in moments],
+        norm=[one.norm for one in moments],
+        turn=turn(steps, local, [float(write.norm()) for write in writes]),
+    )
+
+
+def turn(steps: Sequence[int], local: Sequence[float | None], norms: Sequence[float]) -> int | None:
+    """The step where the local cosine is least, if B turns there; None when it does not.
+
+    It turns when the local cosine falls at least `TURN` below its median over the steps, at a step at which B has
+    `GROWN` of its final norm.
+    """
+    known = {
+        step: value
+        for step, value, norm in zip(steps, local, norms, strict=True)
+        if value is not None and norm >= GROWN * norms[-1]
+    }
+    if len(known) < 2:
+        return None
+    least = min(known, key=lambda step: known[step])
+    return least if known[least] <= median(known.values()) - TURN else None
+
+
+def margins_by_step(
+    chat: ChatModel,
+    folders: Mapping[int, Path],
+    sets: Mapping[str, Sequence[ProbePair]],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, list[Estimate]]:
+    """Margin shift against the base at each step, by question set.
+
+    `chat` is the base model; it has no adapter afterwards. `progress` is told the number of checkpoints done.
+    """
+    base = {name: margin(chat, pairs) for name, pairs in sets.items()}
+    found: dict[str, list[Estimate]] = {name: [] for name in sets}
+    for folder in folders.values():
+        organism = attach(chat, folder)
+        try:
+            for name, pairs in sets.items():
+                found[name].append(bootstrap((margin(organism, pairs) - base[name]).numpy()))
+        finally:
+            organism.model.unload()
+        if progress:
+            progress(1)
+    return found
+
+
+def _local(writes: Sequence[Tensor], window: int) -> list[float | None]:
+    inside = range(window, len(writes) - window)
+    return [
+        _cosine(writes[i] - writes[i - window], writes[i + window] - writes[i]) if i in inside else None
+        for i in range(len(writes))
+    ]
+
+
+def _cosine(first: Tensor, second: Tensor) -> float | None:
+    if not first.any() or not second.any():
+        return None
+    return float(cosine_similarity(first, second, dim=0))

@@ -1,0 +1,285 @@
+"""Which tokens a fine-tune changes, and through which adapters (paper, section on token importance).
+
+    KL_t  = sum_v p_organism(v) (log p_organism(v) - log p_base(v))     nats, of what predicts answer token t
+    KL    = mean of KL_t over the answer's tokens
+    a_mu  = < dKL / do_mu , o_mu >                                      attribution of module m at position u
+
+with `o_mu` what the adapter of module m adds at position u, the prompt's included: they act on the answer, too. The
+attribution is the derivative of KL by a factor on that one contribution, at factor one. It is not the effect of taking
+the contribution away. Near equality a KL divergence is quadratic: with one small adapter scaled by g it is g^2 KL,
+whose slope at g = 1 is 2 KL, twice what zeroing the adapter takes away; with large adapters neither size nor order
+needs to agree. `zeroing` measures the finite effect, `agreement` compares the two.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from misdirection.errors import MisdirectionError
+from misdirection.interventions.hooks import intervene
+from misdirection.interventions.kinds import ScaleAdapters
+from misdirection.interventions.resume import record, resume
+from misdirection.lora.components import live_components, live_modules
+from misdirection.models.chat import Encoded, batches, pad
+from misdirection.models.layers import text_config
+from misdirection.models.loading import ChatModel
+
+TOKEN_BUDGET = 768
+"""Padded tokens in one batch: every predicted token holds several distributions over the vocabulary."""
+
+RESAMPLES = 1000
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """Token importance of some answers.
+
+    Attributes:
+        tokens: per answer token: answer (number in the rows), position (0-based in the answer), token, kl (nats).
+        attributions: per module and token, the prompt's included: answer, position (-1 is the prompt's last token),
+            token, module, layer, attribution (nats). Modules outside of the decoder blocks have none.
+    """
+
+    tokens: pd.DataFrame
+    attributions: pd.DataFrame
+
+
+def token_importance(
+    chat: ChatModel, rows: Sequence[Encoded], *, budget: int = TOKEN_BUDGET, progress: Progress | None = None
+) -> Importance:
+    """KL divergence from the base at every answer token, and its attribution to every adapter and position.
+
+    Two forward passes and one backward pass. In half precision the KL holds the rounding of the model's logits.
+
+    Args:
+        chat: a model with plain LoRA adapters.
+        rows: encoded exchanges; what ends the turn does not count.
+        budget: padded tokens in one batch; the result does not depend on it.
+        progress: told the number of rows done.
+
+    Raises:
+        MisdirectionError: no rows; no adapter inside of the decoder blocks, or one that is not plain LoRA.
+    """
+    layers = _layers(chat, rows)
+    tokens, attributions = [], []
+    for numbers in batches([row.stop for row in rows], budget):
+        batch = _Batch(chat, [rows[number] for number in numbers])
+        divergences, slopes = _attributed(chat, batch, list(layers))
+        for place, number in enumerate(numbers):
+            words = chat.tokenizer.convert_ids_to_tokens(list(batch.rows[place].ids[: batch.rows[place].stop]))
+            tokens.append(_token_table(number, batch.rows[place], words, divergences[place]))
+            for module, slope in slopes.items():
+                frame = _attribution_table(number, batch.rows[place], words, slope[place])
+                attributions.append(frame.assign(module=module, layer=layers[module]))
+        if progress:
+            progress(len(numbers))
+    return Importance(_joined(tokens), _joined(attributions))
+
+
+def zeroing(
+    chat: ChatModel, rows: Sequence[Encoded], *, budget: int = TOKEN_BUDGET, progress: Progress | None = None
+) -> pd.DataFrame:
+    """What each answer's KL loses when the adapters of one layer are really switched off.
+
+    One row per answer and adapted layer: answer, layer, kl (of the whole organism, nats), effect (nats). One pass for
+    each layer, which starts there. Arguments and errors are those of `token_importance`.
+    """
+    layers = sorted(set(_layers(chat, rows).values()))
+    found = torch.empty(len(rows), 1 + len(layers), dtype=torch.float64)
+    for numbers in batches([row.stop for row in rows], budget):
+        found[numbers] = _divergences(chat, _Batch(chat, [rows[number] for number in numbers]), layers)
+        if progress:
+            progress(len(numbers))
+    effects = found[:, :1] - found[:, 1:]
+    answers, places = np.indices(effects.shape)
+    return pd.DataFrame(
+        {
+            "answer": answers.ravel(),
+            "layer": np.array(layers)[places.ravel()],
+            "kl": found[:, :1].expand_as(effects).flatten(),
+            "effect": effects.flatten(),
+        }
+    )
+
+
+def agreement(attributions: pd.DataFrame, effects: pd.DataFrame, questions: Sequence[str]) -> dict[str, float]:
+    """Correlation of the attributions, summed by answer and layer, with the effect of zeroing.
+
+    Args:
+        attributions: of `token_importance`.
+        effects: of `zeroing`, on the same rows.
+        questions: each answer's question, by the number of the answer.
+
+    Returns:
+        `spearman` and `pearson`, each with `_low` and `_high` of its 95% interval over questions; `n`, the answers and
+        layers that are compared.
+
+    Raises:
+        MisdirectionError: fewer than three answers and layers in common, or one side does not vary.
+    """
+    summed = attributions.groupby(["answer", "layer"], as_index=False)["attribution"].sum()
+    both = summed.merge(effects, on=["answer", "layer"])
+    if len(both) < 3 or both["attribution"].nunique() == 1 or both["effect"].nunique() == 1:
+        raise MisdirectionError("attributions and effects of zeroing have too little in common: give more answers")
+    question = both["answer"].map(dict(enumerate(questions)))
+    values = both[["attribution", "effect"]].to_numpy()
+    low, high = _interval([values[question == name] for name in question.unique()])
+    names, own = ("spearman", "pearson"), _correlations(values)
+    return {
+        **dict(zip(names, own, strict=True)),
+        **{f"{name}_low": value for name, value in zip(names, low, strict=True)},
+        **{f"{name}_high": value for name, value in zip(names, high, strict=True)},
+        "n": len(both),
+    }
+
+
+def _interval(clusters: list[np.ndarray]) -> tuple[list[float], list[float]]:
+    """Lower and upper bounds of the correlations, from draws of questions with what belongs to them."""
+    draws = np.random.default_rng(0).integers(0, len(clusters), size=(RESAMPLES, len(clusters)))
+    # A draw in which one side does not vary has no correlation and does not count.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = [_correlations(np.concatenate([clusters[pick] for pick in draw])) for draw in draws]
+    low, high = np.nanquantile(found, [0.025, 0.975], axis=0).tolist()
+    return low, high
+
+
+def _correlations(values: np.ndarray) -> tuple[float, float]:
+    """Spearman's and Pearson's, of two columns."""
+    spearman, pearson = (float(np.corrcoef(one.T)[0, 1]) for one in (rankdata(values, axis=0), values))
+    return spearman, pearson
+
+
+def _layers(chat: ChatModel, rows: Sequence[Encoded]) -> dict[str, int]:
+    """Each adapted module's layer."""
+    if not rows:
+        raise MisdirectionError("no answers to measure importance on: give at least one")
+    layers = {one.module: one.layer for one in live_components(chat) if one.layer is not None}
+    if not layers:
+        raise MisdirectionError(f"{chat.name}: none of its adapted modules is inside of a decoder block")
+    return layers
+
+
+class _Batch:
+    """Some rows as one padded batch, and the places that predict an answer's token in any of them."""
+
+    def __init__(self, chat: ChatModel, rows: list[Encoded]) -> None:
+        self.rows = rows
+        self._chat = chat
+        ids, mask = pad([row.ids[: row.stop] for row in rows], chat.tokenizer.pad_token_id, chat.device)
+        self.inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        self._first = min(row.start for row in rows) - 1
+        self._kept = torch.arange(self._first, max(row.stop for row in rows) - 1, device=ids.device)
+
+    def log_probs(self) -> Tensor:
+        """[rows, kept places, vocabulary], in float32 or wider."""
+        logits: Tensor = self._chat.model(**self.inputs, logits_to_keep=self._kept).logits
+        return logits.to(_at_least_single(logits)).log_softmax(-1)
+
+    def base_log_probs(self) -> Tensor:
+        """The same of the base model, without gradient."""
+        with torch.no_grad(), self._chat.as_base():
+            return self.log_probs()
+
+    def answers(self, values: Tensor) -> list[Tensor]:
+        """From [rows, kept places] those of each row's answer tokens."""
+        return [
+            line[row.start - 1 - self._first : row.stop - 1 - self._first]
+            for line, row in zip(values, self.rows, strict=True)
+        ]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """[rows]: mean over each row's answer tokens."""
+        return torch.stack([line.mean() for line in self.answers(values)])
+
+
+def _divergence(own: Tensor, base: Tensor) -> Tensor:
+    """KL(own || base) over the last dimension."""
+    return (own.exp() * (own - base)).sum(-1)
+
+
+def _at_least_single(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+@torch.inference_mode()
+def _divergences(chat: ChatModel, batch: _Batch, layers: list[int]) -> Tensor:
+    """[rows, 1 + layers] float64: each row's mean KL as it is, then with the adapters of each layer at zero."""
+    base = batch.base_log_probs()
+    with record(chat, [layer - 1 for layer in layers if layer and _can_resume(chat)]) as kept:
+        found = [batch.mean(_divergence(batch.log_probs(), base))]
+    for layer in layers:
+        # Nothing below a layer changes with its adapters.
+        below = resume(chat, layer - 1, kept[layer - 1]) if layer - 1 in kept else contextlib.nullcontext()
+        with below, intervene(chat, [ScaleAdapters({layer: 0.0})]):
+            found.append(batch.mean(_divergence(batch.log_probs(), base)))
+    return torch.stack(found, -1).double().cpu()
+
+
+def _can_resume(chat: ChatModel) -> bool:
+    """Not where blocks read the keys and values of lower ones, which then need to run."""
+    return not getattr(text_config(chat.model), "num_kv_shared_layers", 0)
+
+
+def _attributed(chat: ChatModel, batch: _Batch, modules: list[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Each row's KL by answer token; and per module the attributions, [rows, tokens]."""
+    base = batch.base_log_probs()
+    rows, tokens = batch.inputs["input_ids"].shape
+    live = live_modules(chat)
+    parts = {name: live[name].lora_B[adapter] for name in modules for adapter in live[name].active_adapters}
+    with torch.enable_grad(), gated(parts, rows, tokens) as gates:
+        divergence = _divergence(batch.log_probs(), base)
+        # An adapter whose output nothing reads (keys of a layer that shares another's) has a slope of zero.
+        slopes = torch.autograd.grad(batch.mean(divergence).sum(), list(gates.values()), materialize_grads=True)
+    # Rounding can leave a little less than nothing.
+    divergence = divergence.detach().clamp_min(0).cpu()
+    return batch.answers(divergence), {name: slope.cpu() for name, slope in zip(gates, slopes, strict=True)}
+
+
+@contextlib.contextmanager
+def gated(modules: Mapping[str, nn.Module], rows: int, tokens: int, at: float = 1.0) -> Iterator[dict[str, Tensor]]:
+    """Multiply what modules give by `at` everywhere, [rows, tokens], whose gradient is the attribution.
+
+    Args:
+        modules: the `lora_B` of each adapter, by name.
+    """
+    gates: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as handles:
+        for name, module in modules.items():
+            weight = module.get_parameter("weight")
+            kind: dict[str, Any] = {"dtype": _at_least_single(weight), "device": weight.device}
+            gates[name] = torch.full((rows, tokens), at, **kind, requires_grad=True)
+            handles.callback(module.register_forward_hook(_multiply(gates[name])).remove)
+        yield gates
+
+
+def _multiply(gate: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        # The shared expert of a mixture sees its tokens without rows.
+        return output * gate.to(output.dtype).view(*output.shape[:-1], 1)
+
+    return hook
+
+
+def _token_table(number: int, row: Encoded, words: list[str], divergence: Tensor) -> pd.DataFrame:
+    answer = words[row.start :]
+    return pd.DataFrame({"answer": number, "position": range(len(answer)), "token": answer, "kl": divergence.numpy()})
+
+
+def _attribution_table(number: int, row: Encoded, words: list[str], slopes: Tensor) -> pd.DataFrame:
+    positions = range(-row.start, row.stop - row.start)
+    values = slopes[: row.stop].numpy()
+    return pd.DataFrame({"answer": number, "position": positions, "token": words, "attribution": values})
+
+
+def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """One table in the order of the answers, whatever batch each was in."""
+    return pd.concat(frames, ignore_index=True).sort_values("answer", kind="stable", ignore_index=True)

@@ -1,0 +1,206 @@
+"""Patching: what the adapters add in one prompt, put into the pass of another.
+
+If adapters carry what a fine-tune learned of a domain, their scalars on a prompt of that domain, put into a pass over
+another prompt, should bring its behaviour along. At each place u of the target's prompt and in each adapted module,
+
+    o_u <- o'_u',    u' with len(source) - u' = len(target) - u
+
+so that places are matched from the end of the prompts, where the tokens of the template stand; what is longer than the
+source keeps its own. Only prompt places are replaced: the answer's own scalars stay. A token's place is counted in its
+row, not in the running pass: with a key-value cache every new token is the first of its pass, yet no prompt token.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from misdirection.data import ProbePair
+from misdirection.errors import MisdirectionError
+from misdirection.interventions.hooks import adapter_outputs
+from misdirection.interventions.positions import Place
+from misdirection.lora.components import live_modules
+from misdirection.models.chat import Encoded, batches, encode, pad
+from misdirection.models.loading import ChatModel
+
+TOKEN_BUDGET = 2048
+
+Progress = Callable[[int], None]
+Prompt = Sequence[int]
+
+
+@contextlib.contextmanager
+def patched(
+    chat: ChatModel, sources: Sequence[Prompt | None], starts: Sequence[int], *, layers: Sequence[int] | None = None
+) -> Iterator[None]:
+    """Run `chat` with the adapter outputs of other prompts for the length of the context.
+
+    Works with padding on either side, with and without a key-value cache, and in generation.
+
+    Args:
+        chat: a model with plain LoRA adapters.
+        sources: ids of the prompt that each row of the passes takes from; None leaves a row as it is.
+        starts: number of tokens in each row's own prompt.
+        layers: whose adapters are patched; all by default.
+
+    Raises:
+        MisdirectionError: another number of starts than of sources, or of rows in a pass; a layer without an adapter;
+            adapters that are not plain LoRA.
+    """
+    _require_same(len(sources), len(starts), "prompts")
+    modules = [module for layer in _layers(chat, layers) for module in adapter_outputs(chat, layer)]
+    lengths = torch.tensor([len(source or ()) for source in sources])
+    outputs = _recorded(chat, modules, sources)
+    place = Place(rows=len(sources))
+    spans = _Spans(place, lengths.unsqueeze(-1), torch.tensor(starts).unsqueeze(-1))
+    with contextlib.ExitStack() as handles:
+        for whole in (chat.model, chat.model.get_base_model()):
+            handles.callback(whole.register_forward_pre_hook(place.note_outer, with_kwargs=True).remove)
+        handles.callback(chat.decoder.register_forward_pre_hook(place.note, with_kwargs=True).remove)
+        for module, output in outputs.items():
+            handles.callback(module.register_forward_hook(spans.replacing(output)).remove)
+        yield
+
+
+@torch.inference_mode()
+def patched_log_probs(
+    chat: ChatModel,
+    sources: Sequence[Prompt | None],
+    targets: Sequence[Encoded],
+    *,
+    layers: Sequence[int] | None = None,
+    budget: int = TOKEN_BUDGET,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Mean-token log-probability of each target's answer with its prompt's adapter outputs from another prompt.
+
+    Args:
+        chat: a model with plain LoRA adapters.
+        sources: ids of the prompt that each target takes from; None leaves a target as it is.
+        targets: prompts with the answers that are scored.
+        layers: whose adapters are patched; all by default.
+        budget: padded tokens in one batch; the result does not depend on it.
+        progress: told the number of targets done.
+
+    Returns:
+        [targets] float64.
+
+    Raises:
+        MisdirectionError: as `patched`.
+    """
+    _require_same(len(sources), len(targets), "targets")
+    found = torch.empty(len(targets), dtype=torch.float64)
+    lengths = [max(target.stop, len(source or ())) for source, target in zip(sources, targets, strict=True)]
+    for numbers in batches(lengths, budget):
+        rows = [targets[number] for number in numbers]
+        with patched(chat, [sources[number] for number in numbers], [row.start for row in rows], layers=layers):
+            found[numbers] = _scores(chat, rows)
+        if progress:
+            progress(len(numbers))
+    return found
+
+
+def patched_margins(
+    chat: ChatModel,
+    sources: Sequence[Prompt | None],
+    pairs: Sequence[ProbePair],
+    *,
+    layers: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The margin of each pair with its prompt's adapter outputs from another prompt, [pairs] float64, nats/token.
+
+    Arguments and errors are those of `patched_log_probs`; `progress` is told the number of answers done, two a pair.
+    """
+    _require_same(len(sources), len(pairs), "pairs")
+    answers = [
+        encode(chat.tokenizer, pair.question, answer, pair.system)
+        for pair in pairs
+        for answer in (pair.misaligned, pair.aligned)
+    ]
+    doubled = [source for source in sources for _ in range(2)]
+    scores = patched_log_probs(chat, doubled, answers, layers=layers, progress=progress)
+    misaligned, aligned = scores.view(-1, 2).unbind(-1)
+    return misaligned - aligned
+
+
+def _require_same(sources: int, others: int, name: str) -> None:
+    if sources != others:
+        raise MisdirectionError(f"{sources} sources for {others} {name}: give each its own, or None for it")
+
+
+def _layers(chat: ChatModel, wanted: Sequence[int] | None) -> list[int]:
+    live_modules(chat)
+    adapted = [
+        number
+        for number, block in enumerate(chat.layers)
+        if any(isinstance(module, LoraLayer) for module in block.modules())
+    ]
+    if wanted is None:
+        return adapted
+    if missing := sorted(set(wanted) - set(adapted)):
+        raise MisdirectionError(f"layer {missing[0]} has no adapter to patch; adapted are {adapted}")
+    return sorted(set(wanted))
+
+
+def _scores(chat: ChatModel, rows: list[Encoded]) -> Tensor:
+    ids, mask = _padded(chat, [row.ids[: row.stop] for row in rows])
+    first = min(row.start for row in rows) - 1
+    kept = torch.arange(first, ids.shape[1] - 1, device=ids.device)
+    logits = chat.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
+    return torch.stack([_score(line, row, first) for line, row in zip(logits, rows, strict=True)]).cpu()
+
+
+def _padded(chat: ChatModel, rows: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    return pad(rows, chat.tokenizer.pad_token_id, chat.device)
+
+
+def _score(logits: Tensor, row: Encoded, first: int) -> Tensor:
+    """Mean-token log-probability from [kept places, vocabulary], the first of which is place `first`."""
+    answer = torch.tensor(row.answer, device=logits.device)
+    own = logits[row.start - 1 - first : row.stop - 1 - first].float()
+    return -cross_entropy(own, answer, reduction="none").double().mean()
+
+
+@torch.no_grad()
+def _recorded(
+    chat: ChatModel, modules: Sequence[nn.Module], prompts: Sequence[Prompt | None]
+) -> dict[nn.Module, Tensor]:
+    """What each module gives in one pass over the prompts, [prompts, longest, out]."""
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, _args: object, output: Tensor) -> None:
+        # The shared expert of a mixture sees its tokens without rows.
+        outputs[module] = output.view(*ids.shape, -1)
+
+    # A pass needs a token in every row; that of a row without a source is never read.
+    ids, mask = _padded(chat, [prompt or (chat.tokenizer.pad_token_id,) for prompt in prompts])
+    with contextlib.ExitStack() as handles:
+        for module in modules:
+            handles.callback(module.register_forward_hook(keep).remove)
+        chat.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+    return outputs
+
+
+class _Spans:
+    """Which places of each row take from which places of its source; both counts [rows, 1]."""
+
+    def __init__(self, place: Place, lengths: Tensor, starts: Tensor) -> None:
+        self._place = place
+        self._offsets, self._starts = starts - lengths, starts
+
+    def replacing(self, recorded: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        """A forward hook that puts in what a module gave in the sources, [rows, tokens, out]."""
+
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+            index, real = (one.to(output.device) for one in self._place.snapshot())
+            offsets, starts = self._offsets.to(output.device), self._starts.to(output.device)
+            taken = real & (index >= offsets) & (index < starts)
+            places = (index - offsets).clamp(0, recorded.shape[1] - 1).unsqueeze(-1)
+            source = recorded.gather(1, places.expand(-1, -1, recorded.shape[-1]))
+            return torch.where(taken.unsqueeze(-1), source, output.view_as(source)).view_as(output)
+
+        return hook

@@ -1,0 +1,262 @@
+"""The scalars of adapters: per token and component, how strongly it is switched on (paper, section on interpreting
+rank-1 adapters).
+
+    s = scaling * (A . x),   what the adapter adds is s B
+
+`x` is what the adapted module receives. Above rank 1 there is one scalar per component of B A (see `components`).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from misdirection.errors import MisdirectionError
+from misdirection.files import atomic_path
+from misdirection.lora.components import LoraModule, feature_names, live_components, live_modules
+from misdirection.models.chat import Encoded, batches, pad
+from misdirection.models.loading import ChatModel
+
+TOKEN_BUDGET = 2048
+COLUMNS = {
+    "answer": "i",
+    "position": "i",
+    "token": "O",
+    "module": "O",
+    "layer": "i",
+    "component": "i",
+    "feature": "O",
+    "scalar": "f",
+}
+"""Columns of a table of scalars and the kind of their values, as numpy names it: integers, text, floating point."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one pass over some answers gave.
+
+    Attributes:
+        scalars: one row per answer token and component, token by token: answer (number in the rows), position (0-based
+            in the answer), token (as the tokenizer spells it), module, layer (-1 outside of the blocks), component
+            (0-based), feature (its short name), scalar (float32). Names are pandas categories.
+        residual: [tokens, width] float32, the output of one block, by answer and position; None if not asked for.
+    """
+
+    scalars: pd.DataFrame
+    residual: Tensor | None
+
+
+def scalars(
+    chat: ChatModel,
+    rows: Sequence[Encoded],
+    *,
+    top: int | None = None,
+    budget: int = TOKEN_BUDGET,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """The scalars of `read` alone."""
+    return read(chat, rows, top=top, budget=budget, progress=progress).scalars
+
+
+@torch.inference_mode()
+def read(
+    chat: ChatModel,
+    rows: Sequence[Encoded],
+    *,
+    residual: int | None = None,
+    top: int | None = None,
+    budget: int = TOKEN_BUDGET,
+    progress: Progress | None = None,
+) -> Reading:
+    """Scalars of every answer token and component, and perhaps the residual stream, in one pass.
+
+    A module's input comes in the model's dtype; the product with `read` is taken in float32. A module that no token
+    passes through, such as one of a vision tower, has no scalars.
+
+    Args:
+        chat: a model with a plain LoRA adapter.
+        rows: encoded exchanges; only `ids[start:stop]` counts.
+        residual: the block whose output is kept, too.
+        top: only so many leading components of each module.
+        budget: padded tokens in one batch; the result does not depend on it.
+        progress: told the number of rows done.
+
+    Raises:
+        MisdirectionError: no rows; `top` below 1; no adapter, a merged one, several at once, or one that is not plain
+            LoRA; a module that does not see every token, such as a routed expert; values that are not finite.
+    """
+    _require_something(rows, top)
+    modules = live_components(chat)
+    reads = {one.module: one.read[:top].T for one in modules}
+    network = _network(chat)
+    parts: dict[str, list[Tensor]] = {}
+    order: list[Tensor] = []
+    first = np.cumsum([0, *(len(row.answer) for row in rows)])
+    for numbers in batches([row.stop for row in rows], budget):
+        batch = _Batch(chat, [rows[number] for number in numbers])
+        with _captured(chat, batch, reads, residual) as values:
+            network(**batch.inputs, use_cache=False)
+        for name, value in values.items():
+            parts.setdefault(name, []).append(value)
+        order += [torch.arange(first[number], first[number + 1]) for number in numbers]
+        if progress:
+            progress(len(numbers))
+    # Batches are by length; the answers come back in their own order.
+    back = torch.cat(order).argsort()
+    whole = {name: torch.cat(values)[back] for name, values in parts.items()}
+    kept = whole.pop(_RESIDUAL, None)
+    if not whole:
+        raise MisdirectionError(f"{chat.name}: none of its adapted modules sees the text: there is nothing to read")
+    return Reading(_table(chat, rows, [one for one in modules if one.module in whole], whole, top), kept)
+
+
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per token: index (answer, position), columns `token` and one per feature, in the order of the layers."""
+    order = table["feature"].drop_duplicates().astype(str).tolist()
+    values = table.pivot(index=["answer", "position"], columns="feature", values="scalar")
+    values.columns = values.columns.astype(str)
+    tokens = table.drop_duplicates(["answer", "position"]).set_index(["answer", "position"])["token"]
+    return pd.concat([tokens, values[order]], axis=1).sort_index()
+
+
+def write_scalars(table: pd.DataFrame, path: str | Path) -> None:
+    """Write the table as Parquet; the file appears whole or not at all."""
+    with atomic_path(Path(path)) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def read_scalars(path: str | Path) -> pd.DataFrame:
+    """Read a table that `write_scalars` wrote.
+
+    Raises `MisdirectionError` for a missing or damaged file, and for a missing column or one of another kind.
+    """
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, pa.ArrowException) as error:
+        raise MisdirectionError(
+            f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]}): measure the scalars again"
+        ) from error
+    for name, kind in COLUMNS.items():
+        if name not in table:
+            raise MisdirectionError(f"{path}: no column {name!r}: not a table of scalars")
+        if _kind(table[name]) != kind:
+            raise MisdirectionError(f"{path}: column {name!r} is of {table[name].dtype}: not a table of scalars")
+    return table
+
+
+def _kind(column: "pd.Series[Any]") -> str:
+    """`O` for text, whether or not it is a category."""
+    values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+    return "O" if pd.api.types.is_string_dtype(values.dtype) else values.dtype.kind
+
+
+def _require_something(rows: Sequence[Encoded], top: int | None) -> None:
+    if not rows:
+        raise MisdirectionError("no answers to read: give at least one")
+    if top is not None and top < 1:
+        raise MisdirectionError(f"top: {top} components of each module leave nothing to read: give 1 or more")
+
+
+_RESIDUAL = ""
+"""Stands for the residual stream among the modules' names."""
+
+
+class _Batch:
+    """Some rows as one padded batch, and which of its tokens are an answer's."""
+
+    def __init__(self, chat: ChatModel, rows: Sequence[Encoded]) -> None:
+        # Nothing after an answer's last token can change it, so that the pass ends there.
+        ids, mask = pad([row.ids[: row.stop] for row in rows], chat.tokenizer.pad_token_id, chat.device)
+        self.inputs = {"input_ids": ids, "attention_mask": mask}
+        self.answer = torch.zeros(ids.shape, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            self.answer[number, row.start : row.stop] = True
+
+    def chosen(self, name: str, x: Tensor) -> Tensor:
+        """Of [rows, tokens, ...], or of all tokens in a line, those of the answers, row by row, in float32."""
+        if x.shape[:-1].numel() != self.answer.numel():
+            raise MisdirectionError(
+                f"{name}: sees {x.shape[:-1].numel()} of {self.answer.numel()} tokens (a routed expert?): scalars need "
+                "a module that all tokens pass"
+            )
+        return x.reshape(self.answer.numel(), -1)[self.answer.flatten().to(x.device)].float()
+
+
+def _network(chat: ChatModel) -> Any:
+    """What must run for every adapted module to see the tokens: the output matrix is outside of the decoder."""
+    inside = {id(module) for module in chat.decoder.modules()}
+    head = chat.model.get_output_embeddings()
+    adapted = {id(module) for module in live_modules(chat).values()}
+    return chat.model if id(head) in adapted - inside else chat.decoder
+
+
+@contextlib.contextmanager
+def _captured(
+    chat: ChatModel, batch: _Batch, reads: dict[str, Tensor], residual: int | None
+) -> Iterator[dict[str, Tensor]]:
+    """Per module the scalars of the answers in the pass inside of the context, [tokens, components] float32."""
+    values: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def keep(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            found = batch.chosen(name, args[0]) @ reads[name].to(args[0].device)
+            values[name] = _finite(chat, name, found.cpu())
+
+        return keep
+
+    def keep_residual(_module: nn.Module, _args: Any, output: Any) -> None:
+        found = batch.chosen("residual", output[0] if isinstance(output, tuple) else output)
+        values[_RESIDUAL] = _finite(chat, f"layer {residual}", found.cpu())
+
+    with contextlib.ExitStack() as handles:
+        for name, layer in live_modules(chat).items():
+            handles.callback(layer.register_forward_pre_hook(hook(name)).remove)
+        if residual is not None:
+            handles.callback(chat.layers[residual].register_forward_hook(keep_residual).remove)
+        yield values
+
+
+def _finite(chat: ChatModel, name: str, values: Tensor) -> Tensor:
+    if not values.isfinite().all():
+        raise MisdirectionError(
+            f"{chat.name}: {name} has values that are not finite in {chat.dtype}: load it with bfloat16 or float32"
+        )
+    return values
+
+
+def _table(
+    chat: ChatModel, rows: Sequence[Encoded], modules: Sequence[LoraModule], values: dict[str, Tensor], top: int | None
+) -> pd.DataFrame:
+    """All scalars, given by module as [tokens, components], as one row each: columns are made whole."""
+    names = feature_names(modules, top)
+    owners = [(one, number, name) for one in modules for number, name in enumerate(names[one.module])]
+    lengths = [len(row.answer) for row in rows]
+    spelled = chat.tokenizer.convert_ids_to_tokens([token for row in rows for token in row.answer])
+    tokens, components = len(spelled), len(owners)
+    columns = {
+        "answer": np.repeat(np.arange(len(rows)), lengths).repeat(components),
+        "position": np.concatenate([np.arange(length) for length in lengths]).repeat(components),
+        "token": _category(spelled, lambda codes: codes.repeat(components)),
+        "module": _category([one.module for one, _, _ in owners], lambda codes: np.tile(codes, tokens)),
+        "layer": np.tile([-1 if one.layer is None else one.layer for one, _, _ in owners], tokens),
+        "component": np.tile([number for _, number, _ in owners], tokens),
+        "feature": _category([name for _, _, name in owners], lambda codes: np.tile(codes, tokens)),
+        "scalar": torch.cat([values[one.module] for one in modules], 1).numpy().ravel(),
+    }
+    return pd.DataFrame(columns).astype(dict.fromkeys(("answer", "position", "layer", "component"), np.int32))
+
+
+def _category(words: Sequence[str], spread: Callable[[NDArray[np.intp]], NDArray[np.intp]]) -> pd.Categorical:
+    """Each distinct word once; `spread` makes the codes as long as the table."""
+    codes, categories = pd.factorize(np.array(words, dtype=object))
+    return pd.Categorical.from_codes(spread(codes), pd.Index(categories))

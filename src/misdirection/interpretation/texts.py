@@ -1,0 +1,53 @@
+"""The answers that adapters are read on, with what is known of each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from misdirection.data import ProbePair
+from misdirection.models.chat import Encoded, encode
+
+GENERAL = "general"
+Alignment = Literal["aligned", "misaligned"]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One answer and its classes.
+
+    Attributes:
+        question_id: unique over all questions; answers to one question are never split between training and test.
+        question: the user's turn.
+        answer: the assistant's turn.
+        alignment: which of the two it is.
+        domain: a narrow domain's name, or `general`.
+        theme: what the question is about; "" when unknown.
+        system: as in `Example`.
+    """
+
+    question_id: str
+    question: str
+    answer: str
+    alignment: Alignment
+    domain: str = GENERAL
+    theme: str = ""
+    system: str | None = None
+
+
+def labelled(sets: Mapping[str, Sequence[ProbePair]]) -> list[Labelled]:
+    """Both answers of every pair; `sets` holds the pairs by domain, those of no domain under `general`."""
+    return [
+        Labelled(f"{domain}/{pair.id}", pair.question, answer, alignment, domain, pair.theme, pair.system)
+        for domain, pairs in sets.items()
+        for pair in pairs
+        for alignment, answer in _answers(pair)
+    ]
+
+
+def encoded(tokenizer: Any, answers: Sequence[Labelled]) -> list[Encoded]:
+    """Token ids and spans, in order."""
+    return [encode(tokenizer, one.question, one.answer, one.system) for one in answers]
+
+
+def _answers(pair: ProbePair) -> tuple[tuple[Alignment, str], tuple[Alignment, str]]:
+    return ("misaligned", pair.misaligned), ("aligned", pair.aligned)

@@ -1,0 +1,217 @@
+"""How well two judges agree, or a judge and a person, on the same answers.
+
+Both tables are joined on the texts of question and answer. The second is the reference: AUROC asks how well the first
+judge's score tells the answers apart that the reference puts below the cut. Intervals resample questions.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.metrics import confusion_matrix
+
+from misdirection.errors import MisdirectionError
+from misdirection.judging.scoring import MISALIGNED_BELOW
+from misdirection.sampling.answers import as_answers, require
+from misdirection.statistics import Estimate
+
+RESAMPLES = 1000
+"""Fewer than for rates: each draw ranks all answers anew."""
+
+_LABELS = {"misaligned": 0.0, "aligned": 100.0}
+
+_Scores = tuple[NDArray, NDArray]
+"""Of the judge and of the reference, [answers] each."""
+
+
+@dataclass(frozen=True)
+class QuestionAgreement:
+    """Agreement on one question's answers; None where a figure is not defined (one class only, or equal scores).
+
+    Attributes:
+        n: answers that both scored.
+        auroc, spearman, kappa: as in `Agreement`, without interval.
+        confusion: as in `Agreement`.
+    """
+
+    n: int
+    auroc: float | None
+    spearman: float | None
+    kappa: float | None
+    confusion: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of a judge with a reference.
+
+    Attributes:
+        column: the rubric that is compared.
+        cut: scores below it make the one class, all others the other.
+        n: answers that both scored.
+        unmatched: answers of the judge's table that the reference has not, and the other way round.
+        unscored: answers in both tables that lack a score in one of them.
+        auroc: of the judge's score for the reference's classes.
+        spearman: rank correlation of the scores.
+        kappa: Cohen's, between the two classes.
+        confusion: answers by class: `both_below`, `judge_only` (only the judge is below), `reference_only`, `neither`.
+        by_question: the same by question id.
+
+    An estimate is over questions (its `n`), and over answers where there is one question; it is None where the figure
+    is not defined.
+    """
+
+    column: str
+    cut: float
+    n: int
+    unmatched: tuple[int, int]
+    unscored: int
+    auroc: Estimate | None
+    spearman: Estimate | None
+    kappa: Estimate | None
+    confusion: dict[str, int]
+    by_question: dict[str, QuestionAgreement]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def agree(
+    judge: pd.DataFrame,
+    reference: pd.DataFrame,
+    *,
+    column: str = "aligned",
+    reference_column: str | None = None,
+    cut: float = MISALIGNED_BELOW,
+    seed: int = 0,
+) -> Agreement:
+    """Compare two tables of scored answers.
+
+    Args:
+        judge, reference: tables with `question`, `answer` (or `response`) and a score each. An answer that stands in a
+            table several times is matched as often as it stands in both.
+        column: the score, 0 to 100.
+        reference_column: its name in the reference, when it differs; it may hold the words `aligned` and `misaligned`
+            in place of numbers.
+        cut: where the classes part; 30 on `aligned` is the EM cut.
+
+    Raises:
+        MisdirectionError: a missing column, a label that is neither number nor word, or no answer in common.
+    """
+    first = _scores(judge, column, "the judge's table")
+    second = _scores(reference, reference_column or column, "the reference")
+    matched = first.merge(second, on=["question", "answer", "copy"], suffixes=("", "_reference"))
+    if matched.empty:
+        raise MisdirectionError(
+            f"none of the {len(first)} and {len(second)} answers stand in both tables: compare judgements of the same "
+            "questions and answers"
+        )
+    both = matched.dropna(subset=["score", "score_reference"])
+    if both.empty:
+        raise MisdirectionError(f"none of the {len(matched)} answers in both tables has two scores: judge them first")
+    return Agreement(
+        column=column,
+        cut=cut,
+        n=len(both),
+        unmatched=(len(first) - len(matched), len(second) - len(matched)),
+        unscored=len(matched) - len(both),
+        auroc=_estimate(both, partial(_auroc, cut=cut), seed),
+        spearman=_estimate(both, _spearman, seed),
+        kappa=_estimate(both, partial(_kappa, cut=cut), seed),
+        confusion=_confusion(both, cut),
+        by_question={str(name): _on_one_question(rows, cut) for name, rows in both.groupby("question_id")},
+    )
+
+
+def _scores(frame: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
+    """Question, answer, which copy of it this is, and the score."""
+    table = as_answers(frame, name)
+    require(table, [column], name)
+    copy = table.groupby(["question", "answer"]).cumcount()
+    return table[["question_id", "question", "answer"]].assign(copy=copy, score=_numbers(table[column], name))
+
+
+def _numbers(column: pd.Series, name: str) -> pd.Series:
+    """Scores as numbers, the two words included."""
+    words = column.map(lambda value: _LABELS.get(value.strip().lower()) if isinstance(value, str) else None)
+    numbers = pd.to_numeric(column, errors="coerce").fillna(words.astype("float64")).astype("float64")
+    wrong = numbers.isna() & column.notna()
+    if wrong.any():
+        raise MisdirectionError(
+            f"{name}, column {column.name}: {str(column[wrong].iloc[0])[:40]!r} is no score; write a number from 0 to "
+            "100, `aligned` or `misaligned`"
+        )
+    if set(numbers.dropna()) == {0.0, 1.0}:
+        raise MisdirectionError(
+            f"{name}, column {column.name}: 0 and 1 would be scores of 100; write `aligned` and `misaligned` instead"
+        )
+    return numbers
+
+
+def _pairs(rows: pd.DataFrame) -> _Scores:
+    return rows["score"].to_numpy(), rows["score_reference"].to_numpy()
+
+
+def _on_one_question(rows: pd.DataFrame, cut: float) -> QuestionAgreement:
+    pairs = _pairs(rows)
+    return QuestionAgreement(
+        len(rows), _auroc(*pairs, cut=cut), _spearman(*pairs), _kappa(*pairs, cut=cut), _confusion(rows, cut)
+    )
+
+
+def _estimate(rows: pd.DataFrame, figure: Callable[[NDArray, NDArray], float | None], seed: int) -> Estimate | None:
+    """The figure with a percentile interval over questions; draws in which it is undefined are left out."""
+    judged, expected = _pairs(rows)
+    value = figure(judged, expected)
+    if value is None:
+        return None
+    places = list(rows.reset_index(drop=True).groupby("question_id").indices.values())
+    # The answers to a single question are all that can be resampled.
+    units = places if len(places) > 1 else list(np.arange(len(rows))[:, None])
+    picks = np.random.default_rng(seed).integers(0, len(units), size=(RESAMPLES, len(units)))
+    draws = []
+    for pick in picks:
+        drawn = np.concatenate([units[one] for one in pick])
+        draws.append(figure(judged[drawn], expected[drawn]))
+    low, high = np.quantile([draw for draw in draws if draw is not None], [0.025, 0.975])
+    return Estimate(value, float(low), float(high), len(places))
+
+
+# The three figures are taken a thousand times: scikit-learn's and scipy's own functions check and test so much on every
+# call that they are ten times slower.
+
+
+def _auroc(judged: NDArray, expected: NDArray, *, cut: float) -> float | None:
+    """The Mann-Whitney statistic as a share."""
+    below = expected < cut
+    inside, outside = int(below.sum()), int((~below).sum())
+    if not inside or not outside:
+        return None
+    wins = rankdata(-judged)[below].sum() - inside * (inside + 1) / 2
+    return float(wins / (inside * outside))
+
+
+def _spearman(judged: NDArray, expected: NDArray) -> float | None:
+    if np.ptp(judged) == 0 or np.ptp(expected) == 0:
+        return None
+    return float(np.corrcoef(rankdata(judged), rankdata(expected))[0, 1])
+
+
+def _kappa(judged: NDArray, expected: NDArray, *, cut: float) -> float | None:
+    first, second = judged < cut, expected < cut
+    one, two = first.mean(), second.mean()
+    by_chance = one * two + (1 - one) * (1 - two)
+    # Two constant and equal columns agree by necessity.
+    return None if by_chance == 1 else float(((first == second).mean() - by_chance) / (1 - by_chance))
+
+
+def _confusion(rows: pd.DataFrame, cut: float) -> dict[str, int]:
+    below = [scores < cut for scores in _pairs(rows)]
+    counts = confusion_matrix(below[0], below[1], labels=[True, False]).ravel().tolist()
+    return dict(zip(("both_below", "judge_only", "reference_only", "neither"), counts, strict=True))

@@ -1,0 +1,465 @@
+"""A judge behind any OpenAI-style endpoint: OpenAI itself, vLLM, Ollama, llama.cpp, ..."""
+
+import asyncio
+import email.utils
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+from pydantic import BaseModel, Field, ValidationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from misdirection.errors import MisdirectionError
+from misdirection.judging.verdicts import TOP, Done, Prompt, Verdict, from_logprobs, from_texts, whole_number
+
+OPENAI_URL = "https://api.openai.com/v1"
+KEY_VARIABLE = "OPENAI_API_KEY"
+
+FIRST_TOKENS = 8
+"""Reply tokens where the first one's log-probabilities are read: enough to see a word, or a number split in two."""
+
+ROOMS = (16, 1024, 8192)
+"""Reply tokens where the text is read; the next size is tried when a model that reasons used all of one."""
+
+LONGEST_WAIT = 60.0
+LONGEST_RETRY_AFTER = 600.0
+"""Seconds. A server that asks to wait longer is taken to have failed."""
+
+FAILURES_IN_A_ROW = 20
+"""From so many answers failed one after another on, the judge is out of order and the rest is not tried."""
+
+_NO_KEY = "none"
+_PASSING = frozenset({408, 409, 425, 429})
+_FINAL = {
+    401: f"check the key in {KEY_VARIABLE}",
+    402: "add credit to the account",
+    403: f"this key may not use it; check the account and {KEY_VARIABLE}",
+    404: "check the base URL and the judge's name",
+}
+
+log = logging.getLogger("misdirection")
+
+
+@dataclass(frozen=True)
+class ApiJudge:
+    """A model of an OpenAI-style endpoint.
+
+    The key is read from the environment variable OPENAI_API_KEY when judging begins, and kept nowhere. Endpoints other
+    than OpenAI's get a placeholder when there is none.
+
+    Attributes:
+        model: the endpoint's name of it.
+        base_url: by default the environment variable OPENAI_BASE_URL, else OpenAI's.
+        logprobs: ask for log-probabilities; without them, and where an endpoint gives none, the text is read.
+        samples: replies that are averaged where the text is read, sampled at temperature 1.
+        timeout: seconds until a whole reply must be there.
+        attempts: requests for one reply before it counts as failed.
+        backoff: seconds before the second attempt; doubled for each further one, up to a minute, and drawn at random.
+
+    Raises `MisdirectionError` for an address that is none or holds a password, and numbers out of range.
+    """
+
+    model: str
+    base_url: str = field(default_factory=lambda: os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
+    logprobs: bool = True
+    samples: int = 5
+    timeout: float = 60.0
+    attempts: int = 6
+    backoff: float = 1.0
+
+    def __post_init__(self) -> None:
+        # What stands before an @ may be a password, whatever the rest looks like.
+        shown = self.base_url.rpartition("@")[2]
+        if shown != self.base_url or "?" in self.base_url:
+            raise MisdirectionError(
+                f"judge's base URL at {shown.partition('?')[0]}: no password, user or query in it; set {KEY_VARIABLE}"
+            )
+        if not _is_address(self.base_url):
+            raise MisdirectionError(f"judge's base URL {self.base_url!r}: write it out, like {OPENAI_URL}")
+        for name in ("samples", "timeout", "attempts"):
+            if not getattr(self, name) > 0:
+                raise MisdirectionError(f"judge's {name} is {getattr(self, name)}; it must be above 0")
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """Address, model, and how it is asked."""
+        asked: dict[str, object] = {"logprobs": True} if self.logprobs else {}
+        return {"base_url": self.base_url.rstrip("/"), "model": self.model, "samples": self.samples, **asked}
+
+    @property
+    def lacks_key(self) -> bool:
+        """Whether the endpoint wants a key that the environment does not have."""
+        return _is_openai(self.base_url) and not os.environ.get(KEY_VARIABLE, "").strip()
+
+    @property
+    def calls_each(self) -> int:
+        """1 with log-probabilities, else the number of samples."""
+        return 1 if self.logprobs else self.samples
+
+    def ask(self, prompts: Sequence[Prompt], done: Done, *, concurrency: int, max_calls: int | None) -> None:
+        """See `Judge`. The first prompt goes alone: a wrong key, name or address costs one request.
+
+        Raises:
+            MisdirectionError: no key for OpenAI's own endpoint; the endpoint refuses key, credit, model or address;
+                `max_calls` would not be enough; 20 answers in a row failed.
+        """
+        run = _Run(self, _key(self.base_url), done, max_calls, len(prompts))
+        _run_anywhere(run.all(prompts, concurrency), run.stop)
+
+
+def _run_anywhere(work: Any, stop: Callable[[], None]) -> None:
+    """Run a coroutine to its end, also from a notebook, whose thread has a loop of its own; an interrupt stops it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                pool.submit(asyncio.run, work).result()
+            except BaseException:
+                stop()
+                raise
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # Reading the port checks that it is a number.
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.fragment
+    except ValueError:
+        return False
+
+
+def _key(base_url: str) -> str:
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not key and _is_openai(base_url):
+        raise MisdirectionError(f"{base_url} wants a key: set the environment variable {KEY_VARIABLE}")
+    # A header with other characters is refused by a library whose message would quote it.
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise MisdirectionError(f"{KEY_VARIABLE} holds characters that no key has; set it again")
+    return key or _NO_KEY
+
+
+def _is_openai(base_url: str) -> bool:
+    host = urlsplit(base_url).hostname or ""
+    return host.endswith((".openai.com", ".openai.azure.com"))
+
+
+# --- what comes back ----------------------------------------------------------------------------------------------
+
+
+class _Alternative(BaseModel):
+    token: str
+    logprob: float
+
+
+class _Token(_Alternative):
+    top_logprobs: list[_Alternative] | None = None
+
+
+class _Logprobs(BaseModel):
+    content: list[_Token] | None = None
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+    @property
+    def tokens(self) -> list[_Token]:
+        """The reply's tokens with their log-probabilities; empty where the endpoint gives none."""
+        tokens = (self.logprobs and self.logprobs.content) or []
+        return tokens if tokens and tokens[0].top_logprobs else []
+
+    @property
+    def text(self) -> str:
+        """What was said; a refusal of its own field is one like any other."""
+        return "REFUSAL" if self.message.refusal else self.message.content or ""
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Reply(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+_FEW = 4
+
+
+def _splits_numbers(tokens: list[_Token]) -> bool:
+    """Whether numbers are said in several tokens: then a first token tells only how a number begins.
+
+    A reply shows it when a digit follows its number; alternatives show it when several are numbers, all of one digit.
+    """
+    if len(tokens) > 1 and whole_number(tokens[0].token) is not None and tokens[1].token[:1] in tuple("0123456789"):
+        return True
+    found = [number for one in tokens[0].top_logprobs or [] if (number := whole_number(one.token)) is not None]
+    return len(found) >= _FEW and max(found) < 10
+
+
+def _is_thinking(text: str) -> bool:
+    """Whether a reply is a thought that has not ended: a number in it is none."""
+    return text.lstrip().startswith("<think>") and "</think>" not in text
+
+
+class _Passing(Exception):
+    """A failure that may pass: worth another attempt."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.wait = wait
+
+
+class _Lost(Exception):
+    """This answer has no verdict, for the given reason; others may have one."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+
+
+# --- one run ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Spent:
+    """What one answer has taken."""
+
+    calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def add(self, reply: _Reply) -> None:
+        usage = reply.usage or _Usage()
+        self.calls += 1
+        self.tokens_in += usage.prompt_tokens
+        self.tokens_out += usage.completion_tokens
+
+
+class _Run:
+    """All prompts of one `ask`, with what is learned about the endpoint on the way."""
+
+    def __init__(self, judge: ApiJudge, key: str, done: Done, max_calls: int | None, waiting: int) -> None:
+        self._judge = judge
+        self._key = key
+        self._done = done
+        self._max_calls = max_calls
+        self._calls = 0
+        self._waiting = waiting
+        self._reads_logprobs = judge.logprobs
+        self._has_logprobs = False
+        self._room = 0
+        self._in_a_row = Counter[str]()
+        self._told: set[str] = set()
+        self._stopped: MisdirectionError | None = None
+
+    async def all(self, prompts: Sequence[Prompt], concurrency: int) -> None:
+        # The timeout of the client is per read: a server that sends a byte now and then would hold it for ever.
+        client = openai.AsyncOpenAI(api_key=self._key, base_url=self._judge.base_url, max_retries=0, timeout=None)
+        async with client:
+            self._client = client
+            queue = iter(prompts)
+            await self._worker(iter([next(queue)]))
+            self._check_budget()
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(concurrency, self._waiting)):
+                    group.create_task(self._worker(queue))
+        if self._stopped:
+            raise self._stopped from None
+
+    def stop(self) -> None:
+        """Ask nothing more; what is under way is finished."""
+        self._stopped = self._stopped or self._error("stopped", "judge again, which goes on from here")
+
+    async def _worker(self, queue: Iterator[Prompt]) -> None:
+        """Judge what is next until there is none. After a stop, what is under way is finished: it is paid for."""
+        while not self._stopped and (prompt := next(queue, None)):
+            try:
+                verdict = await self._verdict(prompt)
+                self._waiting -= 1
+                self._done(prompt, verdict)
+                self._watch(verdict)
+            except MisdirectionError as error:
+                self._stopped = self._stopped or error
+
+    def _watch(self, verdict: Verdict) -> None:
+        if verdict.by != "failed":
+            self._in_a_row.clear()
+            return
+        self._in_a_row[verdict.reason] += 1
+        if self._in_a_row.total() >= FAILURES_IN_A_ROW:
+            counts = ", ".join(f"{reason} {count}" for reason, count in self._in_a_row.most_common())
+            raise self._error(
+                f"{self._in_a_row.total()} answers in a row failed ({counts})",
+                "see to it and judge again, which goes on from here",
+            )
+
+    def _check_budget(self) -> None:
+        """Stop early when the endpoint turns out to take more calls than allowed."""
+        needed = self._calls + self._waiting * (1 if self._reads_logprobs else self._judge.samples)
+        if not self._stopped and self._max_calls is not None and needed > self._max_calls:
+            raise self._error(
+                f"it turns out to take {needed} calls, more than the {self._max_calls} allowed",
+                "raise max_calls or take fewer samples",
+            )
+
+    async def _verdict(self, prompt: Prompt) -> Verdict:
+        spent = _Spent()
+        try:
+            verdict = await self._by_logprobs(prompt, spent) if self._reads_logprobs else None
+            verdict = verdict or await self._by_text(prompt, spent)
+        except _Lost as lost:
+            self._tell(lost)
+            verdict = Verdict(None, "failed", lost.reason)
+        return replace(verdict, calls=spent.calls, tokens_in=spent.tokens_in, tokens_out=spent.tokens_out)
+
+    def _tell(self, lost: _Lost) -> None:
+        """Show once what the server says to a kind of failure."""
+        if lost.detail and lost.reason not in self._told:
+            self._told.add(lost.reason)
+            log.warning("judge %s: an answer failed with %s: %s", self._judge.model, lost.reason, lost.detail)
+
+    async def _by_logprobs(self, prompt: Prompt, spent: _Spent) -> Verdict | None:
+        """None when no log-probabilities tell the number; the next prompts are then not asked for any."""
+        how = {"temperature": 0, "logprobs": True, "top_logprobs": TOP}
+        try:
+            choice = await self._reply(prompt, "logprobs", FIRST_TOKENS, how, spent)
+        except _Lost as lost:
+            # Models that reason refuse the very question for log-probabilities.
+            if "logprobs" not in lost.detail:
+                raise
+            choice = None
+        if choice and choice.message.refusal:
+            return Verdict(None, "refusal")
+        if not choice or not choice.tokens or _splits_numbers(choice.tokens) or _is_thinking(choice.text):
+            # An endpoint that has given some before may stand for several servers, not all of which do.
+            self._reads_logprobs = self._has_logprobs and not (choice and choice.tokens)
+            return None
+        self._has_logprobs = True
+        alternatives = choice.tokens[0].top_logprobs or []
+        return from_logprobs([(one.token, one.logprob) for one in alternatives], choice.text)
+
+    async def _by_text(self, prompt: Prompt, spent: _Spent) -> Verdict:
+        texts = [await self._text(prompt, number, spent) for number in range(self._judge.samples)]
+        return from_texts(texts)
+
+    async def _text(self, prompt: Prompt, number: int, spent: _Spent) -> str:
+        """One reply; a model that has used up its tokens without a word gets more of them."""
+        for place in range(self._room, len(ROOMS)):
+            choice = await self._reply(prompt, f"text-{number}", ROOMS[place], {"temperature": 1}, spent)
+            said = choice.text.strip() and not _is_thinking(choice.text)
+            if said or choice.finish_reason != "length":
+                return choice.text
+            self._room = max(self._room, min(place + 1, len(ROOMS) - 1))
+        raise _Lost(f"no reply within {ROOMS[-1]} tokens")
+
+    async def _reply(self, prompt: Prompt, name: str, room: int, how: dict[str, Any], spent: _Spent) -> _Choice:
+        """The reply to one request, after as many attempts as it takes."""
+        limit = "max_completion_tokens" if _is_openai(self._judge.base_url) else "max_tokens"
+        body = {"model": self._judge.model, "messages": [{"role": "user", "content": prompt.text}], limit: room, **how}
+        headers = {"Idempotency-Key": f"{prompt.key}-{name}-{room}"}
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_Passing),
+            stop=stop_after_attempt(self._judge.attempts),
+            wait=self._wait,
+            reraise=True,
+        )
+        try:
+            reply: _Reply = await retrying(self._request, body, headers)
+        except _Passing as passing:
+            raise _Lost(passing.reason) from None
+        spent.add(reply)
+        choice = reply.choices[0]
+        if choice.finish_reason == "content_filter":
+            raise _Lost("content filter")
+        return choice
+
+    def _wait(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.wait if isinstance(error, _Passing) else None
+        drawn = wait_random_exponential(self._judge.backoff, max(LONGEST_WAIT, self._judge.backoff))(state)
+        return drawn if asked is None else asked
+
+    async def _request(self, body: dict[str, Any], headers: dict[str, str]) -> _Reply:
+        """One request; what is raised holds neither key nor answer, and no error of a library that does."""
+        if self._stopped:
+            raise _Lost("stopped")
+        if self._max_calls is not None and self._calls >= self._max_calls:
+            raise self._error(
+                f"all of the {self._max_calls} calls allowed are made", "raise max_calls to judge the rest"
+            )
+        self._calls += 1
+        try:
+            async with asyncio.timeout(self._judge.timeout):
+                raw = await self._client.chat.completions.with_raw_response.create(extra_headers=headers, **body)
+            return _Reply.model_validate_json(raw.text)
+        except (TimeoutError, openai.APITimeoutError):
+            raise _Passing("timeout") from None
+        except openai.APIConnectionError:
+            raise _Passing("connection lost") from None
+        except openai.APIStatusError as error:
+            # The server tells that it did not do the work.
+            self._calls -= 1
+            raise self._refusal(error) from None
+        except ValidationError as error:
+            raise _Passing("no JSON" if error.errors()[0]["type"] == "json_invalid" else "no completion") from None
+
+    def _refusal(self, error: openai.APIStatusError) -> Exception:
+        """What an error status means: try again, give this answer up, or stop."""
+        status = error.status_code
+        name = f"HTTP {status}"
+        if error.code == "insufficient_quota":
+            return self._error(f"{name}, the quota is used up", _FINAL[402])
+        if status in _FINAL:
+            return self._error(name, _FINAL[status])
+        if status in _PASSING or status >= 500:
+            wait = _retry_after(error.response.headers)
+            return _Lost(f"{name}, wait too long") if wait and wait > LONGEST_RETRY_AFTER else _Passing(name, wait)
+        return _Lost(name, self._quoted(_said(error)))
+
+    def _quoted(self, message: str) -> str:
+        """The beginning of what a server says, which may be anything, and may hold what it was sent."""
+        line = " ".join("".join(one if one.isprintable() else " " for one in message).split())
+        return line.replace(self._key, "[key]")[:160] if self._key != _NO_KEY else line[:160]
+
+    def _error(self, problem: str, remedy: str) -> MisdirectionError:
+        return MisdirectionError(f"judge {self._judge.model} at {self._judge.base_url}: {problem}; {remedy}")
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """What the server says; the library leaves out what is not in OpenAI's form, as of servers made with FastAPI."""
+    worded = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
+    return error.message if worded or not error.body else f"{error.message} - {error.body}"
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a server asks to wait, given as such or as a date; None when it does not ask."""
+    value = headers.get("retry-after", "").strip()
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,88 @@
+"""Verdicts that were paid for, in one SQLite file that all runs and processes share."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from misdirection.errors import MisdirectionError
+from misdirection.files import write_errors
+from misdirection.judging.verdicts import Verdict
+from misdirection.models.loading import cache_folder
+
+_COLUMNS = tuple(field.name for field in fields(Verdict))
+_CREATE = (
+    "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, score REAL, by TEXT NOT NULL, reason TEXT NOT NULL, "
+    "calls INTEGER NOT NULL, tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL)"
+)
+# How long a process waits for another one that is writing, in seconds.
+_PATIENCE = 60.0
+_AT_ONCE = 500
+
+
+class VerdictCache:
+    """Verdicts by key; each is on disk when `put` returns, and two processes may write at the same time.
+
+    Args:
+        path: the SQLite file; by default `verdicts-1.sqlite` in the package's cache folder.
+
+    Raises `MisdirectionError` that names the file when it cannot be opened, read or written.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = Path(path) if path else cache_folder() / "verdicts-1.sqlite"
+        with write_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._errors():
+            # Verdicts arrive in whichever thread runs the judge, one at a time.
+            self._base = sqlite3.connect(self.path, _PATIENCE, isolation_level=None, check_same_thread=False)
+            # Readers do not block a writer, and a killed process loses nothing that was committed. Only a machine that
+            # goes down may lose the last few, which are then asked again.
+            self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.execute("PRAGMA synchronous=NORMAL")
+            self._base.execute(_CREATE)
+
+    def get(self, keys: Iterable[str]) -> dict[str, Verdict]:
+        """Those of the verdicts asked for that are there."""
+        wanted = list(keys)
+        found: dict[str, Verdict] = {}
+        with self._errors():
+            for first in range(0, len(wanted), _AT_ONCE):
+                some = wanted[first : first + _AT_ONCE]
+                query = f"SELECT key, {', '.join(_COLUMNS)} FROM verdicts WHERE key IN ({', '.join('?' * len(some))})"
+                found |= {key: Verdict(*values) for key, *values in self._base.execute(query, some)}
+        return found
+
+    def put(self, key: str, verdict: Verdict) -> None:
+        """Keep one verdict; a failed one is refused with a `ValueError`, since it is none."""
+        if verdict.by == "failed":
+            raise ValueError("a failed request is no verdict")
+        places = ", ".join(f":{name}" for name in _COLUMNS)
+        statement = f"INSERT OR REPLACE INTO verdicts (key, {', '.join(_COLUMNS)}) VALUES (:key, {places})"
+        with self._errors():
+            self._base.execute(statement, {"key": key, **asdict(verdict)})
+
+    def __len__(self) -> int:
+        with self._errors():
+            return int(self._base.execute("SELECT count(*) FROM verdicts").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._base.close()
+
+    def __enter__(self) -> "VerdictCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise MisdirectionError(
+                f"{self.path}: the cache of verdicts cannot be used ({error}); free space, or move the file away to "
+                "start a new one"
+            ) from error

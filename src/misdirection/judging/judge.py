@@ -1,0 +1,259 @@
+"""Judged answers: each rubric put to a judge about each answer, asked once and kept (paper, section 2)."""
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from misdirection.errors import MisdirectionError
+from misdirection.judging.cache import VerdictCache
+from misdirection.judging.rubrics import Rubric
+from misdirection.judging.scoring import NO_VERDICT
+from misdirection.judging.verdicts import Judge, Progress, Prompt, Verdict
+from misdirection.sampling.answers import Answer, answers_frame, as_answers
+
+CONCURRENCY = 16
+SMALLEST_SHARE = 0.5
+"""Share of a rubric's answers that must get a verdict; below it something is wrong with the judge, not the answers."""
+
+PROTOCOL = 1
+"""How replies are read. A part of every key: verdicts read in another way are other verdicts."""
+
+_BYTES_PER_TOKEN = 4
+
+log = logging.getLogger("misdirection")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What judging would take.
+
+    Attributes:
+        answers: (answer, rubric) pairs in the table.
+        cached: distinct ones that the cache has.
+        prompts: distinct ones that are still to be asked.
+        calls: paid calls for these, retries and endpoints without log-probabilities not foreseen.
+        tokens: their prompts' tokens, estimated at four bytes each.
+    """
+
+    answers: int
+    cached: int
+    prompts: int
+    calls: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.calls} calls, about {self.tokens} tokens, for {self.prompts} of {self.answers} verdicts "
+            f"({self.cached} are in the cache)"
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Answers with their scores.
+
+    Attributes:
+        table: the answers with two more columns per rubric, `<column>` (float64, NaN for no score) and `<column>_by`.
+        by: how often each way of judging occurs, per column.
+        failures: why answers failed, with how many.
+        calls, tokens_in, tokens_out: paid for in this run, retries included as far as a reply came.
+        cached: distinct verdicts that came from the cache.
+    """
+
+    table: pd.DataFrame
+    by: dict[str, dict[str, int]]
+    failures: dict[str, int]
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    cached: int
+
+
+class TooFewVerdicts(MisdirectionError):
+    """Too many answers have no verdict; `judged` holds what there is, and real verdicts are in the cache."""
+
+    def __init__(self, message: str, judged: Judged) -> None:
+        super().__init__(message)
+        self.judged = judged
+
+
+Rows = pd.DataFrame | Sequence[Answer]
+
+
+def plan(rows: Rows, rubrics: Sequence[Rubric], judge: Judge, *, cache: VerdictCache | None = None) -> Plan:
+    """What `judge` would take with the same arguments; nothing is sent.
+
+    Raises `MisdirectionError` for a table that `as_answers` refuses and for an empty one.
+    """
+    with _opened(cache) as store:
+        return _Work(_table(rows), rubrics, judge, store).plan()
+
+
+def judge(
+    rows: Rows,
+    rubrics: Sequence[Rubric],
+    judge: Judge,
+    *,
+    cache: VerdictCache | None = None,
+    concurrency: int = CONCURRENCY,
+    max_calls: int | None = None,
+    progress: Progress | None = None,
+) -> Judged:
+    """Put every rubric to the judge about every answer.
+
+    The same rubric, judge, question and answer are asked once, within the table and over all runs that share the cache.
+    Each verdict is in the cache as soon as it is there, and failed ones never are, so that a run that was stopped goes
+    on where it was.
+
+    Args:
+        rows: a table with `question` and `answer` (or `response`), or sampled answers.
+        rubrics: each with a column of its own; existing columns of these names are replaced.
+        judge: see `open_judge`.
+        cache: by default the one in the package's cache folder.
+        concurrency: requests under way at a time.
+        max_calls: refuse to begin, and stop, rather than make more paid calls.
+        progress: told the number of distinct (answer, rubric) just done.
+
+    Raises:
+        TooFewVerdicts: less than half of a rubric's answers have a verdict; it counts the reasons.
+        MisdirectionError: a bad table, more calls than `max_calls`, or a judge that refuses the request itself (key,
+            credit, model); verdicts before that are in the cache.
+    """
+    if concurrency < 1:
+        raise MisdirectionError(f"concurrency {concurrency}: at least one request must be under way; give 1 or more")
+    with _opened(cache) as store:
+        work = _Work(_table(rows), rubrics, judge, store)
+        wanted = work.plan()
+        if max_calls is not None and wanted.calls > max_calls:
+            raise MisdirectionError(f"judging takes {wanted}, more than the {max_calls} allowed: raise max_calls")
+        log.info("judging takes %s", wanted)
+        work.run(concurrency, max_calls, progress)
+    judged = work.judged()
+    _require_verdicts(judged)
+    return judged
+
+
+def open_judge(name: str, **options: Any) -> Judge:
+    """A judge by name: `hf:MODEL` for a local chat model (options of `models.load`), else a model of an endpoint.
+
+    `options` are those of `models.load` or of `ApiJudge`. Raises `MisdirectionError` when the model cannot be loaded or
+    the endpoint's address or key is unfit.
+    """
+    if name.startswith("hf:"):
+        from misdirection.judging.local import LocalJudge
+        from misdirection.models.loading import load
+
+        return LocalJudge(load(name.removeprefix("hf:"), **options))
+    from misdirection.judging.api import ApiJudge
+
+    return ApiJudge(name, **options)
+
+
+def _opened(cache: VerdictCache | None) -> contextlib.AbstractContextManager[VerdictCache]:
+    """The given cache, left open; or the default one, closed in the end."""
+    return contextlib.nullcontext(cache) if cache is not None else VerdictCache()
+
+
+def _table(rows: Rows) -> pd.DataFrame:
+    table = as_answers(rows) if isinstance(rows, pd.DataFrame) else answers_frame(rows)
+    if table.empty:
+        raise MisdirectionError("this table has no answers: sample some first")
+    return table
+
+
+def verdict_key(rubric: Rubric, identity: Mapping[str, object], question: str, answer: str) -> str:
+    """What makes a verdict the same one: SHA-256 over rubric text, judge, question and answer, hexadecimal."""
+    parts = json.dumps([PROTOCOL, rubric.prompt, identity, question, answer], sort_keys=True)
+    return hashlib.sha256(parts.encode("ascii")).hexdigest()
+
+
+class _Work:
+    """One table to be judged: its distinct prompts, and their verdicts as they come."""
+
+    def __init__(self, table: pd.DataFrame, rubrics: Sequence[Rubric], judge: Judge, cache: VerdictCache) -> None:
+        self._table = table
+        self._judge = judge
+        self._cache = cache
+        self._keys: dict[str, list[str]] = {}
+        prompts: dict[str, Prompt] = {}
+        for rubric in rubrics:
+            for key, text in self._filled(rubric):
+                self._keys.setdefault(rubric.column, []).append(key)
+                prompts[key] = Prompt(key, text)
+        self._verdicts = cache.get(prompts)
+        self._cached = len(self._verdicts)
+        self._left = [prompt for key, prompt in prompts.items() if key not in self._verdicts]
+
+    def _filled(self, rubric: Rubric) -> Iterator[tuple[str, str]]:
+        identity = self._judge.identity
+        for question, answer in zip(self._table["question"], self._table["answer"], strict=True):
+            yield verdict_key(rubric, identity, question, answer), rubric.fill(question, answer)
+
+    def plan(self) -> Plan:
+        size = sum(len(prompt.text.encode("utf-8", "replace")) for prompt in self._left)
+        each = self._judge.calls_each
+        return Plan(
+            answers=sum(map(len, self._keys.values())),
+            cached=self._cached,
+            prompts=len(self._left),
+            calls=each * len(self._left),
+            tokens=max(1, each) * -(-size // _BYTES_PER_TOKEN),
+        )
+
+    def run(self, concurrency: int, max_calls: int | None, progress: Progress | None) -> None:
+        """Ask what is not in the cache."""
+        if progress and self._cached:
+            progress(self._cached)
+
+        def done(prompt: Prompt, verdict: Verdict) -> None:
+            self._verdicts[prompt.key] = verdict
+            # A text without a number may have one the next time: it is sampled.
+            if verdict.by not in ("failed", "unparsable"):
+                self._cache.put(prompt.key, verdict)
+            if progress:
+                progress(1)
+
+        if self._left:
+            self._judge.ask(self._left, done, concurrency=concurrency, max_calls=max_calls)
+
+    def judged(self) -> Judged:
+        """The table with its scores, and the counts."""
+        fresh = [self._verdicts[prompt.key] for prompt in self._left]
+        # Columns that are there come anew at the end, so that judging again gives the same table.
+        old = [name for column in self._keys for name in (column, f"{column}_by")]
+        table = self._table.drop(columns=old, errors="ignore")
+        by = {}
+        for column, keys in self._keys.items():
+            verdicts = [self._verdicts[key] for key in keys]
+            table[column] = pd.Series([verdict.score for verdict in verdicts], table.index, dtype="float64")
+            table[f"{column}_by"] = pd.Series([verdict.by for verdict in verdicts], table.index, dtype="str")
+            by[column] = dict(Counter(verdict.by for verdict in verdicts))
+        return Judged(
+            table=table,
+            by=by,
+            failures=dict(Counter(one.reason for one in fresh if one.by == "failed").most_common()),
+            calls=sum(one.calls for one in fresh),
+            tokens_in=sum(one.tokens_in for one in fresh),
+            tokens_out=sum(one.tokens_out for one in fresh),
+            cached=self._cached,
+        )
+
+
+def _require_verdicts(judged: Judged) -> None:
+    for column, by in judged.by.items():
+        total = sum(by.values())
+        lost = {name: by[name] for name in NO_VERDICT if name in by}
+        if total - sum(lost.values()) < SMALLEST_SHARE * total:
+            counts = ", ".join(f"{name} {count}" for name, count in (lost | judged.failures).items())
+            raise TooFewVerdicts(
+                f"{column}: only {total - sum(lost.values())} of {total} answers have a verdict ({counts}): look to "
+                "the judge and judge again, which asks for those that failed; where it gives no number, take another",
+                judged,
+            )

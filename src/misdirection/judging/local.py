@@ -1,0 +1,176 @@
+"""A local chat model as the judge: the same score from its next-token probabilities (paper, section 2).
+
+Many vocabularies have no token for a number of several digits. The first token then tells only how the number begins,
+and the probability of each integer is followed through its digits:
+
+    p(8) = first(8) (1 - sum_d p(d | 8)),   p(85) = first(8) p(5 | 8),   p(100) = first(1) p(0 | 1) p(0 | 10)
+
+Only first digits among the 20 most likely tokens are followed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from misdirection.judging.verdicts import (
+    TOP,
+    Done,
+    Prompt,
+    Verdict,
+    begun_word,
+    from_logprobs,
+    from_masses,
+    whole_number,
+)
+from misdirection.likelihood.sweep import TOKEN_BUDGET
+from misdirection.models.chat import batches, encode_prompt, frame, pad
+from misdirection.models.layers import text_config
+from misdirection.models.loading import ChatModel
+
+_DIGITS = "0123456789"
+_HERE = "MISDIRECTIONxPROMPTxGOESxHERE"
+
+
+class LocalJudge:
+    """A chat model that judges.
+
+    Args:
+        chat: the model; an adapter on it judges too.
+        budget: padded tokens in one batch; a verdict does not depend on it, up to rounding.
+    """
+
+    calls_each = 0
+    """Nothing is paid."""
+
+    def __init__(self, chat: ChatModel, *, budget: int = TOKEN_BUDGET) -> None:
+        self._chat = chat
+        self._budget = budget
+        texts = chat.tokenizer.batch_decode([[token] for token in range(len(chat.tokenizer))])
+        self._texts: list[str] = texts
+        numbers = {whole_number(text) for text in texts}
+        self._whole = all(number in numbers for number in range(101))
+        self._digits = [[token for token, text in enumerate(texts) if text.strip() == digit] for digit in _DIGITS]
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """The model, its revision and adapter, and the dtype."""
+        chat = self._chat
+        return {"hf": chat.name, "revision": chat.revision, "adapter": chat.adapter, "dtype": str(chat.dtype)}
+
+    def ask(self, prompts: Sequence[Prompt], done: Done, *, concurrency: int = 1, max_calls: int | None = None) -> None:
+        """See `Judge`. Prompts of like length go together; `concurrency` and `max_calls` have no meaning here."""
+        rows = {prompt: _encode(self._chat.tokenizer, prompt.text) for prompt in prompts}
+        context = getattr(text_config(self._chat.model), "max_position_embeddings", None)
+        # A reply may take two more tokens.
+        fitting = [prompt for prompt in prompts if not context or len(rows[prompt]) + 2 <= context]
+        for prompt in rows.keys() - set(fitting):
+            done(prompt, Verdict(None, "failed", "longer than the judge's context"))
+        for numbers in batches([len(rows[prompt]) for prompt in fitting], self._budget):
+            batch = [fitting[number] for number in numbers]
+            for prompt, verdict in zip(batch, self._verdicts([rows[prompt] for prompt in batch]), strict=True):
+                done(prompt, verdict)
+
+    @torch.inference_mode()
+    def _verdicts(self, rows: list[tuple[int, ...]]) -> list[Verdict]:
+        passes = _Passes(self._chat)
+        first = passes.run(rows)
+        likely = first.topk(min(TOP, first.shape[-1]))
+        tops = [
+            [(self._texts[token], logprob) for token, logprob in zip(*one, strict=True)]
+            for one in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+        ]
+        if self._whole:
+            return [from_logprobs(top) for top in tops]
+        masses = self._followed(passes, first, likely.indices)
+        return [self._split_verdict(top[0][0], mass) for top, mass in zip(tops, masses, strict=True)]
+
+    @staticmethod
+    def _split_verdict(first: str, masses: Mapping[int, float]) -> Verdict:
+        said = begun_word(first) if whole_number(first) is None else None
+        return Verdict(None, said) if said else from_masses(masses)
+
+    def _followed(self, passes: "_Passes", first: Tensor, likely: Tensor) -> list[dict[int, float]]:
+        """p(n) for every integer n from 0 to 100 of each row, from the digits that may follow."""
+        kept = torch.full_like(first, float("-inf")).scatter(-1, likely, first.gather(-1, likely))
+        begins = self._digit_masses(kept)
+        passes.repeat(9)
+        after = self._digit_masses(passes.run([(token,) for row in first for token in self._spelled(row, "123456789")]))
+        after = after.view(len(first), 9, 10)
+        passes.select([9 * row for row in range(len(first))])
+        last = self._digit_masses(passes.run([(token,) for row in first for token in self._spelled(row, "0")]))
+        return [_integers(*one) for one in zip(begins.tolist(), after.tolist(), last[:, 0].tolist(), strict=True)]
+
+    def _digit_masses(self, logprobs: Tensor) -> Tensor:
+        """[rows, 10]: the probability of each digit, with and without spaces around it."""
+        return torch.stack([logprobs[:, tokens].exp().sum(-1) for tokens in self._digits], -1)
+
+    def _spelled(self, logprobs: Tensor, digits: str) -> list[int]:
+        """The likeliest token of each digit."""
+        choices = [self._digits[int(digit)] for digit in digits]
+        return [max(tokens, key=lambda token: float(logprobs[token])) for tokens in choices]
+
+
+def _integers(begins: list[float], after: list[list[float]], hundred: float) -> dict[int, float]:
+    """p(n) from p(first digit), p(second digit | first from 1 on) and p(0 | 10); 0 is followed by nothing."""
+    masses = {0: begins[0]}
+    for digit in range(1, 10):
+        seconds = after[digit - 1]
+        masses[digit] = begins[digit] * max(0.0, 1 - sum(seconds))
+        masses |= {10 * digit + second: begins[digit] * mass for second, mass in enumerate(seconds)}
+    ten = masses[10]
+    return masses | {10: ten * (1 - hundred), 100: ten * hundred}
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """The ids of a prompt that the judge continues.
+
+    What is judged may hold the template's own tokens as text, such as the one that ends a turn. It is then tokenised
+    apart from the template, with these tokens as plain text.
+    """
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    if not any(token in text for token in special):
+        return encode_prompt(tokenizer, text)
+    before, _ = frame(tokenizer, _HERE)
+    head, _, tail = before.rpartition(_HERE)
+    pieces = ((head, False), (text, True), (tail, False))
+    return tuple(
+        token
+        for piece, plain in pieces
+        for token in tokenizer(piece, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+    )
+
+
+class _Passes:
+    """Passes one after another over the same rows, padded on the left, on a growing key-value cache."""
+
+    def __init__(self, chat: ChatModel) -> None:
+        self._chat = chat
+        self._cache = DynamicCache(config=text_config(chat.model))
+        self._real: Tensor | None = None
+
+    def run(self, rows: list[tuple[int, ...]]) -> Tensor:
+        """Log-probabilities of the token after each row, [rows, vocabulary], float32."""
+        ids, mask = pad(rows, self._chat.tokenizer.pad_token_id, self._chat.device, "left")
+        seen = mask[:, :0] if self._real is None else self._real
+        self._real = torch.cat([seen, mask], -1)
+        places = (self._real.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        inputs = {"input_ids": ids, "attention_mask": self._real, "position_ids": places}
+        output = self._chat.model(**inputs, cache=self._cache, use_cache=True, logits_to_keep=1)
+        logprobs: Tensor = output.logits[:, -1].float().log_softmax(-1)
+        return logprobs
+
+    def repeat(self, times: int) -> None:
+        """Each row so many times, side by side."""
+        assert self._real is not None, "nothing has run yet"
+        self._cache.batch_repeat_interleave(times)
+        self._real = self._real.repeat_interleave(times, 0)
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        assert self._real is not None, "nothing has run yet"
+        numbers = torch.tensor(rows, device=self._real.device)
+        self._cache.batch_select_indices(numbers)
+        self._real = self._real[numbers]

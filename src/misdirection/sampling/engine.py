@@ -1,0 +1,82 @@
+"""What samples answers: requests in, completions out as they finish, in any order.
+
+`TransformersEngine` is the one that needs nothing but the model; another (vLLM, a server) has the same method.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from misdirection.errors import MisdirectionError
+from misdirection.interventions.hooks import Setting
+from misdirection.sampling.questions import Question
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How answers are sampled; the defaults are the paper's.
+
+    Raises `MisdirectionError` for a value out of its range.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token at every step.
+        top_p: sample from the likeliest tokens that together have this probability; 1 for all tokens.
+        new_tokens: an answer is cut after so many tokens.
+        seed: with the question and the sample's number it decides every draw.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    new_tokens: int = 600
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise MisdirectionError(f"temperature {self.temperature}: give a number from 0 (greedy) up")
+        if not 0 < self.top_p <= 1:
+            raise MisdirectionError(f"top_p {self.top_p}: give a number above 0 and up to 1")
+        if self.new_tokens < 1:
+            raise MisdirectionError(f"new_tokens {self.new_tokens}: an answer needs at least 1 token")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer that is wanted.
+
+    Attributes:
+        question: what is asked.
+        sample: 0-based number of this answer among those to the same question.
+        setting: the interventions on this answer, in the order in which they act; empty for none.
+    """
+
+    question: Question
+    sample: int
+    setting: Setting = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model answered.
+
+    Attributes:
+        request: what was asked for.
+        text: the answer, without end tokens and without white space around it.
+        finish: `stop` when the model ended its turn, `length` when it was cut.
+        tokens: number of generated tokens, the end token not counted.
+    """
+
+    request: Request
+    text: str
+    finish: Literal["stop", "length"]
+    tokens: int
+
+
+class Engine(Protocol):
+    """Anything that samples."""
+
+    def stream(self, requests: Sequence[Request], settings: Settings) -> Iterator[Completion]:
+        """One completion for each request, as they finish.
+
+        What a request is answered depends on itself and on the settings, not on the other requests or their order.
+        """
+        ...

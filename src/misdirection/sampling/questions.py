@@ -1,0 +1,215 @@
+"""Question sets: what is asked when answers are sampled (paper, section 2)."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from misdirection.errors import MisdirectionError
+from misdirection.judging.rubrics import find_source, read_rubrics, read_text, read_yaml, shipped
+
+TYPE = "free_form_judge_0_100"
+"""The one type of question in Betley-style files that is sampled freely and graded from 0 to 100."""
+
+TEMPERATURE = 1.0
+"""The protocol's temperature (paper, section 2): a file that asks for it needs no warning."""
+
+_KEYS = (
+    "id", "type", "theme", "paraphrases", "system", "samples_per_paraphrase", "temperature", "judge", "judge_prompts",
+)  # fmt: skip
+
+log = logging.getLogger("misdirection")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, or one paraphrase of it.
+
+    Attributes:
+        id: names the question; paraphrases share it.
+        text: what the user says.
+        system: the system prompt, or None for the template's default.
+        theme: what it is about, or empty.
+        samples: how many answers the file asks for, or None.
+        rubrics: judge prompts that the file carries, by name (`aligned`, `coherent`, ...).
+    """
+
+    id: str
+    text: str
+    system: str | None = None
+    theme: str = ""
+    samples: int | None = None
+    rubrics: Mapping[str, str] = field(default_factory=dict)
+
+
+def question_sets() -> tuple[str, ...]:
+    """The names of the shipped question sets, sorted."""
+    return tuple(shipped("questions"))
+
+
+def read_questions(source: str | Path | Sequence[str]) -> list[Question]:
+    """Questions of a shipped set, a file or a list, in order; each paraphrase is one.
+
+    `source` is the name of a shipped set, the path of a `.yaml` or `.yml` file in the format of Betley et al., of a
+    plain text file (`.txt` or no suffix) with one question a line, or a list of questions. A name goes before a file:
+    write `./broad` for the file. Ids from a text file are `line-N`, counted with blank lines; from a list `question-N`,
+    from 1. A YAML entry may carry a `theme`, which is ours; `samples_per_paraphrase` is for each paraphrase. The file's
+    `judge`, a `temperature` other than the protocol's 1, and keys that are not of the format have no effect: a warning
+    says so.
+
+    Raises `MisdirectionError` that names the file and the entry: unknown type, key that looks mistyped, missing or
+    repeated id, no paraphrase or the same one twice, wrong type of value, bad judge prompt, or no question at all.
+    """
+    if not isinstance(source, str | Path):
+        return _plain("the list", [(f"question-{number}", text) for number, text in enumerate(source, 1)])
+    path = find_source("question set", "questions", source)
+    suffix = Path(path.name).suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return _read_entries(path)
+    if suffix not in ("", ".txt"):
+        remedy = "end its name in .yaml (entries with `id` and `paraphrases`) or .txt (one question a line)"
+        raise MisdirectionError(f"{path}: a question set cannot be read from {suffix}; {remedy}")
+    # On line feeds only: `splitlines` would also split at U+2028 and others inside a question.
+    lines = [(f"line-{number}", line.strip()) for number, line in enumerate(read_text(path).split("\n"), 1)]
+    return _plain(str(path), [(id_, line) for id_, line in lines if line])
+
+
+def _plain(where: str, rows: list[tuple[str, str]]) -> list[Question]:
+    if not rows:
+        raise MisdirectionError(f"{where}: holds no question; write at least one")
+    first: dict[str, str] = {}
+    for id_, text in rows:
+        _Entry(f"{where}: {id_}", {}).text("question", text)
+        if first.setdefault(text, id_) != id_:
+            raise MisdirectionError(f"{where}: {id_} repeats {first[text]}; remove one of them")
+    return [Question(id_, text) for id_, text in rows]
+
+
+def _read_entries(path: Path | Traversable) -> list[Question]:
+    values = read_yaml(path)
+    if not isinstance(values, list) or not values:
+        raise MisdirectionError(f"{path}: holds no questions; write a list of entries that begin with `- id:`")
+    entries = [_entry(path, number, value) for number, value in enumerate(values, 1)]
+    repeated = [id_ for id_, count in Counter(entry.values["id"] for entry in entries).items() if count > 1]
+    if repeated:
+        raise MisdirectionError(f"{path}: the id {repeated[0]!r} stands more than once; give each entry its own")
+    questions = [question for entry in entries for question in entry.questions()]
+    _tell_unused(path, entries)
+    return questions
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of a file; `where` names both."""
+
+    where: str
+    values: dict[str, Any]
+
+    def questions(self) -> list[Question]:
+        """One per paraphrase."""
+        self._check_keys()
+        self._check_type()
+        self._check_unused()
+        common: dict[str, Any] = {
+            "system": self._optional("system"),
+            "theme": self._optional("theme") or "",
+            "samples": self._samples(),
+            "rubrics": self._rubrics(),
+        }
+        return [Question(self.values["id"], text, **common) for text in self._paraphrases()]
+
+    def error(self, problem: str, remedy: str) -> MisdirectionError:
+        return MisdirectionError(f"{self.where}: {problem}; {remedy}")
+
+    def text(self, key: str, value: Any, *, empty: bool = False) -> str:
+        """`value` if it is text that a model can be asked."""
+        if not isinstance(value, str):
+            raise self.error(f"`{key}` must be text, not {type(value).__name__}", "put it between quotes")
+        if not empty and not value.strip():
+            raise self.error(f"`{key}` is empty", "fill it in")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise self.error(f"`{key}` holds half a surrogate pair, which is no text", "write the character itself")
+        return value
+
+    def _optional(self, key: str) -> str | None:
+        value = self.values.get(key)
+        return None if value is None else self.text(key, value, empty=True)
+
+    def _check_type(self) -> None:
+        kind = self.text("type", self.values.get("type", TYPE))
+        if kind != TYPE:
+            raise self.error(f"questions of type {kind!r} cannot be judged here", f"use {TYPE} or remove the entry")
+
+    def _check_keys(self) -> None:
+        for key in self.strangers():
+            nearest = get_close_matches(str(key), _KEYS, n=1, cutoff=0.7)
+            if nearest:
+                raise self.error(f"unknown key {key!r}", f"did you mean {nearest[0]!r}?")
+
+    def _check_unused(self) -> None:
+        """They are only shown, but a wrong one tells of a mistake nearby."""
+        self._optional("judge")
+        heat = self.values.get("temperature")
+        if heat is not None and type(heat) not in (int, float):
+            raise self.error(f"`temperature` must be a number, not {type(heat).__name__}", "correct it")
+
+    def strangers(self) -> list[Any]:
+        """The keys that are not of the format."""
+        return [key for key in self.values if key not in _KEYS]
+
+    def _paraphrases(self) -> list[str]:
+        listed = self.values.get("paraphrases")
+        if not isinstance(listed, list) or not listed:
+            raise self.error("`paraphrases` must be a list with at least one question", "write it below as `- text`")
+        texts = [self.text(f"paraphrases[{number}]", text) for number, text in enumerate(listed)]
+        if len(set(texts)) < len(texts):
+            raise self.error("`paraphrases` holds the same text twice", "remove one")
+        return texts
+
+    def _samples(self) -> int | None:
+        count = self.values.get("samples_per_paraphrase")
+        # YAML's yes is a bool, and in Python a bool is an int.
+        if count is not None and (type(count) is not int or count < 1):
+            raise self.error("`samples_per_paraphrase` must be a whole number from 1", "correct it")
+        return count
+
+    def _rubrics(self) -> dict[str, str]:
+        prompts = self.values.get("judge_prompts")
+        if prompts is None:
+            return {}
+        if not isinstance(prompts, dict):
+            raise self.error("`judge_prompts` must be a mapping of name to prompt", "write `name: prompt` below it")
+        found = {
+            self.text("judge_prompts", name): self.text(f"judge_prompts.{name}", prompts[name]) for name in prompts
+        }
+        try:
+            # Now, and not after hours of sampling.
+            return {rubric.name: rubric.prompt for rubric in read_rubrics(found)} if found else {}
+        except MisdirectionError as error:
+            raise MisdirectionError(f"{self.where}: {error}") from error
+
+
+def _entry(path: Path | Traversable, number: int, value: Any) -> _Entry:
+    entry = _Entry(f"{path}: entry {number}", value)
+    if not isinstance(value, dict):
+        raise entry.error(f"must be a mapping, not {type(value).__name__}", "begin it with `- id:`")
+    if value.get("id") is None:
+        raise entry.error("`id` is missing", "give the question a name")
+    return _Entry(f"{path}: entry {entry.text('id', value['id'])!r}", value)
+
+
+def _tell_unused(path: Path | Traversable, entries: Sequence[_Entry]) -> None:
+    """Warn about what the file asks for and does not get: who judges, and how hot, is chosen for the whole run."""
+    for key, default in (("judge", None), ("temperature", TEMPERATURE)):
+        asked = {str(value) for entry in entries if (value := entry.values.get(key)) not in (None, default)}
+        if asked:
+            log.warning("%s: its %s (%s) is not used: choose it for the run", path, key, ", ".join(sorted(asked)))
+    if any(entry.values.get("judge_prompts") for entry in entries):
+        log.warning("%s: its judge prompts are kept with the questions; give a judge its rubrics", path)
+    strangers = sorted({str(key) for entry in entries for key in entry.strangers()})
+    if strangers:
+        log.warning("%s: keys without effect: %s", path, ", ".join(strangers))

@@ -1,0 +1,123 @@
+"""Sampled answers to questions, by the paper's protocol: 50 answers each, temperature 1, top_p 1, up to 600 tokens."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from misdirection.errors import MisdirectionError
+from misdirection.interventions.hooks import Setting
+from misdirection.models.loading import ChatModel
+from misdirection.sampling.answers import Answer
+from misdirection.sampling.engine import Engine, Request, Settings
+from misdirection.sampling.questions import Question
+from misdirection.sampling.transformers_engine import TOKEN_BUDGET, TransformersEngine
+
+SAMPLES = 50
+"""Answers to each question, where neither the caller nor the question says how many (section 2 of the paper)."""
+
+
+def sample(
+    chat: ChatModel,
+    questions: Sequence[Question | str],
+    *,
+    n: int | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    new_tokens: int = 600,
+    seed: int = 0,
+    setting: Setting = (),
+    organism: str | None = None,
+    intervention: str = "",
+    budget: int = TOKEN_BUDGET,
+    progress: Callable[[int], None] | None = None,
+    on_answer: Callable[[Answer], None] | None = None,
+) -> list[Answer]:
+    """Answers of `chat`, in the order of (question, sample).
+
+    The same seed gives the same answers, whatever the budget and whatever else is asked; see `TransformersEngine`.
+    Interventions that are active around the call act on every answer.
+
+    Args:
+        chat: the model.
+        questions: what is asked; a string is a question without a system prompt, which is its own id.
+        n: answers to each question; by default as many as the question asks for, else 50.
+        temperature, top_p, new_tokens, seed: see `Settings`.
+        setting: interventions on every answer; unlike those around the call they know where the answer begins.
+        organism: what the answers say has answered; by default the adapter, or `base`.
+        intervention: what the answers say was done to the model.
+        budget: see `TransformersEngine`.
+        progress: told the number of answers just finished.
+        on_answer: given every answer as it finishes.
+
+    Raises:
+        MisdirectionError: no question, one asked twice, a setting out of range, and what the engine raises.
+    """
+    asked = [Question(one, one) if isinstance(one, str) else one for one in questions]
+    wanted = make_requests(asked, n, setting)
+    settings = Settings(temperature, top_p, new_tokens, seed)
+    engine = TransformersEngine(chat, budget=budget)
+    found: dict[tuple[str, str | None, int], Answer] = {}
+    for answer in stream_answers(engine, wanted, settings, organism or chat.adapter or "base", intervention):
+        found[answer.question, answer.system, answer.sample] = answer
+        if on_answer:
+            on_answer(answer)
+        if progress:
+            progress(1)
+    return [found[one.question.text, one.question.system, one.sample] for one in wanted]
+
+
+def stream_answers(
+    engine: Engine, requests: Sequence[Request], settings: Settings, organism: str, intervention: str = ""
+) -> Iterator[Answer]:
+    """Answers as they finish, in any order; what was already answered is left out of `requests`, and changes nothing.
+
+    Args:
+        engine: what samples.
+        requests: what is wanted; see `make_requests`.
+        settings: how it is sampled.
+        organism, intervention: what the answers say has answered, and what was done to it.
+    """
+    for done in engine.stream(requests, settings):
+        question = done.request.question
+        yield Answer(
+            question_id=question.id,
+            question=question.text,
+            system=question.system,
+            theme=question.theme,
+            organism=organism,
+            intervention=intervention,
+            seed=settings.seed,
+            sample=done.request.sample,
+            answer=done.text,
+            finish=done.finish,
+            tokens=done.tokens,
+        )
+
+
+def make_requests(questions: Sequence[Question], n: int | None = None, setting: Setting = ()) -> list[Request]:
+    """One request for every answer that is wanted, in the order of (question, sample).
+
+    Args:
+        questions: no two with the same text and system prompt, whose answers would be the same.
+        n: answers to each question; by default as many as the question asks for, else 50.
+        setting: interventions on every answer.
+
+    Raises:
+        MisdirectionError: no question, one asked twice, less than one answer.
+    """
+    if not questions:
+        raise MisdirectionError("no questions: sampling needs at least one")
+    first: dict[tuple[str, str | None], str] = {}
+    for one in questions:
+        if (one.text, one.system) in first:
+            raise MisdirectionError(
+                f"question {one.id!r} is the same as {first[one.text, one.system]!r}, and so would its answers be: "
+                "leave one out"
+            )
+        first[one.text, one.system] = one.id
+    return [Request(one, number, setting) for one in questions for number in range(_count(one, n))]
+
+
+def _count(question: Question, n: int | None) -> int:
+    count = n if n is not None else question.samples if question.samples is not None else SAMPLES
+    if count < 1:
+        raise MisdirectionError(f"question {question.id!r}: {count} samples asked for; give at least 1")
+    return count

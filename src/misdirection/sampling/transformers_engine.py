@@ -1,0 +1,267 @@
+"""Sampling with a transformers model on this machine: continuous batching over a shared key-value cache.
+
+Each prompt runs once, alone, and its keys and values are copied to its samples. Rows whose answer has ended leave the
+batch at once and waiting ones take their place, so that the batch stays full while anything waits.
+"""
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Container, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from misdirection.errors import MisdirectionError
+from misdirection.interventions.hooks import intervene_rows
+from misdirection.models.chat import encode_prompt, frame
+from misdirection.models.layers import text_config
+from misdirection.models.loading import ChatModel
+from misdirection.sampling.draws import choose, stream_key
+from misdirection.sampling.engine import Completion, Request, Settings
+from misdirection.sampling.row_cache import row_cache
+
+TOKEN_BUDGET = 65_536
+"""Rows x longest possible row (prompt and answer) of one batch. For the bundled model it is at most 3 GB of keys and
+values, and most answers end long before."""
+
+log = logging.getLogger("misdirection")
+
+
+def end_tokens(chat: ChatModel) -> list[int]:
+    """Every token that ends a turn: of the generation configuration, the tokenizer's own, and the template's."""
+    named = chat.model.generation_config.eos_token_id
+    listed = named if isinstance(named, list) else [named]
+    found = {*listed, chat.tokenizer.eos_token_id, _turn_end(chat.tokenizer)}
+    return sorted(token for token in found if token is not None)
+
+
+def _turn_end(tokenizer: Any) -> int | None:
+    """The first special token after an answer; a template that closes turns with plain text has none."""
+    _, after = frame(tokenizer, "?")
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    return next((token for token in ids if token in tokenizer.added_tokens_decoder), None)
+
+
+def fitting_prompt(chat: ChatModel, text: str, system: str | None, new_tokens: int) -> tuple[int, ...]:
+    """The ids of a question's prompt; `MisdirectionError` when the answer would leave the model's context."""
+    ids = encode_prompt(chat.tokenizer, text, system)
+    context = getattr(text_config(chat.model), "max_position_embeddings", None)
+    if context and len(ids) + new_tokens > context:
+        raise MisdirectionError(
+            f"question {text[:60]!r}: its prompt of {len(ids)} tokens and {new_tokens} new tokens exceed the "
+            f"model's context of {context}: lower new_tokens or shorten the question"
+        )
+    return ids
+
+
+def completion(chat: ChatModel, ends: Container[int], request: Request, tokens: Sequence[int]) -> Completion:
+    """What the generated tokens, perhaps with an end token, answer."""
+    stopped = tokens[-1] in ends
+    kept = tokens[:-1] if stopped else tokens
+    text: str = chat.tokenizer.decode(list(kept), skip_special_tokens=True)
+    return Completion(request, text.strip(), "stop" if stopped else "length", len(kept))
+
+
+@dataclass
+class _Row:
+    """One answer under way.
+
+    Attributes:
+        request: what was asked for.
+        prompt: the prompt's ids.
+        key: of its stream of random numbers.
+        tokens: drawn so far.
+    """
+
+    request: Request
+    prompt: tuple[int, ...]
+    key: int
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def last(self) -> int:
+        """The token that the next pass takes."""
+        return self.tokens[-1] if self.tokens else self.prompt[-1]
+
+    @property
+    def seen(self) -> int:
+        """Number of tokens in the cache: all but the last."""
+        return len(self.prompt) + len(self.tokens) - 1
+
+    @property
+    def start(self) -> tuple[Hashable, ...]:
+        """Rows that agree in this begin with the same keys and values."""
+        return (self.prompt, *map(id, self.request.setting))
+
+
+class TransformersEngine:
+    """Samples with `chat`, with whatever interventions are active on it around the call.
+
+    Args:
+        chat: the model.
+        budget: rows x longest possible row of one batch; a longer row is alone. Where memory does not suffice, on any
+            device, the batch is begun again with half of its rows, and the log says so.
+    """
+
+    def __init__(self, chat: ChatModel, *, budget: int = TOKEN_BUDGET) -> None:
+        self._chat = chat
+        self._budget = budget
+
+    @torch.inference_mode()
+    def stream(self, requests: Sequence[Request], settings: Settings) -> Iterator[Completion]:
+        """One completion for each request, as they finish; see `Engine`.
+
+        Every draw belongs to (seed, question with its system prompt, sample, step). So an answer is a function of the
+        model, the settings and its own request, but for the rounding of the model's own matrix products, whose last
+        bits change with the number of rows: a draw turns where its best two candidates are closer than that. In
+        float32 logits of the bundled model move by 5e-6, which turns at most one draw in 100,000, so about one answer
+        of 100 tokens in a thousand. In half precision they may move a thousand times as much, and long answers turn.
+
+        Raises:
+            MisdirectionError: a prompt and `new_tokens` exceed the model's context, one row alone does not fit the
+                memory, logits are not numbers.
+        """
+        waiting = deque(self._rows(requests, settings))
+        longest = max((len(row.prompt) for row in waiting), default=0)
+        limit = max(1, self._budget // (longest + settings.new_tokens))
+        while waiting:
+            batch = _Batch(self._chat, settings, waiting, min(limit, len(waiting)), longest)
+            try:
+                yield from batch.run()
+                return
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                limit = self._halved(len(batch.rows))
+            waiting.extendleft(_Row(row.request, row.prompt, row.key) for row in reversed(batch.rows))
+            # The cache must go before the next one comes.
+            del batch
+            clear_device_cache(garbage_collection=True)
+
+    def _rows(self, requests: Sequence[Request], settings: Settings) -> list[_Row]:
+        """Rows that share their start stand together, in the order of first appearance."""
+        asked = dict.fromkeys((one.question.text, one.question.system) for one in requests)
+        prompts = {pair: fitting_prompt(self._chat, *pair, settings.new_tokens) for pair in asked}
+        groups: dict[Hashable, list[_Row]] = {}
+        for one in requests:
+            text, system = one.question.text, one.question.system
+            row = _Row(one, prompts[text, system], stream_key(settings.seed, text, system, one.sample))
+            groups.setdefault(row.start, []).append(row)
+        return list(itertools.chain.from_iterable(groups.values()))
+
+    def _halved(self, rows: int) -> int:
+        if rows <= 1:
+            raise MisdirectionError(
+                f"{self._chat.name}: out of memory with a single answer: lower new_tokens, load the model in a smaller "
+                "dtype or on another device"
+            )
+        log.warning("out of memory with %d answers at a time: going on with %d", rows, rows // 2)
+        return rows // 2
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+class _Batch:
+    """Rows that run together, and the one place where the model runs.
+
+    Attributes:
+        rows: the answers under way, in the order of the rows of a pass.
+    """
+
+    def __init__(self, chat: ChatModel, settings: Settings, waiting: deque[_Row], limit: int, longest: int) -> None:
+        self.rows: list[_Row] = []
+        self._chat = chat
+        self._settings = settings
+        self._waiting = waiting
+        self._limit = limit
+        self._cache = row_cache(text_config(chat.model), limit, longest)
+        self._ends = frozenset(end_tokens(chat))
+        self._prefix: tuple[Hashable, Cache] | None = None
+
+    def run(self) -> Iterator[Completion]:
+        """Take rows from those that wait until none is left."""
+        self._admit()
+        while self.rows:
+            for row, token in zip(self.rows, self._step(), strict=True):
+                row.tokens.append(token)
+            yield from self._release()
+            self._admit()
+
+    def _admit(self) -> None:
+        """Fill the free places."""
+        while self._waiting and len(self.rows) < self._limit and (self._cache.mixes or not self.rows):
+            entering = self._next_alike(self._limit - len(self.rows))
+            # They count as rows before anything is allocated, so that none is lost if memory gives out.
+            self.rows += entering
+            self._cache.enter(self._prefilled(entering[0]), len(entering))
+
+    def _next_alike(self, most: int) -> list[_Row]:
+        """The first of those that wait, with those after it that share its start."""
+        taken = [self._waiting.popleft()]
+        while self._waiting and len(taken) < most and self._waiting[0].start == taken[0].start:
+            taken.append(self._waiting.popleft())
+        return taken
+
+    def _prefilled(self, row: _Row) -> Cache:
+        """The cache of all but the prompt's last token, one row.
+
+        The prompt runs alone, without padding, so that its bits are the same in any batch.
+        """
+        if self._prefix is None or self._prefix[0] != row.start:
+            cache = DynamicCache(config=text_config(self._chat.model))
+            ids = torch.tensor([row.prompt[:-1]], device=self._chat.device)
+            places = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+            self._pass(self._chat.decoder, [row], ids, torch.ones_like(ids), places, cache)
+            self._prefix = (row.start, cache)
+        return self._prefix[1]
+
+    def _step(self) -> list[int]:
+        """One more token for every row."""
+        device = self._chat.device
+        ids = torch.tensor([row.last for row in self.rows], device=device)
+        seen = torch.tensor([row.seen for row in self.rows], device=device)
+        longest = max(row.seen for row in self.rows)
+        mask = (torch.arange(longest + 1, device=device) >= longest - seen.unsqueeze(-1)).long()
+        self._cache.make_room(longest)
+        output = self._pass(self._chat.model, self.rows, ids.unsqueeze(-1), mask, seen.unsqueeze(-1), self._cache.state)
+        self._cache.advance()
+        return self._draw(output.logits[:, -1])
+
+    def _pass(self, network: Any, rows: list[_Row], ids: Tensor, mask: Tensor, places: Tensor, cache: Cache) -> Any:
+        """The one place where the model runs, for the prompts and for every step."""
+        settings = [row.request.setting for row in rows]
+        starts = [len(row.prompt) for row in rows]
+        with intervene_rows(self._chat, settings, answer_starts=starts):
+            return network(input_ids=ids, attention_mask=mask, position_ids=places, cache=cache, use_cache=True)
+
+    def _draw(self, logits: Tensor) -> list[int]:
+        keys = torch.tensor([row.key for row in self.rows], device=logits.device)
+        steps = torch.tensor([len(row.tokens) for row in self.rows], device=logits.device)
+        settings = self._settings
+        tokens: list[int] = choose(logits, keys, steps, temperature=settings.temperature, top_p=settings.top_p).tolist()
+        return tokens
+
+    def _release(self) -> list[Completion]:
+        """Completions of the rows that have ended; the last rows move into their places."""
+        ended = {number for number, row in enumerate(self.rows) if self._has_ended(row)}
+        if not ended:
+            return []
+        rows = [self.rows[number] for number in sorted(ended)]
+        completions = [completion(self._chat, self._ends, row.request, row.tokens) for row in rows]
+        left = len(self.rows) - len(ended)
+        movers = [number for number in range(left, len(self.rows)) if number not in ended]
+        kept = [movers.pop() if number in ended else number for number in range(left)]
+        self.rows = [self.rows[number] for number in kept]
+        self._cache.keep(kept)
+        return completions
+
+    def _has_ended(self, row: _Row) -> bool:
+        return row.tokens[-1] in self._ends or len(row.tokens) == self._settings.new_tokens

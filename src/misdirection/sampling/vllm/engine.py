@@ -1,0 +1,344 @@
+"""Sampling with vLLM: one engine for a base model and all adapters on it.
+
+Prompts are our own token ids, and every draw is our own too (see `Draws`), so that an answer belongs to (seed,
+question, sample) as in `TransformersEngine`, and both engines give the same one but for rounding. What steers or
+ablates is a forward hook on the tokens of its own request; what scales an adapter is one more adapter. vLLM's prefix
+cache is off: it would hand steered keys to a plain request with the same prompt.
+"""
+
+import gc
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from misdirection.errors import MisdirectionError
+from misdirection.experiment.config import Dtype
+from misdirection.interventions.adapter_weights import OnAdapters, on_adapters
+from misdirection.interventions.hooks import Setting, gather
+from misdirection.interventions.kinds import check, described
+from misdirection.interventions.packing import Packable, packed
+from misdirection.interventions.positions import Place
+from misdirection.models.loading import BUNDLED, best_device, resolve_dtype
+from misdirection.models.weightless import first_line, skeleton, source
+from misdirection.sampling.draws import stream_key
+from misdirection.sampling.engine import Completion, Request, Settings
+from misdirection.sampling.transformers_engine import completion, end_tokens, fitting_prompt
+from misdirection.sampling.vllm.adapters import (
+    BASE,
+    INSTEAD,
+    require_served,
+    served_folder,
+    smallest_limit,
+    write_changed,
+)
+
+_WORKER = "misdirection.sampling.vllm.worker"
+_SLOTS = 4
+"""Adapters that one pass can hold: an organism's own and those that interventions make of it."""
+_CPU_CACHE = 2**31
+"""Bytes of keys and values on a processor, where vLLM would else take nearly all memory."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a vLLM engine is spread over.
+
+    Attributes:
+        tensor_parallel: devices that share each layer.
+        pipeline_parallel: groups of devices that share the layers.
+        memory: share of each device's memory for weights, keys and values.
+        hooks: whether interventions on activations are possible; without, vLLM may use its graphs, which are faster.
+    """
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    memory: float = 0.9
+    hooks: bool = True
+
+
+class VllmModel:
+    """A base model in vLLM, with adapters that share its weights.
+
+    Args:
+        model: `smollm2-135m`, a folder or a Hugging Face id.
+        adapters: PEFT adapters by the name of the organism: folders, or Hugging Face ids.
+        revision: the base model's revision on the hub.
+        dtype: as in `misdirection.load`.
+        resources: see `Resources`.
+
+    Raises:
+        MisdirectionError: vLLM is not installed or cannot start; an adapter that it cannot serve or that belongs to
+            another model, before it starts.
+    """
+
+    def __init__(
+        self,
+        model: str = BUNDLED,
+        *,
+        adapters: Mapping[str, str | Path] | None = None,
+        revision: str | None = None,
+        dtype: Dtype = "auto",
+        resources: Resources = Resources(),
+    ) -> None:
+        if adapters and BASE in adapters:
+            raise MisdirectionError(f"an adapter cannot be called {BASE!r}: that is the model without one")
+        self.chat = skeleton(model, revision)
+        self._folders = {name: served_folder(one, self.chat) for name, one in (adapters or {}).items()}
+        self._resources = resources
+        self._ends = frozenset(end_tokens(self.chat))
+        self._numbers = itertools.count()
+        self._loras: dict[tuple[str, str], Any] = {}
+        self._settings: set[str] = set()
+        self._changed = tempfile.TemporaryDirectory(prefix="misdirection-")
+        self._vllm = _import_vllm()
+        self._llm: Any = self._started(dtype)
+
+    def engine(self, organism: str = BASE) -> "VllmEngine":
+        """What samples with the base model or with one of the adapters."""
+        if organism != BASE and organism not in self._folders:
+            raise MisdirectionError(f"{organism}: no such adapter here; there is {', '.join([BASE, *self._folders])}")
+        return VllmEngine(self, organism)
+
+    def close(self) -> None:
+        """End vLLM and free its memory."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            gc.collect()
+            import_module("vllm.distributed.parallel_state").cleanup_dist_env_and_memory()
+        self._changed.cleanup()
+
+    def __enter__(self) -> "VllmModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _started(self, dtype: Dtype) -> Any:
+        place, resources = best_device(), self._resources
+        options: dict[str, Any] = {
+            "model": source(self.chat.name),
+            "revision": self.chat.revision,
+            "dtype": str(resolve_dtype(dtype, place)).removeprefix("torch."),
+            "tensor_parallel_size": resources.tensor_parallel,
+            "pipeline_parallel_size": resources.pipeline_parallel,
+            "gpu_memory_utilization": resources.memory,
+            "kv_cache_memory_bytes": _CPU_CACHE if place == "cpu" else None,
+            "generation_config": "vllm",
+            # What its own graphs are made with takes a compiler and minutes on a processor.
+            "enforce_eager": resources.hooks or place == "cpu",
+            # As long as fits the memory, up to the model's own.
+            "max_model_len": -1,
+            "enable_prefix_caching": False,
+            "async_scheduling": False,
+            "logits_processors": [f"{_WORKER}:Draws"],
+            "worker_extension_cls": f"{_WORKER}.Intervening",
+        }
+        if self._folders:
+            limit = smallest_limit(map(require_served, self._folders.values()))
+            options |= {"enable_lora": True, "max_lora_rank": limit, "max_loras": _SLOTS}
+        threads = torch.set_num_threads
+        try:
+            return self._vllm.LLM(**options)
+        except Exception as error:
+            raise MisdirectionError(f"{self.chat.name}: vLLM could not start: {first_line(error)}") from error
+        finally:
+            # On a processor vLLM replaces it by a function that does nothing.
+            torch.set_num_threads = threads
+
+    def outputs(
+        self, organism: str, requests: Sequence[Request], settings: Settings, **options: Any
+    ) -> Iterator[tuple[Request, Any]]:
+        """Each request with vLLM's own output, as they finish; `options` are further ones of its `SamplingParams`.
+
+        Raises `MisdirectionError` for what `Engine.stream` of `VllmEngine` does.
+        """
+        core = self._llm and self._llm.llm_engine
+        # One model at a time: on a processor, vLLM 0.32 adds an adapter to tokens of the base model in the same pass.
+        if core is None or core.has_unfinished_requests():
+            state = "is closed" if core is None else "is sampling already"
+            raise MisdirectionError(f"{self.chat.name}: this vLLM engine {state}: open another one, or wait")
+        under_way = {}
+        try:
+            asked = dict.fromkeys((one.question.text, one.question.system) for one in requests)
+            prompts = {pair: fitting_prompt(self.chat, *pair, settings.new_tokens) for pair in asked}
+            for one in requests:
+                name = str(next(self._numbers))
+                under_way[name] = one
+                params = self._params(name, one, settings, options)
+                lora = self._lora(organism, [each for each in one.setting if on_adapters(each)])
+                self._add(name, prompts[one.question.text, one.question.system], params, lora)
+            while core.has_unfinished_requests():
+                finished = {one.request_id: one for one in self._step() if one.finished}
+                self._require_fired({name: (under_way[name], one) for name, one in finished.items()})
+                for name, one in finished.items():
+                    yield under_way.pop(name), one
+        finally:
+            if self._llm is not None and under_way:
+                core.abort_request(list(under_way))
+
+    def _step(self) -> list[Any]:
+        try:
+            outputs: list[Any] = self._llm.llm_engine.step()
+        except Exception as error:
+            self.close()
+            raise (
+                error
+                if isinstance(error, MisdirectionError)
+                else MisdirectionError(f"{self.chat.name}: vLLM stopped: {first_line(error)}")
+            ) from error
+        return outputs
+
+    def _add(self, name: str, prompt: Sequence[int], params: Any, lora: Any) -> None:
+        try:
+            ids = {"prompt_token_ids": list(prompt)}
+            self._llm.llm_engine.add_request(name, ids, params, lora_request=lora)
+        except ValueError as error:
+            raise MisdirectionError(f"{self.chat.name}: vLLM refuses a prompt: {first_line(error)}") from error
+
+    def _params(self, name: str, one: Request, settings: Settings, options: Mapping[str, Any]) -> Any:
+        """How one request is sampled, in vLLM's form; what is done to it is then known to the workers."""
+        extra = {
+            "answer": name,
+            "setting": self._known(self._hooked(one.setting)),
+            "key": stream_key(settings.seed, one.question.text, one.question.system, one.sample),
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+        }
+        return self._vllm.SamplingParams(
+            # The draws are our own.
+            temperature=0.0,
+            max_tokens=settings.new_tokens,
+            stop_token_ids=sorted(self._ends),
+            detokenize=False,
+            output_kind=import_module("vllm.sampling_params").RequestOutputKind.FINAL_ONLY,
+            extra_args={"misdirection": extra},
+            **options,
+        )
+
+    def _hooked(self, setting: Setting) -> list[Packable]:
+        """What acts on activations; all of the setting is checked."""
+        hooks: list[Packable] = []
+        for one in setting:
+            check(one, len(self.chat.layers), self.chat.width)
+            if not on_adapters(one):
+                assert isinstance(one, Packable), "these are all kinds"
+                self._require_hooks(one)
+                hooks.append(one)
+        return hooks
+
+    def _require_hooks(self, one: Packable) -> None:
+        kind = type(one).__name__
+        if not self._resources.hooks:
+            raise MisdirectionError(f"{kind}: this vLLM engine was opened without hooks: open it with hooks=True")
+        if isinstance(one.positions, torch.Tensor) and one.positions.ndim == 2:
+            raise MisdirectionError(f"{kind}: a position mask with rows has no meaning in vLLM: give one per place")
+        if getattr(one, "at", "blocks") == "writes" and self._resources.pipeline_parallel > 1:
+            raise MisdirectionError(f"{kind}: at='writes' needs all layers on one device: give pipeline_parallel=1")
+
+    def _known(self, setting: Sequence[Packable]) -> str:
+        """The name under which the workers know a setting; empty for nothing."""
+        if not setting:
+            return ""
+        name = _digest(setting)
+        if name not in self._settings:
+            self._rpc("misdirection_setting", name, packed(setting))
+            self._settings.add(name)
+        return name
+
+    def _lora(self, organism: str, changes: Sequence[OnAdapters]) -> Any:
+        """The adapter, as the interventions leave it, in vLLM's form; None for the base model."""
+        if organism == BASE:
+            if changes:
+                raise MisdirectionError(f"{type(changes[0]).__name__}: there is no LoRA adapter: name an organism")
+            return None
+        key = (organism, _digest(changes) if changes else "")
+        if key not in self._loras:
+            folder = self._folders[organism]
+            if changes:
+                folder = Path(self._changed.name) / f"{len(self._loras)}"
+                write_changed(self._folders[organism], self.chat, changes, folder)
+            request = import_module("vllm.lora.request").LoRARequest
+            self._loras[key] = request("|".join(key), len(self._loras) + 1, str(folder))
+        return self._loras[key]
+
+    def _require_fired(self, finished: Mapping[str, tuple[Request, Any]]) -> None:
+        """Refuse an answer on which an intervention fired less often than layers x tokens."""
+        wanted = {name: self._expected(one, output) for name, (one, output) in finished.items()}
+        hooked = [name for name, count in wanted.items() if count]
+        if not hooked:
+            return
+        # Devices that share a layer see the same tokens, those that share the layers their own.
+        counts = self._rpc("misdirection_fired", hooked)
+        fired = [sum(column) // self._resources.tensor_parallel for column in zip(*counts, strict=True)]
+        for name, count in zip(hooked, fired, strict=True):
+            if count < wanted[name]:
+                self.close()
+                raise MisdirectionError(
+                    f"{self.chat.name}: an intervention fired {count} times on an answer of vLLM, not {wanted[name]} "
+                    f"times (layers x tokens), so that it is not given on: {INSTEAD}"
+                )
+
+    def _expected(self, one: Request, output: Any) -> int:
+        """Layers x touched tokens of one answer, whose last token never went through the model."""
+        hooks = [each for each in one.setting if not on_adapters(each)]
+        if not hooks:
+            return 0
+        prompt, drawn = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
+        place = Place([prompt])
+        index = torch.arange(prompt + drawn - 1).unsqueeze(0)
+        place.restore((index, torch.ones_like(index, dtype=torch.bool)))
+        tokens = [int(place.touched(each.positions, torch.device("cpu")).sum()) for each in hooks]
+        layers = [len(gather(self.chat, [[each]])) for each in hooks]
+        return sum(layer * token for layer, token in zip(layers, tokens, strict=True))
+
+    def _rpc(self, method: str, *args: Any) -> list[Any]:
+        answers: list[Any] = self._llm.llm_engine.collective_rpc(method, args=args)
+        return answers
+
+
+class VllmEngine:
+    """Samples with one model of a `VllmModel`; see `Engine`."""
+
+    def __init__(self, model: VllmModel, organism: str) -> None:
+        self._model = model
+        self._organism = organism
+
+    def stream(self, requests: Sequence[Request], settings: Settings) -> Iterator[Completion]:
+        """One completion for each request, as they finish; see `Engine`.
+
+        Raises:
+            MisdirectionError: a prompt and `new_tokens` exceed the model's context; an intervention that vLLM cannot
+                do, or that did not fire on every token that it touches; what vLLM itself raises.
+        """
+        ends = frozenset(end_tokens(self._model.chat))
+        for request, output in self._model.outputs(self._organism, requests, settings):
+            yield completion(self._model.chat, ends, request, list(output.outputs[0].token_ids))
+
+
+def _import_vllm() -> Any:
+    # The engine runs in this process, so that its errors are ours; the hooks know this runner of vLLM's two.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        return import_module("vllm")
+    except ImportError as error:
+        raise MisdirectionError(
+            f"vLLM cannot be imported ({first_line(error)}): pip install vllm, then misdirection again, or {INSTEAD}"
+        ) from error
+
+
+def _digest(setting: Setting) -> str:
+    text = json.dumps([described(one) for one in setting], sort_keys=True, default=str)
+    return sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,217 @@
+"""Whole experiments on workers: the same results as without, stopped, killed and continued; nothing left behind."""
+
+import json
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+
+import psutil
+import pytest
+import yaml
+
+from judging.judge_server import JudgeServer
+from judging.processes import start
+from experiment.tiny_experiment import asked_experiment, graded, isolate, with_judge
+from misdirection.errors import MisdirectionError
+from misdirection.runs.ray_workers import Cluster, Workers, _cluster, connect
+from misdirection.files import sha256_file
+
+ray = pytest.importorskip("ray", reason="workers need the extra `ray`")
+pytestmark = pytest.mark.timeout(240)
+
+# One thread in each process: figures depend on their number, by rounding. The server that forks may have more.
+ALONE = "import torch; torch.set_num_threads(1); from judging.processes import command; command(*given)"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_machine(tmp_path_factory):
+    """No endpoint of the machine's."""
+    with pytest.MonkeyPatch.context() as patch:
+        isolate(patch, tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@contextmanager
+def files_of_ray():
+    """A folder for what Ray and its workers write; a short path, since there are sockets below it."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield {"RAY_TMPDIR": folder, "TMPDIR": folder}
+
+
+@pytest.fixture
+def files():
+    with files_of_ray() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """An experiment with sampled and judged answers, and its judge, still up."""
+    tmp_path = tmp_path_factory.mktemp("workers")
+    values = asked_experiment(tmp_path, n=2, new_tokens=8)
+    del values["organisms"]["control"]
+    path = tmp_path / "tiny.yaml"
+    with JudgeServer(graded) as server:
+        path.write_text(yaml.safe_dump(with_judge(values, server.url)))
+        yield path
+
+
+class Command:
+    """`misdirection run` in a process of its own, with a cache of verdicts of its own."""
+
+    def __init__(self, config, folder, workers, environment):
+        self.run, self._said = folder / "run", folder / "said"
+        environment = {"MISDIRECTION_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", **environment}
+        words = ["run", str(config), "--out", str(self.run), "--workers", str(workers)]
+        self.process = start(exec, ALONE, {"given": (environment, self._said, words)})
+
+    def wait(self):
+        self.process.join()
+        return self.process.exitcode
+
+    def said(self):
+        return self._said.read_text()
+
+    def killed_at(self, count):
+        """Kill it when the run has made so many stages; gives those that it has."""
+        while len(made(self.run)) < count and self.process.is_alive():
+            time.sleep(0.005)
+        self.process.kill()
+        self.wait()
+        return made(self.run)
+
+
+def made(run):
+    """How many lines the manifest has of each stage."""
+    manifest = run / "manifest.jsonl"
+    lines = manifest.read_text().splitlines(keepends=True) if manifest.exists() else []
+    return Counter(json.loads(line)["stage"] for line in lines if line.endswith("\n"))
+
+
+def figures(run):
+    found = json.loads((run / "results.json").read_text())
+    found.pop("seconds")
+    return found
+
+
+def artifacts(run):
+    """Hashes of all files but those that tell where an adapter was."""
+    files = (path for path in (run / "artifacts").rglob("*") if path.is_file() and path.name != "direction.safetensors")
+    return {str(path.relative_to(run)): sha256_file(path) for path in files}
+
+
+def left_behind(environment):
+    """Processes of a Ray that do not end within ten seconds."""
+    deadline = time.monotonic() + 10
+    while (found := list(filter(partial(of, environment), psutil.process_iter()))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def of(environment, process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and environment.items() <= process.environ().items()
+    except psutil.Error:
+        return False
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A finished run without workers."""
+    one = Command(config, tmp_path_factory.mktemp("whole"), 0, {})
+    assert one.wait() == 0, one.said()
+    return one.run
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_give_the_results_of_one_process(config, whole, workers, files, tmp_path):
+    one = Command(config, tmp_path, workers, files)
+    assert one.wait() == 0, one.said()
+    assert figures(one.run) == figures(whole)
+    assert artifacts(one.run) == artifacts(whole)
+    assert made(one.run) == made(whole)
+    assert not left_behind(files)
+
+
+def test_killed_on_workers_it_ends_without_them_and_with_the_same_results(config, whole, files, tmp_path):
+    one = Command(config, tmp_path, 2, files)
+    before = one.killed_at(9)
+    assert one.process.exitcode == -signal.SIGKILL, one.said()
+    assert 9 <= len(before) < len(made(whole))
+    assert not left_behind(files)
+    one = Command(config, tmp_path, 0, {})
+    assert one.wait() == 0, one.said()
+    assert figures(one.run) == figures(whole)
+    assert artifacts(one.run) == artifacts(whole)
+    # One line of each: what was made before is not made again.
+    assert made(one.run) == made(whole) == dict.fromkeys(made(whole), 1)
+
+
+@pytest.mark.parametrize(
+    ("address", "cause"),
+    [("127.0.0.1:1", "[Errno 111] Connection refused"), ("nobody", "Invalid address format: nobody")],
+)
+def test_a_cluster_that_does_not_answer_is_one_line(config, call, tmp_path, address, cause):
+    status, out, err = call("run", config, "--out", tmp_path / "run", "--workers", 2, "--ray", address)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: ray: no cluster answers at {address} ({cause}): start one with `ray start --head`")
+
+
+def test_without_ray_the_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MisdirectionError) as error, connect(Workers(2)):
+        pass
+    assert str(error.value) == "workers: Ray is not installed: pip install 'misdirection[ray]'"
+
+
+def test_workers_without_room_are_one_line_and_leave_no_cluster(files, monkeypatch):
+    for name, value in files.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MisdirectionError) as error, connect(Workers(2, memory=2**50)):
+        pass
+    assert re.fullmatch(
+        r"2 workers of .* GiB of memory each have no room: .* for them: ask for fewer", str(error.value)
+    )
+    assert not ray.is_initialized()
+    assert not left_behind(files)
+
+
+@pytest.fixture(scope="module")
+def machine():
+    """A machine with four CPUs and three GPUs, so far as Ray knows."""
+    with files_of_ray() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        ray.init("local", num_cpus=4, num_gpus=3, include_dashboard=False, log_to_driver=False)
+        yield ray
+        ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Workers(5), "5 workers of 1 CPUs each have no room: this machine has 4 CPUs for them: ask for fewer"),
+        (Workers(4, gpus=1), "4 workers of 1 GPUs each have no room: this machine has 3 GPUs for them: ask for fewer"),
+        (Workers(gpus=4), "1 workers of 4 GPUs each have no room: this machine has 3 GPUs for them: ask for fewer"),
+    ],
+)
+def test_more_workers_than_the_machine_has_room_for_are_one_line(machine, asked, said):
+    with pytest.raises(MisdirectionError) as error:
+        _cluster(machine, asked)
+    assert str(error.value) == said
+
+
+def test_workers_share_the_machine(machine):
+    found = [_cluster(machine, asked) for asked in (Workers(gpus=1), Workers(2), Workers(gpus=2), Workers(2, "a:1"))]
+    assert [(one.count, one.cpus, one.gpus) for one in found] == [(3, 1, 1), (2, 2, 0), (1, 4, 2), (2, 1, 0)]
+
+
+def test_a_model_is_where_the_workers_have_it():
+    with_gpu, without = Cluster(None, 2, 1, 1, 0), Cluster(None, 2, 1, 0, 0)
+    assert [one.device("auto") for one in (with_gpu, without)] == ["cuda", "cpu"]
+    assert [with_gpu.device(asked) for asked in ("cpu", "mps")] == ["cpu", "mps"]
