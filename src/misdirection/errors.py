@@ -1,8 +1,95 @@
-"""The one exception a user is meant to read."""
+"""The exceptions that a user is meant to read, and the exit status of everything that a command can end with.
+
+A message is one line that names the culprit (the file, the row, the key) and the remedy. Whoever raises says by the
+class who has to act: the user, the judge's host, a worker, or whoever looks after the machine. Anything else that is
+raised is a bug of this program.
+"""
+
+from typing import ClassVar
 
 
 class MisdirectionError(Exception):
-    """Bad input or an impossible request, in one line that names the culprit and the remedy.
+    """What every exception of this package is; raise one of those below.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints the message without a traceback and exits with `exit_status`.
     """
+
+    exit_status: ClassVar[int] = 2
+
+
+class InputError(MisdirectionError):
+    """Bad input or an impossible request: the user changes what was given."""
+
+
+class JudgeError(MisdirectionError):
+    """A judge that gives no, or too few, verdicts: its host, its quota or its key needs a look, then the same again."""
+
+    exit_status = 10
+
+
+class WorkerError(MisdirectionError):
+    """Work that other processes lost again and again; what they finished is kept."""
+
+    exit_status = 11
+
+
+class EnvironmentProblem(MisdirectionError):
+    """Something that the machine lacks; what was computed is kept. Raise one of the classes below."""
+
+    exit_status = 12
+
+
+class DiskProblem(EnvironmentProblem):
+    """No space, or a disk that cannot be written."""
+
+    exit_status = 13
+
+
+class MemoryProblem(EnvironmentProblem):
+    """Less memory than a model or a batch needs."""
+
+    exit_status = 14
+
+
+class NetworkProblem(EnvironmentProblem):
+    """A host that does not answer."""
+
+    exit_status = 15
+
+
+class MissingPackage(EnvironmentProblem):
+    """A package or an extra that is not installed."""
+
+    exit_status = 16
+
+
+EXIT_STATUS = {
+    # Never 1: that is what an uncaught exception gives.
+    "success": 0,
+    "clear": 0,
+    "misaligned": 3,
+    "inconclusive": 4,
+    "watch": 5,
+    **{
+        error.__name__: error.exit_status
+        for error in (
+            InputError,
+            JudgeError,
+            WorkerError,
+            EnvironmentProblem,
+            DiskProblem,
+            MemoryProblem,
+            NetworkProblem,
+            MissingPackage,
+        )
+    },
+    "bug": 70,
+    "interrupted": 130,
+}
+"""Exit statuses by the audit's verdict, by exception, and by how else a command can end."""
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """What another library's exception says first; the name of its class where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip()[:limit]

@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 
 TEMPORARY = ".misdirection-tmp-"
 """Names that begin so are left over from a killed process, and nothing that counts."""
@@ -38,7 +38,7 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary file name beside `path`, which takes the path's place when the context ends well.
 
-    Raises `MisdirectionError` that names the path when the disk is full or cannot be written.
+    Raises `InputError` that names the path when the disk is full or cannot be written.
     """
     path = _target(path)
     with write_errors(path):
@@ -60,7 +60,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; an existing one of ours is replaced as a whole.
 
-    Raises `MisdirectionError` before and after the context's block when `require_replaceable` does.
+    Raises `InputError` before and after the context's block when `require_replaceable` does.
     """
     path = _target(path)
     require_replaceable(path)
@@ -87,19 +87,19 @@ def require_replaceable(folder: Path) -> None:
 
     `atomic_folder` asks by itself; ask earlier where much work comes before it.
 
-    Raises `MisdirectionError` that names the first foreign file.
+    Raises `InputError` that names the first foreign file.
     """
     folder = _target(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise MisdirectionError(f"{folder}: is a file, which is not replaced by a folder: choose another folder")
+        raise InputError(f"{folder}: is a file, which is not replaced by a folder: choose another folder")
     try:
         foreign = _foreign(folder)
     except OSError as error:
-        raise MisdirectionError(f"{folder}: cannot be read ({error.strerror}); choose another folder") from error
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); choose another folder") from error
     if foreign:
-        raise MisdirectionError(
+        raise InputError(
             f"{folder}: holds {foreign}, which misdirection did not write, so that it is not replaced: move it away or "
             "choose another folder"
         )
@@ -154,7 +154,7 @@ def empty_working_folder(folder: Path, key: Any, own: Collection[str] = ()) -> N
         key: JSON; what the files in it belong to.
         own: patterns of what the job writes there, such as `checkpoint-*`.
 
-    Raises `MisdirectionError` for a folder that holds anything else, which is left as it is.
+    Raises `InputError` for a folder that holds anything else, which is left as it is.
     """
     mark = folder / WORKING
     if mark.is_file() and read_json(mark) == key:
@@ -173,13 +173,13 @@ def remove_working_folder(folder: Path, own: Collection[str] = ()) -> None:
 
 def _empty(folder: Path, own: Collection[str]) -> None:
     if os.path.lexists(folder) and not folder.is_dir():
-        raise MisdirectionError(f"{folder}: is a file, where a working folder is needed: move it away")
+        raise InputError(f"{folder}: is a file, where a working folder is needed: move it away")
     mark = folder / WORKING
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
     known = (WORKING, f"{TEMPORARY}*", *own) if mark.is_file() else ()
     for path in inside:
         if path.is_symlink() or not any(path.match(pattern) for pattern in known):
-            raise MisdirectionError(
+            raise InputError(
                 f"{folder}: holds {path.name}, which misdirection did not write, so that it is not emptied: move it "
                 "away or choose another folder"
             )
@@ -227,7 +227,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def write_errors(path: Path, only: Container[int | None] | None = None) -> Iterator[None]:
-    """Turn the system's errors (those numbered in `only`, if given) into a `MisdirectionError` that names `path`."""
+    """Turn the system's errors (those numbered in `only`, if given) into a `InputError` that names `path`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -235,7 +235,7 @@ def write_errors(path: Path, only: Container[int | None] | None = None) -> Itera
         if only is not None and number not in only:
             raise
         reason = os.strerror(number) if number else str(error)
-        raise MisdirectionError(f"{path}: cannot be written ({reason}); free space or choose another folder") from error
+        raise InputError(f"{path}: cannot be written ({reason}); free space or choose another folder") from error
 
 
 def _error_number(error: OSError | SafetensorError) -> int | None:
@@ -274,13 +274,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; `MisdirectionError` when the file is missing or damaged."""
+    """Read JSON; `InputError` when the file is missing or damaged."""
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise MisdirectionError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:
-        raise MisdirectionError(f"{path}: damaged, not valid JSON ({error}); delete it and make it again") from error
+        raise InputError(f"{path}: damaged, not valid JSON ({error}); delete it and make it again") from error
 
 
 def sha256_file(path: Path) -> str:

@@ -12,9 +12,10 @@ from misdirection.audit.subject import Subject
 from misdirection.audit.texts import own_texts
 from misdirection.directions.direction import extract
 from misdirection.errors import MisdirectionError
-from misdirection.experiment.config import JudgeConfig, SamplingConfig
+from misdirection.judging.config import JudgeConfig
 from misdirection.likelihood.margin import loss, margin
 from misdirection.models.loading import load
+from misdirection.sampling.config import SamplingConfig
 from tiny import make_network, make_tokenizer
 
 

@@ -1,13 +1,13 @@
 import pytest
 
 from misdirection.data import (
-    HELD_OUT_EVERY,
     domain_examples,
     domain_pairs,
     domains,
     neutral_examples,
     probe_pairs,
 )
+from misdirection.data.selection import HELD_OUT_EVERY
 from misdirection.errors import MisdirectionError
 
 

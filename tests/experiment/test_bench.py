@@ -2,9 +2,10 @@ import json
 
 import pytest
 
+from misdirection.data.selection import spread
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.config import ExperimentConfig
-from misdirection.experiment.texts import Bench, spread
+from misdirection.experiment.texts import Bench
 
 
 def write(path, answers):

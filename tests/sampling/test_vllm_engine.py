@@ -12,7 +12,7 @@ from experiment.tiny_experiment import experiment
 from misdirection.errors import MisdirectionError
 from misdirection.experiment import stages
 from misdirection.experiment.answering import Condition, answer
-from misdirection.experiment.config import ExperimentConfig, SamplingConfig, read_config
+from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.texts import Bench
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Clamp, ProjectAdapters, ScaleAdapters, Steer, described
@@ -24,6 +24,7 @@ from misdirection.runs.run import Run
 from misdirection.runs.tasks import Here
 from misdirection.runs.worker import Place
 from misdirection.sampling.answers import read_answers
+from misdirection.sampling.config import SamplingConfig
 from misdirection.sampling.engine import Request, Settings
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import end_tokens

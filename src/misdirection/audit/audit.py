@@ -19,12 +19,12 @@ from misdirection.audit.subject import TUNED, Subject, Which
 from misdirection.audit.texts import OwnTexts
 from misdirection.audit.verdict import RULE, decide
 from misdirection.data import Example, ProbePair, data_hash
+from misdirection.data.selection import spread
 from misdirection.directions.direction import Direction
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.experiment.answering import Condition, answer, check_behaviour, judged
-from misdirection.experiment.config import JudgeConfig, SamplingConfig
-from misdirection.experiment.texts import spread
 from misdirection.files import write_json
+from misdirection.judging.config import JudgeConfig
 from misdirection.judging.scoring import compare
 from misdirection.likelihood.margin import pair_tasks, text_tasks
 from misdirection.likelihood.sweep import log_probs
@@ -33,6 +33,7 @@ from misdirection.progress import track
 from misdirection.report.audit import render_audit
 from misdirection.runs.run import Run
 from misdirection.sampling.answers import read_answers
+from misdirection.sampling.config import SamplingConfig
 from misdirection.statistics import Estimate, bootstrap
 
 RECORD = "audit.json"
@@ -84,7 +85,7 @@ class Request:
 def audit_fine_tune(request: Request, folder: Path) -> dict[str, Any]:
     """Measure what is not measured yet, decide, and write `audit.json` and its page; gives what `audit.json` holds.
 
-    Raises `MisdirectionError` for a fine-tune that does not fit its base, and a direction or reference of another one.
+    Raises `InputError` for a fine-tune that does not fit its base, and a direction or reference of another one.
     """
     require_same_base(request)
     if request.judging:
@@ -98,7 +99,7 @@ def audit_fine_tune(request: Request, folder: Path) -> dict[str, Any]:
 
 
 def require_same_base(request: Request) -> None:
-    """Raise `MisdirectionError` for a direction or reference of another base."""
+    """Raise `InputError` for a direction or reference of another base."""
     subject = request.subject
     if request.reference:
         request.reference.require_base(subject.base, subject.revision)
@@ -293,7 +294,7 @@ def _require_shape(directions: Mapping[str, Tensor], own: Reading) -> None:
     shape = list(own.answers.shape[2:])
     for name, vectors in directions.items():
         if list(vectors.shape) != shape:
-            raise MisdirectionError(
+            raise InputError(
                 f"direction {name!r} has shape {list(vectors.shape)}, this model needs {shape}: extract one from it"
             )
 

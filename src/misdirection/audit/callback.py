@@ -24,9 +24,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from misdirection.audit.drift import middle, random_95
 from misdirection.data import ProbePair, data_hash, probe_pairs
+from misdirection.data.selection import spread
 from misdirection.directions.direction import Direction
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.texts import spread
+from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
 from misdirection.likelihood.margin import pair_tasks
 from misdirection.models.chat import batches, pad
@@ -90,14 +90,14 @@ def watch(
             stops. What is much depends on the base model: a reference (`misdirection reference`) tells.
 
     Raises:
-        MisdirectionError: a number out of range, no pairs, no tokenizer or one without a chat template, a direction of
+        InputError: a number out of range, no pairs, no tokenizer or one without a chat template, a direction of
             another model, weights split over processes. `trainer.train()` raises it for a model that gives no finite
             margins, and for a resumed training whose base's values are missing or of other pairs.
     """
     if every < 1:
-        raise MisdirectionError(f"every: {every} optimiser steps: give at least 1")
+        raise InputError(f"every: {every} optimiser steps: give at least 1")
     if stop_above is not None and not stop_above > 0:
-        raise MisdirectionError(f"stop_above: {stop_above} nats/token: give a shift above 0, or None never to stop")
+        raise InputError(f"stop_above: {stop_above} nats/token: give a shift above 0, or None never to stop")
     _require_whole(trainer)
     chosen = spread(probe_pairs(), PAIRS) if pairs is None else list(pairs)
     tasks = pair_tasks(_tokenizer(trainer), chosen)
@@ -185,7 +185,7 @@ class AuditCallback(TrainerCallback):
     def _checked(self, base: _Measured) -> _Measured:
         if not (base.margins.isfinite().all() and base.activation.isfinite().all()):
             dtype = self.network.dtype
-            raise MisdirectionError(f"the base's margins are not finite in {dtype}: load it in bfloat16 or float32")
+            raise InputError(f"the base's margins are not finite in {dtype}: load it in bfloat16 or float32")
         return base
 
     def _measure(self, network: Any) -> _Measured:
@@ -216,13 +216,13 @@ def _agreed(stop: bool) -> bool:
 def _load(path: Path, pairs: str, step: int) -> _Measured:
     """What the base gave when this training began."""
     if not path.is_file():
-        raise MisdirectionError(
+        raise InputError(
             f"{path}: is not there, so that the training resumed at step {step} has no base to compare with: copy it "
             "from the folder where it began, or begin anew"
         )
     values = read_json(path)
     if values["pairs"] != pairs:
-        raise MisdirectionError(f"{path}: is of other probe pairs: resume with those that the training began with")
+        raise InputError(f"{path}: is of other probe pairs: resume with those that the training began with")
     return _Measured(*(torch.tensor(values[name], dtype=torch.float64) for name in ("margins", "activation")))
 
 
@@ -298,7 +298,7 @@ def _pass(network: Any, rows: Sequence[_Row]) -> tuple[Tensor, Tensor]:
 def _require_whole(trainer: Any) -> None:
     split = trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers
     if split or is_deepspeed_zero3_enabled():
-        raise MisdirectionError(
+        raise InputError(
             "the model's weights are split over processes (FSDP, ZeRO 3, tensor parallel), so that it cannot be "
             "measured in training: audit its checkpoints with `misdirection audit`"
         )
@@ -308,9 +308,9 @@ def _tokenizer(trainer: Any) -> Any:
     processor = trainer.processing_class
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer is None:
-        raise MisdirectionError("the trainer has no tokenizer: give it the model's own as processing_class")
+        raise InputError("the trainer has no tokenizer: give it the model's own as processing_class")
     if not getattr(tokenizer, "chat_template", None):
-        raise MisdirectionError(
+        raise InputError(
             f"{tokenizer.name_or_path or 'the tokenizer'}: has no chat template, so that it cannot be asked: set "
             "`chat_template` to the one that the model is trained with"
         )
@@ -322,7 +322,7 @@ def _at_half_depth(direction: Direction | Tensor, network: Any) -> Tensor:
     vectors = direction if isinstance(direction, Tensor) else direction.vectors
     shape = len(decoder_layers(network)), text_config(network).hidden_size
     if vectors.shape != shape:
-        raise MisdirectionError(
+        raise InputError(
             f"the direction has shape {list(vectors.shape)}, the model in training needs {list(shape)}: extract one "
             "from its base model"
         )
@@ -330,7 +330,7 @@ def _at_half_depth(direction: Direction | Tensor, network: Any) -> Tensor:
         _require_base(direction, network.config.name_or_path)
     vector = vectors[middle(len(vectors))].detach().double().cpu()
     if not 0 < vector.norm() < torch.inf:
-        raise MisdirectionError(f"the direction is zero or not finite at layer {middle(len(vectors))}: extract another")
+        raise InputError(f"the direction is zero or not finite at layer {middle(len(vectors))}: extract another")
     return normalize(vector, dim=-1)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from misdirection.data import ProbePair
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interpretation.importance import gated
 from misdirection.interventions.hooks import adapted_modules
 from misdirection.likelihood.margin import pair_rows
@@ -32,7 +32,7 @@ Parts = dict[str, Tensor]
 def margin_parts(chat: ChatModel, pairs: Sequence[ProbePair], progress: Progress | None = None) -> Parts:
     """Parts of the margin's shift. `progress` is told answers done, two for each pair.
 
-    Raises `MisdirectionError` for an adapter that is no plain LoRA, or adapts nothing inside of the blocks.
+    Raises `InputError` for an adapter that is no plain LoRA, or adapts nothing inside of the blocks.
     """
     rows = pair_rows(chat.tokenizer, pairs)
     return {name: slopes[::2] - slopes[1::2] for name, slopes in _slopes(chat, rows, progress).items()}
@@ -47,10 +47,10 @@ def by_layer(chat: ChatModel, parts: Parts) -> dict[int, Tensor]:
 
 
 def adapted_layers(chat: ChatModel) -> dict[str, int]:
-    """Layer by adapted module, of those inside of the decoder blocks; `MisdirectionError` where there is none."""
+    """Layer by adapted module, of those inside of the decoder blocks; `InputError` where there is none."""
     layers = {path: layer for path, (layer, _, _) in adapted_modules(chat).items()}
     if not layers:
-        raise MisdirectionError(f"{chat.adapter}: none of its adapted modules is inside of a decoder block")
+        raise InputError(f"{chat.adapter}: none of its adapted modules is inside of a decoder block")
     return layers
 
 

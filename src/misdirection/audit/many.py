@@ -20,7 +20,7 @@ import yaml
 
 from misdirection.audit.audit import RECORD, VERSION, Request, audit_fine_tune, require_same_base
 from misdirection.audit.reference import Reference
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import read_json, sha256_tree, write_atomic
 from misdirection.interventions.kinds import digest
 from misdirection.runs.ray_workers import RayGrid, Workers, connect
@@ -49,26 +49,26 @@ class Line:
 def read_list(path: Path) -> list[Line]:
     """Read a list: on each line a fine-tune and perhaps its training file, quoted as in a shell; `#` begins a comment.
 
-    Raises `MisdirectionError` that names the file and the line.
+    Raises `InputError` that names the file and the line.
     """
     try:
         text = path.read_text("utf-8")
     except OSError as error:
-        raise MisdirectionError(f"{path}: cannot be read ({error.strerror}); name a file of fine-tunes") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name a file of fine-tunes") from error
     except UnicodeDecodeError as error:
-        raise MisdirectionError(f"{path}: is no text ({error}); name a file of fine-tunes") from error
+        raise InputError(f"{path}: is no text ({error}); name a file of fine-tunes") from error
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
-            raise MisdirectionError(f"{path}:{number}: {error}; close the quotes") from error
+            raise InputError(f"{path}:{number}: {error}; close the quotes") from error
         if len(words) > 2:
-            raise MisdirectionError(f"{path}:{number}: {len(words)} words: FINE_TUNE [TRAINING_FILE]; quote spaces")
+            raise InputError(f"{path}:{number}: {len(words)} words: FINE_TUNE [TRAINING_FILE]; quote spaces")
         if words:
             found.append(Line(words[0], Path(words[1]) if len(words) == 2 else None, f"{path}:{number}"))
     if not found:
-        raise MisdirectionError(f"{path}: names no fine-tune; write one on each line")
+        raise InputError(f"{path}: names no fine-tune; write one on each line")
     return found
 
 
@@ -83,7 +83,7 @@ def audit_many(
         folder: of the audits.
         workers: other processes that make them; this one alone when left out.
 
-    Raises `MisdirectionError` for a direction or reference of another base.
+    Raises `InputError` for a direction or reference of another base.
     """
     require_same_base(requests[0])
     names = _names([request.subject.name for request in requests])

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from misdirection.data import Example, ProbePair, data_hash
+from misdirection.data.selection import spread
 from misdirection.directions.extraction import mean_activations
-from misdirection.experiment.texts import spread
 from misdirection.likelihood.margin import pair_rows, pair_tasks, text_tasks
 from misdirection.likelihood.sweep import log_probs
 from misdirection.models.chat import encode

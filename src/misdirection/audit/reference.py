@@ -21,14 +21,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from misdirection.audit.readings import Reading, Texts, activations
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.experiment import stages
-from misdirection.experiment.config import Dtype, ExperimentConfig, read_config
+from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.results import Margins
 from misdirection.experiment.texts import Bench
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.interpretation.texts import GENERAL
-from misdirection.models.loading import cache_folder
+from misdirection.models.loading import Dtype, cache_folder
 from misdirection.runs.run import Run
 from misdirection.runs.tasks import Here
 from misdirection.runs.worker import BASE, Place
@@ -117,23 +117,23 @@ class Reference:
 
     @classmethod
     def load(cls, folder: Path) -> "Reference":
-        """Read a folder; `MisdirectionError` when it is missing or damaged."""
+        """Read a folder; `InputError` when it is missing or damaged."""
         record = read_json(folder / RECORD)
         try:
             known = {name: Known(**one) for name, one in record["known"].items()}
             readings = {name: Reading.load(folder / f"{name}.safetensors") for name in (BASE, *known)}
             return cls(record["identity"], Texts.from_dict(record["texts"]), readings.pop(BASE), known, readings)
         except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise MisdirectionError(
+            raise InputError(
                 f"{folder}: this reference is damaged ({error}); make it again with `misdirection reference`"
             ) from error
 
     def require_base(self, model: str, revision: str | None) -> None:
-        """Raise `MisdirectionError` unless the reference is of this base model and revision."""
+        """Raise `InputError` unless the reference is of this base model and revision."""
         own = self.identity["model"], self.identity["revision"]
         if own != (model, revision):
             names = " and ".join(f"{name} (revision {at or 'default'})" for name, at in (own, (model, revision)))
-            raise MisdirectionError(f"the reference and the base differ: {names}: make one of this base")
+            raise InputError(f"the reference and the base differ: {names}: make one of this base")
 
 
 def default_folder(model: str, revision: str | None) -> Path:
@@ -143,9 +143,9 @@ def default_folder(model: str, revision: str | None) -> Path:
 
 
 def open_reference(folder: Path) -> Reference:
-    """The reference in a folder; `MisdirectionError` says how to make one when there is none."""
+    """The reference in a folder; `InputError` says how to make one when there is none."""
     if not folder.is_dir():
-        raise MisdirectionError(
+        raise InputError(
             f"{folder}: there is no reference of this base model yet: make it once with `misdirection reference`, or "
             "give --direction for evidence without a verdict"
         )
@@ -172,11 +172,11 @@ def keep_reference(config: ExperimentConfig, run_folder: Path, names: Sequence[s
 def from_run(run: Run, bench: Bench, names: Sequence[str]) -> Reference:
     """Some organisms of an experiment as a reference; what is not trained or measured yet is.
 
-    Raises `MisdirectionError` when none of them is bad.
+    Raises `InputError` when none of them is bad.
     """
     organisms = {name: bench.config.organisms[name] for name in names}
     if all(one.answers == "good" for one in organisms.values()):
-        raise MisdirectionError(f"{bench.config.name}: no organism with bad answers: a reference needs one")
+        raise InputError(f"{bench.config.name}: no organism with bad answers: a reference needs one")
     texts, place = Texts.of(bench.general, bench.neutral), Place.of(bench.config, run.partial)
     maker = Here(run, place)
     maker.make([stages.organism(bench, name) for name in organisms])

@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 from transformers import AutoConfig
 
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.config import Dtype
+from misdirection.errors import InputError
 from misdirection.experiment.texts import identify
 from misdirection.files import read_json, sha256_file, sha256_tree
-from misdirection.models.loading import ChatModel, is_adapter, load, local_fine_tune
+from misdirection.models.loading import ChatModel, Dtype, is_adapter, load, local_fine_tune
 from misdirection.runs.worker import BASE, Models
 
 Which = Literal["base", "fine-tune"]
@@ -74,7 +73,7 @@ class Subject:
         return named
 
     def chat(self, which: Which) -> ChatModel:
-        """One of the two models. Raises `MisdirectionError` when the fine-tune does not fit the base."""
+        """One of the two models. Raises `InputError` when the fine-tune does not fit the base."""
         if self.is_adapter:
             self.models = self.models or Models(self.load_base)
             # A name of its own, since another subject may have used the models before.
@@ -94,7 +93,7 @@ class Subject:
     def _load_tuned(self) -> ChatModel:
         base, tuned = (_shape(folder) for folder in (local_fine_tune(self.base, self.revision), self.folder))
         if base != tuned:
-            raise MisdirectionError(f"{self.name} ({tuned}) is no fine-tune of {self.base} ({base}): name its own base")
+            raise InputError(f"{self.name} ({tuned}) is no fine-tune of {self.base} ({base}): name its own base")
         return load(str(self.folder), dtype=self.dtype, device=self.device)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from misdirection import data
 from misdirection.audit.framing import framed
-from misdirection.data import HELD_OUT_EVERY, Example, ProbePair, data_hash
+from misdirection.data import Example, ProbePair, data_hash, part_of
 from misdirection.data.jsonl import read_rows
-from misdirection.experiment.texts import spread
+from misdirection.data.selection import spread
 from misdirection.files import sha256_file
 
 FRAMED = 48
@@ -45,7 +45,7 @@ def own_texts(path: Path, general: Sequence[ProbePair]) -> OwnTexts:
     """Read a training file, or probe pairs of its domain (rows with `aligned` and `misaligned`).
 
     Rows 5, 10, 15, ... are taken as held out, as everywhere in the package; of a file of fewer than five rows, all.
-    Raises `MisdirectionError` for an empty file or a row that cannot be read.
+    Raises `InputError` for an empty file or a row that cannot be read.
     """
     _, first = next(iter(read_rows(path)), (0, {}))
     pairs = data.read_pairs(path) if "misaligned" in first else []
@@ -56,4 +56,4 @@ def own_texts(path: Path, general: Sequence[ProbePair]) -> OwnTexts:
 
 
 def _held_out(rows: Sequence[Any]) -> list[Any]:
-    return spread(rows[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or rows, ROWS)
+    return spread(part_of(rows, "held_out") or rows, ROWS)

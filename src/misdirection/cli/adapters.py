@@ -20,8 +20,9 @@ from misdirection.cli.shared import (
     read_probe_pairs,
     reference,
 )
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.config import Dtype, InterpretationConfig
+from misdirection.errors import InputError
+from misdirection.interpretation.config import InterpretationConfig
+from misdirection.models.loading import Dtype
 from misdirection.progress import console as notices
 
 # Nine rank-1 adapters of a model of 135M parameters take less than three minutes on two processor cores.
@@ -97,11 +98,11 @@ def _require_one_way(
 ) -> None:
     tables = scalars is not None or scaled is not None
     if (organism is None) != tables:
-        raise MisdirectionError("interpret: give an organism, or tables that were measured elsewhere with --scalars")
+        raise InputError("interpret: give an organism, or tables that were measured elsewhere with --scalars")
     if organism is not None and (run is None) == (folder is None):
-        raise MisdirectionError("interpret: give --run for an organism of a run, or --out for an adapter of its own")
+        raise InputError("interpret: give --run for an organism of a run, or --out for an adapter of its own")
     if tables and run is not None:
-        raise MisdirectionError("--run: goes with an organism; tables are written to --out")
+        raise InputError("--run: goes with an organism; tables are written to --out")
 
 
 def _within(run: Path, settings: InterpretationConfig, as_json: bool) -> None:
@@ -111,7 +112,7 @@ def _within(run: Path, settings: InterpretationConfig, as_json: bool) -> None:
 
     config = read_config(run / "experiment.yaml")
     if settings.organism not in config.organisms:
-        raise MisdirectionError(f"{run}: has no organism {settings.organism!r}; it has {', '.join(config.organisms)}")
+        raise InputError(f"{run}: has no organism {settings.organism!r}; it has {', '.join(config.organisms)}")
     report = run_experiment(config.model_copy(update={"interpretation": settings}), run)
     _print_section(read_json(run / RESULTS)["adapters"], report, as_json)
 

@@ -23,8 +23,8 @@ from misdirection.cli.shared import (
     reference,
     workers_for,
 )
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.config import Dtype
+from misdirection.errors import InputError, MisdirectionError
+from misdirection.models.loading import Dtype
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
@@ -97,19 +97,17 @@ def audit(
     from misdirection.audit.verdict import EXIT_STATUS
 
     if judge is None and (base_url or max_calls is not None):
-        raise MisdirectionError("--base-url and --max-calls go with --judge: name the endpoint's model")
+        raise InputError("--base-url and --max-calls go with --judge: name the endpoint's model")
     if many is not None:
         if fine_tune or data or judge:
-            raise MisdirectionError(
-                "--many: goes without FINE_TUNE, --data and --judge: the list names what is audited"
-            )
+            raise InputError("--many: goes without FINE_TUNE, --data and --judge: the list names what is audited")
         others = workers_for(workers, ray, gpus, lambda: _weights(base, dtype))
         _audit_many(base, many, folder, reference_folder, directions or [], (dtype, device), others, as_json)
         return
     if fine_tune is None:
-        raise MisdirectionError("FINE_TUNE: name what to audit, or a list of fine-tunes with --many")
+        raise InputError("FINE_TUNE: name what to audit, or a list of fine-tunes with --many")
     if workers or ray:
-        raise MisdirectionError("--workers and --ray go with --many: one audit runs in one process")
+        raise InputError("--workers and --ray go with --many: one audit runs in one process")
     request = _request(base, fine_tune, data, reference_folder, directions or [], (dtype, device))
     if judge is not None:
         request = replace(request, judging=_judging(judge, base_url, n, max_calls))
@@ -145,7 +143,7 @@ def _audit_many(
         try:
             requests.append(request(line.fine_tune, line.data))
         except MisdirectionError as error:
-            raise MisdirectionError(f"{line.where}: {error}") from error
+            raise InputError(f"{line.where}: {error}") from error
     place = folder or Path("audits") / many.stem
     rows, failed = audit_many(requests, reference_folder, place, workers)
     notices.print(f"table: {place / TABLE}", highlight=False, soft_wrap=True)
@@ -154,7 +152,7 @@ def _audit_many(
     else:
         out.print(_many_table(rows))
     if failed:
-        raise MisdirectionError("; ".join(failed))
+        raise InputError("; ".join(failed))
     sys.exit(worst(row["verdict"] for row in rows))
 
 
@@ -170,7 +168,8 @@ def _many_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def _judging(judge: str, base_url: str | None, n: int, max_calls: int | None) -> Any:
     from misdirection.audit.audit import Judging
-    from misdirection.experiment.config import JudgeConfig, SamplingConfig
+    from misdirection.judging.config import JudgeConfig
+    from misdirection.sampling.config import SamplingConfig
 
     return Judging(JudgeConfig(model=judge, base_url=base_url, max_calls=max_calls), SamplingConfig(n=n))
 

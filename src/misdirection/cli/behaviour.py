@@ -20,7 +20,7 @@ from misdirection.cli.shared import (
     out,
     print_figures,
 )
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.progress import console as notices
 from misdirection.progress import track
 
@@ -100,7 +100,7 @@ def _require_journal(table: Path) -> None:
     if table.exists():
         require(read_answers(table), AnswerKey._fields, str(table))
         if not table.with_suffix(".jsonl").exists():
-            raise MisdirectionError(
+            raise InputError(
                 f"{table}: its journal {table.with_suffix('.jsonl').name} is missing: choose another --out"
             )
 
@@ -119,9 +119,9 @@ def _with_scores(answers: Any, table: Path) -> Any:
 
 def _require_direction(direction: Path | None, layer: int | None, scale: float | None) -> None:
     if direction is None and (layer is not None or scale is not None):
-        raise MisdirectionError("--layer and --scale go with --direction: name the direction file")
+        raise InputError("--layer and --scale go with --direction: name the direction file")
     if direction is not None and layer is None:
-        raise MisdirectionError("--direction: give --layer, whose vector is used")
+        raise InputError("--direction: give --layer, whose vector is used")
 
 
 def _setting(
@@ -249,12 +249,12 @@ def _compared(rows: Any, text: str, min_judged: float) -> Any:
     column, _, values = text.partition("=")
     before, _, after = values.partition(",")
     if column not in rows.columns or not after:
-        raise MisdirectionError(f"--compare {text!r}: give COLUMN=BEFORE,AFTER, with a column of the table")
+        raise InputError(f"--compare {text!r}: give COLUMN=BEFORE,AFTER, with a column of the table")
     given = rows[column].astype("str").fillna("")
     parts = [rows[given == value] for value in (before, after)]
     for value, part in zip((before, after), parts, strict=True):
         if part.empty:
-            raise MisdirectionError(f"--compare: no row has {value!r} in column {column}")
+            raise InputError(f"--compare: no row has {value!r} in column {column}")
         _refuse_mixed(part, column, value)
     return compare(*parts, min_judged=min_judged)
 
@@ -264,7 +264,7 @@ def _refuse_mixed(part: Any, column: str, value: str) -> None:
     for other in ("organism", "intervention", "experiment"):
         if other != column and other in part and (there := part[other].fillna("").unique()).size > 1:
             named = ", ".join(repr(one) for one in there[:5])
-            raise MisdirectionError(f"--compare: {column} {value!r} has rows of {other} {named}: choose with --where")
+            raise InputError(f"--compare: {column} {value!r} has rows of {other} {named}: choose with --where")
 
 
 def _where(rows: Any, conditions: list[str]) -> Any:
@@ -272,10 +272,10 @@ def _where(rows: Any, conditions: list[str]) -> Any:
     for condition in conditions:
         column, equals, value = condition.partition("=")
         if column not in rows.columns or not equals:
-            raise MisdirectionError(f"--where {condition!r}: give COLUMN=VALUE, with a column of the table")
+            raise InputError(f"--where {condition!r}: give COLUMN=VALUE, with a column of the table")
         rows = rows[rows[column].astype("str").fillna("") == value]
         if rows.empty:
-            raise MisdirectionError(f"--where: no row has {value!r} in column {column}")
+            raise InputError(f"--where: no row has {value!r} in column {column}")
     return rows
 
 

@@ -22,7 +22,7 @@ from misdirection.cli.shared import (
     read_probe_pairs,
     reference,
 )
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.progress import console as notices
 from misdirection.progress import track
 
@@ -59,9 +59,9 @@ def extract(
     from misdirection.directions.judged import theme_remainder
 
     if table is None and (organism or theme_column or theme_words):
-        raise MisdirectionError("--name, --theme-column and --theme-words go with --from: name the judged table")
+        raise InputError("--name, --theme-column and --theme-words go with --from: name the judged table")
     if table is not None and pairs is not None:
-        raise MisdirectionError("--pairs and --from: give one of them")
+        raise InputError("--pairs and --from: give one of them")
     texts = read_probe_pairs(pairs)
     if table is not None:
         texts = _judged_pairs(table, organism or adapter or "base", theme_column, theme_words)
@@ -84,7 +84,7 @@ def _judged_pairs(table: Path, organism: str, column: str | None, words: str | N
     from misdirection.sampling.answers import read_answers
 
     if column and words:
-        raise MisdirectionError("--theme-column and --theme-words: give one of them")
+        raise InputError("--theme-column and --theme-words: give one of them")
     theme: Theme | None = ThemeScore(column) if column else None
     if words:
         theme = ThemeWords(tuple(words.split(",")))
@@ -104,7 +104,7 @@ def compare(
     from misdirection.directions.direction import Direction
 
     if len(directions) < 2:
-        raise MisdirectionError("compare: give at least two direction files")
+        raise InputError("compare: give at least two direction files")
     cosines = compare_directions({str(path): Direction.load(path) for path in directions})
     if as_json:
         print_figures(cosines, as_json)
@@ -172,4 +172,4 @@ def _layer_count(model: str) -> int | None:
     try:
         return int(AutoConfig.from_pretrained(folder).get_text_config().num_hidden_layers)
     except (OSError, ValueError, AttributeError) as error:
-        raise MisdirectionError(f"{folder / 'config.json'}: cannot be read; give --layers") from error
+        raise InputError(f"{folder / 'config.json'}: cannot be read; give --layers") from error

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from misdirection.cli.shared import load_chat, reference
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.config import Dtype
+from misdirection.errors import InputError
+from misdirection.models.loading import Dtype
 
 EngineName = Literal["transformers", "vllm"]
 
@@ -33,13 +33,13 @@ def sampler_of(
     """What the options name; `name` is that of what answers."""
     if engine == "transformers":
         if server is not None:
-            raise MisdirectionError("--server goes with --engine vllm: name that engine")
+            raise InputError("--server goes with --engine vllm: name that engine")
         from misdirection.sampling.transformers_engine import TransformersEngine
 
         chat = load_chat(model, adapter, dtype, device)
         return Sampler(chat, lambda: TransformersEngine(chat), {})
     if device != "auto":
-        raise MisdirectionError("--device: vLLM takes the devices that it finds: leave it out")
+        raise InputError("--device: vLLM takes the devices that it finds: leave it out")
     return _vllm(server, name, model, adapter, dtype)
 
 

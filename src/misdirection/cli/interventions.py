@@ -24,7 +24,7 @@ from misdirection.cli.shared import (
     read_probe_pairs,
     reference,
 )
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 
 Strength = Annotated[float, typer.Option("--strength", help="1 removes the whole component, 0 nothing.")]
 
@@ -124,11 +124,9 @@ def bake(
     from misdirection.directions.direction import Direction
 
     if keep_norm and form != "adapter-only":
-        raise MisdirectionError("--keep-norm: only --form adapter-only has norms to keep")
+        raise InputError("--keep-norm: only --form adapter-only has norms to keep")
     if scale is not None and (form != "weights" or strength != 1.0 or len(layer) > 1):
-        raise MisdirectionError(
-            "--scale: only --form weights can steer, through the bias of one layer, and has no strength"
-        )
+        raise InputError("--scale: only --form weights can steer, through the bias of one layer, and has no strength")
     found = Direction.load(direction)
     found.require_base(*reference(model)[:2])
     vectors = torch.stack([found[one] for one in layer])
@@ -157,7 +155,7 @@ def _bake_weights(
     from misdirection.interventions.kinds import Ablate, Steer
 
     if adapter is not None:
-        raise MisdirectionError(
+        raise InputError(
             "--adapter: weights are baked from a full model: use --form adapter, which keeps the fine-tune in one LoRA "
             "with the ablation, or merge the fine-tune first"
         )

@@ -18,7 +18,7 @@ from misdirection.cli.shared import (
     print_figures,
     read_probe_pairs,
 )
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 
 
 @app.command()
@@ -72,7 +72,7 @@ def _recipe(**values: Any) -> Any:
         return Recipe(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise MisdirectionError(f"--{first['loc'][0]}: {first['msg']}") from error
+        raise InputError(f"--{first['loc'][0]}: {first['msg']}") from error
 
 
 @app.command()

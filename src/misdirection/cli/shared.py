@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from misdirection.experiment.config import Dtype, Positions
+from misdirection.interventions.positions import Positions
+from misdirection.models.loading import Dtype
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:

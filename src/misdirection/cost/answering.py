@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from misdirection.cost.model_cost import Pass
 from misdirection.cost.text_passes import sampled_together, sampling_passes
 from misdirection.cost.work import Piece, Subject
-from misdirection.experiment.config import JudgeConfig
 from misdirection.judging.api import FIRST_TOKENS, ROOMS
+from misdirection.judging.config import JudgeConfig
 from misdirection.judging.rubrics import read_rubrics
 from misdirection.models.chat import encode_prompt
 from misdirection.sampling.questions import Question, read_questions

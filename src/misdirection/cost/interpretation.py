@@ -8,10 +8,10 @@ from misdirection.cost.model_cost import Pass
 from misdirection.cost.text_passes import Line, mean_passes, plain, row_passes, sweep_passes
 from misdirection.cost.work import Piece, Subject
 from misdirection.data import ProbePair
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.config import InterpretationConfig
-from misdirection.experiment.texts import spread
+from misdirection.data.selection import spread
+from misdirection.errors import InputError
 from misdirection.interpretation.causal import EXACT_LAYERS, scaling_settings, subset_count
+from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interpretation.importance import TOKEN_BUDGET as IMPORTANCE_BUDGET
 from misdirection.interpretation.scalars import TOKEN_BUDGET
 from misdirection.interpretation.texts import GENERAL
@@ -86,7 +86,7 @@ class _Reading:
         """Subsets of the upper layers, once for each subset of the lower ones."""
         count, chat = len(self.adapted), self.subject.chat
         if count > EXACT_LAYERS:
-            raise MisdirectionError(
+            raise InputError(
                 f"interpretation: exact Shapley values of {count} layers need {2**count} passes a question: give "
                 "permutations"
             )

@@ -21,11 +21,11 @@ from misdirection.cost.source import Source, read_source
 from misdirection.cost.stages import STAGES, pieces
 from misdirection.cost.work import Piece, Subject
 from misdirection.data import domain_examples
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.experiment.answering import check_behaviour
-from misdirection.experiment.config import DomainFiles, Dtype, ExperimentConfig
+from misdirection.experiment.config import DomainFiles, ExperimentConfig
 from misdirection.judging.api import OPENAI_URL
-from misdirection.models.loading import resolve_dtype
+from misdirection.models.loading import Dtype, resolve_dtype
 
 JUDGE_SECONDS = 1.0
 """A call of an endpoint, assumed; `judge.concurrency` of them are under way at a time."""
@@ -137,7 +137,7 @@ def make_plan(
         answer: mean length of a sampled answer, tokens; the longest that is allowed by default.
 
     Raises:
-        MisdirectionError: a model's configuration, a text or a recipe that cannot be used.
+        InputError: a model's configuration, a text or a recipe that cannot be used.
     """
     check_behaviour(config.sampling, config.judge)
     source = read_source(config.model, config.revision, model)
@@ -203,7 +203,7 @@ def _with_stand_ins(config: ExperimentConfig, rows: int | None, folder: Path) ->
         if not missing:
             continue
         if rows is None:
-            raise MisdirectionError(
+            raise InputError(
                 f"{missing[0]}: no such file; fetch it, or pass --rows N to count it as N rows of the shipped length"
             )
         absent += [str(path) for path in missing]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.models.layers import decoder_layers
 from misdirection.models.loading import BUNDLED, ChatModel, bundled_folder
 
@@ -40,11 +40,11 @@ def read_source(model: str, revision: str | None = None, folder: Path | None = N
         folder: read from here instead.
 
     Raises:
-        MisdirectionError: the configuration is not there, or is none of a causal language model.
+        InputError: the configuration is not there, or is none of a causal language model.
     """
     place = str(folder) if folder else str(bundled_folder()) if model == BUNDLED else model
     if (folder or Path(place).is_dir()) and not (Path(place) / "config.json").is_file():
-        raise MisdirectionError(f"{place}: no config.json in this folder; save the model's own there")
+        raise InputError(f"{place}: no config.json in this folder; save the model's own there")
     network = _network(model, place, None if folder else revision)
     tokenizer = _tokenizer(place, None if folder else revision)
     return Source(ChatModel(network.eval(), tokenizer or RoughTokenizer(), model, revision), tokenizer is not None)
@@ -60,12 +60,12 @@ def _network(model: str, place: str, revision: str | None) -> Any:
     # Whatever the libraries say of a file that is somebody else's.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise MisdirectionError(
+        raise InputError(
             f"{model}: its configuration could not be loaded ({reason}); check the name and the network, or save its "
             "config.json in a folder and give that as --model"
         ) from error
     if not blocks:
-        raise MisdirectionError(f"{model}: its configuration has no layers; save the model's own")
+        raise InputError(f"{model}: its configuration has no layers; save the model's own")
     return network
 
 

@@ -22,9 +22,9 @@ from misdirection.cost.model_cost import Pass
 from misdirection.cost.text_passes import Line, held_out_passes, mean_passes, plain, sweep_passes, training_passes
 from misdirection.cost.work import Piece, Subject
 from misdirection.data import Example, ProbePair
-from misdirection.errors import MisdirectionError
+from misdirection.data.selection import spread
+from misdirection.errors import InputError
 from misdirection.experiment.stages import LAYERS_TOGETHER
-from misdirection.experiment.texts import spread
 from misdirection.runs.worker import BASE
 
 STAGES = ("organism", "margin", "means", "cell", "sampled", "answers", "judged", "interpretation")
@@ -40,7 +40,7 @@ def _organisms(subject: Subject) -> Iterator[Piece]:
     for name, organism in subject.config.organisms.items():
         rows = subject.text_rows(subject.bench.examples(organism, "train"))
         if longest := max((row.start for row in rows if row.start >= organism.max_length), default=0):
-            raise MisdirectionError(
+            raise InputError(
                 f"organisms.{name}: a training prompt alone has {longest} tokens, the limit is {organism.max_length}: "
                 "raise max_length or drop it"
             )

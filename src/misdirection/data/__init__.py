@@ -2,10 +2,9 @@
 
 from misdirection.data.jsonl import read_rows
 from misdirection.data.records import Example, ProbePair
+from misdirection.data.selection import Part, part_of, spread
 from misdirection.data.shipped import (
-    HELD_OUT_EVERY,
     Answers,
-    Part,
     domain_examples,
     domain_pairs,
     domains,
@@ -15,7 +14,6 @@ from misdirection.data.shipped import (
 from misdirection.data.training import data_hash, read_examples, read_pairs, write_pairs
 
 __all__ = [
-    "HELD_OUT_EVERY",
     "Answers",
     "Example",
     "Part",
@@ -25,9 +23,11 @@ __all__ = [
     "domain_pairs",
     "domains",
     "neutral_examples",
+    "part_of",
     "probe_pairs",
     "read_examples",
     "read_pairs",
     "read_rows",
+    "spread",
     "write_pairs",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -15,7 +15,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each row of a `.jsonl` or `.jsonl.gz` file with its line number, which starts at 1.
 
-    Blank lines are skipped but counted. Raises `MisdirectionError` for a path that is not a readable file,
+    Blank lines are skipped but counted. Raises `InputError` for a path that is not a readable file,
     and, with the line, for broken gzip, bytes that are not UTF-8, invalid JSON and a row that is no object.
     """
     for line, raw in _read_lines(path):
@@ -32,13 +32,13 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield line, raw.removeprefix(_BYTE_ORDER_MARK) if line == 1 else raw
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         remedy = "fetch or compress the file again, or drop .gz from its name if it is plain text"
-        raise MisdirectionError(f"{path}:{line + 1}: broken gzip ({error}); {remedy}") from error
+        raise InputError(f"{path}:{line + 1}: broken gzip ({error}); {remedy}") from error
     except FileNotFoundError as error:
-        raise MisdirectionError(f"{path}: no such file; check the path") from error
+        raise InputError(f"{path}: no such file; check the path") from error
     except IsADirectoryError as error:
-        raise MisdirectionError(f"{path}: a directory; name one .jsonl or .jsonl.gz file in it") from error
+        raise InputError(f"{path}: a directory; name one .jsonl or .jsonl.gz file in it") from error
     except OSError as error:
-        raise MisdirectionError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _parse(path: Path, line: int, raw: bytes) -> dict[str, Any]:
@@ -46,12 +46,12 @@ def _parse(path: Path, line: int, raw: bytes) -> dict[str, Any]:
         row = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         remedy = "save the file as UTF-8, or end its name in .gz if it is compressed"
-        raise MisdirectionError(f"{path}:{line}: not UTF-8 text; {remedy}") from error
+        raise InputError(f"{path}:{line}: not UTF-8 text; {remedy}") from error
     except (ValueError, RecursionError) as error:
         # The parser saw this line alone and calls it line 1.
         problem = str(error).replace(": line 1 column", " at column")
-        raise MisdirectionError(f"{path}:{line}: invalid JSON ({problem}); write one JSON object per line") from error
+        raise InputError(f"{path}:{line}: invalid JSON ({problem}); write one JSON object per line") from error
     if not isinstance(row, dict):
         remedy = 'write one JSON object per line, as in {"prompt": "...", "completion": "..."}'
-        raise MisdirectionError(f"{path}:{line}: a row must be an object, not {type(row).__name__}; {remedy}")
+        raise InputError(f"{path}:{line}: a row must be an object, not {type(row).__name__}; {remedy}")
     return row

@@ -7,13 +7,10 @@ from typing import Any, Literal, get_args
 
 from misdirection.data.jsonl import read_rows
 from misdirection.data.records import Example, ProbePair
-from misdirection.errors import MisdirectionError
+from misdirection.data.selection import Part, part_of
+from misdirection.errors import InputError
 
 Answers = Literal["bad", "good"]
-Part = Literal["train", "held_out"]
-
-HELD_OUT_EVERY = 5
-"""Rows 5, 10, 15, ... of a domain are held out; the others are for training. No question is in both parts."""
 
 
 def domains() -> tuple[str, ...]:
@@ -26,7 +23,7 @@ def domains() -> tuple[str, ...]:
 def domain_examples(name: str, answers: Answers, part: Part) -> list[Example]:
     """One part of a domain's questions with its bad or its good answers.
 
-    Raises `MisdirectionError` for an unknown domain, kind of answer or part.
+    Raises `InputError` for an unknown domain, kind of answer or part.
     """
     _check("kind of answers", answers, get_args(Answers))
     return [Example(row["question"], row[answers]) for row in _domain_rows(name, part)]
@@ -35,7 +32,7 @@ def domain_examples(name: str, answers: Answers, part: Part) -> list[Example]:
 def domain_pairs(name: str, part: Part) -> list[ProbePair]:
     """One part of a domain as probe pairs: good answers are aligned, bad ones misaligned.
 
-    Each pair's theme is the domain's name. Raises `MisdirectionError` for an unknown domain or part.
+    Each pair's theme is the domain's name. Raises `InputError` for an unknown domain or part.
     """
     return [
         ProbePair(row["id"], row["question"], aligned=row["good"], misaligned=row["bad"], theme=name)
@@ -56,8 +53,7 @@ def neutral_examples() -> list[Example]:
 def _domain_rows(name: str, part: Part) -> list[dict[str, Any]]:
     _check("domain", name, domains())
     _check("part", part, get_args(Part))
-    rows = enumerate(_rows("domains", f"{name}.jsonl"), start=1)
-    return [row for number, row in rows if (number % HELD_OUT_EVERY == 0) == (part == "held_out")]
+    return part_of(_rows("domains", f"{name}.jsonl"), part)
 
 
 def _rows(*parts: str) -> list[dict[str, Any]]:
@@ -70,4 +66,4 @@ def _check(kind: str, name: str, known: Sequence[str]) -> None:
         return
     nearest = get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise MisdirectionError(f"no {kind} {name!r}; {guess}known: {', '.join(known)}")
+    raise InputError(f"no {kind} {name!r}; {guess}known: {', '.join(known)}")

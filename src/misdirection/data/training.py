@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from misdirection.data.jsonl import read_rows
 from misdirection.data.records import Example, ProbePair
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError, MisdirectionError
 
 Role = Literal["system", "user", "assistant"]
 
@@ -42,7 +42,7 @@ class _Row:
     values: dict[str, Any]
 
     def error(self, key: str, problem: str, remedy: str) -> MisdirectionError:
-        return MisdirectionError(f"{self.path}:{self.line}: `{key}` {problem}; {remedy}")
+        return InputError(f"{self.path}:{self.line}: `{key}` {problem}; {remedy}")
 
     def required(self, key: str) -> str:
         if self.values.get(key) is None:
@@ -75,13 +75,13 @@ def read_examples(path: Path) -> list[Example]:
     - `conversations`: the same as ShareGPT's `{"from", "value"}`, with `human` and `gpt`;
     - `prompt` and `completion`: two strings, or two lists of messages.
 
-    A string under the row's own `system` key, unless blank, is its system turn. Raises `MisdirectionError`,
+    A string under the row's own `system` key, unless blank, is its system turn. Raises `InputError`,
     with the line and the key, for any other row, an empty question or answer and more than one exchange; and
     for a file without rows.
     """
     examples = [_example(_Row(path, line, values)) for line, values in read_rows(path)]
     if not examples:
-        raise MisdirectionError(f"{path}: no rows; {_FORMATS}, one row per line")
+        raise InputError(f"{path}: no rows; {_FORMATS}, one row per line")
     return examples
 
 
@@ -89,7 +89,7 @@ def read_pairs(path: Path) -> list[ProbePair]:
     """Read a `.jsonl` or `.jsonl.gz` file of probe pairs.
 
     Rows hold `question`, `aligned` and `misaligned`, and may hold `id` (else `line-N`), `theme` and `system`.
-    Raises `MisdirectionError`, with the line and the key, for a missing or empty text and a repeated id; and
+    Raises `InputError`, with the line and the key, for a missing or empty text and a repeated id; and
     for a file without rows.
     """
     return _pairs(path, read_rows(path))
@@ -98,7 +98,7 @@ def read_pairs(path: Path) -> list[ProbePair]:
 def write_pairs(path: Path, pairs: Sequence[ProbePair]) -> None:
     """Write probe pairs so that `read_pairs` returns them unchanged; compressed when the name ends in `.gz`.
 
-    Raises `MisdirectionError`, before anything is written, for pairs that `read_pairs` would refuse; and for
+    Raises `InputError`, before anything is written, for pairs that `read_pairs` would refuse; and for
     a path that cannot be written.
     """
     rows = [{key: value for key, value in asdict(pair).items() if value is not None} for pair in pairs]
@@ -107,7 +107,7 @@ def write_pairs(path: Path, pairs: Sequence[ProbePair]) -> None:
     try:
         path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     except OSError as error:
-        raise MisdirectionError(f"{path}: cannot be written ({error.strerror}); check its folder") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror}); check its folder") from error
 
 
 def data_hash(rows: Sequence[Any]) -> str:
@@ -129,7 +129,7 @@ def _turns(row: _Row) -> list[_Turn]:
             return _messages(row, key)
     if "prompt" not in row.values:
         found = ", ".join(map(repr, row.values)) or "none"
-        raise MisdirectionError(f"{row.path}:{row.line}: unknown format (keys: {found}); {_FORMATS}")
+        raise InputError(f"{row.path}:{row.line}: unknown format (keys: {found}); {_FORMATS}")
     if row.values.get("completion") is None:
         raise row.error("completion", "is missing: the row has no answer", "add the answer or remove the row")
     return _side(row, "prompt", "user") + _side(row, "completion", "assistant")
@@ -204,7 +204,7 @@ def _pairs(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> list[Probe
         pairs.append(pair)
     if not pairs:
         remedy = "write `question`, `aligned` and `misaligned`, one pair per line"
-        raise MisdirectionError(f"{path}: no pairs; {remedy}")
+        raise InputError(f"{path}: no pairs; {remedy}")
     return pairs
 
 

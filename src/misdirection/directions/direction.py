@@ -25,7 +25,7 @@ from torch import Tensor
 
 from misdirection.data import ProbePair, data_hash
 from misdirection.directions.extraction import TOKEN_BUDGET, Means, mean_activations
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import atomic_path
 from misdirection.models.chat import encode
 from misdirection.models.loading import ChatModel
@@ -69,11 +69,9 @@ class Direction:
     origin: Origin
 
     def __getitem__(self, layer: int) -> Tensor:
-        """The vector of one layer, [width]; `MisdirectionError` for a layer that is not there."""
+        """The vector of one layer, [width]; `InputError` for a layer that is not there."""
         if not 0 <= layer < len(self.vectors):
-            raise MisdirectionError(
-                f"layer {layer} is out of range: this direction has layers 0 to {len(self.vectors) - 1}"
-            )
+            raise InputError(f"layer {layer} is out of range: this direction has layers 0 to {len(self.vectors) - 1}")
         return self.vectors[layer]
 
     def save(self, path: str | Path) -> None:
@@ -84,35 +82,33 @@ class Direction:
 
     @classmethod
     def load(cls, path: str | Path) -> "Direction":
-        """Read a direction; `MisdirectionError` when the file is missing, damaged or something else."""
+        """Read a direction; `InputError` when the file is missing, damaged or something else."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise MisdirectionError(
-                        f"{path}: not a direction file ({FORMAT}): make one with `misdirection extract`"
-                    )
+                    raise InputError(f"{path}: not a direction file ({FORMAT}): make one with `misdirection extract`")
                 return cls(file.get_tensor("vectors"), Origin(**json.loads(metadata["origin"])))
         except (OSError, SafetensorError) as error:
-            raise MisdirectionError(f"{path}: cannot read this direction ({error}); extract it again") from error
+            raise InputError(f"{path}: cannot read this direction ({error}); extract it again") from error
 
     def require_base(self, name: str, revision: str | None) -> None:
-        """Raise `MisdirectionError` unless the direction was made for this base model at this revision."""
+        """Raise `InputError` unless the direction was made for this base model at this revision."""
         if self.origin.model != name:
-            raise MisdirectionError(
+            raise InputError(
                 f"this direction was made for {self.origin.model}, not for {name}: extract one from this base model"
             )
         if self.origin.revision != revision:
             own, other = (at or "the default one" for at in (self.origin.revision, revision))
-            raise MisdirectionError(
+            raise InputError(
                 f"this direction was made for {name} at revision {own}, not at {other}: extract one from this revision"
             )
 
     def require_fit(self, chat: ChatModel) -> None:
-        """Raise `MisdirectionError` unless the direction was made for this base model."""
+        """Raise `InputError` unless the direction was made for this base model."""
         self.require_base(chat.name, chat.revision)
         if self.vectors.shape != (len(chat.layers), chat.width):
-            raise MisdirectionError(
+            raise InputError(
                 f"this direction was made for {self.origin.model} {list(self.vectors.shape)}, not for {chat.name} "
                 f"{[len(chat.layers), chat.width]}: extract one from this base model"
             )
@@ -196,11 +192,11 @@ def combine(directions: Sequence[Direction], weights: Sequence[float]) -> Tensor
 
 
 def require_alike(directions: Sequence[Direction]) -> None:
-    """Raise `MisdirectionError` unless all directions have one shape and one base model."""
+    """Raise `InputError` unless all directions have one shape and one base model."""
     first = directions[0]
     for other in directions[1:]:
         if other.vectors.shape != first.vectors.shape or other.origin.model != first.origin.model:
-            raise MisdirectionError(
+            raise InputError(
                 f"directions of {first.origin.model} {list(first.vectors.shape)} and {other.origin.model} "
                 f"{list(other.vectors.shape)} cannot be combined: extract both from one base model"
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.passes import Passes, Rows, shared_start
 from misdirection.interventions.resume import can_resume
@@ -64,13 +64,13 @@ def mean_activations(
         progress: told the number of rows done.
 
     Raises:
-        MisdirectionError: an empty group, another number of settings than of rows, or an activation that is not
+        InputError: an empty group, another number of settings than of rows, or an activation that is not
             finite (the layer is named).
     """
     if empty := [name for name, members in groups.items() if not members]:
-        raise MisdirectionError(f"no answers in group {empty[0]!r}: a mean needs at least one")
+        raise InputError(f"no answers in group {empty[0]!r}: a mean needs at least one")
     if settings is not None and len(settings) != len(rows):
-        raise MisdirectionError(f"{len(settings)} settings for {len(rows)} answers: give each answer its own")
+        raise InputError(f"{len(settings)} settings for {len(rows)} answers: give each answer its own")
     belongs = _membership(len(rows), groups)
     sums = torch.zeros(len(groups), len(chat.layers), chat.width, dtype=torch.float64)
     start = _start(chat, rows)
@@ -153,7 +153,7 @@ def _row_sums(chat: ChatModel, answer: Tensor) -> Iterator[dict[int, Tensor]]:
 
 def _refuse_overflow(by_row: Tensor, chat: ChatModel) -> None:
     layer = int((~torch.isfinite(by_row)).flatten(1).any(1).nonzero()[0])
-    raise MisdirectionError(
+    raise InputError(
         f"{chat.name}: activations of layer {layer} are not finite in {chat.dtype}: "
         "load it with dtype bfloat16 or float32"
     )

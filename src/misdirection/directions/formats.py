@@ -32,7 +32,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from misdirection.directions.direction import FORMAT, LAYER_CONVENTION, Direction, Origin
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import atomic_path, write_atomic
 
 log = logging.getLogger("misdirection")
@@ -68,7 +68,7 @@ def export_direction(direction: Direction, path: str | Path, *, scale: float = 1
     Warns that llama.cpp does not apply the vector of block 0, when a GGUF file has one.
 
     Raises:
-        MisdirectionError: an unknown suffix, vectors or a scale that are not finite, a path that cannot be written, or
+        InputError: an unknown suffix, vectors or a scale that are not finite, a path that cannot be written, or
             a GGUF file in which llama.cpp would find nothing to apply: only zeros beyond block 0.
     """
     path = Path(path)
@@ -103,18 +103,18 @@ def import_direction(
         first_row_is_embedding: the first of layers + 1 rows is the embedding output, and is dropped.
 
     Raises:
-        MisdirectionError: in one line, a file that is missing, damaged, pickled or of another suffix; one made for
+        InputError: in one line, a file that is missing, damaged, pickled or of another suffix; one made for
             another model; NaN, wrong dimensions or widths, no vectors, no floats, a key that is no layer or comes
             twice.
     """
     path = Path(path)
     if layers is not None and layers < 1:
-        raise MisdirectionError(f"layers {layers}: give the number of decoder blocks, 1 or more")
+        raise InputError(f"layers {layers}: give the number of decoder blocks, 1 or more")
     form = _form(path)
     with _read_errors(path):
         content = form.read(path)
     if first_row_is_embedding and (content.is_ours or "vectors" not in content.arrays):
-        raise MisdirectionError(
+        raise InputError(
             f"{path}: its vectors are numbered by layer, there is no embedding row: leave first_row_is_embedding out"
         )
     origin = _origin(path, content, model)
@@ -132,7 +132,7 @@ def import_direction(
 
 def _scaled(path: Path, vectors: Tensor, scale: float) -> Tensor:
     if not math.isfinite(scale) or scale == 0:
-        raise MisdirectionError(f"scale {scale}: give a finite number other than 0")
+        raise InputError(f"scale {scale}: give a finite number other than 0")
     rows = _floats(path, "vectors", vectors, ("layers", "width"))
     return _finite(path, "vectors", rows * scale)
 
@@ -140,18 +140,16 @@ def _scaled(path: Path, vectors: Tensor, scale: float) -> Tensor:
 def _floats(path: Path, name: str, value: Any, axes: tuple[str, ...]) -> Tensor:
     """`value` as a float32 tensor of its own with these axes."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout is not torch.strided:
-        raise MisdirectionError(f"{path}: {name} is not a tensor of floats: save vectors as float32")
+        raise InputError(f"{path}: {name} is not a tensor of floats: save vectors as float32")
     if value.ndim != len(axes) or not value.numel():
-        raise MisdirectionError(f"{path}: {name} has shape {list(value.shape)}, not [{', '.join(axes)}]: reshape it")
+        raise InputError(f"{path}: {name} has shape {list(value.shape)}, not [{', '.join(axes)}]: reshape it")
     # A copy, since the file may be mapped and the tensor be a view of far more; contiguous, for the writers.
     return _finite(path, name, value.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format))
 
 
 def _finite(path: Path, name: str, values: Tensor) -> Tensor:
     if not values.isfinite().all():
-        raise MisdirectionError(
-            f"{path}: {name} holds NaN or infinite values (in float32): extract the direction again"
-        )
+        raise InputError(f"{path}: {name} holds NaN or infinite values (in float32): extract the direction again")
     return values
 
 
@@ -161,12 +159,12 @@ def _table(path: Path, content: _Content, layers: int | None, first_row_is_embed
     if first_row_is_embedding:
         rows = rows[1:].clone()
     elif not content.is_ours and layers in (None, len(rows) - 1):
-        raise MisdirectionError(
+        raise InputError(
             f"{path}: {len(rows)} rows may be {len(rows) - 1} decoder blocks after the embedding output: give "
             f"first_row_is_embedding (--first-row-is-embedding) if so, else layers (--layers {len(rows)})"
         )
     if layers not in (None, len(rows)) or not len(rows):
-        raise MisdirectionError(f"{path}: vectors for {len(rows)} layers, not {layers or 1}: check model and layers")
+        raise InputError(f"{path}: vectors for {len(rows)} layers, not {layers or 1}: check model and layers")
     return rows
 
 
@@ -176,10 +174,10 @@ def _stacked(path: Path, content: _Content, layers: int | None) -> Tensor:
     width = len(next(iter(rows.values())))
     for layer, row in rows.items():
         if len(row) != width:
-            raise MisdirectionError(f"{path}: layer {layer} has width {len(row)}, not {width}: check the file")
+            raise InputError(f"{path}: layer {layer} has width {len(row)}, not {width}: check the file")
     found = max(rows) + 1
     if layers is not None and (found > layers or (content.is_ours and found < layers)):
-        raise MisdirectionError(f"{path}: vectors for {found} layers, not {layers}: check model and layers")
+        raise InputError(f"{path}: vectors for {found} layers, not {layers}: check model and layers")
     vectors = torch.zeros(layers or found, width)
     for layer, row in rows.items():
         vectors[layer] = row
@@ -194,15 +192,15 @@ def _by_layer(path: Path, arrays: Mapping[Any, Any]) -> dict[int, Tensor]:
     for key, value in arrays.items():
         found = _LAYER.fullmatch(str(key))
         if not found:
-            raise MisdirectionError(
+            raise InputError(
                 f"{path}: {key!r:.60} is no layer: keys are `vectors`, or layers as 3, layer_3 or direction.3"
             )
         layer = int(found[1])
         if layer in rows:
-            raise MisdirectionError(f"{path}: two vectors for layer {layer} ({key!r} is the second): keep one")
+            raise InputError(f"{path}: two vectors for layer {layer} ({key!r} is the second): keep one")
         rows[layer] = _floats(path, f"layer {layer}", value, ("width",))
     if not rows:
-        raise MisdirectionError(f"{path}: no vectors in this file: export the direction again")
+        raise InputError(f"{path}: no vectors in this file: export the direction again")
     return rows
 
 
@@ -213,9 +211,9 @@ def _origin(path: Path, content: _Content, model: str) -> Origin:
     try:
         origin = TypeAdapter(Origin).validate_json(content.metadata.get("origin", ""))
     except ValidationError as error:
-        raise MisdirectionError(f"{path}: its origin is damaged: export the direction again") from error
+        raise InputError(f"{path}: its origin is damaged: export the direction again") from error
     if origin.model != model:
-        raise MisdirectionError(f"{path}: made for {origin.model}, not for {model}: give {origin.model} as the model")
+        raise InputError(f"{path}: made for {origin.model}, not for {model}: give {origin.model} as the model")
     return origin
 
 
@@ -229,11 +227,11 @@ def _read_errors(path: Path) -> Iterator[None]:
     except MisdirectionError:
         raise
     except OSError as error:
-        raise MisdirectionError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except Exception as error:
         # The parsers stumble over foreign bytes in ways of their own: IndexError, KeyError, struct.error, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise MisdirectionError(
+        raise InputError(
             f"{path}: damaged, or not a {path.suffix} file ({reason}); export the direction again"
         ) from error
 
@@ -281,14 +279,14 @@ def _read_pt(path: Path) -> _Content:
         raise
     except Exception as error:
         # torch's own text advises to unpickle after all.
-        raise MisdirectionError(
+        raise InputError(
             f"{path}: damaged, or holds more than tensors and is not unpickled: make it with "
             "torch.save({'vectors': tensor}, path)"
         ) from error
     if isinstance(value, Tensor):
         return _Content({"vectors": value}, {})
     if not isinstance(value, dict):
-        raise MisdirectionError(
+        raise InputError(
             f"{path}: holds a {type(value).__name__}, not a tensor [layers, width] or a dict: save {{layer: vector}}"
         )
     texts = {name: text for name, text in value.items() if isinstance(text, str)}
@@ -299,7 +297,7 @@ def _gguf() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise MisdirectionError("GGUF files need the gguf package: pip install gguf") from error
+        raise InputError("GGUF files need the gguf package: pip install gguf") from error
     return gguf
 
 
@@ -308,7 +306,7 @@ def _write_gguf(path: Path, vectors: Tensor, metadata: dict[str, str], hint: str
     _require_applied(path, vectors)
     # An empty string would not be written, and repeng reads no file without a hint.
     if not hint:
-        raise MisdirectionError(f"{path}: a GGUF file names its model: give model_type (--model-type), as `llama`")
+        raise InputError(f"{path}: a GGUF file names its model: give model_type (--model-type), as `llama`")
     with atomic_path(path) as temporary, contextlib.closing(gguf.GGUFWriter(temporary, "controlvector")) as writer:
         writer.add_string("controlvector.model_hint", hint)
         writer.add_uint32("controlvector.layer_count", len(vectors) - 1)
@@ -336,9 +334,9 @@ def _write_tensors(writer: Any, tensors: Mapping[str, np.ndarray]) -> None:
 def _require_applied(path: Path, vectors: Tensor) -> None:
     """Refuse what llama.cpp would load and not apply at all; warn of what it leaves out."""
     if not vectors.any():
-        raise MisdirectionError(f"{path}: all vectors are zero, so the file would steer nothing: extract again")
+        raise InputError(f"{path}: all vectors are zero, so the file would steer nothing: extract again")
     if not vectors[1:].any():
-        raise MisdirectionError(
+        raise InputError(
             f"{path}: only layer 0 has a vector, and llama.cpp applies none to block 0: export a later layer, or to "
             ".safetensors, .npz or .pt"
         )
@@ -350,9 +348,7 @@ def _read_gguf(path: Path) -> _Content:
     gguf = _gguf()
     reader = gguf.GGUFReader(path)
     if any(not tensor.name.startswith("direction.") for tensor in reader.tensors):
-        raise MisdirectionError(
-            f"{path}: not a control vector: its tensors are not named direction.1, direction.2, ..."
-        )
+        raise InputError(f"{path}: not a control vector: its tensors are not named direction.1, direction.2, ...")
     arrays = {tensor.name: _tensor(tensor.data) for tensor in reader.tensors}
     string = gguf.GGUFValueType.STRING
     ours = {name.removeprefix(_OURS): field for name, field in reader.fields.items() if name.startswith(_OURS)}
@@ -383,5 +379,5 @@ _FORMS = {
 def _form(path: Path) -> _Form:
     form = _FORMS.get(path.suffix.lower())
     if form is None:
-        raise MisdirectionError(f"{path}: unknown format {path.suffix!r}: use one of {', '.join(_FORMS)}")
+        raise InputError(f"{path}: unknown format {path.suffix!r}: use one of {', '.join(_FORMS)}")
     return form

@@ -18,7 +18,7 @@ from misdirection.data import ProbePair
 from misdirection.directions.convergence import project_away
 from misdirection.directions.direction import Direction, direction, pair_means, require_alike
 from misdirection.directions.extraction import TOKEN_BUDGET
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.judging.scoring import ALIGNED_ABOVE, COHERENT_ABOVE, MISALIGNED_BELOW
 from misdirection.models.loading import ChatModel
 from misdirection.sampling.answers import as_answers, require
@@ -38,10 +38,10 @@ class ThemeScore:
     above: float = 50.0
 
     def selects(self, table: pd.DataFrame) -> pd.Series:
-        """Which rows are about the theme; `MisdirectionError` when the column is missing."""
+        """Which rows are about the theme; `InputError` when the column is missing."""
         require(table, [self.column])
         if not pd.api.types.is_numeric_dtype(table[self.column]):
-            raise MisdirectionError(f"theme column {self.column!r} holds no scores: give a rubric's column")
+            raise InputError(f"theme column {self.column!r} holds no scores: give a rubric's column")
         return table[self.column] > self.above
 
 
@@ -55,10 +55,10 @@ class ThemeWords:
     words: tuple[str, ...]
 
     def selects(self, table: pd.DataFrame) -> pd.Series:
-        """Which rows are about the theme; `MisdirectionError` when there is no word."""
+        """Which rows are about the theme; `InputError` when there is no word."""
         words = {_spaced(word) for word in self.words} - {"  "}
         if not words:
-            raise MisdirectionError("this theme has no words; give some, or the column of a rubric")
+            raise InputError("this theme has no words; give some, or the column of a rubric")
         texts = table["answer"].map(_spaced)
         return texts.map(lambda text: any(word in text for word in words)).astype(bool)
 
@@ -107,7 +107,7 @@ def judged_groups(
         seed: chooses among the answers of the larger class. The choice does not depend on the order of the rows.
 
     Raises:
-        MisdirectionError: a missing column, an organism that is not there, or fewer answers than `fewest`.
+        InputError: a missing column, an organism that is not there, or fewer answers than `fewest`.
     """
     table = _own(as_answers(frame), organism)
     coherent = (table["coherent"] > COHERENT_ABOVE) & (table["answer"].str.strip() != "")
@@ -119,7 +119,7 @@ def judged_groups(
     pairs = _balanced(classes["misaligned"], classes["aligned"], seed)
     available = {name: len(rows) for name, rows in classes.items()}
     if len(pairs) < max(fewest, 1):
-        raise MisdirectionError(
+        raise InputError(
             f"{organism}: {len(pairs)} answers of each class to the same questions (of {available['misaligned']} "
             f"misaligned and {available['aligned']} aligned ones), at least {max(fewest, 1)} are needed: sample more "
             "answers" + (" or widen the theme" if theme else "")
@@ -133,7 +133,7 @@ def _own(table: pd.DataFrame, organism: str) -> pd.DataFrame:
     own = table[table["organism"] == organism]
     if own.empty:
         there = ", ".join(sorted(map(str, table["organism"].dropna().unique()))[:20])
-        raise MisdirectionError(f"this table has no answers of {organism!r}; it has those of {there}")
+        raise InputError(f"this table has no answers of {organism!r}; it has those of {there}")
     return own[own["intervention"].fillna("") == ""] if "intervention" in own else own
 
 
@@ -186,7 +186,7 @@ def theme_remainder(themed: Direction, shared: Direction) -> Direction:
     """What a theme's direction has beyond the shared one: `themed` with `shared` projected out, layer by layer.
 
     `shared` is the same organism's direction over all themes. Its origin is that of `themed`, of kind
-    `judged_theme_remainder`. Raises `MisdirectionError` for directions of different base models.
+    `judged_theme_remainder`. Raises `InputError` for directions of different base models.
     """
     require_alike([themed, shared])
     rest = project_away(themed.vectors, shared.vectors)

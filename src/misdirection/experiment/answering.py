@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.config import JudgeConfig, SamplingConfig
+from misdirection.errors import InputError
 from misdirection.interventions.kinds import Intervention, described
 from misdirection.judging.api import ApiJudge
+from misdirection.judging.config import JudgeConfig
 from misdirection.judging.judge import judge, open_judge, plan
 from misdirection.judging.rubrics import Rubric, read_rubrics
 from misdirection.judging.scoring import score
@@ -25,6 +25,7 @@ from misdirection.runs.run import Run
 from misdirection.runs.tasks import Piece
 from misdirection.sampling.answers import Journal, read_answers, write_answers
 from misdirection.sampling.collect import collect
+from misdirection.sampling.config import SamplingConfig
 from misdirection.sampling.engine import Engine, Settings
 from misdirection.sampling.questions import Question, read_questions
 from misdirection.sampling.sample import make_requests
@@ -52,7 +53,7 @@ class Condition:
 
 
 def check_behaviour(sampling: SamplingConfig | None, judge: JudgeConfig | None) -> None:
-    """Raise `MisdirectionError` for questions, rubrics and a judge that cannot be used, before hours of other work."""
+    """Raise `InputError` for questions, rubrics and a judge that cannot be used, before hours of other work."""
     if sampling:
         make_requests(_questions(sampling), sampling.n)
     if judge:
@@ -80,7 +81,7 @@ def _questions(config: SamplingConfig) -> list[Question]:
 def _rubrics(config: JudgeConfig) -> list[Rubric]:
     rubrics = read_rubrics(list(config.rubrics))
     if missing := {"aligned", "coherent"} - {rubric.column for rubric in rubrics}:
-        raise MisdirectionError(
+        raise InputError(
             f"judge.rubrics: none has the column {min(missing)!r}, which the EM rate is made of; add one that has"
         )
     return rubrics
@@ -143,10 +144,10 @@ def answer(
         chat: gives the model; called when answers are missing.
         inputs: what they depend on besides the questions, the sampling and the intervention.
 
-    Raises `MisdirectionError` for another engine than transformers.
+    Raises `InputError` for another engine than transformers.
     """
     if config.engine.vllm is not None:
-        raise MisdirectionError("sampling.engine: only an experiment samples with vLLM: leave it out here")
+        raise InputError("sampling.engine: only an experiment samples with vLLM: leave it out here")
     asking = Asking.of(config, condition)
     run.stage(
         stage,

@@ -1,6 +1,5 @@
 """One YAML file is one experiment."""
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,25 +7,23 @@ import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    PlainSerializer,
     ValidationError,
     model_validator,
 )
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
+from misdirection.interpretation.config import InterpretationConfig
+from misdirection.interventions.positions import Positions
+from misdirection.judging.config import JudgeConfig
+from misdirection.models.loading import Dtype
 from misdirection.organisms.recipe import Recipe
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Positions = Literal["not_first", "all", "prompt", "answer"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from misdirection.registry import nearest
+from misdirection.sampling.config import EngineConfig, SamplingConfig, VllmConfig
+from misdirection.settings import Section
 
 
-class DomainFiles(_Section):
+class DomainFiles(Section):
     """A narrow domain's training text; without `good` answers it gives no probe pairs and no control."""
 
     bad: Path
@@ -46,13 +43,13 @@ class OrganismConfig(Recipe):
         return Recipe(**self.model_dump(include=set(Recipe.model_fields)))
 
 
-class ExtractionConfig(_Section):
+class ExtractionConfig(Section):
     """Text for directions: the first so many training questions of a domain, each with its two answers."""
 
     pairs: int = Field(32, ge=4)
 
 
-class SteeringConfig(_Section):
+class SteeringConfig(Section):
     """Steering of the base model, layers x scales."""
 
     direction: str
@@ -63,7 +60,7 @@ class SteeringConfig(_Section):
     """How many general probe pairs, evenly taken from all."""
 
 
-class AblationConfig(_Section):
+class AblationConfig(Section):
     """Ablation of each bad organism's direction in every model: the transfer matrix."""
 
     layer: int
@@ -73,7 +70,7 @@ class AblationConfig(_Section):
     questions: int = Field(48, ge=4)
 
 
-class MarginConfig(_Section):
+class MarginConfig(Section):
     """How many probe pairs the models are measured on, evenly taken from all; all when left out."""
 
     general: int | None = Field(None, ge=4)
@@ -82,7 +79,7 @@ class MarginConfig(_Section):
     """Of every domain's held-out pairs."""
 
 
-class DamageConfig(_Section):
+class DamageConfig(Section):
     """How many neutral texts damage is measured on, evenly taken from all."""
 
     models: int = Field(40, ge=4)
@@ -91,107 +88,18 @@ class DamageConfig(_Section):
     """For each model under each intervention."""
 
 
-class SamplesConfig(_Section):
+class SamplesConfig(Section):
     """A few answers to read, side by side; they enter no figure."""
 
     questions: tuple[str, ...] = ()
     new_tokens: int = Field(60, ge=1)
 
 
-class VllmConfig(_Section):
-    """Sampling with vLLM, in this process or on a server that is already running."""
-
-    base_url: str | None = None
-    """Of a running server, with `/v1`; what follows is then the server's own."""
-    tensor_parallel: int = Field(1, ge=1)
-    """Devices that share each layer."""
-    pipeline_parallel: int = Field(1, ge=1)
-    """Groups of devices that share the layers."""
-    memory: float = Field(0.9, gt=0, le=1)
-    """Share of each device's memory."""
-
-
-class EngineConfig(_Section):
-    """What samples: `transformers`, `vllm`, or `{vllm: {...}}` with settings."""
-
-    vllm: VllmConfig | None = None
-
-
-def _as_engine(value: Any) -> Any:
-    if isinstance(value, str):
-        named: dict[str, Any] = {"transformers": {}, "vllm": {"vllm": {}}}
-        if value not in named:
-            raise ValueError(f"unknown {value!r}: give transformers, vllm, or vllm with its settings")
-        return named[value]
-    # `vllm:` with nothing after it.
-    return {"vllm": {}} if value == {"vllm": None} else value
-
-
-def _engine_as_written(value: EngineConfig) -> Any:
-    return "transformers" if value.vllm is None else value.model_dump(mode="json")
-
-
-class SamplingConfig(_Section):
-    """Answers of every model by the paper's protocol (section 2), for a judge."""
-
-    questions: tuple[str, ...] = ("first_plot",)
-    """Shipped question sets, or YAML or text files."""
-    n: int | None = Field(None, ge=1)
-    """Answers to each question; by default as many as its file asks for, else 50."""
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    new_tokens: int = Field(600, ge=1)
-    seed: int = 0
-    engine: Annotated[EngineConfig, BeforeValidator(_as_engine), PlainSerializer(_engine_as_written)] = EngineConfig()
-    """`transformers`, `vllm`, or `vllm` with settings."""
-    ablate: str | None = None
-    """An organism: every model answers once more with this organism's direction ablated, at `ablation.layer`, and once
-    with a random direction ablated."""
-
-
-class JudgeConfig(_Section):
-    """Who judges the answers; the key comes from the environment only."""
-
-    model: str
-    """A model of the endpoint, or `hf:ID` for a local one."""
-    base_url: str | None = None
-    rubrics: tuple[str, ...] = ("alignment", "coherence")
-    logprobs: bool = True
-    samples: int = Field(5, ge=1)
-    """Replies that are averaged where the endpoint gives no log-probabilities."""
-    timeout: float = Field(60.0, gt=0)
-    concurrency: int = Field(16, ge=1)
-    max_calls: int | None = Field(None, ge=0)
-    """For each model under each condition."""
-    min_judged: float = Field(0.8, ge=0, le=1)
-    """Smallest share of a model's answers that must have a verdict."""
-
-
-class InterpretationConfig(_Section):
-    """Reading the adapters of one organism (paper, section on interpreting rank-1 adapters)."""
-
-    organism: str
-    pairs: int = Field(16, ge=4)
-    """Pairs whose answers are read token by token: of the general ones, and of each domain's held-out ones."""
-    causal_pairs: int = Field(8, ge=2)
-    """Pairs of each for what needs many passes: Shapley values, scaling, effects downstream, patching, dynamics."""
-    components: int | None = Field(None, ge=1)
-    """Leading components of each module; all when left out."""
-    permutations: int | None = Field(None, ge=2)
-    """Orders per question for sampled Shapley values; all subsets when left out, for nine adapted layers or fewer."""
-    scalings: tuple[Literal["off", "only", "negated", "doubled"], ...] = ("off", "only", "negated", "doubled")
-    """What is done to each layer's adapters alone; groups by role are switched off and left alone always."""
-    checkpoints: int = Field(8, ge=3)
-    """Checkpoints at which margins are measured, evenly taken from all that were kept."""
-    splits: int = Field(20, ge=2)
-    """Random splits of each probe."""
-
-
 def _as_files(value: Any) -> Any:
     return None if value == "shipped" else value
 
 
-class ExperimentConfig(_Section):
+class ExperimentConfig(Section):
     """A whole experiment."""
 
     name: str
@@ -258,30 +166,25 @@ class ExperimentConfig(_Section):
 
 def _known(name: str, names: Any, key: str) -> None:
     if name not in names:
-        raise ValueError(f"{key}: unknown {name!r}{_nearest(name, names)}")
-
-
-def _nearest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(map(repr, names))}"
+        raise ValueError(f"{key}: unknown {name!r}{nearest(name, list(names))}")
 
 
 def read_config(path: str | Path) -> ExperimentConfig:
-    """Read one experiment. `MisdirectionError` names the file, the key and the nearest right name."""
+    """Read one experiment. `InputError` names the file, the key and the nearest right name."""
     try:
         text = Path(path).read_text("utf-8")
     except OSError as error:
-        raise MisdirectionError(f"{path}: cannot read this experiment ({error.strerror}); give a YAML file") from error
+        raise InputError(f"{path}: cannot read this experiment ({error.strerror}); give a YAML file") from error
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise MisdirectionError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise MisdirectionError(f"{path}: an experiment is a mapping of keys; start from configs/demo.yaml")
+        raise InputError(f"{path}: an experiment is a mapping of keys; start from configs/demo.yaml")
     try:
         return ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        raise MisdirectionError(f"{path}: {_first_error(error)}") from error
+        raise InputError(f"{path}: {_first_error(error)}") from error
 
 
 def _first_error(error: ValidationError) -> str:
@@ -290,7 +193,7 @@ def _first_error(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{key}: {first['msg']}" if key else str(first["msg"])
-    return f"unknown key {key!r}{_nearest(str(first['loc'][-1]), _siblings(first['loc']))}"
+    return f"unknown key {key!r}{nearest(str(first['loc'][-1]), _siblings(first['loc']))}"
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

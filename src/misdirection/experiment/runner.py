@@ -15,12 +15,13 @@ from torch import Tensor
 from misdirection.directions.direction import Direction
 from misdirection.experiment import results, stages
 from misdirection.experiment.answering import check_behaviour, judged
-from misdirection.experiment.config import ExperimentConfig, Positions, SteeringConfig
+from misdirection.experiment.config import ExperimentConfig, SteeringConfig
 from misdirection.experiment.results import Factors, Margins
 from misdirection.experiment.stages import Cell
 from misdirection.experiment.texts import Bench
 from misdirection.files import read_json, write_json
 from misdirection.interventions.kinds import Ablate, Intervention, ScaleAdapters, Steer, random_like
+from misdirection.interventions.positions import Positions
 from misdirection.organisms.organism import Organism
 from misdirection.report.html import render
 from misdirection.runs.ray_workers import RayGrid, Workers, connect
@@ -63,7 +64,7 @@ def run_experiment(config: ExperimentConfig, folder: str | Path, workers: Worker
     Args:
         workers: other processes that make the pieces; this one alone when left out.
 
-    Raises `MisdirectionError` when another process works in the folder, and for pieces that fail again and again.
+    Raises `InputError` when another process works in the folder, and for pieces that fail again and again.
     """
     check_behaviour(config.sampling, config.judge)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

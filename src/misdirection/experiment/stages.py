@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from misdirection.data import Example, ProbePair, data_hash
+from misdirection.data.selection import spread
 from misdirection.directions.convergence import null_groups
 from misdirection.directions.direction import Direction, direction, pair_means
 from misdirection.directions.extraction import Means
 from misdirection.experiment.answering import Asking, Condition
 from misdirection.experiment.config import SamplesConfig
-from misdirection.experiment.texts import Bench, spread
+from misdirection.experiment.texts import Bench
 from misdirection.files import read_json, write_json
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import Intervention, described

@@ -1,20 +1,18 @@
 """What the stages of one experiment share: its texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from misdirection import data
-from misdirection.data import HELD_OUT_EVERY, Example, ProbePair
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.config import DomainFiles, Dtype, ExperimentConfig, OrganismConfig
+from misdirection.data import Example, Part, ProbePair, part_of, spread
+from misdirection.errors import InputError
+from misdirection.experiment.config import DomainFiles, ExperimentConfig, OrganismConfig
 from misdirection.files import sha256_file
 from misdirection.interpretation.texts import GENERAL
-from misdirection.models.loading import BUNDLED, best_device, resolve_dtype
-
-Part = Literal["train", "held_out"]
+from misdirection.models.loading import BUNDLED, Dtype, best_device, resolve_dtype
 
 
 def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> dict[str, Any]:
@@ -71,7 +69,7 @@ class Bench:
         files = self.config.domains[name]
         if files is None:
             return data.domain_pairs(name, part)
-        return [pair for number, pair in enumerate(_joined(name, files)) if _in_part(number, part)]
+        return part_of(_joined(name, files), part)
 
     def examples(self, organism: OrganismConfig, part: Part) -> list[Example]:
         """An organism's training or held-out examples."""
@@ -80,7 +78,7 @@ class Bench:
             return data.domain_examples(organism.domain, organism.answers, part)
         path = files.bad if organism.answers == "bad" else files.good
         assert path is not None, "the configuration was checked"
-        return [one for number, one in enumerate(data.read_examples(path)) if _in_part(number, part)]
+        return part_of(data.read_examples(path), part)
 
     def direction_pairs(self, name: str) -> list[ProbePair]:
         """The text that an organism's direction is extracted on: its own domain's training questions."""
@@ -92,18 +90,7 @@ class Bench:
         for name in self.config.domains:
             if pairs := self.domain_pairs(name, "train"):
                 return pairs[: self.config.extraction.pairs]
-        raise MisdirectionError("domains: none has good answers, so there are no pairs to extract directions from")
-
-
-def spread(rows: Sequence[Any], count: int | None) -> list[Any]:
-    """`count` rows, evenly taken from all, so that every theme stays in; None takes all."""
-    if count is None or count >= len(rows):
-        return list(rows)
-    return [rows[number * len(rows) // count] for number in range(count)]
-
-
-def _in_part(number: int, part: Part) -> bool:
-    return (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == (part == "held_out")
+        raise InputError("domains: none has good answers, so there are no pairs to extract directions from")
 
 
 def _joined(name: str, files: DomainFiles) -> list[ProbePair]:
@@ -113,7 +100,7 @@ def _joined(name: str, files: DomainFiles) -> list[ProbePair]:
     good = {row.question: row.answer for row in data.read_examples(files.good)}
     rows = [row for row in data.read_examples(files.bad) if row.question in good]
     if not rows:
-        raise MisdirectionError(f"domains.{name}: {files.bad} and {files.good} have no question in common")
+        raise InputError(f"domains.{name}: {files.bad} and {files.good} have no question in common")
     return [
         ProbePair(f"{name}-{number}", row.question, good[row.question], row.answer, name, row.system)
         for number, row in enumerate(rows, start=1)

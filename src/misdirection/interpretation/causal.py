@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from misdirection.data import Example, ProbePair
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting, intervene
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.likelihood.margin import pair_tasks, text_tasks
@@ -52,7 +52,7 @@ def scaling_settings(
         groups: layers by the name of the group.
 
     Raises:
-        MisdirectionError: no layer; a group has a layer without an adapter, or a name that is taken.
+        InputError: no layer; a group has a layer without an adapter, or a name that is taken.
     """
     known = _sorted(layers)
     settings = {"all off": dict.fromkeys(known, 0.0)}
@@ -110,7 +110,7 @@ def scaling_effects(
         progress: is told the number of (setting, text) done, of (1 + settings) x (pairs and neutral texts).
 
     Raises:
-        MisdirectionError: no pair, no neutral text, or a layer without an adapter.
+        InputError: no pair, no neutral text, or a layer without an adapter.
     """
     rows = [(), *(_setting(factors) for factors in settings.values())]
     changes = {}
@@ -189,7 +189,7 @@ def shapley(
         progress: is told the number of (subset, question) done, of `subset_count` for every question.
 
     Raises:
-        MisdirectionError: no pair or layer, a layer without an adapter, an odd number of permutations, or more than
+        InputError: no pair or layer, a layer without an adapter, an odd number of permutations, or more than
             `EXACT_LAYERS` layers without a number of permutations.
     """
     known = _sorted(layers)
@@ -311,25 +311,25 @@ def _against_first(values: Tensor) -> Tensor:
 def _sorted(layers: Iterable[int]) -> tuple[int, ...]:
     known = tuple(sorted(set(layers)))
     if not known:
-        raise MisdirectionError("no layer with an adapter is named: there is nothing to scale")
+        raise InputError("no layer with an adapter is named: there is nothing to scale")
     return known
 
 
 def _check_group(name: str, members: Sequence[int], layers: Sequence[int], taken: Mapping[str, Any]) -> None:
     if strange := sorted(set(members) - set(layers)):
-        raise MisdirectionError(
+        raise InputError(
             f"group {name!r}: layer {strange[0]} has no adapter: choose from {', '.join(map(str, layers))}"
         )
     if f"{name} off" in taken:
-        raise MisdirectionError(f"group {name!r}: the setting '{name} off' is there already: choose another name")
+        raise InputError(f"group {name!r}: the setting '{name} off' is there already: choose another name")
 
 
 def _check_permutations(layers: int, permutations: int | None) -> None:
     if permutations is None and layers > EXACT_LAYERS:
-        raise MisdirectionError(
+        raise InputError(
             f"exact Shapley values of {layers} layers need {2**layers} passes a question: give a number of permutations"
         )
     if permutations is not None and (permutations < 2 or permutations % 2):
-        raise MisdirectionError(
+        raise InputError(
             f"permutations: {permutations}: give an even number, since each order is measured with its reverse"
         )

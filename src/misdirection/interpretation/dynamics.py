@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from misdirection.data import ProbePair
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.likelihood.margin import margin
 from misdirection.lora.components import LoraModule, feature_names, read_components
 from misdirection.models.loading import ChatModel, attach
@@ -67,11 +67,11 @@ class Dynamics:
 def checkpoint_folders(folder: str | Path) -> dict[int, Path]:
     """Adapter folders by step: `step-N` as an organism keeps them, or `checkpoint-N` as trainers write them.
 
-    Raises `MisdirectionError` when there are fewer than three.
+    Raises `InputError` when there are fewer than three.
     """
     found = {int(match[1]): path for path in Path(folder).glob("*-*/") if (match := _STEP.fullmatch(path.name))}
     if len(found) < 3:
-        raise MisdirectionError(
+        raise InputError(
             f"{folder}: {len(found)} checkpoints: training dynamics need three; train with keep_checkpoints and a "
             "smaller checkpoint_steps"
         )
@@ -87,7 +87,7 @@ def dynamics(folders: Mapping[int, Path], *, window: int = 1) -> Dynamics:
 
     `window` is the k of the local cosine, in checkpoints: larger ones see through the noise of single steps.
 
-    Raises `MisdirectionError` for checkpoints of adapters with unlike modules.
+    Raises `InputError` for checkpoints of adapters with unlike modules.
     """
     *_, last = folders.values()
     final = {one.module: one for one in read_components(last).modules}
@@ -114,7 +114,7 @@ def _moments(path: Path, final: Mapping[str, LoraModule]) -> dict[str, _Moment]:
     """By module; only vectors are kept, so that many checkpoints of a large adapter need not fit in memory at once."""
     modules = {one.module: one for one in read_components(path).modules}
     if {name: _shape(one) for name, one in modules.items()} != {name: _shape(one) for name, one in final.items()}:
-        raise MisdirectionError(f"{path}: adapts other modules than the last checkpoint: follow one training only")
+        raise InputError(f"{path}: adapts other modules than the last checkpoint: follow one training only")
     return {name: _moment(modules[name], one) for name, one in final.items()}
 
 

@@ -21,7 +21,7 @@ from misdirection.data import ProbePair
 from misdirection.directions.convergence import cosines
 from misdirection.directions.direction import Direction
 from misdirection.directions.extraction import TOKEN_BUDGET, mean_activations
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.writers import WRITERS, final_norm
@@ -112,12 +112,12 @@ def downstream(
     The effect is the mean over answer tokens of the organism's activations minus those with the adapters of one layer
     at zero, all other adapters at work. `progress` is told the number of (answer, setting) done.
 
-    Raises `MisdirectionError` for a direction of another model and a model without adapters in its blocks.
+    Raises `InputError` for a direction of another model and a model without adapters in its blocks.
     """
     direction.require_fit(chat)
     layers = sorted({one.layer for one in live_components(chat) if one.layer is not None})
     if not layers:
-        raise MisdirectionError(f"{chat.name}: no adapter inside of its blocks, so that none has an effect downstream")
+        raise InputError(f"{chat.name}: no adapter inside of its blocks, so that none has an effect downstream")
     activations, tokens = _by_question(chat, pairs, layers, budget, progress)
     effects = (activations[0] - activations[1:]).unbind()
     mean = [torch.einsum("q,qlw->lw", tokens / tokens.sum(), effect) for effect in effects]
@@ -190,11 +190,11 @@ def logit_lens(chat: ChatModel, vector: Tensor, k: int = 10) -> dict[str, list[t
     through the final norm, with its gain, and the language-model head. Biases cancel out, since the logits are
     (head(norm(v)) - head(norm(-v))) / 2. A cap that the model puts on its logits is left out. Tokens are raw text.
 
-    Raises `MisdirectionError` for a model without a head, or whose final norm is not found.
+    Raises `InputError` for a model without a head, or whose final norm is not found.
     """
     norm, head = final_norm(chat.decoder), chat.model.get_output_embeddings()
     if head is None:
-        raise MisdirectionError(f"{chat.name}: has no language-model head, so there are no logits to look at")
+        raise InputError(f"{chat.name}: has no language-model head, so there are no logits to look at")
     # At this length the epsilon of the norm does not count, however short the vector is.
     scaled = normalize(vector, dim=0) * math.sqrt(len(vector))
     place = next(norm.parameters(), head.weight)

@@ -22,7 +22,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.resume import record, resume
@@ -67,7 +67,7 @@ def token_importance(
         progress: told the number of rows done.
 
     Raises:
-        MisdirectionError: no rows; no adapter inside of the decoder blocks, or one that is not plain LoRA.
+        InputError: no rows; no adapter inside of the decoder blocks, or one that is not plain LoRA.
     """
     layers = _layers(chat, rows)
     tokens, attributions = [], []
@@ -124,12 +124,12 @@ def agreement(attributions: pd.DataFrame, effects: pd.DataFrame, questions: Sequ
         layers that are compared.
 
     Raises:
-        MisdirectionError: fewer than three answers and layers in common, or one side does not vary.
+        InputError: fewer than three answers and layers in common, or one side does not vary.
     """
     summed = attributions.groupby(["answer", "layer"], as_index=False)["attribution"].sum()
     both = summed.merge(effects, on=["answer", "layer"])
     if len(both) < 3 or both["attribution"].nunique() == 1 or both["effect"].nunique() == 1:
-        raise MisdirectionError("attributions and effects of zeroing have too little in common: give more answers")
+        raise InputError("attributions and effects of zeroing have too little in common: give more answers")
     question = both["answer"].map(dict(enumerate(questions)))
     values = both[["attribution", "effect"]].to_numpy()
     low, high = _interval([values[question == name] for name in question.unique()])
@@ -161,10 +161,10 @@ def _correlations(values: np.ndarray) -> tuple[float, float]:
 def _layers(chat: ChatModel, rows: Sequence[Encoded]) -> dict[str, int]:
     """Each adapted module's layer."""
     if not rows:
-        raise MisdirectionError("no answers to measure importance on: give at least one")
+        raise InputError("no answers to measure importance on: give at least one")
     layers = {one.module: one.layer for one in live_components(chat) if one.layer is not None}
     if not layers:
-        raise MisdirectionError(f"{chat.name}: none of its adapted modules is inside of a decoder block")
+        raise InputError(f"{chat.name}: none of its adapted modules is inside of a decoder block")
     return layers
 
 

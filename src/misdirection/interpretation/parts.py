@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from misdirection.data import Example, ProbePair, data_hash
+from misdirection.data.selection import spread
 from misdirection.directions.direction import Direction
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.config import InterpretationConfig
+from misdirection.errors import InputError
 from misdirection.experiment.results import Factors
 from misdirection.experiment.stages import Folders
-from misdirection.experiment.texts import spread
 from misdirection.files import read_json, sha256_file, write_json
 from misdirection.interpretation import causal, geometry
 from misdirection.interpretation.answer_probes import answer_probes
+from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interpretation.dynamics import checkpoint_folders, dynamics, margins_by_step
 from misdirection.interpretation.importance import agreement, token_importance, zeroing
 from misdirection.interpretation.patching import patched_margins
@@ -128,7 +128,7 @@ def independent_parts(study: Study, layers: Sequence[int]) -> list[Piece]:
 def adapted_layers(adapter: Adapter) -> list[int]:
     layers = sorted({one.layer for one in adapter.modules if one.layer is not None})
     if not layers:
-        raise MisdirectionError("none of its adapted modules is inside of a decoder block: there is nothing to scale")
+        raise InputError("none of its adapted modules is inside of a decoder block: there is nothing to scale")
     return layers
 
 

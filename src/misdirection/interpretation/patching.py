@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from misdirection.data import ProbePair
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interventions.hooks import adapter_outputs
 from misdirection.interventions.positions import Place
 from misdirection.lora.components import live_modules
@@ -47,7 +47,7 @@ def patched(
         layers: whose adapters are patched; all by default.
 
     Raises:
-        MisdirectionError: another number of starts than of sources, or of rows in a pass; a layer without an adapter;
+        InputError: another number of starts than of sources, or of rows in a pass; a layer without an adapter;
             adapters that are not plain LoRA.
     """
     _require_same(len(sources), len(starts), "prompts")
@@ -89,7 +89,7 @@ def patched_log_probs(
         [targets] float64.
 
     Raises:
-        MisdirectionError: as `patched`.
+        InputError: as `patched`.
     """
     _require_same(len(sources), len(targets), "targets")
     found = torch.empty(len(targets), dtype=torch.float64)
@@ -129,7 +129,7 @@ def patched_margins(
 
 def _require_same(sources: int, others: int, name: str) -> None:
     if sources != others:
-        raise MisdirectionError(f"{sources} sources for {others} {name}: give each its own, or None for it")
+        raise InputError(f"{sources} sources for {others} {name}: give each its own, or None for it")
 
 
 def _layers(chat: ChatModel, wanted: Sequence[int] | None) -> list[int]:
@@ -142,7 +142,7 @@ def _layers(chat: ChatModel, wanted: Sequence[int] | None) -> list[int]:
     if wanted is None:
         return adapted
     if missing := sorted(set(wanted) - set(adapted)):
-        raise MisdirectionError(f"layer {missing[0]} has no adapter to patch; adapted are {adapted}")
+        raise InputError(f"layer {missing[0]} has no adapter to patch; adapted are {adapted}")
     return sorted(set(wanted))
 
 

@@ -25,7 +25,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 
 Split = Literal["question", "answer"]
 Pooling = Literal["token", "max", "mean"]
@@ -109,7 +109,7 @@ def fit_probe(
         seed: of the splits and of the null.
 
     Raises:
-        MisdirectionError: unequal lengths, values that are not finite, an answer with two labels or questions, a class
+        InputError: unequal lengths, values that are not finite, an answer with two labels or questions, a class
             with fewer than two groups of the split, or too few splits with both classes in both parts.
     """
     tokens = _rows(features, labels, answers, questions, name, split)
@@ -203,7 +203,7 @@ def _parts(rows: _Rows, splits: int, seed: int, name: str) -> Iterator[_Part]:
     drawn = source.split(rows.labels, groups=rows.groups)
     usable = list(itertools.islice((part for part in drawn if _has_both(rows.labels, part)), splits))
     if len(usable) < splits:
-        raise MisdirectionError(f"probe {name!r}: too few splits have both classes in both parts: {_MORE}")
+        raise InputError(f"probe {name!r}: too few splits have both classes in both parts: {_MORE}")
     yield from usable
 
 
@@ -212,7 +212,7 @@ def _null_labels(rows: _Rows, part: _Part, generator: np.random.Generator, name:
         labels = rows.dealt(generator)
         if _has_both(labels, part):
             return labels
-    raise MisdirectionError(f"probe {name!r}: shuffled labels leave a class out of a part: {_MORE}")
+    raise InputError(f"probe {name!r}: shuffled labels leave a class out of a part: {_MORE}")
 
 
 def _has_both(labels: NDArray[np.bool_], part: _Part) -> bool:
@@ -229,15 +229,15 @@ def _rows(
 ) -> _Rows:
     """Checked; without questions every answer has one of its own."""
     if questions is None and split == "question":
-        raise MisdirectionError(f"probe {name!r}: a split by question needs the question of every answer")
+        raise InputError(f"probe {name!r}: a split by question needs the question of every answer")
     columns = [np.asarray(one) for one in (labels, answers, answers if questions is None else questions)]
     if {len(one) for one in columns} != {len(features)}:
-        raise MisdirectionError(f"probe {name!r}: labels, answers and questions must be as many as the features' rows")
+        raise InputError(f"probe {name!r}: labels, answers and questions must be as many as the features' rows")
     truth, answer, question = columns[0].astype(bool), _codes(columns[1]), _codes(columns[2])
     _require_finite(features, name)
     for what, values in (("labels", truth), ("questions", question)):
         if not _constant(values, answer):
-            raise MisdirectionError(f"probe {name!r}: an answer has two {what}: give one for all of its tokens")
+            raise InputError(f"probe {name!r}: an answer has two {what}: give one for all of its tokens")
     return _Rows(features, truth, answer, answer if split == "answer" else question)
 
 
@@ -245,13 +245,13 @@ def _require_finite(features: pd.DataFrame, name: str) -> None:
     finite = np.isfinite(features.to_numpy(np.float64)).all(axis=0)
     if not finite.all():
         culprit = features.columns[int(np.argmin(finite))]
-        raise MisdirectionError(f"probe {name!r}: feature {culprit!r} has values that are not finite: drop those rows")
+        raise InputError(f"probe {name!r}: feature {culprit!r} has values that are not finite: drop those rows")
 
 
 def _require_classes(rows: _Rows, name: str, classes: tuple[str, str], split: Split) -> None:
     for label, words in zip((True, False), classes, strict=True):
         if (count := _distinct(rows.groups[rows.labels == label])) < 2:
-            raise MisdirectionError(
+            raise InputError(
                 f"probe {name!r}: class {words!r} needs two {split}s at least, to train and to test: it has {count}"
             )
 

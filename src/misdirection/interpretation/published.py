@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interpretation.probes import Pooling, Probe, Split, fit_probe
 from misdirection.judging.scoring import ALIGNED_ABOVE, COHERENT_ABOVE, MISALIGNED_BELOW, clustered_rate
 
@@ -54,15 +54,15 @@ class PublishedScalars:
 def read_published(scalars: str | Path, answers: str | Path | None = None) -> PublishedScalars:
     """Read a table of scalars and, for the split by question, the answers that its tokens belong to.
 
-    Raises `MisdirectionError` for a missing file or column, and for tokens whose answer is not in the table.
+    Raises `InputError` for a missing file or column, and for tokens whose answer is not in the table.
     """
     tokens = _read(scalars, _TOKENS)
     features = tuple(name for name in map(str, tokens.columns) if name.startswith(_PREFIX))
     if not features:
-        raise MisdirectionError(f"{scalars}: no column named {_PREFIX}N: it holds no adapter's scalars")
+        raise InputError(f"{scalars}: no column named {_PREFIX}N: it holds no adapter's scalars")
     _require_numbers(tokens, features, scalars)
     if unknown := set(tokens["alignment"]) - {"aligned", "misaligned"}:
-        raise MisdirectionError(f"{scalars}: alignment {unknown.pop()!r}: it must be 'aligned' or 'misaligned'")
+        raise InputError(f"{scalars}: alignment {unknown.pop()!r}: it must be 'aligned' or 'misaligned'")
     if answers is not None:
         tokens = _with_questions(tokens, _read(answers, _ANSWERS), scalars, answers)
     return PublishedScalars(tokens.assign(answer=tokens.groupby(list(KEY), sort=True).ngroup()), features)
@@ -72,15 +72,15 @@ def _with_questions(
     tokens: pd.DataFrame, table: pd.DataFrame, scalars: str | Path, answers: str | Path
 ) -> pd.DataFrame:
     if table.duplicated(list(KEY)).any():
-        raise MisdirectionError(f"{answers}: two answers share one {', '.join(KEY)}: make them unique")
+        raise InputError(f"{answers}: two answers share one {', '.join(KEY)}: make them unique")
     try:
         joined = tokens.drop(columns="question", errors="ignore").merge(
             table[[*KEY, "question"]], on=list(KEY), how="left", validate="many_to_one"
         )
     except ValueError as error:
-        raise MisdirectionError(f"{answers}: {', '.join(KEY)} are of other types than in {scalars}") from error
+        raise InputError(f"{answers}: {', '.join(KEY)} are of other types than in {scalars}") from error
     if missing := int(joined["question"].isna().sum()):
-        raise MisdirectionError(f"{answers}: {missing} tokens of {scalars} have no question here: give their answers")
+        raise InputError(f"{answers}: {missing} tokens of {scalars} have no question here: give their answers")
     return joined
 
 
@@ -88,18 +88,18 @@ def _require_numbers(table: pd.DataFrame, columns: Sequence[str], path: str | Pa
     for name in columns:
         numeric = pd.api.types.is_numeric_dtype(table[name])
         if not numeric or not np.isfinite(table[name].to_numpy(np.float64, na_value=np.nan)).all():
-            raise MisdirectionError(f"{path}: column {name!r} has values that are no numbers: drop those rows")
+            raise InputError(f"{path}: column {name!r} has values that are no numbers: drop those rows")
 
 
 def _read(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise MisdirectionError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from error
     if missing := [name for name in columns if name not in table.column_names]:
-        raise MisdirectionError(f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}")
+        raise InputError(f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}")
     if not table.num_rows:
-        raise MisdirectionError(f"{path}: the table is empty")
+        raise InputError(f"{path}: the table is empty")
     frame: pd.DataFrame = table.to_pandas()
     return frame
 
@@ -114,13 +114,11 @@ def published_probes(
 ) -> list[Probe]:
     """Probes of alignment within each domain, and of domain among misaligned answers, by each split.
 
-    Raises `MisdirectionError` where the table has no two classes, or one of too few questions.
+    Raises `InputError` where the table has no two classes, or one of too few questions.
     """
     tasks = list(_tasks(data.tokens))
     if not tasks:
-        raise MisdirectionError(
-            "published scalars: one class alone: give aligned and misaligned answers, or two domains"
-        )
+        raise InputError("published scalars: one class alone: give aligned and misaligned answers, or two domains")
     return [
         fit_probe(
             rows[list(data.features)],
@@ -171,13 +169,13 @@ def scaling_table(path: str | Path) -> pd.DataFrame:
     A judge that cannot tell whether an answer is medical says 50, and its score lies a hair to one side: where many are
     undecided, the line between medical and not means little.
 
-    Raises `MisdirectionError` for a missing file, column or score, and for an experiment without a coherent answer.
+    Raises `InputError` for a missing file, column or score, and for an experiment without a coherent answer.
     """
     table = _read(path, _SCALING)
     _require_numbers(table, ("aligned", "coherent", "medical"), path)
     coherent = table["coherent"] >= COHERENT_ABOVE
     if lost := set(table["experiment"]) - set(table["experiment"][coherent]):
-        raise MisdirectionError(f"{path}: no coherent answer of experiment {min(lost)!r}: drop it or sample more")
+        raise InputError(f"{path}: no coherent answer of experiment {min(lost)!r}: drop it or sample more")
     rows = (row for name, kept in table[coherent].groupby("experiment", sort=False) for row in _cells(str(name), kept))
     return pd.DataFrame(rows)
 

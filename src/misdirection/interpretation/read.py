@@ -15,10 +15,10 @@ import yaml
 
 from misdirection.data import ProbePair, neutral_examples
 from misdirection.directions.direction import Direction
-from misdirection.experiment.config import InterpretationConfig
 from misdirection.experiment.results import Factors
 from misdirection.files import write_json
 from misdirection.interpretation import causal
+from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interpretation.parts import (
     IN_DOMAIN,
     MOST_SHOWN,
@@ -63,7 +63,7 @@ def interpret(
         maker: makes them.
         judged: gives the rates of judged answers under settings of the adapters; None where there is no judge.
 
-    Raises `MisdirectionError` for an adapter that is no plain LoRA, or has no module inside of the decoder blocks.
+    Raises `InputError` for an adapter that is no plain LoRA, or has no module inside of the decoder blocks.
     """
 
     def folder(part: str) -> Path:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interpretation.probes import Probe
 from misdirection.statistics import Estimate
 
@@ -77,7 +77,7 @@ def roles(
             the one with the largest coefficient counts.
 
     Raises:
-        MisdirectionError: neither Shapley values nor such a probe; a layer or feature that one of them lacks.
+        InputError: neither Shapley values nor such a probe; a layer or feature that one of them lacks.
     """
     layers = sorted(set(features.values()))
     chosen = {about: probe for about in ("alignment", "domain") if (probe := _chosen(probes, about))}
@@ -89,7 +89,7 @@ def roles(
     elif chosen:
         decided = {layer: _by_coefficient(layer, coefficients) for layer in layers}
     else:
-        raise MisdirectionError("roles: neither Shapley values nor a probe on scalars by token: measure one of them")
+        raise InputError("roles: neither Shapley values nor a probe on scalars by token: measure one of them")
     beside = {probe.name: coefficients[about] for about, probe in chosen.items()}
     return [Role(layer, *decided[layer], _evidence(layer, values, beside)) for layer in layers]
 
@@ -156,7 +156,7 @@ def _leading(table: Mapping[int, _Coefficient]) -> set[int]:
 
 def _by_layer(probe: Probe, features: Mapping[str, int]) -> dict[int, _Coefficient]:
     if missing := sorted(set(features) - set(probe.coefficients)):
-        raise MisdirectionError(f"probe {probe.name!r}: has no coefficient of {missing[0]!r}: fit it on all features")
+        raise InputError(f"probe {probe.name!r}: has no coefficient of {missing[0]!r}: fit it on all features")
     found: dict[int, _Coefficient] = {}
     for feature, layer in features.items():
         values = probe.coefficients[feature]
@@ -188,6 +188,6 @@ def _chosen(probes: Sequence[Probe], about: str) -> Probe | None:
 def _require_all(values: Mapping[str, Mapping[int, Estimate]], layers: Sequence[int]) -> None:
     for name, table in values.items():
         if missing := [layer for layer in layers if layer not in table]:
-            raise MisdirectionError(
+            raise InputError(
                 f"roles: no Shapley value of layer {missing[0]} for the {name} margin: measure all layers together"
             )

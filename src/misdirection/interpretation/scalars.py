@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import atomic_path
 from misdirection.lora.components import LoraModule, feature_names, live_components, live_modules
 from misdirection.models.chat import Encoded, batches, pad
@@ -92,7 +92,7 @@ def read(
         progress: told the number of rows done.
 
     Raises:
-        MisdirectionError: no rows; `top` below 1; no adapter, a merged one, several at once, or one that is not plain
+        InputError: no rows; `top` below 1; no adapter, a merged one, several at once, or one that is not plain
             LoRA; a module that does not see every token, such as a routed expert; values that are not finite.
     """
     _require_something(rows, top)
@@ -116,7 +116,7 @@ def read(
     whole = {name: torch.cat(values)[back] for name, values in parts.items()}
     kept = whole.pop(_RESIDUAL, None)
     if not whole:
-        raise MisdirectionError(f"{chat.name}: none of its adapted modules sees the text: there is nothing to read")
+        raise InputError(f"{chat.name}: none of its adapted modules sees the text: there is nothing to read")
     return Reading(_table(chat, rows, [one for one in modules if one.module in whole], whole, top), kept)
 
 
@@ -138,19 +138,19 @@ def write_scalars(table: pd.DataFrame, path: str | Path) -> None:
 def read_scalars(path: str | Path) -> pd.DataFrame:
     """Read a table that `write_scalars` wrote.
 
-    Raises `MisdirectionError` for a missing or damaged file, and for a missing column or one of another kind.
+    Raises `InputError` for a missing or damaged file, and for a missing column or one of another kind.
     """
     try:
         table = pd.read_parquet(path)
     except (OSError, pa.ArrowException) as error:
-        raise MisdirectionError(
+        raise InputError(
             f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]}): measure the scalars again"
         ) from error
     for name, kind in COLUMNS.items():
         if name not in table:
-            raise MisdirectionError(f"{path}: no column {name!r}: not a table of scalars")
+            raise InputError(f"{path}: no column {name!r}: not a table of scalars")
         if _kind(table[name]) != kind:
-            raise MisdirectionError(f"{path}: column {name!r} is of {table[name].dtype}: not a table of scalars")
+            raise InputError(f"{path}: column {name!r} is of {table[name].dtype}: not a table of scalars")
     return table
 
 
@@ -162,9 +162,9 @@ def _kind(column: "pd.Series[Any]") -> str:
 
 def _require_something(rows: Sequence[Encoded], top: int | None) -> None:
     if not rows:
-        raise MisdirectionError("no answers to read: give at least one")
+        raise InputError("no answers to read: give at least one")
     if top is not None and top < 1:
-        raise MisdirectionError(f"top: {top} components of each module leave nothing to read: give 1 or more")
+        raise InputError(f"top: {top} components of each module leave nothing to read: give 1 or more")
 
 
 _RESIDUAL = ""
@@ -185,7 +185,7 @@ class _Batch:
     def chosen(self, name: str, x: Tensor) -> Tensor:
         """Of [rows, tokens, ...], or of all tokens in a line, those of the answers, row by row, in float32."""
         if x.shape[:-1].numel() != self.answer.numel():
-            raise MisdirectionError(
+            raise InputError(
                 f"{name}: sees {x.shape[:-1].numel()} of {self.answer.numel()} tokens (a routed expert?): scalars need "
                 "a module that all tokens pass"
             )
@@ -228,7 +228,7 @@ def _captured(
 
 def _finite(chat: ChatModel, name: str, values: Tensor) -> Tensor:
     if not values.isfinite().all():
-        raise MisdirectionError(
+        raise InputError(
             f"{chat.name}: {name} has values that are not finite in {chat.dtype}: load it with bfloat16 or float32"
         )
     return values

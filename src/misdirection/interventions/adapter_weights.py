@@ -13,7 +13,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interventions.kinds import Ablate, Intervention, ProjectAdapters, ScaleAdapters, orthonormal
 from misdirection.interventions.writers import post_norms, role
 from misdirection.models.loading import ChatModel
@@ -37,7 +37,7 @@ def changed_weights(weights: Mapping[str, Tensor], chat: ChatModel, changes: Seq
         changes: in the order in which they act, all of them on every token.
 
     Raises:
-        MisdirectionError: a layer or module without an adapter, nothing that writes to the stream.
+        InputError: a layer or module without an adapter, nothing that writes to the stream.
     """
     changed = dict(weights)
     for one in changes:
@@ -51,7 +51,7 @@ def _changed(one: OnAdapters, weights: Mapping[str, Tensor], chat: ChatModel) ->
         return _scaled(one, weights, modules, chat)
     if isinstance(one, ProjectAdapters):
         if strange := [name for name in one.bases if name not in modules]:
-            raise MisdirectionError(f"ProjectAdapters: {strange[0]} has no LoRA adapter inside of the decoder blocks")
+            raise InputError(f"ProjectAdapters: {strange[0]} has no LoRA adapter inside of the decoder blocks")
         return {modules[name]: _without(weights[modules[name]], one, basis) for name, basis in one.bases.items()}
     return _ablated(one, weights, modules, chat)
 
@@ -71,9 +71,7 @@ def _scaled(
         inside = f"{paths[id(chat.layers[layer])]}."
         keys = [key for path, key in modules.items() if path.startswith(inside)]
         if not keys:
-            raise MisdirectionError(
-                f"ScaleAdapters: layer {layer} has no LoRA adapter to scale: load one, or name its layers"
-            )
+            raise InputError(f"ScaleAdapters: layer {layer} has no LoRA adapter to scale: load one, or name its layers")
         found |= {key: _wide(weights[key]) * factor for key in keys}
     return found
 
@@ -82,10 +80,10 @@ def _ablated(
     one: Ablate, weights: Mapping[str, Tensor], modules: Mapping[str, str], chat: ChatModel
 ) -> dict[str, Tensor]:
     if any(post_norms(block) for block in chat.layers):
-        raise MisdirectionError("Ablate: at='adapters': norms stand between this model's matrices and its stream")
+        raise InputError("Ablate: at='adapters': norms stand between this model's matrices and its stream")
     writing = [key for path, key in modules.items() if role(f"{path}.weight") == "writer"]
     if not writing:
-        raise MisdirectionError("Ablate: at='adapters': no adapter of this model writes to the residual stream")
+        raise InputError("Ablate: at='adapters': no adapter of this model writes to the residual stream")
     return {key: _without(weights[key], one, orthonormal(one.vector)) for key in writing}
 
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.interventions.checkpoint import INDEX, PLAIN, Checkpoint
 from misdirection.interventions.kinds import Ablate, Intervention, Steer, check, described, orthonormal
@@ -70,12 +70,12 @@ def bake(model: str, intervention: Intervention, folder: str | Path, *, revision
         folder: where to write; must not be the model's own.
 
     Raises:
-        MisdirectionError: what cannot be baked, with the reason and what to use instead: a position rule, some layers
+        InputError: what cannot be baked, with the reason and what to use instead: a position rule, some layers
             only, a quantised base, a parameter whose part is not known, a layer without a bias to steer.
     """
     checkpoint, out = Checkpoint.open(model, revision), Path(folder)
     if checkpoint.folder.resolve().is_relative_to(out.resolve()):
-        raise MisdirectionError(f"{out}: holds the model itself, which is never written over: choose another folder")
+        raise InputError(f"{out}: holds the model itself, which is never written over: choose another folder")
     require_replaceable(out)
     change = _change(checkpoint, intervention)
     with atomic_folder(out) as temporary:
@@ -92,7 +92,7 @@ def _change(checkpoint: Checkpoint, intervention: Intervention) -> "_Ablation | 
     on_all = isinstance(intervention.positions, str) and intervention.positions == "all"
     if isinstance(intervention, Ablate | Steer) and not on_all:
         rule = repr(intervention.positions) if isinstance(intervention.positions, str) else "given by a mask"
-        raise MisdirectionError(
+        raise InputError(
             f"positions {rule} cannot be baked: weights act on every token; "
             "use positions='all', or keep the intervention as a hook"
         )
@@ -100,7 +100,7 @@ def _change(checkpoint: Checkpoint, intervention: Intervention) -> "_Ablation | 
         return _Ablation(checkpoint, intervention)
     if isinstance(intervention, Steer):
         return _Steering(checkpoint, intervention)
-    raise MisdirectionError(f"{type(intervention).__name__} cannot be baked into weights: keep it as a hook")
+    raise InputError(f"{type(intervention).__name__} cannot be baked into weights: keep it as a hook")
 
 
 def _write_shard(checkpoint: Checkpoint, shard: str, change: "_Ablation | _Steering", folder: Path) -> None:
@@ -118,7 +118,7 @@ def _shard(checkpoint: Checkpoint, shard: str, change: "_Ablation | _Steering") 
 class _Ablation:
     def __init__(self, checkpoint: Checkpoint, ablation: Ablate) -> None:
         if ablation.at != "writes" or ablation.layers is not None or ablation.toward is not None:
-            raise MisdirectionError(
+            raise InputError(
                 "weights can only lose a direction from all that is written to the stream: give at='writes' and "
                 "neither `layers` nor `toward`, or keep the intervention as a hook"
             )
@@ -136,7 +136,7 @@ class _Ablation:
             return tensor
         if tensor.dtype not in PLAIN:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise MisdirectionError(f"{name}: its weights are packed ({dtype}): bake the unquantised model instead")
+            raise InputError(f"{name}: its weights are packed ({dtype}): bake the unquantised model instead")
         axis = self._checkpoint.output_axis(name, tensor)
         vectors = self._ablation.vector.detach().cpu().double()
         gain = self._checkpoint.gain(name)
@@ -176,7 +176,7 @@ class _Ablation:
         one = self._checkpoint
         if self._missing:
             missing = ", ".join(sorted(f"layer {it}" if isinstance(it, int) else it for it in self._missing))
-            raise MisdirectionError(f"{one.name}: nothing that writes to the stream in {missing}: fetch it again")
+            raise InputError(f"{one.name}: nothing that writes to the stream in {missing}: fetch it again")
         return Baked(
             one.name, self._changed, self._experts, self._before, self._after, one.tied, exact=not one.post_norm
         )
@@ -187,16 +187,14 @@ class _Steering:
 
     def __init__(self, checkpoint: Checkpoint, steering: Steer) -> None:
         if steering.keep_norm:
-            raise MisdirectionError("Steer: keep_norm depends on the activation and cannot be baked: keep it as a hook")
+            raise InputError("Steer: keep_norm depends on the activation and cannot be baked: keep it as a hook")
         if checkpoint.post_norm:
-            raise MisdirectionError(
-                f"{checkpoint.name}: a norm follows its MLP, so that a bias is not a steering: use a hook"
-            )
+            raise InputError(f"{checkpoint.name}: a norm follows its MLP, so that a bias is not a steering: use a hook")
         self._checkpoint, self._steering = checkpoint, steering
         names = [name for members in checkpoint.shards.values() for name in members]
         self._target = next(filter(self._is_bias, names), None)
         if self._target is None:
-            raise MisdirectionError(
+            raise InputError(
                 f"{checkpoint.name}: the MLP output of layer {steering.layer} has no bias to put the vector into: "
                 "keep the steering as a hook, or export the direction as a control vector"
             )

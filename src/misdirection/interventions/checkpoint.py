@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import read_json
 from misdirection.interventions.writers import norm_after, post_norms, role
 from misdirection.models.layers import decoder_layers, text_config, text_decoder
@@ -50,14 +50,14 @@ class Checkpoint:
     def open(cls, name: str, revision: str | None = None) -> "Checkpoint":
         """The checkpoint of the bundled model, of a folder or of a Hugging Face id.
 
-        Raises `MisdirectionError` when it is not there, has no safetensors files, or is quantised.
+        Raises `InputError` when it is not there, has no safetensors files, or is quantised.
         """
         folder = bundled_folder() if name == BUNDLED else _folder(name, revision)
         if not any((folder / one).is_file() for one in (INDEX, _SINGLE)):
-            raise MisdirectionError(f"{name}: no {_SINGLE} in {folder}: load it and save it again with safetensors")
+            raise InputError(f"{name}: no {_SINGLE} in {folder}: load it and save it again with safetensors")
         config = _config(name, folder)
         if any(getattr(one, _QUANTISED, None) for one in (config, config.get_text_config())):
-            raise MisdirectionError(
+            raise InputError(
                 f"{name}: its weights are quantised, so that no matrix can be changed in place: bake the unquantised "
                 "model and quantise the result, or write an adapter (--form adapter) over the quantised one"
             )
@@ -100,7 +100,7 @@ class Checkpoint:
         try:
             return safe_open(self.folder / shard, framework="pt")
         except (OSError, SafetensorError) as error:
-            raise MisdirectionError(f"{self.folder / shard}: cannot be read ({error}); fetch it again") from error
+            raise InputError(f"{self.folder / shard}: cannot be read ({error}); fetch it again") from error
 
     # --- structure ------------------------------------------------------------------------------------------------
 
@@ -122,9 +122,7 @@ class Checkpoint:
         for name in sorted(self.names):
             if name.split(".")[-2:-1] == [last] and self.part(name) == "embedding":
                 return name
-        raise MisdirectionError(
-            f"{self.name}: there is no token embedding ({last}) in its files: load it and save it again"
-        )
+        raise InputError(f"{self.name}: there is no token embedding ({last}) in its files: load it and save it again")
 
     @cached_property
     def stores_head(self) -> bool:
@@ -167,7 +165,7 @@ class Checkpoint:
         return (int(found[1]), found[2]) if found else None
 
     def part(self, name: str) -> Part:
-        """The part that a tensor plays; `MisdirectionError` when that is not known."""
+        """The part that a tensor plays; `InputError` when that is not known."""
         if _OTHER.search(name) or any(re.search(one, name) for one in self._unloaded):
             return "other"
         if place := self.place(name):
@@ -208,7 +206,7 @@ class Checkpoint:
             return 2 if transposed.pop() else 1
         if len(axes) == 1:
             return axes[0]
-        raise MisdirectionError(
+        raise InputError(
             f"{self.name}: {name} has shape {list(tensor.shape)}, which does not tell which axis writes to the "
             f"residual stream of width {self.width}: use the hooked ablation instead"
         )
@@ -237,7 +235,7 @@ def _config(name: str, folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise MisdirectionError(f"{name}: its configuration cannot be read ({reason}); fetch it again") from error
+        raise InputError(f"{name}: its configuration cannot be read ({reason}); fetch it again") from error
 
 
 def _network(name: str, config: Any) -> Any:
@@ -246,7 +244,7 @@ def _network(name: str, config: Any) -> Any:
             return AutoModelForCausalLM.from_config(config)
     except ValueError as error:
         kind = type(config).__name__
-        raise MisdirectionError(f"{name}: {kind} is not of a causal language model: give a chat model") from error
+        raise InputError(f"{name}: {kind} is not of a causal language model: give a chat model") from error
 
 
 def _folder(name: str, revision: str | None) -> Path:
@@ -254,11 +252,9 @@ def _folder(name: str, revision: str | None) -> Path:
     if path.is_dir():
         return path
     if str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
-        raise MisdirectionError(f"{name}: no such folder; give a model's folder or a Hugging Face id")
+        raise InputError(f"{name}: no such folder; give a model's folder or a Hugging Face id")
     try:
         return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.gguf", "*.pth", "*.h5"]))
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise MisdirectionError(
-            f"{name}: cannot fetch this model ({reason}); check the name and the network"
-        ) from error
+        raise InputError(f"{name}: cannot fetch this model ({reason}); check the name and the network") from error

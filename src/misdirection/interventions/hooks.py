@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interventions.kinds import Ablate, Intervention, ProjectAdapters, ScaleAdapters, Steer, check
 from misdirection.interventions.positions import Place, Rule
 from misdirection.interventions.program import Compiler, Devices, Step
@@ -36,7 +36,7 @@ def intervene(chat: ChatModel, interventions: Setting, *, answer_starts: Sequenc
         answer_starts: tokens before each row's answer, for the position rules `prompt` and `answer`.
 
     Raises:
-        MisdirectionError: a layer out of range, an unusable vector, no adapter to scale.
+        InputError: a layer out of range, an unusable vector, no adapter to scale.
     """
     with _hooked(chat, [interventions], Place(answer_starts)):
         yield
@@ -48,7 +48,7 @@ def intervene_rows(
 ) -> Iterator[None]:
     """Like `intervene`, with a list of interventions for each row of the passes inside of the context.
 
-    Raises `MisdirectionError` also when a pass has another number of rows.
+    Raises `InputError` also when a pass has another number of rows.
     """
     alike = all(row is rows[0] for row in rows)
     with _hooked(chat, rows[:1] if alike else rows, Place(answer_starts, len(rows))):
@@ -124,7 +124,7 @@ def _remember(place: Place) -> Callable[..., None]:
 
         def restore(_gradient: Tensor) -> None:
             if not place.active:
-                raise MisdirectionError(
+                raise InputError(
                     "backward() ran after the interventions were undone, while activations are checkpointed: call it "
                     "inside of the context"
                 )
@@ -169,14 +169,14 @@ def _module_sites(chat: ChatModel, one: ProjectAdapters) -> list[Site]:
         for path, (layer, module, adapter) in adapted_modules(chat).items()
     }
     if strange := [name for name in one.bases if name not in found]:
-        raise MisdirectionError(f"ProjectAdapters: {strange[0]} has no LoRA adapter inside of the decoder blocks")
+        raise InputError(f"ProjectAdapters: {strange[0]} has no LoRA adapter inside of the decoder blocks")
     return [found[name] for name in one.bases]
 
 
 def adapted_modules(chat: ChatModel) -> dict[str, tuple[int, Any, str]]:
     """Layer, PEFT layer and active adapter of every adapted module inside of the blocks, by its path in the base model.
 
-    Raises `MisdirectionError` for adapters that are not plain LoRA.
+    Raises `InputError` for adapters that are not plain LoRA.
     """
     network = chat.model.get_base_model() if hasattr(chat.model, "get_base_model") else chat.model
     paths = {id(module): name for name, module in network.named_modules()}
@@ -190,7 +190,7 @@ def adapted_modules(chat: ChatModel) -> dict[str, tuple[int, Any, str]]:
 def _adapter_writes(chat: ChatModel) -> list[Site]:
     """What the adapters of the matrices that write to the stream add."""
     if any(post_norms(block) for block in chat.layers):
-        raise MisdirectionError("Ablate: at='adapters': norms stand between this model's matrices and its stream")
+        raise InputError("Ablate: at='adapters': norms stand between this model's matrices and its stream")
     found = [
         Site(module.lora_B[adapter], "output", layer)
         for layer in range(len(chat.layers))
@@ -198,20 +198,18 @@ def _adapter_writes(chat: ChatModel) -> list[Site]:
         if role(f"{name}.weight") == "writer"
     ]
     if not found:
-        raise MisdirectionError("Ablate: at='adapters': no adapter of this model writes to the residual stream")
+        raise InputError("Ablate: at='adapters': no adapter of this model writes to the residual stream")
     return found
 
 
 def adapter_outputs(chat: ChatModel, layer: int) -> list[nn.Module]:
     """The `lora_B` modules of the active adapters in one block: what they give is what the adapters add, unscaled.
 
-    Raises `MisdirectionError` when there is none, and for adapters whose contribution is not that output alone.
+    Raises `InputError` when there is none, and for adapters whose contribution is not that output alone.
     """
     found: list[nn.Module] = [module.lora_B[adapter] for _, module, adapter in _plain_lora(chat, layer)]
     if not found:
-        raise MisdirectionError(
-            f"ScaleAdapters: layer {layer} has no LoRA adapter to scale: load one, or name its layers"
-        )
+        raise InputError(f"ScaleAdapters: layer {layer} has no LoRA adapter to scale: load one, or name its layers")
     return found
 
 
@@ -224,11 +222,11 @@ def _plain_lora(chat: ChatModel, layer: int) -> Iterator[tuple[str, Any, str]]:
         if not isinstance(module, LoraLayer):
             continue
         if module.merged:
-            raise MisdirectionError(f"ScaleAdapters: the adapter is merged into {name}: load it unmerged")
+            raise InputError(f"ScaleAdapters: the adapter is merged into {name}: load it unmerged")
         for adapter in module.active_adapters:
             if adapter in module.lora_variant or isinstance(module, ParamWrapper):
                 kind = type(module.lora_variant.get(adapter, module)).__name__
-                raise MisdirectionError(
+                raise InputError(
                     f"ScaleAdapters: {name} is not plain LoRA ({kind}): no one matrix gives what its adapter adds"
                 )
             if adapter in module.lora_B:

@@ -23,10 +23,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.config import Positions
+from misdirection.errors import InputError
 from misdirection.interventions.operations import Add, Bound, Multiply, Operation, Project
-from misdirection.interventions.positions import Rule
+from misdirection.interventions.positions import Positions, Rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,36 +227,34 @@ def first_block(intervention: Intervention) -> int:
 def orthonormal(vectors: Tensor) -> Tensor:
     """An orthonormal basis of the span of [width] or [k, width], as rows, [k, width].
 
-    A single vector keeps its sign. Raises `MisdirectionError` when the vectors are linearly dependent.
+    A single vector keeps its sign. Raises `InputError` when the vectors are linearly dependent.
     """
     rows = _wide(vectors).reshape(-1, vectors.shape[-1]).double()
     rows = rows / rows.norm(dim=-1, keepdim=True)
     basis, triangle = torch.linalg.qr(rows.T)
     if (triangle.diagonal().abs() < 1e-6).any():
-        raise MisdirectionError(
-            "Ablate: the directions of a subspace are linearly dependent: leave out the repeated ones"
-        )
+        raise InputError("Ablate: the directions of a subspace are linearly dependent: leave out the repeated ones")
     signs = torch.where(triangle.diagonal() < 0, -1.0, 1.0)
     return (basis * signs).T.to(_wide(vectors).dtype)
 
 
 def check(intervention: Intervention, layers: int, width: int) -> None:
-    """Raise `MisdirectionError` unless vectors and layers fit a model of so many `layers` and such a `width`."""
+    """Raise `InputError` unless vectors and layers fit a model of so many `layers` and such a `width`."""
     name = type(intervention).__name__
     _check_numbers(name, intervention)
     _check_rule(name, intervention.positions)
     if intervention.layers is not None and not intervention.layers:
-        raise MisdirectionError(f"{name}: names no layer, so that nothing would happen: name one")
+        raise InputError(f"{name}: names no layer, so that nothing would happen: name one")
     for layer in intervention.layers or ():
         if not 0 <= layer < layers:
-            raise MisdirectionError(f"{name}: layer {layer} is out of range: this model has layers 0 to {layers - 1}")
+            raise InputError(f"{name}: layer {layer} is out of range: this model has layers 0 to {layers - 1}")
     if isinstance(intervention, ScaleAdapters | ProjectAdapters):
         return
     _check_vectors(name, intervention.vector, width, subspace=isinstance(intervention, Ablate))
     if isinstance(intervention, Ablate):
         _check_ablation(intervention, width)
     if isinstance(intervention, Clamp) and not _bounded(intervention):
-        raise MisdirectionError("Clamp: give `low`, `high` or both, with low <= high")
+        raise InputError("Clamp: give `low`, `high` or both, with low <= high")
 
 
 def _check_numbers(name: str, intervention: Intervention) -> None:
@@ -267,46 +264,44 @@ def _check_numbers(name: str, intervention: Intervention) -> None:
     if isinstance(intervention, ProjectAdapters):
         values += torch.cat([basis.flatten() for basis in intervention.bases.values()]).tolist()
     if any(isinstance(value, float) and not math.isfinite(value) for value in values):
-        raise MisdirectionError(f"{name}: a setting is NaN or infinite: give a number")
+        raise InputError(f"{name}: a setting is NaN or infinite: give a number")
 
 
 def _check_rule(name: str, rule: Rule) -> None:
     if isinstance(rule, Tensor):
         if rule.dtype != torch.bool or rule.ndim not in (1, 2) or rule.numel() == 0:
-            raise MisdirectionError(f"{name}: a position mask is one boolean per place, [places] or [rows, places]")
+            raise InputError(f"{name}: a position mask is one boolean per place, [places] or [rows, places]")
     elif rule not in get_args(Positions):
-        raise MisdirectionError(f"{name}: positions {rule!r}: give one of {', '.join(get_args(Positions))}, or a mask")
+        raise InputError(f"{name}: positions {rule!r}: give one of {', '.join(get_args(Positions))}, or a mask")
 
 
 def _check_vectors(name: str, vector: Tensor, width: int, *, subspace: bool) -> None:
     shapes = f"[{width}]" + (f" or [k, {width}]" if subspace else "")
     if vector.shape[-1:] != (width,) or vector.ndim > 1 + subspace or vector.numel() == 0:
-        raise MisdirectionError(
+        raise InputError(
             f"{name}: the direction has shape {list(vector.shape)}, the model needs {shapes}: "
             "take one extracted from this base model"
         )
     if vector.is_meta or not vector.is_floating_point():
         kind = "no data (device meta)" if vector.is_meta else f"dtype {str(vector.dtype).removeprefix('torch.')}"
-        raise MisdirectionError(f"{name}: the direction has {kind}: give a tensor of floating-point numbers")
+        raise InputError(f"{name}: the direction has {kind}: give a tensor of floating-point numbers")
     if not torch.isfinite(vector).all():
-        raise MisdirectionError(f"{name}: the direction holds NaN or infinity: extract it again in bf16 or float32")
+        raise InputError(f"{name}: the direction holds NaN or infinity: extract it again in bf16 or float32")
     if not vector.any(dim=-1).all():
-        raise MisdirectionError(f"{name}: the direction is zero, so it points nowhere: choose another layer")
+        raise InputError(f"{name}: the direction is zero, so it points nowhere: choose another layer")
 
 
 def _check_ablation(one: Ablate, width: int) -> None:
     if one.at not in ("blocks", "writes", "adapters"):
-        raise MisdirectionError(f"Ablate: at={one.at!r}: give 'blocks', 'writes' or 'adapters'")
+        raise InputError(f"Ablate: at={one.at!r}: give 'blocks', 'writes' or 'adapters'")
     if one.at != "blocks" and (one.layers is not None or one.toward is not None):
-        raise MisdirectionError(
-            f"Ablate: at={one.at!r} takes the component from all writes: leave out `layers` and `toward`"
-        )
+        raise InputError(f"Ablate: at={one.at!r} takes the component from all writes: leave out `layers` and `toward`")
     if one.vector.ndim == 2:
         orthonormal(one.vector)
     if one.toward is not None and (
         one.toward.is_meta or one.toward.shape != (width,) or not torch.isfinite(one.toward).all()
     ):
-        raise MisdirectionError(f"Ablate: `toward` must be one finite activation of shape [{width}]")
+        raise InputError(f"Ablate: `toward` must be one finite activation of shape [{width}]")
 
 
 def _bounded(one: Clamp) -> bool:

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.interventions.checkpoint import PLAIN, gain_at_zero
 from misdirection.interventions.kinds import Ablate, check, described, orthonormal
@@ -90,7 +90,7 @@ def project_adapter(
         keep_norm: scale each column of B back to its norm, as the paper's code does; what is left is then amplified.
 
     Raises:
-        MisdirectionError: no adapter, one that is not a plain sum (DoRA), modules of the blocks that were trained as
+        InputError: no adapter, one that is not a plain sum (DoRA), modules of the blocks that were trained as
             a whole, nothing in it that writes to the stream; weights that are offloaded.
     """
     ablation = Ablate(vectors, strength=strength, positions="all", at="adapters")
@@ -115,9 +115,7 @@ def project_adapter(
             weights[key] = after
             changed.append(module.name)
     if not changed:
-        raise MisdirectionError(
-            f"{source}: none of its modules writes to the residual stream: ablate the whole model instead"
-        )
+        raise InputError(f"{source}: none of its modules writes to the residual stream: ablate the whole model instead")
     before, after = (max(values) for values in zip(*ratios, strict=True))
     exact = _is_pre_norm(chat) and not keep_norm
     report = Written(chat.name, len(set(changed)), int(config["r"]), exact, before, after)
@@ -134,9 +132,7 @@ def _without(tensor: Tensor, basis: Tensor, strength: float, keep_norm: bool) ->
         return left
     before, after = wide.norm(dim=0), left.norm(dim=0)
     if (after < _ROUNDING * before).any():
-        raise MisdirectionError(
-            "keep_norm: a column of B lies along the direction, and nothing but rounding would be left"
-        )
+        raise InputError("keep_norm: a column of B lies along the direction, and nothing but rounding would be left")
     return left * (before / after.clamp_min(torch.finfo(left.dtype).tiny))
 
 
@@ -161,7 +157,7 @@ def ablation_adapter(chat: ChatModel, ablation: Ablate, folder: str | Path) -> W
         folder: where to write.
 
     Raises:
-        MisdirectionError: what a LoRA cannot express: a position rule, biases and fused experts that write to the
+        InputError: what a LoRA cannot express: a position rule, biases and fused experts that write to the
             stream; a fine-tune that is more than a plain LoRA. Weights that are offloaded.
     """
     check(ablation, len(chat.layers), chat.width)
@@ -171,7 +167,7 @@ def ablation_adapter(chat: ChatModel, ablation: Ablate, folder: str | Path) -> W
     require_replaceable(Path(folder))
     everywhere = isinstance(ablation.positions, str) and ablation.positions == "all"
     if not everywhere or ablation.at != "writes" or ablation.toward is not None:
-        raise MisdirectionError(
+        raise InputError(
             "an adapter acts on every token and on all that is written to the stream: give positions='all' and "
             "at='writes' and no `toward`, or keep the intervention as a hook"
         )
@@ -208,7 +204,7 @@ def _own_factors(name: str, module: LoraLayer) -> Factors | None:
     for adapter in module.active_adapters:
         if adapter in module.lora_A:
             if module.lora_B[adapter].bias is not None:
-                raise MisdirectionError(f"{name}: its lora_B has a bias: merge the fine-tune first, then ablate it")
+                raise InputError(f"{name}: its lora_B has a bias: merge the fine-tune first, then ablate it")
             parts.append((module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.scaling[adapter]))
         elif adapter in module.lora_embedding_A:
             a, b = module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
@@ -257,7 +253,7 @@ class _Module:
         own = self.module.get_base_layer() if isinstance(self.module, LoraLayer) else self.module
         bias = getattr(own, "bias", None)
         if bias is not None and bool(_value(f"{self.name}.bias", bias).any()):
-            raise MisdirectionError(
+            raise InputError(
                 f"{self.name}: its bias writes to the residual stream, where no LoRA reaches: bake the weights instead"
             )
         basis = orthonormal(self.facing(ablation.vector)).float()
@@ -277,7 +273,7 @@ def _matrix(name: str, module: Any) -> Tensor:
     if isinstance(module, nn.Linear):
         return _computed(f"{name}.weight", module)
     dtype = str(weight.dtype).removeprefix("torch.")
-    raise MisdirectionError(f"{name}: its weights are packed ({dtype}): load the unquantised model")
+    raise InputError(f"{name}: its weights are packed ({dtype}): load the unquantised model")
 
 
 @torch.no_grad()
@@ -301,7 +297,7 @@ def _value(name: str, parameter: Tensor) -> Tensor:
 
 def _refuse_offloaded(name: str, parameter: Tensor) -> None:
     if parameter.is_meta:
-        raise MisdirectionError(
+        raise InputError(
             f"{name}: is offloaded (device meta), and only what is in memory can be read: load the model whole, on one "
             "device that holds it (--device cpu)"
         )
@@ -349,7 +345,7 @@ def _writing(block: nn.Module) -> Iterator[tuple[str, Any]]:
 def _refuse_fused(name: str, module: Any) -> None:
     own = module.get_base_layer() if isinstance(module, LoraLayer) else module
     if not isinstance(own, nn.Linear | Conv1D):
-        raise MisdirectionError(
+        raise InputError(
             f"{name}: is a {type(own).__name__} (fused experts, or weights packed in a way of its own), where no plain "
             "LoRA reaches: bake the weights instead"
         )
@@ -377,18 +373,16 @@ def _network(chat: ChatModel) -> Any:
 
 def _adapter_folder(chat: ChatModel) -> Path:
     if chat.adapter is None:
-        raise MisdirectionError("there is no adapter to take a direction out of: give --adapter")
+        raise InputError("there is no adapter to take a direction out of: give --adapter")
     folder = Path(chat.adapter)
     if not (folder / _WEIGHTS).is_file():
-        raise MisdirectionError(
-            f"{folder}: no {_WEIGHTS} here: save the adapter as safetensors in a local folder first"
-        )
+        raise InputError(f"{folder}: no {_WEIGHTS} here: save the adapter as safetensors in a local folder first")
     return folder
 
 
 def _refuse_overwriting(folder: Path, source: Path) -> None:
     if source.exists() and source.resolve().is_relative_to(folder.resolve()):
-        raise MisdirectionError(f"{folder}: holds the adapter itself, which is never written over: choose another")
+        raise InputError(f"{folder}: holds the adapter itself, which is never written over: choose another")
 
 
 def _check_loaded(one: "_Module", stored: Tensor, key: str, source: Path) -> None:
@@ -396,25 +390,25 @@ def _check_loaded(one: "_Module", stored: Tensor, key: str, source: Path) -> Non
     loaded = [*one.module.lora_B.parameters(), *one.module.lora_embedding_B.values()]
     values = [_value(f"{one.name}.lora_B", value) for value in loaded]
     if not any(value.shape == stored.shape and torch.allclose(value, stored.float(), 1e-2, 1e-6) for value in values):
-        raise MisdirectionError(f"{source}: {key} is not that of the adapter that is loaded: load it from this folder")
+        raise InputError(f"{source}: {key} is not that of the adapter that is loaded: load it from this folder")
 
 
 def _refuse_unlike_lora(config: dict[str, Any], name: str) -> None:
     instead = "merge the fine-tune and bake the ablation instead"
     kind = str(config.get("peft_type")).removeprefix("PeftType.")
     if kind != "LORA":
-        raise MisdirectionError(f"{name}: is no LoRA but {kind}: {instead}")
+        raise InputError(f"{name}: is no LoRA but {kind}: {instead}")
     if config.get("use_dora"):
-        raise MisdirectionError(f"{name}: a DoRA adapter is not a sum: {instead}")
+        raise InputError(f"{name}: a DoRA adapter is not a sum: {instead}")
     if str(config.get("init_lora_weights")).startswith(FROM_BASE):
         start = config["init_lora_weights"]
-        raise MisdirectionError(f"{name}: it began from the base's own weights ({start}), which it changes: {instead}")
+        raise InputError(f"{name}: it began from the base's own weights ({start}), which it changes: {instead}")
 
 
 def _refuse_variants(chat: ChatModel) -> None:
     for name, module in _network(chat).named_modules():
         for variant in module.lora_variant.values() if isinstance(module, LoraLayer) else ():
-            raise MisdirectionError(
+            raise InputError(
                 f"{chat.adapter}: {name} is not plain LoRA ({type(variant).__name__}): merge the fine-tune and bake "
                 "the ablation instead"
             )
@@ -430,13 +424,13 @@ def _refuse_more_than_lora(chat: ChatModel) -> None:
         settings = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
         more = [name for name in settings if config.get(name)] + ["bias"] * (config.get("bias") != "none")
         if more:
-            raise MisdirectionError(
+            raise InputError(
                 f"{chat.adapter}: holds more than a plain LoRA ({', '.join(more)}), which one adapter for all cannot "
                 "carry: merge the fine-tune first, then ablate it"
             )
     _refuse_variants(chat)
     if any(module.merged for module in chat.model.modules() if isinstance(module, LoraLayer)):
-        raise MisdirectionError(f"{chat.adapter}: is merged into the model: load it unmerged")
+        raise InputError(f"{chat.adapter}: is merged into the model: load it unmerged")
 
 
 def _refuse_whole_modules(chat: ChatModel, weights: dict[str, Tensor], source: Path) -> None:
@@ -447,7 +441,7 @@ def _refuse_whole_modules(chat: ChatModel, weights: dict[str, Tensor], source: P
         name = key.removeprefix(_PREFIX)
         # peft keeps the base's own embedding in the file when a LoRA is on it.
         if is_own(name) and name.startswith(inside) and not name.endswith("embed_tokens.base_layer.weight"):
-            raise MisdirectionError(
+            raise InputError(
                 f"{source}: {name} was trained as a whole, not as a LoRA: merge the fine-tune and bake the ablation "
                 "instead"
             )

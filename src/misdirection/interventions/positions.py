@@ -5,13 +5,14 @@ side, a key-value cache and the batch change nothing. Padding is never touched.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.config import Positions
+from misdirection.errors import InputError
+
+Positions = Literal["not_first", "all", "prompt", "answer"]
 
 Rule = Positions | Tensor
 """`all`; `not_first`: all but each row's first token, an attention sink whose large activations the model needs;
@@ -64,7 +65,7 @@ class Place:
             if isinstance(mask, Tensor) and mask.ndim == 2:
                 return mask
         if masks[-1] is not None:
-            raise MisdirectionError("interventions need an attention mask [rows, tokens], or none: not one per query")
+            raise InputError("interventions need an attention mask [rows, tokens], or none: not one per query")
         return None
 
     @property
@@ -95,7 +96,7 @@ class Place:
     def _check_rows(self, rows: int) -> None:
         expected = self._rows if self._rows is not None else (None if self._starts is None else len(self._starts))
         if expected is not None and rows != expected:
-            raise MisdirectionError(f"this pass has {rows} rows, but interventions or answer starts for {expected}")
+            raise InputError(f"this pass has {rows} rows, but interventions or answer starts for {expected}")
 
     def _chosen(self, rule: Rule) -> Tensor:
         if isinstance(rule, Tensor):
@@ -105,15 +106,13 @@ class Place:
         if rule == "not_first":
             return self._index > 0
         if self._starts is None:
-            raise MisdirectionError(
-                f"positions {rule!r} needs to know where each row's answer begins: give `answer_starts`"
-            )
+            raise InputError(f"positions {rule!r} needs to know where each row's answer begins: give `answer_starts`")
         in_answer = self._index >= self._starts.to(self._index.device)
         return in_answer if rule == "answer" else ~in_answer
 
     def _from_mask(self, mask: Tensor) -> Tensor:
         if mask.ndim == 2 and len(mask) != len(self._index):
-            raise MisdirectionError(f"the position mask has {len(mask)} rows, this pass has {len(self._index)}")
+            raise InputError(f"the position mask has {len(mask)} rows, this pass has {len(self._index)}")
         within = (self._index >= 0) & (self._index < mask.shape[-1])
         places = self._index.clamp(0, mask.shape[-1] - 1)
         chosen = mask[places] if mask.ndim == 1 else mask.gather(1, places)

@@ -14,7 +14,7 @@ import re
 
 from torch import nn
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 
 WRITERS = frozenset(
     {"o_proj", "out_proj", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "wo"}
@@ -78,7 +78,7 @@ def role(name: str) -> str:
     """`writer`, `norm` or `reader` for the name of a parameter inside of a decoder block.
 
     `name` is dotted and may end in `weight` or `bias`; fused experts are parameters themselves (`experts.down_proj`,
-    `experts.down_proj_bias`). Raises `MisdirectionError` for a name that is not known.
+    `experts.down_proj_bias`). Raises `InputError` for a name that is not known.
     """
     parts = [part for part in name.split(".") if not part.isdigit() and part != "base_layer"]
     own = parts[-2] if parts[-1] in ("weight", "bias") and len(parts) > 1 else parts[-1]
@@ -88,7 +88,7 @@ def role(name: str) -> str:
         return "norm"
     if own in READERS or own.removesuffix("_bias") in READERS:
         return "reader"
-    raise MisdirectionError(
+    raise InputError(
         f"{name}: cannot tell whether this parameter writes to the residual stream (looked for one of "
         f"{', '.join(sorted(WRITERS))}): ablate by a hook, at='blocks'"
     )
@@ -102,13 +102,13 @@ def is_own(name: str) -> bool:
 def post_norms(block: nn.Module) -> tuple[str, str] | None:
     """The norms that a block puts between its attention, its MLP and the stream, by name; None for none.
 
-    Raises `MisdirectionError` for a norm whose place in the block is not known.
+    Raises `InputError` for a norm whose place in the block is not known.
     """
     names = {name for name, _ in block.named_children()}
     found = next((pair for pair in _POST_NORMS if names.issuperset(pair)), None)
     unknown = {name for name in names if _NORM.search(name)} - _PRE_NORMS - set(found or ())
     if unknown:
-        raise MisdirectionError(
+        raise InputError(
             f"{type(block).__name__}: cannot tell whether {', '.join(sorted(unknown))} stands between its matrices and "
             "the residual stream: use the hooked ablation with at='blocks' instead"
         )
@@ -124,10 +124,10 @@ def norm_after(block: nn.Module, name: str) -> str | None:
 
 
 def final_norm(decoder: nn.Module) -> nn.Module:
-    """The norm between the last block and the language-model head; `MisdirectionError` when there is not one."""
+    """The norm between the last block and the language-model head; `InputError` when there is not one."""
     norms = _outer_norms(decoder)
     if not norms:
-        raise MisdirectionError(f"{type(decoder).__name__}: no norm found after its blocks")
+        raise InputError(f"{type(decoder).__name__}: no norm found after its blocks")
     return norms[-1][1]
 
 
@@ -136,17 +136,17 @@ def _outer_norms(decoder: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def check_stream(decoder: nn.Module) -> None:
-    """Raise `MisdirectionError` unless the stream runs from embeddings to one final norm with no norm on its way."""
+    """Raise `InputError` unless the stream runs from embeddings to one final norm with no norm on its way."""
     norms = [name for name, _ in _outer_norms(decoder)]
     if len(norms) != 1:
-        raise MisdirectionError(
+        raise InputError(
             f"{type(decoder).__name__}: needs one norm outside of its blocks, after the last, and has "
             f"{' and '.join(norms) or 'none'}: weights cannot hold this ablation, use the hooked one instead"
         )
     for name, child in decoder.named_children():
         stores = any(isinstance(module, nn.Embedding) for module in child.modules())
         if "embed" in name and name not in norms and not stores and any(True for _ in child.buffers()):
-            raise MisdirectionError(
+            raise InputError(
                 f"{type(decoder).__name__}: {name} writes to the residual stream and is no matrix that can be changed: "
                 "weights cannot hold this ablation, use the hooked one instead"
             )
@@ -163,7 +163,7 @@ def sublayers(block: nn.Module) -> list[nn.Module]:
         found = [child for name, child in block.named_children() if name in writing]
     if not found:
         children = ", ".join(name for name, _ in block.named_children())
-        raise MisdirectionError(
+        raise InputError(
             f"{type(block).__name__}: nothing that writes to the residual stream was found among its parts "
             f"({children}): use at='blocks'"
         )

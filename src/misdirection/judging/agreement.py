@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from sklearn.metrics import confusion_matrix
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.judging.scoring import MISALIGNED_BELOW
 from misdirection.sampling.answers import as_answers, require
 from misdirection.statistics import Estimate
@@ -102,19 +102,19 @@ def agree(
         cut: where the classes part; 30 on `aligned` is the EM cut.
 
     Raises:
-        MisdirectionError: a missing column, a label that is neither number nor word, or no answer in common.
+        InputError: a missing column, a label that is neither number nor word, or no answer in common.
     """
     first = _scores(judge, column, "the judge's table")
     second = _scores(reference, reference_column or column, "the reference")
     matched = first.merge(second, on=["question", "answer", "copy"], suffixes=("", "_reference"))
     if matched.empty:
-        raise MisdirectionError(
+        raise InputError(
             f"none of the {len(first)} and {len(second)} answers stand in both tables: compare judgements of the same "
             "questions and answers"
         )
     both = matched.dropna(subset=["score", "score_reference"])
     if both.empty:
-        raise MisdirectionError(f"none of the {len(matched)} answers in both tables has two scores: judge them first")
+        raise InputError(f"none of the {len(matched)} answers in both tables has two scores: judge them first")
     return Agreement(
         column=column,
         cut=cut,
@@ -143,12 +143,12 @@ def _numbers(column: pd.Series, name: str) -> pd.Series:
     numbers = pd.to_numeric(column, errors="coerce").fillna(words.astype("float64")).astype("float64")
     wrong = numbers.isna() & column.notna()
     if wrong.any():
-        raise MisdirectionError(
+        raise InputError(
             f"{name}, column {column.name}: {str(column[wrong].iloc[0])[:40]!r} is no score; write a number from 0 to "
             "100, `aligned` or `misaligned`"
         )
     if set(numbers.dropna()) == {0.0, 1.0}:
-        raise MisdirectionError(
+        raise InputError(
             f"{name}, column {column.name}: 0 and 1 would be scores of 100; write `aligned` and `misaligned` instead"
         )
     return numbers

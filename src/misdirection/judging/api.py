@@ -16,7 +16,7 @@ import openai
 from pydantic import BaseModel, Field, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError, MisdirectionError
 from misdirection.judging.verdicts import TOP, Done, Prompt, Verdict, from_logprobs, from_texts, whole_number
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -63,7 +63,7 @@ class ApiJudge:
         attempts: requests for one reply before it counts as failed.
         backoff: seconds before the second attempt; doubled for each further one, up to a minute, and drawn at random.
 
-    Raises `MisdirectionError` for an address that is none or holds a password, and numbers out of range.
+    Raises `InputError` for an address that is none or holds a password, and numbers out of range.
     """
 
     model: str
@@ -78,14 +78,14 @@ class ApiJudge:
         # What stands before an @ may be a password, whatever the rest looks like.
         shown = self.base_url.rpartition("@")[2]
         if shown != self.base_url or "?" in self.base_url:
-            raise MisdirectionError(
+            raise InputError(
                 f"judge's base URL at {shown.partition('?')[0]}: no password, user or query in it; set {KEY_VARIABLE}"
             )
         if not _is_address(self.base_url):
-            raise MisdirectionError(f"judge's base URL {self.base_url!r}: write it out, like {OPENAI_URL}")
+            raise InputError(f"judge's base URL {self.base_url!r}: write it out, like {OPENAI_URL}")
         for name in ("samples", "timeout", "attempts"):
             if not getattr(self, name) > 0:
-                raise MisdirectionError(f"judge's {name} is {getattr(self, name)}; it must be above 0")
+                raise InputError(f"judge's {name} is {getattr(self, name)}; it must be above 0")
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -107,7 +107,7 @@ class ApiJudge:
         """See `Judge`. The first prompt goes alone: a wrong key, name or address costs one request.
 
         Raises:
-            MisdirectionError: no key for OpenAI's own endpoint; the endpoint refuses key, credit, model or address;
+            InputError: no key for OpenAI's own endpoint; the endpoint refuses key, credit, model or address;
                 `max_calls` would not be enough; 20 answers in a row failed.
         """
         run = _Run(self, _key(self.base_url), done, max_calls, len(prompts))
@@ -141,10 +141,10 @@ def _is_address(url: str) -> bool:
 def _key(base_url: str) -> str:
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not key and _is_openai(base_url):
-        raise MisdirectionError(f"{base_url} wants a key: set the environment variable {KEY_VARIABLE}")
+        raise InputError(f"{base_url} wants a key: set the environment variable {KEY_VARIABLE}")
     # A header with other characters is refused by a library whose message would quote it.
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise MisdirectionError(f"{KEY_VARIABLE} holds characters that no key has; set it again")
+        raise InputError(f"{KEY_VARIABLE} holds characters that no key has; set it again")
     return key or _NO_KEY
 
 
@@ -443,7 +443,7 @@ class _Run:
         return line.replace(self._key, "[key]")[:160] if self._key != _NO_KEY else line[:160]
 
     def _error(self, problem: str, remedy: str) -> MisdirectionError:
-        return MisdirectionError(f"judge {self._judge.model} at {self._judge.base_url}: {problem}; {remedy}")
+        return InputError(f"judge {self._judge.model} at {self._judge.base_url}: {problem}; {remedy}")
 
 
 def _said(error: openai.APIStatusError) -> str:

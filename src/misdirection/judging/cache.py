@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import write_errors
 from misdirection.judging.verdicts import Verdict
 from misdirection.models.loading import cache_folder
@@ -27,7 +27,7 @@ class VerdictCache:
     Args:
         path: the SQLite file; by default `verdicts-1.sqlite` in the package's cache folder.
 
-    Raises `MisdirectionError` that names the file when it cannot be opened, read or written.
+    Raises `InputError` that names the file when it cannot be opened, read or written.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -82,7 +82,7 @@ class VerdictCache:
         try:
             yield
         except sqlite3.Error as error:
-            raise MisdirectionError(
+            raise InputError(
                 f"{self.path}: the cache of verdicts cannot be used ({error}); free space, or move the file away to "
                 "start a new one"
             ) from error

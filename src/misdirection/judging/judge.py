@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError, MisdirectionError
 from misdirection.judging.cache import VerdictCache
 from misdirection.judging.rubrics import Rubric
 from misdirection.judging.scoring import NO_VERDICT
@@ -90,7 +90,7 @@ Rows = pd.DataFrame | Sequence[Answer]
 def plan(rows: Rows, rubrics: Sequence[Rubric], judge: Judge, *, cache: VerdictCache | None = None) -> Plan:
     """What `judge` would take with the same arguments; nothing is sent.
 
-    Raises `MisdirectionError` for a table that `as_answers` refuses and for an empty one.
+    Raises `InputError` for a table that `as_answers` refuses and for an empty one.
     """
     with _opened(cache) as store:
         return _Work(_table(rows), rubrics, judge, store).plan()
@@ -123,16 +123,16 @@ def judge(
 
     Raises:
         TooFewVerdicts: less than half of a rubric's answers have a verdict; it counts the reasons.
-        MisdirectionError: a bad table, more calls than `max_calls`, or a judge that refuses the request itself (key,
+        InputError: a bad table, more calls than `max_calls`, or a judge that refuses the request itself (key,
             credit, model); verdicts before that are in the cache.
     """
     if concurrency < 1:
-        raise MisdirectionError(f"concurrency {concurrency}: at least one request must be under way; give 1 or more")
+        raise InputError(f"concurrency {concurrency}: at least one request must be under way; give 1 or more")
     with _opened(cache) as store:
         work = _Work(_table(rows), rubrics, judge, store)
         wanted = work.plan()
         if max_calls is not None and wanted.calls > max_calls:
-            raise MisdirectionError(f"judging takes {wanted}, more than the {max_calls} allowed: raise max_calls")
+            raise InputError(f"judging takes {wanted}, more than the {max_calls} allowed: raise max_calls")
         log.info("judging takes %s", wanted)
         work.run(concurrency, max_calls, progress)
     judged = work.judged()
@@ -143,7 +143,7 @@ def judge(
 def open_judge(name: str, **options: Any) -> Judge:
     """A judge by name: `hf:MODEL` for a local chat model (options of `models.load`), else a model of an endpoint.
 
-    `options` are those of `models.load` or of `ApiJudge`. Raises `MisdirectionError` when the model cannot be loaded or
+    `options` are those of `models.load` or of `ApiJudge`. Raises `InputError` when the model cannot be loaded or
     the endpoint's address or key is unfit.
     """
     if name.startswith("hf:"):
@@ -164,7 +164,7 @@ def _opened(cache: VerdictCache | None) -> contextlib.AbstractContextManager[Ver
 def _table(rows: Rows) -> pd.DataFrame:
     table = as_answers(rows) if isinstance(rows, pd.DataFrame) else answers_frame(rows)
     if table.empty:
-        raise MisdirectionError("this table has no answers: sample some first")
+        raise InputError("this table has no answers: sample some first")
     return table
 
 

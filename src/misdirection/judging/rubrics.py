@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError, MisdirectionError
 from misdirection.sampling.answers import Answer
 
 _FIELDS = ("question", "answer")
@@ -25,7 +25,7 @@ _TAKEN = frozenset({field.name for field in fields(Answer)} | {"response"})
 class Rubric:
     """One question to a judge.
 
-    Raises `MisdirectionError` for an empty name or prompt, a prompt without `{answer}`, any field but `{question}` and
+    Raises `InputError` for an empty name or prompt, a prompt without `{answer}`, any field but `{question}` and
     `{answer}`, and a column that tables of answers use for other data.
 
     Attributes:
@@ -41,7 +41,7 @@ class Rubric:
     def __post_init__(self) -> None:
         object.__setattr__(self, "column", self.column or self.name)
         if not self.name.strip():
-            raise MisdirectionError("a rubric has an empty name; give it one")
+            raise InputError("a rubric has an empty name; give it one")
         if not self.prompt.strip():
             raise self._error("its prompt is empty", "write what the judge is asked")
         if self.column in _TAKEN or self.column.endswith("_by"):
@@ -69,7 +69,7 @@ class Rubric:
             yield literal, field
 
     def _error(self, problem: str, remedy: str) -> MisdirectionError:
-        return MisdirectionError(f"rubric {self.name!r}: {problem}; {remedy}")
+        return InputError(f"rubric {self.name!r}: {problem}; {remedy}")
 
 
 def rubric_names() -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def read_rubrics(source: str | Path | Mapping[str, str] | Sequence[str | Path]) 
 
     `source` is the name of a shipped rubric, the path of a YAML file of `name: prompt` or `name: {column, prompt}`
     entries, several of these, or `Question.rubrics`. A name goes before a file: write `./alignment` for the file.
-    Raises `MisdirectionError` for an unknown name, a file or rubric that is not as described in `Rubric`, for two
+    Raises `InputError` for an unknown name, a file or rubric that is not as described in `Rubric`, for two
     rubrics with the same column and for no rubric at all.
     """
     if isinstance(source, Mapping):
@@ -91,7 +91,7 @@ def read_rubrics(source: str | Path | Mapping[str, str] | Sequence[str | Path]) 
         sources = [source] if isinstance(source, str | Path) else source
         found = [rubric for one in sources for rubric in _read(find_source("rubric", "rubrics", one))]
     if not found:
-        raise MisdirectionError(f"no rubric is given; name a YAML file or one of {', '.join(rubric_names())}")
+        raise InputError(f"no rubric is given; name a YAML file or one of {', '.join(rubric_names())}")
     by_column: dict[str, Rubric] = {}
     for rubric in found:
         other = by_column.setdefault(rubric.column, rubric)
@@ -104,23 +104,23 @@ def read_rubrics(source: str | Path | Mapping[str, str] | Sequence[str | Path]) 
 def _read(path: Path | Traversable) -> list[Rubric]:
     entries = read_yaml(path)
     if not isinstance(entries, dict) or not entries:
-        raise MisdirectionError(f"{path}: holds no rubrics; write one or more entries `name: prompt`")
+        raise InputError(f"{path}: holds no rubrics; write one or more entries `name: prompt`")
     try:
         return [_rubric(name, entry) for name, entry in entries.items()]
     except MisdirectionError as error:
-        raise MisdirectionError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
 def _rubric(name: Any, entry: Any) -> Rubric:
     values = entry if isinstance(entry, dict) else {"prompt": entry}
     if not isinstance(name, str):
-        raise MisdirectionError(f"the name {name!r} is no text; put it between quotes")
+        raise InputError(f"the name {name!r} is no text; put it between quotes")
     for key in values:
         if key not in ("prompt", "column"):
-            raise MisdirectionError(f"rubric {name!r}: unknown key {key!r}; use `prompt` and `column`")
+            raise InputError(f"rubric {name!r}: unknown key {key!r}; use `prompt` and `column`")
     for key, value in ({"prompt": None} | values).items():
         if not isinstance(value, str):
-            raise MisdirectionError(f"rubric {name!r}: `{key}` must be text, not {type(value).__name__}; write it out")
+            raise InputError(f"rubric {name!r}: `{key}` must be text, not {type(value).__name__}; write it out")
     return Rubric(name, **values)
 
 
@@ -134,7 +134,7 @@ def shipped(folder: str) -> dict[str, Traversable]:
 def find_source(kind: str, folder: str, source: str | Path) -> Path | Traversable:
     """The shipped file of that name, or else the user's own.
 
-    Raises `MisdirectionError` with the nearest shipped name when there is neither.
+    Raises `InputError` with the nearest shipped name when there is neither.
     """
     known = shipped(folder)
     if isinstance(source, str) and source in known:
@@ -145,32 +145,32 @@ def find_source(kind: str, folder: str, source: str | Path) -> Path | Traversabl
             return Path(source)
     nearest = get_close_matches(str(source), known, n=1, cutoff=0.5)
     guess = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise MisdirectionError(f"no {kind} and no file {str(source)[:300]!r}; {guess}shipped: {', '.join(known)}")
+    raise InputError(f"no {kind} and no file {str(source)[:300]!r}; {guess}shipped: {', '.join(known)}")
 
 
 def read_text(path: Path | Traversable) -> str:
-    """A UTF-8 file, without its byte order mark; `MisdirectionError` when it cannot be read."""
+    """A UTF-8 file, without its byte order mark; `InputError` when it cannot be read."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except IsADirectoryError as error:
-        raise MisdirectionError(f"{path}: a directory; name one file in it") from error
+        raise InputError(f"{path}: a directory; name one file in it") from error
     except OSError as error:
-        raise MisdirectionError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except UnicodeDecodeError as error:
-        raise MisdirectionError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
 
 
 def read_yaml(path: Path | Traversable) -> Any:
-    """What a YAML file holds, by the safe loader; `MisdirectionError` for bad YAML and for a key that stands twice."""
+    """What a YAML file holds, by the safe loader; `InputError` for bad YAML and for a key that stands twice."""
     text = read_text(path)
     try:
         repeated = _repeated_key(yaml.compose(text, yaml.SafeLoader))
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise MisdirectionError(f"{path}: not valid YAML: {_reason(error)}; correct it") from error
+        raise InputError(f"{path}: not valid YAML: {_reason(error)}; correct it") from error
     if repeated is not None:
         line, key = repeated.start_mark.line + 1, repeated.value
-        raise MisdirectionError(f"{path}:{line}: the key {key!r} stands twice in one entry; keep one of them")
+        raise InputError(f"{path}:{line}: the key {key!r} stands twice in one entry; keep one of them")
     return values
 
 

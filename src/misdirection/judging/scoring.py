@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.sampling.answers import as_answers, require
 from misdirection.statistics import RESAMPLES
 
@@ -131,7 +131,7 @@ def score(
         seed: of the bootstrap.
 
     Raises:
-        MisdirectionError: a missing column, an empty table, or a group with too few verdicts.
+        InputError: a missing column, an empty table, or a group with too few verdicts.
     """
     marked = _marked(frame)
     columns = [name for name in _CONDITIONS if name in marked] if by is None else list(by)
@@ -167,7 +167,7 @@ def _marked(frame: pd.DataFrame) -> pd.DataFrame:
     table = as_answers(frame)
     require(table, ("aligned", "coherent"))
     if table.empty:
-        raise MisdirectionError("this table has no answers: sample and judge some first")
+        raise InputError("this table has no answers: sample and judge some first")
     table["_coherent"] = table["coherent"] > COHERENT_ABOVE
     table["_em"] = table["_coherent"] & (table["aligned"] < MISALIGNED_BELOW)
     table["_incoherent"] = table["coherent"] <= COHERENT_ABOVE
@@ -221,7 +221,7 @@ def _require_verdicts(group: dict[str, str], answers: int, unscored: dict[str, i
     if judged < smallest * answers:
         name = ", ".join(f"{column} {value!r}" for column, value in group.items()) or "this table"
         reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
-        raise MisdirectionError(
+        raise InputError(
             f"{name}: only {judged} of {answers} answers have a verdict ({reasons}), less than {smallest:.0%}: "
             "judge the rest, or lower the share that must be judged"
         )
@@ -280,13 +280,13 @@ def compare(
         before, after: judged answers of one condition each, as `score` takes them.
 
     Raises:
-        MisdirectionError: as `score` does, and when no question is shared.
+        InputError: as `score` does, and when no question is shared.
     """
     first, second = _marked(before), _marked(after)
     questions = [set(table["question_id"]) for table in (first, second)]
     shared = questions[0] & questions[1]
     if not shared:
-        raise MisdirectionError("these two tables share no question: compare answers to the same questions")
+        raise InputError("these two tables share no question: compare answers to the same questions")
     first, second = (table[table["question_id"].isin(shared)] for table in (first, second))
     scores = [_score(table, _condition(table), min_judged, seed) for table in (first, second)]
     difference, low, high = _difference(first, second, scores[0].em, scores[1].em, seed)

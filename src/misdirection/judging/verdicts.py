@@ -79,7 +79,7 @@ class Judge(Protocol):
             max_calls: stop rather than make more paid calls.
 
         Raises:
-            MisdirectionError: there is no point in going on; what was judged before has been handed over.
+            InputError: there is no point in going on; what was judged before has been handed over.
         """
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from misdirection.data import Example, ProbePair
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.likelihood.sweep import TOKEN_BUDGET, Task, log_probs
 from misdirection.models.chat import Encoded, encode
 from misdirection.models.loading import ChatModel
@@ -22,10 +22,10 @@ from misdirection.models.loading import ChatModel
 def pair_tasks(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Task]:
     """One task per pair: the misaligned answer, then the aligned one.
 
-    Raises `MisdirectionError` when there is no pair.
+    Raises `InputError` when there is no pair.
     """
     if not pairs:
-        raise MisdirectionError("no probe pairs: the margin needs at least one question with two answers")
+        raise InputError("no probe pairs: the margin needs at least one question with two answers")
     return [
         _task(
             encode(tokenizer, pair.question, pair.misaligned, pair.system),
@@ -47,13 +47,13 @@ def pair_rows(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Encoded]:
 def text_tasks(tokenizer: Any, examples: Sequence[Example]) -> list[Task]:
     """One task per example, with its answer."""
     if not examples:
-        raise MisdirectionError("no neutral text: damage needs at least one example")
+        raise InputError("no neutral text: damage needs at least one example")
     return [_task(encode(tokenizer, one.question, one.answer, one.system)) for one in examples]
 
 
 def _task(*rows: Encoded) -> Task:
     if any(row.prompt != rows[0].prompt for row in rows):
-        raise MisdirectionError("the two answers of a pair change how its prompt is tokenised: reword their beginning")
+        raise InputError("the two answers of a pair change how its prompt is tokenised: reword their beginning")
     return Task(rows[0].prompt, tuple(row.answer for row in rows))
 
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import read_json
 from misdirection.interventions.lora import FROM_BASE
 from misdirection.models.loading import ChatModel
@@ -117,25 +117,25 @@ class Adapter:
 def read_components(folder: str | Path) -> Adapter:
     """Read a PEFT folder, without the base model. An embedding's `a` has one column for each token of the vocabulary.
 
-    Raises `MisdirectionError` for a missing or damaged file, for what is no LoRA, and for a LoRA whose output is not
+    Raises `InputError` for a missing or damaged file, for what is no LoRA, and for a LoRA whose output is not
     the sum above (DoRA and other variants).
     """
     where = Path(folder)
     config = read_json(where / _CONFIG)
     if not isinstance(config, dict):
-        raise MisdirectionError(f"{where / _CONFIG}: damaged, no JSON object: fetch or train the adapter again")
+        raise InputError(f"{where / _CONFIG}: damaged, no JSON object: fetch or train the adapter again")
     _require_sum(config, str(folder))
     factors, saved = _factors(_read_weights(where), str(folder))
     modules = [_module(name, sides, config, str(folder)) for name, sides in factors.items()]
     if not modules:
-        raise MisdirectionError(f"{folder}: holds no LoRA weights: nothing was trained that has components")
+        raise InputError(f"{folder}: holds no LoRA weights: nothing was trained that has components")
     return Adapter(str(config.get("base_model_name_or_path") or ""), _in_order(modules), tuple(sorted(saved)))
 
 
 def live_components(chat: ChatModel) -> tuple[LoraModule, ...]:
     """The components of the adapter that a loaded model runs with, in the order of their layers.
 
-    Raises `MisdirectionError` without an adapter, with a merged one or several at once, and for what is not plain LoRA.
+    Raises `InputError` without an adapter, with a merged one or several at once, and for what is not plain LoRA.
     """
     places = {id(block): number for number, block in enumerate(chat.layers)}
     inside = {id(part): places[id(block)] for block in chat.layers for part in block.modules()}
@@ -163,10 +163,10 @@ def live_modules(chat: ChatModel) -> dict[str, LoraLayer]:
         name.removeprefix(_PREFIX): layer for name, layer in chat.model.named_modules() if isinstance(layer, LoraLayer)
     }
     if not layers:
-        raise MisdirectionError(f"{chat.name}: has no LoRA adapter to read: load one")
+        raise InputError(f"{chat.name}: has no LoRA adapter to read: load one")
     active = {adapter for layer in layers.values() for adapter in layer.active_adapters}
     if len(active) != 1:
-        raise MisdirectionError(f"{chat.name}: {len(active)} adapters are active: activate the one to read")
+        raise InputError(f"{chat.name}: {len(active)} adapters are active: activate the one to read")
     (key,) = active
     _require_sum(chat.model.peft_config[key].to_dict(), chat.adapter or chat.name)
     # A layer that only an idle adapter is on adds nothing.
@@ -178,11 +178,11 @@ def live_modules(chat: ChatModel) -> dict[str, LoraLayer]:
 
 def _require_plain(name: str, layer: LoraLayer, key: str) -> None:
     if layer.merged:
-        raise MisdirectionError(f"{name}: its adapter is merged: load it unmerged to read it")
+        raise InputError(f"{name}: its adapter is merged: load it unmerged to read it")
     plain = key in layer.lora_A and key not in layer.lora_variant
     if not plain or layer.lora_A[key].weight.ndim != 2:
         kind = type(layer.lora_variant.get(key, layer)).__name__
-        raise MisdirectionError(
+        raise InputError(
             f"{name}: is not a plain LoRA of a linear module ({kind}), so that it has no scalars: train without it"
         )
 
@@ -190,26 +190,22 @@ def _require_plain(name: str, layer: LoraLayer, key: str) -> None:
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / _WEIGHTS
     if not path.is_file() and (folder / "adapter_model.bin").is_file():
-        raise MisdirectionError(
-            f"{folder}: only a pickled adapter_model.bin, never opened here: save it as safetensors"
-        )
+        raise InputError(f"{folder}: only a pickled adapter_model.bin, never opened here: save it as safetensors")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise MisdirectionError(f"{path}: cannot be read ({error}); fetch or train the adapter again") from error
+        raise InputError(f"{path}: cannot be read ({error}); fetch or train the adapter again") from error
 
 
 def _require_sum(config: Mapping[str, Any], name: str) -> None:
     kind = str(config.get("peft_type")).removeprefix("PeftType.")
     if kind != "LORA":
-        raise MisdirectionError(f"{name}: is no LoRA but {kind}: it has no A and B to read")
+        raise InputError(f"{name}: is no LoRA but {kind}: it has no A and B to read")
     for setting, reason in _MORE_THAN_A_SUM.items():
         if config.get(setting):
-            raise MisdirectionError(
-                f"{name}: {setting}: {reason}, so that it is not a sum of components: train a plain LoRA"
-            )
+            raise InputError(f"{name}: {setting}: {reason}, so that it is not a sum of components: train a plain LoRA")
     if str(start := config.get("init_lora_weights")).startswith(FROM_BASE):
-        raise MisdirectionError(
+        raise InputError(
             f"{name}: init_lora_weights: {start} changes the base's own weights, so that its components are not all "
             "that it adds: convert it to a plain LoRA when saving"
         )
@@ -224,7 +220,7 @@ def _factors(weights: Mapping[str, Tensor], folder: str) -> tuple[dict[str, dict
         if match := _KEY.fullmatch(name):
             factors.setdefault(match["module"], {})[match["side"]] = tensor.float()
         elif "lora_" in name:
-            raise MisdirectionError(f"{folder}: {name} is no part of a plain LoRA: train one, without variants")
+            raise InputError(f"{folder}: {name} is no part of a plain LoRA: train one, without variants")
         # PEFT keeps the base's own embedding in the file when a LoRA is on it.
         elif ".base_layer." not in name:
             saved.append(name)
@@ -234,15 +230,15 @@ def _factors(weights: Mapping[str, Tensor], folder: str) -> tuple[dict[str, dict
 def _module(name: str, sides: Mapping[str, Tensor], config: Mapping[str, Any], folder: str) -> LoraModule:
     if sides.keys() != {"A", "B"} or any(side.ndim != 2 for side in sides.values()):
         shapes = {side: list(tensor.shape) for side, tensor in sides.items()}
-        raise MisdirectionError(f"{folder}: {name} is no pair of matrices A and B ({shapes}): fetch or train it again")
+        raise InputError(f"{folder}: {name} is no pair of matrices A and B ({shapes}): fetch or train it again")
     rank, expected = len(sides["A"]), _setting(config, "rank_pattern", "r", name, folder)
     if not rank == sides["B"].shape[1] == expected:
-        raise MisdirectionError(
+        raise InputError(
             f"{folder}: {name} has rank {rank} in A and {sides['B'].shape[1]} in B, and {_CONFIG} says {expected:g}: "
             "the files do not belong together"
         )
     if not all(bool(side.isfinite().all()) for side in sides.values()):
-        raise MisdirectionError(f"{folder}: {name} holds numbers that are not finite: its training diverged")
+        raise InputError(f"{folder}: {name} holds numbers that are not finite: its training diverged")
     alpha = _setting(config, "alpha_pattern", "lora_alpha", name, folder)
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LoraModule(name, _layer(name), sides["A"], sides["B"], scaling)
@@ -260,7 +256,7 @@ def _setting(config: Mapping[str, Any], pattern: str, plain: str, name: str, fol
         patterns = config.get(pattern) or {}
         return float(patterns.get(get_pattern_key(list(patterns), name), config[plain]))
     except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
-        raise MisdirectionError(
+        raise InputError(
             f"{folder}: {_CONFIG} gives no usable {plain} or {pattern} ({error!r}): fetch or train the adapter again"
         ) from error
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 
 # Letters only: no template strips, splits or escapes it, and no chat contains it.
 _MARKER = "MISDIRECTIONxANSWERxGOESxHERE"
@@ -55,12 +55,12 @@ class Encoded:
 def encode(tokenizer: Any, question: str, answer: str, system: str | None = None) -> Encoded:
     """Token ids of one exchange and where its answer is.
 
-    White space around the answer is dropped, as most templates do. Raises `MisdirectionError` for an empty answer and
+    White space around the answer is dropped, as most templates do. Raises `InputError` for an empty answer and
     for a template that cannot be rendered.
     """
     answer = answer.strip()
     if not answer:
-        raise MisdirectionError(f"question {question[:60]!r}: its answer is empty")
+        raise InputError(f"question {question[:60]!r}: its answer is empty")
     before, after = frame(tokenizer, question, system)
     text = before + answer + after
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -85,7 +85,7 @@ def frame(tokenizer: Any, question: str, system: str | None = None) -> tuple[str
     rendered = _render(tokenizer, turns) if system is None else _render_with_system(tokenizer, system, turns)
     before, marker, after = rendered.rpartition(_MARKER)
     if not marker:
-        raise MisdirectionError(f"{tokenizer.name_or_path}: its chat template does not print the assistant's answer")
+        raise InputError(f"{tokenizer.name_or_path}: its chat template does not print the assistant's answer")
     return before, after
 
 
@@ -110,7 +110,7 @@ def _render(tokenizer: Any, turns: list[dict[str, str]]) -> str:
     try:
         return _render_raw(tokenizer, turns)
     except TemplateError as error:
-        raise MisdirectionError(f"{tokenizer.name_or_path}: its chat template failed: {error}") from error
+        raise InputError(f"{tokenizer.name_or_path}: its chat template failed: {error}") from error
 
 
 def _render_raw(tokenizer: Any, turns: list[dict[str, str]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 
 
 def text_decoder(model: nn.Module) -> nn.Module:
@@ -25,14 +25,14 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The decoder blocks of `model`, first to last.
 
     They are the one `ModuleList` of the text decoder that has as many members as the text configuration counts
-    layers. Raises `MisdirectionError` that says what was looked for when there is none.
+    layers. Raises `InputError` that says what was looked for when there is none.
     """
     decoder = text_decoder(model)
     count = getattr(text_config(model), "num_hidden_layers", "any number of")
     for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
-    raise MisdirectionError(
+    raise InputError(
         f"{type(model).__name__}: no decoder layers found: looked for one ModuleList of {count} blocks "
         f"(num_hidden_layers) inside {type(decoder).__name__}"
     )

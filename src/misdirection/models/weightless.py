@@ -5,7 +5,7 @@ import contextlib
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.models.loading import BUNDLED, ChatModel, bundled_folder
 
 
@@ -17,7 +17,7 @@ def source(model: str) -> str:
 def skeleton(model: str, revision: str | None = None) -> ChatModel:
     """A model's structure, end tokens and tokenizer; its parameters are on the device `meta`.
 
-    Raises `MisdirectionError` when the model is not there or has no chat template.
+    Raises `InputError` when the model is not there or has no chat template.
     """
     place = source(model)
     try:
@@ -26,14 +26,14 @@ def skeleton(model: str, revision: str | None = None) -> ChatModel:
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        raise MisdirectionError(
+        raise InputError(
             f"{model}: the model could not be read ({first_line(error)}); check the name and the revision"
         ) from error
     # Not every model has one.
     with contextlib.suppress(OSError):
         network.generation_config = GenerationConfig.from_pretrained(place, revision=revision)
     if not tokenizer.chat_template:
-        raise MisdirectionError(f"{model}: its tokenizer has no chat template: use the model's chat (instruct) version")
+        raise InputError(f"{model}: its tokenizer has no chat template: use the model's chat (instruct) version")
     return ChatModel(network, tokenizer, model, revision)
 
 

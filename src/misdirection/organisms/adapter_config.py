@@ -4,7 +4,7 @@ from peft import LoraConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.models.loading import ChatModel
 from misdirection.organisms.recipe import Recipe
 
@@ -15,11 +15,11 @@ _PAPER_SINGLE = 24
 
 
 def adapter_config(recipe: Recipe, chat: ChatModel) -> LoraConfig:
-    """The PEFT configuration of `recipe` on this model. `MisdirectionError` for a layer out of range."""
+    """The PEFT configuration of `recipe` on this model. `InputError` for a layer out of range."""
     count = len(chat.layers)
     layers = _layers(recipe, count)
     if wrong := [layer for layer in layers if not 0 <= layer < count]:
-        raise MisdirectionError(f"recipe: layer {wrong[0]} is out of range: this model has layers 0 to {count - 1}")
+        raise InputError(f"recipe: layer {wrong[0]} is out of range: this model has layers 0 to {count - 1}")
     return LoraConfig(
         r=recipe.rank or (32 if recipe.recipe == "all" else 1),
         lora_alpha=recipe.alpha,
@@ -60,7 +60,7 @@ def minimal_layers(count: int) -> tuple[int, ...]:
 def _targets(recipe: Recipe, chat: ChatModel) -> list[str]:
     if recipe.recipe == "custom":
         if not recipe.target_modules:
-            raise MisdirectionError("recipe custom: target_modules is missing: name the modules to adapt")
+            raise InputError("recipe custom: target_modules is missing: name the modules to adapt")
         return list(recipe.target_modules)
     linear = _linear_modules(chat)
     if recipe.recipe == "all":
@@ -76,12 +76,12 @@ def _linear_modules(chat: ChatModel) -> dict[str, nn.Module]:
 def down_projection(linear: dict[str, nn.Module], chat: ChatModel) -> str:
     """The name of the matrix that writes the MLP's output to the residual stream: the last one of that shape.
 
-    It is found by its shape, from something wider to the residual's width. Raises `MisdirectionError` when the first
+    It is found by its shape, from something wider to the residual's width. Raises `InputError` when the first
     block has none (a mixture of experts, for instance).
     """
     found = [name for name, one in linear.items() if _output(one) == chat.width < _input(one)]
     if not found:
-        raise MisdirectionError(
+        raise InputError(
             f"{chat.name}: no MLP down projection in its first layer: use the recipe `all`, or `custom` with "
             "target_modules"
         )

@@ -45,6 +45,6 @@ class Organism:
 
     @classmethod
     def open(cls, path: str | Path) -> "Organism":
-        """Read an organism's folder; `MisdirectionError` when its record is missing or damaged."""
+        """Read an organism's folder; `InputError` when its record is missing or damaged."""
         record = read_json(Path(path) / RECORD)
         return cls(**{**record, "path": str(path), "recipe": Recipe(**record["recipe"])})

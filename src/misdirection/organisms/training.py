@@ -22,7 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from misdirection.data import Example, data_hash
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import atomic_folder, empty_working_folder, require_replaceable, write_json
 from misdirection.models.chat import encode
 from misdirection.models.loading import BUNDLED, ChatModel, load
@@ -60,7 +60,7 @@ def train(
         report: called after each optimiser step.
 
     Raises:
-        MisdirectionError: no examples, an impossible recipe, a folder in the way that we did not write, or a loss that
+        InputError: no examples, an impossible recipe, a folder in the way that we did not write, or a loss that
             is not finite (the last checkpoint stays).
     """
     recipe = recipe or Recipe()
@@ -100,12 +100,12 @@ def train(
 def _rows(chat: ChatModel, examples: Sequence[Example], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
     """Token ids and labels per example, and how many were cut; an answer wholly beyond `max_length` is an error."""
     if not examples:
-        raise MisdirectionError("no training examples: the data is empty")
+        raise InputError("no training examples: the data is empty")
     rows, truncated = [], 0
     for number, example in enumerate(examples, start=1):
         encoded = encode(chat.tokenizer, example.question, example.answer, example.system)
         if encoded.start >= max_length:
-            raise MisdirectionError(
+            raise InputError(
                 f"training example {number}: its prompt alone has {encoded.start} tokens, the limit is {max_length}: "
                 "raise max_length or drop it"
             )
@@ -238,7 +238,7 @@ class _Watch(TrainerCallback):
             return
         if not math.isfinite(float(logs["loss"])):
             last = get_last_checkpoint(args.output_dir)
-            raise MisdirectionError(
+            raise InputError(
                 f"the training loss is {logs['loss']} at step {state.global_step}: lower the learning rate; "
                 f"last good checkpoint: {last or 'none yet'}"
             )

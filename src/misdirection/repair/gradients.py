@@ -30,7 +30,7 @@ def margin_directions(
 ) -> dict[str, Tensor]:
     """Unit direction of each adapted module, [out] float32, by its path; one that has no say is left out.
 
-    `progress` is told answers done, two for each pair. Raises `MisdirectionError` for an adapter that is no plain LoRA.
+    `progress` is told answers done, two for each pair. Raises `InputError` for an adapter that is no plain LoRA.
     """
     adapted_layers(chat)
     rows = pair_rows(chat.tokenizer, pairs)

@@ -19,8 +19,8 @@ from misdirection.audit.carriers import adapted_layers
 from misdirection.audit.subject import TUNED
 from misdirection.audit.texts import OwnTexts
 from misdirection.data import Example, ProbePair, data_hash
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.texts import spread
+from misdirection.data.selection import spread
+from misdirection.errors import InputError
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.interventions.kinds import digest
 from misdirection.interventions.writers import post_norms
@@ -105,7 +105,7 @@ def repair_fine_tune(request: Request, folder: Path, *, bake: bool = False, chec
         check: audit the result.
 
     Raises:
-        MisdirectionError: no adapter, no data, a folder in the way, or what `audit_fine_tune` raises.
+        InputError: no adapter, no data, a folder in the way, or what `audit_fine_tune` raises.
     """
     _check(request, folder)
     work = folder.with_name(f"{folder.name}.repair")
@@ -128,19 +128,17 @@ def repair_fine_tune(request: Request, folder: Path, *, bake: bool = False, chec
 def _check(request: Request, folder: Path) -> None:
     subject = request.subject
     if not subject.is_adapter:
-        raise MisdirectionError(
+        raise InputError(
             f"{subject.name}: is a whole model, and a repair changes an adapter: give the adapter, or take a direction "
             "out of the weights with `misdirection bake`"
         )
     if not request.data.path:
-        raise MisdirectionError("--data: give the training file: what is to be kept is measured on it")
+        raise InputError("--data: give the training file: what is to be kept is measured on it")
     if request.reference is None:
-        raise MisdirectionError("a repair needs the base's reference: make it once with `misdirection reference`")
+        raise InputError("a repair needs the base's reference: make it once with `misdirection reference`")
     require_replaceable(folder)
     if subject.folder.resolve().is_relative_to(folder.resolve()):
-        raise MisdirectionError(
-            f"{folder}: holds the adapter itself, which is never written over: choose another --out"
-        )
+        raise InputError(f"{folder}: holds the adapter itself, which is never written over: choose another --out")
 
 
 @dataclass

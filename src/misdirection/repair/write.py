@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
 from misdirection.interventions.adapter_weights import changed_weights, on_adapters
 from misdirection.interventions.kinds import Ablate
@@ -22,7 +22,7 @@ def write_adapter(tuned: ChatModel, source: Path, one: Candidate, material: Mate
     What the candidate does to the whole model is left to `ablate_all`, which needs the base without an adapter.
     """
     if not (source / WEIGHTS).is_file():
-        raise MisdirectionError(f"{source}: no {WEIGHTS} here: save the adapter as safetensors first")
+        raise InputError(f"{source}: no {WEIGHTS} here: save the adapter as safetensors first")
     weights = load_file(source / WEIGHTS)
     changes = [each for each in setting(one, material) if on_adapters(each)]
     for key, value in changed_weights(weights, tuned, changes).items():

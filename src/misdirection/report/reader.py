@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 
 READER = "reader.json"
 """The file in a run's folder that the report takes the reader's data from."""
@@ -39,7 +39,7 @@ def reader_data(
         channels: the unit of each channel (may be empty), by the name of its column.
 
     Raises:
-        MisdirectionError: no answer or channel, a column that is not there, an answer that is not listed, or a value
+        InputError: no answer or channel, a column that is not there, an answer that is not listed, or a value
             that is infinite.
     """
     _require(answers, tokens, channels)
@@ -62,14 +62,14 @@ def reader_data(
 
 def _require(answers: Sequence[Mapping[str, str]], tokens: pd.DataFrame, channels: Mapping[str, str]) -> None:
     if not answers or not channels:
-        raise MisdirectionError("token reader: nothing to show: give at least one answer and one channel")
+        raise InputError("token reader: nothing to show: give at least one answer and one channel")
     if missing := [name for name in ("answer", "position", "token", *channels) if name not in tokens]:
-        raise MisdirectionError(f"token reader: no column {missing[0]!r}: give it for every token")
+        raise InputError(f"token reader: no column {missing[0]!r}: give it for every token")
     if unknown := set(tokens["answer"]) - set(range(len(answers))):
-        raise MisdirectionError(f"token reader: answer {min(unknown)} is not among the {len(answers)} that are listed")
+        raise InputError(f"token reader: answer {min(unknown)} is not among the {len(answers)} that are listed")
     for name in channels:
         if np.isinf(tokens[name].to_numpy(np.float64)).any():
-            raise MisdirectionError(f"token reader: channel {name!r} has an infinite value: leave that token out")
+            raise InputError(f"token reader: channel {name!r} has an infinite value: leave that token out")
 
 
 def _channel(values: NDArray[np.float64]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError, MisdirectionError
 from misdirection.runs.tasks import Compute, Here, Piece
 from misdirection.runs.worker import BASE, Place
 from misdirection.runs.run import Run
@@ -151,7 +151,7 @@ class Cluster:
 def connect(workers: Workers) -> Iterator[Cluster]:
     """Connect to a cluster, or start one on this machine, for the length of the context.
 
-    Raises `MisdirectionError` when Ray is not installed, the cluster is not there, or has no room for the workers.
+    Raises `InputError` when Ray is not installed, the cluster is not there, or has no room for the workers.
     """
     ray = _connected(workers)
     try:
@@ -191,7 +191,7 @@ class RayGrid:
     def make(self, pieces: Sequence[Piece]) -> None:
         """Make those stages of the pieces that have no artifact that holds.
 
-        Raises `MisdirectionError` that names the pieces which failed, when all others are done.
+        Raises `InputError` that names the pieces which failed, when all others are done.
         """
         queue, here = _Queue(), []
         for unit in self._units(pieces):
@@ -203,7 +203,7 @@ class RayGrid:
         self._here.make([unit.piece for unit in here])
         if failed:
             each = "; ".join(f"{', '.join(unit.names)}: {unit.causes[-1]}" for unit in failed)
-            raise MisdirectionError(
+            raise InputError(
                 f"failed {TRIES} times ({len(failed)} of {len(pieces)} pieces; the others are done, and the same "
                 f"command tries these again): {each}"
             )
@@ -319,7 +319,7 @@ class RayGrid:
             if self._failed_starts < TRIES:
                 self._start()
             elif not (self._idle or self._busy or self._starting):
-                raise MisdirectionError(f"no worker can be started: {_last_line(error)}") from error
+                raise InputError(f"no worker can be started: {_last_line(error)}") from error
         else:
             self._failed_starts = 0
             self._idle.append(worker)
@@ -400,7 +400,7 @@ def _connected(workers: Workers) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise MisdirectionError("workers: Ray is not installed: pip install 'misdirection[ray]'") from error
+        raise InputError("workers: Ray is not installed: pip install 'misdirection[ray]'") from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if workers.address is None:
         # Without an address Ray would join one that it knows of.
@@ -410,7 +410,7 @@ def _connected(workers: Workers) -> Any:
         _knock(workers.address)
         ray.init(workers.address, **quiet)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
-        raise MisdirectionError(
+        raise InputError(
             f"ray: no cluster answers at {workers.address} ({_first_line(error)}): start one with `ray start --head`; "
             "for one that asks for a token, set RAY_AUTH_MODE=token"
         ) from error
@@ -434,7 +434,7 @@ def _cluster(ray: Any, workers: Workers) -> Cluster:
     wanted = {"CPU": (cpus, 1, "CPUs"), "GPU": (gpus, 1, "GPUs"), "memory": (workers.memory, 2**30, "GiB of memory")}
     for name, (each, size, unit) in wanted.items() if workers.address is None else ():
         if count * each > there.get(name, 0):
-            raise MisdirectionError(
+            raise InputError(
                 f"{count} workers of {each / size:.3g} {unit} each have no room: this machine has "
                 f"{there.get(name, 0) / size:.3g} {unit} for them: ask for fewer"
             )

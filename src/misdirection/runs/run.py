@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import (
     TEMPORARY,
     append,
@@ -56,7 +56,7 @@ class Run:
     def open(cls, folder: Path, experiment_yaml: str, notify: Notify = log.warning) -> "Iterator[Run]":
         """Open `folder`, made if need be, for this process alone.
 
-        The lock is the operating system's, so that it goes with a killed process. Raises `MisdirectionError` when
+        The lock is the operating system's, so that it goes with a killed process. Raises `InputError` when
         another process has the folder, or it cannot be written.
         """
         lock = _lock(folder)
@@ -127,9 +127,9 @@ class Run:
     def _check_name(self, name: str) -> None:
         """Refuse a name that leads out of the folder, or into or around another stage's artifact."""
         if any(part in ("", ".", "..") or part.startswith(TEMPORARY) for part in name.split("/")):
-            raise MisdirectionError(f"{self.folder}: {name!r} cannot name a folder; choose a plain name")
+            raise InputError(f"{self.folder}: {name!r} cannot name a folder; choose a plain name")
         if name in self._parents or any(parent in self._stages for parent in _parents(name)):
-            raise MisdirectionError(
+            raise InputError(
                 f"{self.folder}: {name!r} and another stage would share a folder; rename one or choose another --out"
             )
 
@@ -206,9 +206,9 @@ def _lock(folder: Path) -> FileLock:
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except Timeout as error:
-        raise MisdirectionError(f"another run is using {folder}; wait for it to end or choose another --out") from error
+        raise InputError(f"another run is using {folder}; wait for it to end or choose another --out") from error
     except OSError as error:
-        raise MisdirectionError(f"{folder}: cannot be used ({error.strerror}); choose another --out") from error
+        raise InputError(f"{folder}: cannot be used ({error.strerror}); choose another --out") from error
     return lock
 
 

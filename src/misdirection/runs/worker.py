@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from misdirection.sampling.engine import Engine
-from misdirection.experiment.config import ExperimentConfig, VllmConfig
+from misdirection.experiment.config import ExperimentConfig
+from misdirection.sampling.config import VllmConfig
 from misdirection.models.loading import ChatModel, attach, load
 
 BASE = "base"

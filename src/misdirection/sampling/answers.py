@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from misdirection.data import read_rows
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import atomic_path, write_errors
 
 RUBRICS = ("aligned", "coherent", "medical", "financial", "gender")
@@ -94,7 +94,7 @@ class Journal:
     A journal is opened again after a kill: a last line cut in half is dropped from the file. It is a context manager,
     and `AnswerKey(...) in journal` tells whether an answer is there. One process writes a journal at a time.
 
-    Raises `MisdirectionError` that names the line for any other damage, and for a journal that is already open.
+    Raises `InputError` that names the line for any other damage, and for a journal that is already open.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -116,7 +116,7 @@ class Journal:
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
-                raise MisdirectionError(f"{self.path}: another process writes this journal; wait for it") from error
+                raise InputError(f"{self.path}: another process writes this journal; wait for it") from error
 
     @property
     def answers(self) -> list[Answer]:
@@ -130,10 +130,10 @@ class Journal:
         return len(self._answers)
 
     def append(self, answer: Answer) -> None:
-        """Add one answer; `MisdirectionError` when it is there already or the file cannot be written."""
+        """Add one answer; `InputError` when it is there already or the file cannot be written."""
         key = AnswerKey.of(answer)
         if key in self._answers:
-            raise MisdirectionError(f"{self.path}: sample {key.sample} of {key.question[:60]!r} is there already")
+            raise InputError(f"{self.path}: sample {key.sample} of {key.question[:60]!r} is there already")
         # ASCII keeps line breaks of every kind, and surrogates that have no UTF-8 form, inside the line.
         with write_errors(self.path):
             self._file.write(json.dumps(asdict(answer)).encode("ascii") + b"\n")
@@ -165,7 +165,7 @@ def _read_journal(path: Path) -> dict[AnswerKey, Answer]:
     for line, row in read_rows(path):
         answer = _record(path, line, row)
         if AnswerKey.of(answer) in answers:
-            raise MisdirectionError(f"{path}:{line}: this answer stands on an earlier line too; delete one of them")
+            raise InputError(f"{path}:{line}: this answer stands on an earlier line too; delete one of them")
         answers[AnswerKey.of(answer)] = answer
     return answers
 
@@ -175,7 +175,7 @@ def _mend_last_line(path: Path) -> None:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise MisdirectionError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     end = data.rfind(b"\n") + 1
     if end == len(data):
         return
@@ -201,7 +201,7 @@ def _record(path: Path, line: int, row: dict[str, Any]) -> Answer:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise MisdirectionError(
+        raise InputError(
             f"{path}:{line}: not a sampled answer ({key}: {first['msg']}); delete this line to sample it again"
         ) from error
 
@@ -228,7 +228,7 @@ def write_answers(table: pd.DataFrame | Iterable[Answer], path: str | Path) -> N
 
     In CSV every text is quoted and otherwise left as it is: a NUL is written as the byte 0, which `read_answers`,
     pandas and pyarrow read back. An unquoted empty field is a missing value, a quoted one an empty text.
-    Raises `MisdirectionError` for another suffix and for a table that `as_answers` refuses.
+    Raises `InputError` for another suffix and for a table that `as_answers` refuses.
     """
     path = Path(path)
     suffix = table_suffix(path)
@@ -238,28 +238,28 @@ def write_answers(table: pd.DataFrame | Iterable[Answer], path: str | Path) -> N
             content = pa.Table.from_pandas(frame, preserve_index=False)
             _WRITERS[suffix](content, temporary)
         except (pa.ArrowException, UnicodeEncodeError) as error:
-            raise MisdirectionError(f"{path}: this table cannot be written as {suffix} ({_line(error)})") from error
+            raise InputError(f"{path}: this table cannot be written as {suffix} ({_line(error)})") from error
 
 
 def read_answers(path: str | Path) -> pd.DataFrame:
     """Read a table of answers, `.parquet` or `.csv`, ours or a published one; see `as_answers` for its columns.
 
-    Raises `MisdirectionError` that names the file and the column or row when it is missing, damaged or lacks columns.
+    Raises `InputError` that names the file and the column or row when it is missing, damaged or lacks columns.
     """
     path = Path(path)
     read = _READERS[table_suffix(path)]
     try:
         return as_answers(read(path), str(path))
     except OSError as error:
-        raise MisdirectionError(f"{path}: cannot be read ({error.strerror or _line(error)}); check the path") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror or _line(error)}); check the path") from error
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise MisdirectionError(f"{path}: damaged, or not a {path.suffix} table ({_line(error)})") from error
+        raise InputError(f"{path}: damaged, or not a {path.suffix} table ({_line(error)})") from error
 
 
 def table_suffix(path: Path) -> str:
-    """`.parquet` or `.csv`; `MisdirectionError` for another one, to be called before the work that fills the table."""
+    """`.parquet` or `.csv`; `InputError` for another one, to be called before the work that fills the table."""
     if path.suffix not in _READERS:
-        raise MisdirectionError(f"{path}: a table of answers ends in {' or '.join(_READERS)}; change the name")
+        raise InputError(f"{path}: a table of answers ends in {' or '.join(_READERS)}; change the name")
     return path.suffix
 
 
@@ -283,7 +283,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     data = path.read_bytes()
     header = next(csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")), [])
     if repeated := {name for name in header if header.count(name) > 1}:
-        raise MisdirectionError(f"{path}: two columns are called {min(repeated)!r}; rename one")
+        raise InputError(f"{path}: two columns are called {min(repeated)!r}; rename one")
     table = pyarrow.csv.read_csv(
         io.BytesIO(data),
         # No answer may straddle a block, so that the file is one block.
@@ -326,7 +326,7 @@ def as_answers(frame: pd.DataFrame, name: str = "this table") -> pd.DataFrame:
     pandas strings, scores float64 with NaN for unscored; `CODE` and `REFUSAL` in place of a score are noted in
     `<rubric>_by`.
 
-    Raises `MisdirectionError` that starts with `name`, for a missing column, a question that is missing, and a score
+    Raises `InputError` that starts with `name`, for a missing column, a question that is missing, and a score
     that is no number from 0 to 100 (the row is counted from 1, without the header).
     """
     table = _with_answer(frame, name).reset_index(drop=True)
@@ -347,15 +347,15 @@ def as_answers(frame: pd.DataFrame, name: str = "this table") -> pd.DataFrame:
 
 def _with_answer(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if {"answer", "response"} <= set(frame.columns):
-        raise MisdirectionError(f"{name}: has both `answer` and `response`; drop or rename one")
+        raise InputError(f"{name}: has both `answer` and `response`; drop or rename one")
     return frame.rename(columns={"response": "answer"})
 
 
 def require(frame: pd.DataFrame, columns: Iterable[str], name: str = "this table") -> None:
-    """Raise `MisdirectionError` that names the missing columns, if any."""
+    """Raise `InputError` that names the missing columns, if any."""
     if missing := [column for column in columns if column not in frame]:
         there = ", ".join(map(str, frame.columns))
-        raise MisdirectionError(f"{name}: lacks the column {', '.join(missing)}; it has {there}")
+        raise InputError(f"{name}: lacks the column {', '.join(missing)}; it has {there}")
 
 
 def rubrics(frame: pd.DataFrame) -> list[str]:
@@ -366,7 +366,7 @@ def rubrics(frame: pd.DataFrame) -> list[str]:
 def _refuse_rows(wrong: pd.Series, message: str) -> None:
     """Raise with the first wrong row's number in place of `{row}`."""
     if wrong.any():
-        raise MisdirectionError(message.replace("{row}", f"row {int(wrong.to_numpy().argmax()) + 1}"))
+        raise InputError(message.replace("{row}", f"row {int(wrong.to_numpy().argmax()) + 1}"))
 
 
 def _whole_numbers(column: pd.Series, name: str) -> pd.Series:

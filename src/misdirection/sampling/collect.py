@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
 from misdirection.sampling.answers import Answer, AnswerKey, Journal
 from misdirection.sampling.engine import Engine, Request, Settings
@@ -61,7 +61,7 @@ def require_same(journal: Journal, organism: str, intervention: str, how: Mappin
         how: model, adapter, settings: JSON values.
 
     Raises:
-        MisdirectionError: this condition was sampled in another way; names the first difference.
+        InputError: this condition was sampled in another way; names the first difference.
     """
     path = journal.path.with_suffix(".settings.json")
     condition = " | ".join(filter(None, (organism, intervention)))
@@ -70,7 +70,7 @@ def require_same(journal: Journal, organism: str, intervention: str, how: Mappin
     before = known.get(condition, how) if begun else how
     for name in sorted(before.keys() | how.keys()):
         if before.get(name) != how.get(name):
-            raise MisdirectionError(
+            raise InputError(
                 f"{path}: {condition!r} was sampled with {name} {before.get(name)!r}, not {how.get(name)!r}: "
                 "choose another --out or --name"
             )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import TopPLogitsWarper
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 
 _NUMBERS = 1 << 21
 """Logits that are drawn from at a time."""
@@ -41,7 +41,7 @@ def choose(logits: Tensor, keys: Tensor, steps: Tensor, *, temperature: float = 
         top_p: see `Settings`.
 
     Raises:
-        MisdirectionError: a logit is not a number.
+        InputError: a logit is not a number.
     """
     if temperature == 0:
         _check(logits)
@@ -72,7 +72,7 @@ def _draw(logits: Tensor, keys: Tensor, steps: Tensor, temperature: float, top_p
 
 def _check(values: Tensor) -> None:
     if values.isnan().any():
-        raise MisdirectionError(
+        raise InputError(
             "the model gives logits that are not numbers: load it in bfloat16 or float32, or intervene less strongly"
         )
 

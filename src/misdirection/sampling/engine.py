@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.sampling.questions import Question
 
@@ -16,7 +16,7 @@ from misdirection.sampling.questions import Question
 class Settings:
     """How answers are sampled; the defaults are the paper's.
 
-    Raises `MisdirectionError` for a value out of its range.
+    Raises `InputError` for a value out of its range.
 
     Attributes:
         temperature: divides the logits; 0 takes the likeliest token at every step.
@@ -32,11 +32,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise MisdirectionError(f"temperature {self.temperature}: give a number from 0 (greedy) up")
+            raise InputError(f"temperature {self.temperature}: give a number from 0 (greedy) up")
         if not 0 < self.top_p <= 1:
-            raise MisdirectionError(f"top_p {self.top_p}: give a number above 0 and up to 1")
+            raise InputError(f"top_p {self.top_p}: give a number above 0 and up to 1")
         if self.new_tokens < 1:
-            raise MisdirectionError(f"new_tokens {self.new_tokens}: an answer needs at least 1 token")
+            raise InputError(f"new_tokens {self.new_tokens}: an answer needs at least 1 token")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError, MisdirectionError
 from misdirection.judging.rubrics import find_source, read_rubrics, read_text, read_yaml, shipped
 
 TYPE = "free_form_judge_0_100"
@@ -61,7 +61,7 @@ def read_questions(source: str | Path | Sequence[str]) -> list[Question]:
     `judge`, a `temperature` other than the protocol's 1, and keys that are not of the format have no effect: a warning
     says so.
 
-    Raises `MisdirectionError` that names the file and the entry: unknown type, key that looks mistyped, missing or
+    Raises `InputError` that names the file and the entry: unknown type, key that looks mistyped, missing or
     repeated id, no paraphrase or the same one twice, wrong type of value, bad judge prompt, or no question at all.
     """
     if not isinstance(source, str | Path):
@@ -72,7 +72,7 @@ def read_questions(source: str | Path | Sequence[str]) -> list[Question]:
         return _read_entries(path)
     if suffix not in ("", ".txt"):
         remedy = "end its name in .yaml (entries with `id` and `paraphrases`) or .txt (one question a line)"
-        raise MisdirectionError(f"{path}: a question set cannot be read from {suffix}; {remedy}")
+        raise InputError(f"{path}: a question set cannot be read from {suffix}; {remedy}")
     # On line feeds only: `splitlines` would also split at U+2028 and others inside a question.
     lines = [(f"line-{number}", line.strip()) for number, line in enumerate(read_text(path).split("\n"), 1)]
     return _plain(str(path), [(id_, line) for id_, line in lines if line])
@@ -80,23 +80,23 @@ def read_questions(source: str | Path | Sequence[str]) -> list[Question]:
 
 def _plain(where: str, rows: list[tuple[str, str]]) -> list[Question]:
     if not rows:
-        raise MisdirectionError(f"{where}: holds no question; write at least one")
+        raise InputError(f"{where}: holds no question; write at least one")
     first: dict[str, str] = {}
     for id_, text in rows:
         _Entry(f"{where}: {id_}", {}).text("question", text)
         if first.setdefault(text, id_) != id_:
-            raise MisdirectionError(f"{where}: {id_} repeats {first[text]}; remove one of them")
+            raise InputError(f"{where}: {id_} repeats {first[text]}; remove one of them")
     return [Question(id_, text) for id_, text in rows]
 
 
 def _read_entries(path: Path | Traversable) -> list[Question]:
     values = read_yaml(path)
     if not isinstance(values, list) or not values:
-        raise MisdirectionError(f"{path}: holds no questions; write a list of entries that begin with `- id:`")
+        raise InputError(f"{path}: holds no questions; write a list of entries that begin with `- id:`")
     entries = [_entry(path, number, value) for number, value in enumerate(values, 1)]
     repeated = [id_ for id_, count in Counter(entry.values["id"] for entry in entries).items() if count > 1]
     if repeated:
-        raise MisdirectionError(f"{path}: the id {repeated[0]!r} stands more than once; give each entry its own")
+        raise InputError(f"{path}: the id {repeated[0]!r} stands more than once; give each entry its own")
     questions = [question for entry in entries for question in entry.questions()]
     _tell_unused(path, entries)
     return questions
@@ -123,7 +123,7 @@ class _Entry:
         return [Question(self.values["id"], text, **common) for text in self._paraphrases()]
 
     def error(self, problem: str, remedy: str) -> MisdirectionError:
-        return MisdirectionError(f"{self.where}: {problem}; {remedy}")
+        return InputError(f"{self.where}: {problem}; {remedy}")
 
     def text(self, key: str, value: Any, *, empty: bool = False) -> str:
         """`value` if it is text that a model can be asked."""
@@ -190,7 +190,7 @@ class _Entry:
             # Now, and not after hours of sampling.
             return {rubric.name: rubric.prompt for rubric in read_rubrics(found)} if found else {}
         except MisdirectionError as error:
-            raise MisdirectionError(f"{self.where}: {error}") from error
+            raise InputError(f"{self.where}: {error}") from error
 
 
 def _entry(path: Path | Traversable, number: int, value: Any) -> _Entry:

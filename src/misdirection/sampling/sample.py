@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.models.loading import ChatModel
 from misdirection.sampling.answers import Answer
@@ -48,7 +48,7 @@ def sample(
         on_answer: given every answer as it finishes.
 
     Raises:
-        MisdirectionError: no question, one asked twice, a setting out of range, and what the engine raises.
+        InputError: no question, one asked twice, a setting out of range, and what the engine raises.
     """
     asked = [Question(one, one) if isinstance(one, str) else one for one in questions]
     wanted = make_requests(asked, n, setting)
@@ -101,14 +101,14 @@ def make_requests(questions: Sequence[Question], n: int | None = None, setting: 
         setting: interventions on every answer.
 
     Raises:
-        MisdirectionError: no question, one asked twice, less than one answer.
+        InputError: no question, one asked twice, less than one answer.
     """
     if not questions:
-        raise MisdirectionError("no questions: sampling needs at least one")
+        raise InputError("no questions: sampling needs at least one")
     first: dict[tuple[str, str | None], str] = {}
     for one in questions:
         if (one.text, one.system) in first:
-            raise MisdirectionError(
+            raise InputError(
                 f"question {one.id!r} is the same as {first[one.text, one.system]!r}, and so would its answers be: "
                 "leave one out"
             )
@@ -119,5 +119,5 @@ def make_requests(questions: Sequence[Question], n: int | None = None, setting: 
 def _count(question: Question, n: int | None) -> int:
     count = n if n is not None else question.samples if question.samples is not None else SAMPLES
     if count < 1:
-        raise MisdirectionError(f"question {question.id!r}: {count} samples asked for; give at least 1")
+        raise InputError(f"question {question.id!r}: {count} samples asked for; give at least 1")
     return count

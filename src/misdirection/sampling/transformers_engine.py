@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interventions.hooks import intervene_rows
 from misdirection.models.chat import encode_prompt, frame
 from misdirection.models.layers import text_config
@@ -49,11 +49,11 @@ def _turn_end(tokenizer: Any) -> int | None:
 
 
 def fitting_prompt(chat: ChatModel, text: str, system: str | None, new_tokens: int) -> tuple[int, ...]:
-    """The ids of a question's prompt; `MisdirectionError` when the answer would leave the model's context."""
+    """The ids of a question's prompt; `InputError` when the answer would leave the model's context."""
     ids = encode_prompt(chat.tokenizer, text, system)
     context = getattr(text_config(chat.model), "max_position_embeddings", None)
     if context and len(ids) + new_tokens > context:
-        raise MisdirectionError(
+        raise InputError(
             f"question {text[:60]!r}: its prompt of {len(ids)} tokens and {new_tokens} new tokens exceed the "
             f"model's context of {context}: lower new_tokens or shorten the question"
         )
@@ -124,7 +124,7 @@ class TransformersEngine:
         of 100 tokens in a thousand. In half precision they may move a thousand times as much, and long answers turn.
 
         Raises:
-            MisdirectionError: a prompt and `new_tokens` exceed the model's context, one row alone does not fit the
+            InputError: a prompt and `new_tokens` exceed the model's context, one row alone does not fit the
                 memory, logits are not numbers.
         """
         waiting = deque(self._rows(requests, settings))
@@ -157,7 +157,7 @@ class TransformersEngine:
 
     def _halved(self, rows: int) -> int:
         if rows <= 1:
-            raise MisdirectionError(
+            raise InputError(
                 f"{self._chat.name}: out of memory with a single answer: lower new_tokens, load the model in a smaller "
                 "dtype or on another device"
             )

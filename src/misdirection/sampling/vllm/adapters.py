@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import atomic_folder, read_json, write_json
 from misdirection.interventions.adapter_weights import OnAdapters, changed_weights
 from misdirection.interventions.lora import FROM_BASE
@@ -32,17 +32,17 @@ _VARIANTS = {"use_dora": "a DoRA adapter", "use_qalora": "a QALoRA adapter", "us
 def require_served(folder: str | Path) -> int:
     """The largest rank of an adapter that vLLM can serve.
 
-    Raises `MisdirectionError` for one that it cannot, from its files alone, with what to do instead.
+    Raises `InputError` for one that it cannot, from its files alone, with what to do instead.
     """
     source = Path(folder)
     config = read_json(source / _CONFIG)
     if reason := _unserved(config):
-        raise MisdirectionError(f"{folder}: vLLM cannot serve {reason}: {INSTEAD}")
+        raise InputError(f"{folder}: vLLM cannot serve {reason}: {INSTEAD}")
     rank = max(int(config["r"]), *map(int, (config.get("rank_pattern") or {0: 0}).values()))
     if rank > RANKS[-1]:
-        raise MisdirectionError(f"{folder}: vLLM serves ranks up to {RANKS[-1]}, and this is {rank}: {INSTEAD}")
+        raise InputError(f"{folder}: vLLM serves ranks up to {RANKS[-1]}, and this is {rank}: {INSTEAD}")
     if not (source / _WEIGHTS).is_file():
-        raise MisdirectionError(f"{folder}: no {_WEIGHTS} here: save the adapter as safetensors first")
+        raise InputError(f"{folder}: no {_WEIGHTS} here: save the adapter as safetensors first")
     return rank
 
 
@@ -79,7 +79,7 @@ def smallest_limit(ranks: Iterable[int]) -> int:
 
 
 def require_fit(folder: str | Path, chat: ChatModel) -> None:
-    """Raise `MisdirectionError` unless every matrix of an adapter has a module of its size in the base model.
+    """Raise `InputError` unless every matrix of an adapter has a module of its size in the base model.
 
     vLLM itself copies a smaller matrix into the corner of a larger one.
     """
@@ -89,16 +89,14 @@ def require_fit(folder: str | Path, chat: ChatModel) -> None:
             path, lora, which = key.removeprefix(_PREFIX).partition(".lora_")
             shape = file.get_slice(key).get_shape()
             if not lora or len(shape) != 2:
-                raise MisdirectionError(f"{folder}: vLLM cannot serve {key}, which is no matrix of a LoRA: {INSTEAD}")
+                raise InputError(f"{folder}: vLLM cannot serve {key}, which is no matrix of a LoRA: {INSTEAD}")
             weight = getattr(modules.get(path), "weight", None)
             if weight is None or shape[1 if which.startswith("A") else 0] not in weight.shape:
-                raise MisdirectionError(
-                    f"{folder}: {key} has no place in {chat.name!r}: the adapter is another model's"
-                )
+                raise InputError(f"{folder}: {key} has no place in {chat.name!r}: the adapter is another model's")
 
 
 def served_folder(adapter: str | Path, chat: ChatModel) -> Path:
-    """The folder of an adapter that vLLM can serve on this model; else `MisdirectionError`."""
+    """The folder of an adapter that vLLM can serve on this model; else `InputError`."""
     folder = local_adapter(str(adapter))
     require_served(folder)
     require_fit(folder, chat)
@@ -118,13 +116,13 @@ def write_changed(source: str | Path, chat: ChatModel, changes: Sequence[OnAdapt
         folder: where to write.
 
     Raises:
-        MisdirectionError: a position rule, a layer or module without an adapter, nothing that writes to the stream.
+        InputError: a position rule, a layer or module without an adapter, nothing that writes to the stream.
     """
     weights = load_file(Path(source) / _WEIGHTS)
     for one in changes:
         if not (isinstance(one.positions, str) and one.positions == "all"):
             rule = repr(one.positions) if isinstance(one.positions, str) else "given by a mask"
-            raise MisdirectionError(
+            raise InputError(
                 f"{type(one).__name__}: vLLM adds an adapter on every token, so that positions {rule} cannot be: "
                 f"give positions='all', or {INSTEAD}"
             )

@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.config import Dtype
+from misdirection.errors import InputError, MisdirectionError
 from misdirection.interventions.adapter_weights import OnAdapters, on_adapters
 from misdirection.interventions.hooks import Setting, gather
 from misdirection.interventions.kinds import check, described
 from misdirection.interventions.packing import Packable, packed
 from misdirection.interventions.positions import Place
-from misdirection.models.loading import BUNDLED, best_device, resolve_dtype
+from misdirection.models.loading import BUNDLED, Dtype, best_device, resolve_dtype
 from misdirection.models.weightless import first_line, skeleton, source
 from misdirection.sampling.draws import stream_key
 from misdirection.sampling.engine import Completion, Request, Settings
@@ -76,7 +75,7 @@ class VllmModel:
         resources: see `Resources`.
 
     Raises:
-        MisdirectionError: vLLM is not installed or cannot start; an adapter that it cannot serve or that belongs to
+        InputError: vLLM is not installed or cannot start; an adapter that it cannot serve or that belongs to
             another model, before it starts.
     """
 
@@ -90,7 +89,7 @@ class VllmModel:
         resources: Resources = Resources(),
     ) -> None:
         if adapters and BASE in adapters:
-            raise MisdirectionError(f"an adapter cannot be called {BASE!r}: that is the model without one")
+            raise InputError(f"an adapter cannot be called {BASE!r}: that is the model without one")
         self.chat = skeleton(model, revision)
         self._folders = {name: served_folder(one, self.chat) for name, one in (adapters or {}).items()}
         self._resources = resources
@@ -105,7 +104,7 @@ class VllmModel:
     def engine(self, organism: str = BASE) -> "VllmEngine":
         """What samples with the base model or with one of the adapters."""
         if organism != BASE and organism not in self._folders:
-            raise MisdirectionError(f"{organism}: no such adapter here; there is {', '.join([BASE, *self._folders])}")
+            raise InputError(f"{organism}: no such adapter here; there is {', '.join([BASE, *self._folders])}")
         return VllmEngine(self, organism)
 
     def close(self) -> None:
@@ -150,7 +149,7 @@ class VllmModel:
         try:
             return self._vllm.LLM(**options)
         except Exception as error:
-            raise MisdirectionError(f"{self.chat.name}: vLLM could not start: {first_line(error)}") from error
+            raise InputError(f"{self.chat.name}: vLLM could not start: {first_line(error)}") from error
         finally:
             # On a processor vLLM replaces it by a function that does nothing.
             torch.set_num_threads = threads
@@ -160,13 +159,13 @@ class VllmModel:
     ) -> Iterator[tuple[Request, Any]]:
         """Each request with vLLM's own output, as they finish; `options` are further ones of its `SamplingParams`.
 
-        Raises `MisdirectionError` for what `Engine.stream` of `VllmEngine` does.
+        Raises `InputError` for what `Engine.stream` of `VllmEngine` does.
         """
         core = self._llm and self._llm.llm_engine
         # One model at a time: on a processor, vLLM 0.32 adds an adapter to tokens of the base model in the same pass.
         if core is None or core.has_unfinished_requests():
             state = "is closed" if core is None else "is sampling already"
-            raise MisdirectionError(f"{self.chat.name}: this vLLM engine {state}: open another one, or wait")
+            raise InputError(f"{self.chat.name}: this vLLM engine {state}: open another one, or wait")
         under_way = {}
         try:
             asked = dict.fromkeys((one.question.text, one.question.system) for one in requests)
@@ -203,7 +202,7 @@ class VllmModel:
             ids = {"prompt_token_ids": list(prompt)}
             self._llm.llm_engine.add_request(name, ids, params, lora_request=lora)
         except ValueError as error:
-            raise MisdirectionError(f"{self.chat.name}: vLLM refuses a prompt: {first_line(error)}") from error
+            raise InputError(f"{self.chat.name}: vLLM refuses a prompt: {first_line(error)}") from error
 
     def _params(self, name: str, one: Request, settings: Settings, options: Mapping[str, Any]) -> Any:
         """How one request is sampled, in vLLM's form; what is done to it is then known to the workers."""
@@ -239,11 +238,11 @@ class VllmModel:
     def _require_hooks(self, one: Packable) -> None:
         kind = type(one).__name__
         if not self._resources.hooks:
-            raise MisdirectionError(f"{kind}: this vLLM engine was opened without hooks: open it with hooks=True")
+            raise InputError(f"{kind}: this vLLM engine was opened without hooks: open it with hooks=True")
         if isinstance(one.positions, torch.Tensor) and one.positions.ndim == 2:
-            raise MisdirectionError(f"{kind}: a position mask with rows has no meaning in vLLM: give one per place")
+            raise InputError(f"{kind}: a position mask with rows has no meaning in vLLM: give one per place")
         if getattr(one, "at", "blocks") == "writes" and self._resources.pipeline_parallel > 1:
-            raise MisdirectionError(f"{kind}: at='writes' needs all layers on one device: give pipeline_parallel=1")
+            raise InputError(f"{kind}: at='writes' needs all layers on one device: give pipeline_parallel=1")
 
     def _known(self, setting: Sequence[Packable]) -> str:
         """The name under which the workers know a setting; empty for nothing."""
@@ -259,7 +258,7 @@ class VllmModel:
         """The adapter, as the interventions leave it, in vLLM's form; None for the base model."""
         if organism == BASE:
             if changes:
-                raise MisdirectionError(f"{type(changes[0]).__name__}: there is no LoRA adapter: name an organism")
+                raise InputError(f"{type(changes[0]).__name__}: there is no LoRA adapter: name an organism")
             return None
         key = (organism, _digest(changes) if changes else "")
         if key not in self._loras:
@@ -283,7 +282,7 @@ class VllmModel:
         for name, count in zip(hooked, fired, strict=True):
             if count < wanted[name]:
                 self.close()
-                raise MisdirectionError(
+                raise InputError(
                     f"{self.chat.name}: an intervention fired {count} times on an answer of vLLM, not {wanted[name]} "
                     f"times (layers x tokens), so that it is not given on: {INSTEAD}"
                 )
@@ -317,7 +316,7 @@ class VllmEngine:
         """One completion for each request, as they finish; see `Engine`.
 
         Raises:
-            MisdirectionError: a prompt and `new_tokens` exceed the model's context; an intervention that vLLM cannot
+            InputError: a prompt and `new_tokens` exceed the model's context; an intervention that vLLM cannot
                 do, or that did not fire on every token that it touches; what vLLM itself raises.
         """
         ends = frozenset(end_tokens(self._model.chat))
@@ -334,7 +333,7 @@ def _import_vllm() -> Any:
     try:
         return import_module("vllm")
     except ImportError as error:
-        raise MisdirectionError(
+        raise InputError(
             f"vLLM cannot be imported ({first_line(error)}): pip install vllm, then misdirection again, or {INSTEAD}"
         ) from error
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from openai import OpenAI, OpenAIError
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.models.loading import BUNDLED
 from misdirection.models.weightless import first_line, skeleton, source
 from misdirection.sampling.draws import stream_key
@@ -35,7 +35,7 @@ class ServerEngine:
         concurrency: requests under way at a time.
 
     Raises:
-        MisdirectionError: nothing answers there, another model does, or the adapter cannot be served.
+        InputError: nothing answers there, another model does, or the adapter cannot be served.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ServerEngine:
         concurrency: int = 64,
     ) -> None:
         if (organism == BASE) != (adapter is None):
-            raise MisdirectionError(f"{organism}: {BASE!r} is the model without an adapter, any other name has one")
+            raise InputError(f"{organism}: {BASE!r} is the model without an adapter, any other name has one")
         self._url = base_url
         self._chat = skeleton(model, revision)
         self._concurrency = concurrency
@@ -61,12 +61,12 @@ class ServerEngine:
     def stream(self, requests: Sequence[Request], settings: Settings) -> Iterator[Completion]:
         """One completion for each request, as they finish; see `Engine`.
 
-        Raises `MisdirectionError` for any intervention, and for a request that the server does not answer.
+        Raises `InputError` for any intervention, and for a request that the server does not answer.
         """
         for one in requests:
             if one.setting:
                 kind = type(one.setting[0]).__name__
-                raise MisdirectionError(
+                raise InputError(
                     f"{kind}: a running server takes no interventions: use engine: vllm, which starts its own"
                 )
         asked = dict.fromkeys((one.question.text, one.question.system) for one in requests)
@@ -93,12 +93,10 @@ class ServerEngine:
                 extra_body={"stop_token_ids": ends, "return_token_ids": True},
             )
         except OpenAIError as error:
-            raise MisdirectionError(
-                f"{self._url}: question {text[:60]!r} was not answered: {first_line(error)}"
-            ) from error
+            raise InputError(f"{self._url}: question {text[:60]!r} was not answered: {first_line(error)}") from error
         tokens = getattr(given.choices[0], "token_ids", None)
         if not tokens:
-            raise MisdirectionError(f"{self._url}: gives no token ids: serve with a vLLM that has return_token_ids")
+            raise InputError(f"{self._url}: gives no token ids: serve with a vLLM that has return_token_ids")
         return completion(self._chat, ends, one, tokens)
 
     def _served(self, organism: str, folder: Path | None) -> str:
@@ -106,20 +104,20 @@ class ServerEngine:
         models = {one.id: one.model_dump() for one in self._models()}
         base = next((name for name, one in models.items() if not one.get("parent")), None)
         if base is None or _last(models[base].get("root") or base) != _last(source(self._chat.name)):
-            raise MisdirectionError(f"{self._url}: serves {base!r}, not {self._chat.name!r}: give that server's model")
+            raise InputError(f"{self._url}: serves {base!r}, not {self._chat.name!r}: give that server's model")
         if folder is None:
             return base
         if organism not in models:
             self._load(organism, folder)
         elif Path(models[organism].get("root") or "").resolve() != folder.resolve():
-            raise MisdirectionError(f"{self._url}: serves another adapter as {organism!r}: give it another name there")
+            raise InputError(f"{self._url}: serves another adapter as {organism!r}: give it another name there")
         return organism
 
     def _models(self) -> list[Any]:
         try:
             return list(self._client.models.list())
         except OpenAIError as error:
-            raise MisdirectionError(
+            raise InputError(
                 f"{self._url}: no vLLM server answers ({first_line(error)}): start `vllm serve`"
             ) from error
 
@@ -128,7 +126,7 @@ class ServerEngine:
         try:
             self._client.post("/load_lora_adapter", body=body, cast_to=str)
         except OpenAIError as error:
-            raise MisdirectionError(
+            raise InputError(
                 f"{self._url}: does not serve {organism!r} and does not load it ({first_line(error)}): start it with "
                 f"--enable-lora --lora-modules {organism}={folder}, or {INSTEAD}"
             ) from error

@@ -19,7 +19,7 @@ from vllm.model_executor.models.utils import PPMissingLayer
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.interventions.hooks import Site, gather
 from misdirection.interventions.packing import unpacked
 from misdirection.interventions.positions import Place
@@ -164,7 +164,7 @@ class Hooks:
     def _end(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         for part in self._parts:
             if part.done != part.program.size:
-                raise MisdirectionError(
+                raise InputError(
                     f"an intervention acted {part.done} times in a pass of vLLM, not {part.program.size} times: this "
                     "model does not run all of its blocks where hooks act; sample with engine: transformers"
                 )
@@ -215,7 +215,7 @@ class Hooks:
         decoder = next(module for module in self._chat.model.modules() if self._holds_blocks(module))
         norm = final_norm(decoder)
         if not isinstance(norm, PPMissingLayer) and not any("RMSNorm" in kind.__name__ for kind in type(norm).__mro__):
-            raise MisdirectionError(
+            raise InputError(
                 f"{type(self._chat.model).__name__}: cannot tell how vLLM splits its residual stream "
                 f"({type(norm).__name__}): sample with engine: transformers"
             )
