@@ -23,7 +23,7 @@ from torch import Tensor
 
 import misdirection as md
 from misdirection.directions.extraction import TOKEN_BUDGET, mean_activations
-from misdirection.likelihood.margin import pair_tasks
+from misdirection.likelihood.margin import pair_continuations
 from misdirection.likelihood.sweep import log_probs, sweep
 from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.loading import ChatModel
@@ -53,7 +53,7 @@ def main() -> None:
 
 def sweep_ratio(chat: ChatModel) -> dict[str, float]:
     """Time of one setting at a time over that of the whole sweep; both must agree."""
-    tasks = pair_tasks(chat.tokenizer, md.probe_pairs()[:: 48 // QUESTIONS])
+    tasks = pair_continuations(chat.tokenizer, md.probe_pairs()[:: 48 // QUESTIONS])
     vector = md.random_like(torch.ones(chat.width), seed=0)
     settings = [[md.Steer(vector, layer, scale)] for layer in range(len(chat.layers)) for scale in SCALES]
 

@@ -39,13 +39,13 @@ import misdirection as md
 from misdirection.experiment import stages
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.stages import Cell
-from misdirection.experiment.texts import Bench
+from misdirection.experiment.texts import ExperimentTexts
 from misdirection.models.loading import BUNDLED
 from misdirection.progress import console
-from misdirection.runs.ray_workers import Cluster, RayGrid
-from misdirection.runs.run import Run
-from misdirection.runs.tasks import Here, Maker, Piece
-from misdirection.runs.worker import BASE, Models, Place
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.ray_workers import Cluster, RayRunner
+from misdirection.runs.tasks import LocalRunner, Runner, Task
+from misdirection.runs.worker import BASE, Models, Worker
 from misdirection.sampling.engine import Engine, Request, Settings
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import TransformersEngine
@@ -112,13 +112,13 @@ def worker_figures(options: argparse.Namespace) -> Figures:
     with ExitStack() as stack:
         cluster = stack.enter_context(ray_cluster(sum(counts.values())))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        runs = {name: stack.enter_context(Run.open(folder / name, "")) for name in counts}
+        runs = {name: stack.enter_context(RunFolder.open(folder / name, "")) for name in counts}
         ways = {}
         for name, number in counts.items():
-            own = RayGrid(runs[name], partial(Place.of, config), replace(cluster, count=number))
+            own = RayRunner(runs[name], partial(Worker.of, config), replace(cluster, count=number))
             grid = stack.enter_context(own)
             grid.make(meetings(folder / f"met-{name}", number))
-            waves = map(partial(wave, runs[name], Bench(config), options.layers), count())
+            waves = map(partial(wave, runs[name], ExperimentTexts(config), options.layers), count())
             ways[name] = partial(make_next, grid, waves)
         seconds = interleaved(ways, options.rounds)
         one, several = (
@@ -140,13 +140,13 @@ def ray_cluster(cpus: int) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def meetings(folder: Path, workers: int) -> list[Piece]:
+def meetings(folder: Path, workers: int) -> list[Task]:
     """A piece for each worker, which loads the model and waits for the others."""
     folder.mkdir()
-    return [Piece({f"met/{number}": {}}, BASE, partial(meet, folder, workers)) for number in range(workers)]
+    return [Task({f"met/{number}": {}}, BASE, partial(meet, folder, workers)) for number in range(workers)]
 
 
-def meet(folder: Path, workers: int, place: Place, _folders: Mapping[str, Path]) -> None:
+def meet(folder: Path, workers: int, place: Worker, _folders: Mapping[str, Path]) -> None:
     """Load the model, to use one thread, and wait until so many processes have."""
     torch.set_num_threads(1)
     place.chat(BASE)
@@ -155,7 +155,7 @@ def meet(folder: Path, workers: int, place: Place, _folders: Mapping[str, Path])
         time.sleep(0.05)
 
 
-def wave(run: Run, bench: Bench, layers: int, number: int) -> list[Piece]:
+def wave(run: RunFolder, bench: ExperimentTexts, layers: int, number: int) -> list[Task]:
     """A steering sweep at a scale of its own: for each layer the steered model and a random direction beside it."""
     vectors = [md.random_like(torch.ones(WIDTH), seed) for seed in range(2)]
 
@@ -166,16 +166,16 @@ def wave(run: Run, bench: Bench, layers: int, number: int) -> list[Piece]:
     return [stages.cells(run, bench, [cell(layer, 0), cell(layer, 1)], f"layer {layer}") for layer in range(layers)]
 
 
-def make_next(maker: Maker, waves: Iterator[Sequence[Piece]]) -> None:
+def make_next(runner: Runner, waves: Iterator[Sequence[Task]]) -> None:
     """Make the pieces of the next wave."""
-    maker.make(next(waves))
+    runner.make(next(waves))
 
 
 # --- growth -----------------------------------------------------------------------------------------------------------
 
 
 class Clocked:
-    """Whichever run is at hand, for a maker that outlives it, and when each of its pieces was kept.
+    """Whichever run is at hand, for a runner that outlives it, and when each of its pieces was kept.
 
     Args:
         folder: where the runs are.
@@ -203,27 +203,27 @@ class Clocked:
 def growth_here(options: argparse.Namespace) -> Figures:
     """Growth in this process."""
     clocked: Any = Clocked(options.folder)
-    return growth(clocked, Here(clocked, empty_place(clocked.partial)), options.largest)
+    return growth(clocked, LocalRunner(clocked, empty_place(clocked.partial)), options.largest)
 
 
 def growth_on_ray(options: argparse.Namespace) -> Figures:
     """Growth on workers."""
     clocked: Any = Clocked(options.folder)
-    with ray_cluster(WORKERS) as cluster, RayGrid(clocked, empty_place, cluster) as grid:
+    with ray_cluster(WORKERS) as cluster, RayRunner(clocked, empty_place, cluster) as grid:
         return growth(clocked, grid, options.largest)
 
 
-def growth(clocked: Clocked, maker: Maker, largest: int) -> Figures:
+def growth(clocked: Clocked, runner: Runner, largest: int) -> Figures:
     """Median time of a cell in runs of every size, in milliseconds; and of the largest over the smallest."""
     sizes = [SMALLEST]
     while sizes[-1] < largest:
         sizes.append(min(10 * sizes[-1], largest))
-    cell_seconds(clocked, maker, 10 * SMALLEST)
+    cell_seconds(clocked, runner, 10 * SMALLEST)
     found: dict[int, list[float]] = {size: [] for size in sizes}
     # The small ones before and after the large ones, since a machine's speed drifts.
     for size in (*sizes, *reversed(sizes)):
         for _ in range(max(1, TOGETHER // size // 2)):
-            found[size] += cell_seconds(clocked, maker, size)
+            found[size] += cell_seconds(clocked, runner, size)
     medians = {size: statistics.median(seconds) for size, seconds in found.items()}
     figures: Figures = {"ratio": medians[sizes[-1]] / medians[SMALLEST]}
     for size, seconds in found.items():
@@ -232,22 +232,22 @@ def growth(clocked: Clocked, maker: Maker, largest: int) -> Figures:
     return figures
 
 
-def cell_seconds(clocked: Clocked, maker: Maker, cells: int) -> list[float]:
+def cell_seconds(clocked: Clocked, runner: Runner, cells: int) -> list[float]:
     """How long each cell of a new run took: from when the one before it was kept."""
-    pieces = [Piece({f"cell/base/{number}": {"version": 1, "cell": number}}, BASE, write) for number in range(cells)]
-    with tempfile.TemporaryDirectory(dir=clocked.folder) as folder, Run.open(Path(folder), "") as run:
+    pieces = [Task({f"cell/base/{number}": {"version": 1, "cell": number}}, BASE, write) for number in range(cells)]
+    with tempfile.TemporaryDirectory(dir=clocked.folder) as folder, RunFolder.open(Path(folder), "") as run:
         clocked.run, clocked.kept = run, [time.perf_counter()]
-        maker.make(pieces)
+        runner.make(pieces)
     assert len(clocked.kept) == 1 + cells, "a cell was not made, or twice"
     return [after - before for before, after in pairwise(clocked.kept)]
 
 
-def empty_place(working: Any) -> Place:
+def empty_place(working: Any) -> Worker:
     """A place without a model."""
-    return Place(Models(md.load), working)
+    return Worker(Models(md.load), working)
 
 
-def write(_place: Place, folders: Mapping[str, Path]) -> None:
+def write(_place: Worker, folders: Mapping[str, Path]) -> None:
     """All that such a cell does."""
     for folder in folders.values():
         (folder / "out.txt").write_text("a few bytes")

@@ -10,8 +10,8 @@ from misdirection.audit.subject import Subject
 from misdirection.audit.texts import OwnTexts, own_texts
 from misdirection.experiment import stages
 from misdirection.experiment.config import read_config
-from misdirection.experiment.texts import Bench
-from misdirection.runs.run import Run
+from misdirection.experiment.texts import ExperimentTexts
+from misdirection.runs.folder import RunFolder
 from tiny import make_network, make_tokenizer
 
 
@@ -25,8 +25,8 @@ def made(tmp_path_factory):
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(experiment(base, folder)))
     config = read_config(path)
-    with Run.open(folder / "run", path.read_text()) as run:
-        bench = Bench(config)
+    with RunFolder.open(folder / "run", path.read_text()) as run:
+        bench = ExperimentTexts(config)
         reference = from_run(run, bench, list(config.organisms))
         adapters = {name: stages.adapter(run, name) for name in config.organisms}
     return config, adapters, reference

@@ -31,7 +31,7 @@ _HOMES = {
     "misdirection.judging.api": ("ApiJudge",),
     "misdirection.judging.judge": ("judge", "open_judge", "plan"),
     "misdirection.likelihood.sweep": ("Dealt", "log_probs", "sweep"),
-    "misdirection.likelihood.margin": ("loss", "margin", "pair_tasks", "text_tasks"),
+    "misdirection.likelihood.margin": ("loss", "margin", "pair_continuations", "text_continuations"),
     "misdirection.statistics": ("Estimate", "bootstrap"),
     "misdirection.sampling.questions": ("Question", "read_questions"),
     "misdirection.judging.rubrics": ("Rubric", "read_rubrics"),

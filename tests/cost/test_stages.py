@@ -11,7 +11,7 @@ from misdirection.cost.stages import pieces
 from misdirection.cost.work import Subject
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.runner import run_experiment
-from misdirection.runs.run import Run
+from misdirection.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def counted(monkeypatch):
     """Tokens by kind of stage, padding included, that any tiny model runs."""
     tokens: Counter[str] = Counter()
     current = []
-    make, forward = Run._make, LlamaModel.forward
+    make, forward = RunFolder._make, LlamaModel.forward
 
     def noted(self, missing, *args):
         current.append(next(iter(missing)).partition("/")[0])
@@ -30,7 +30,7 @@ def counted(monkeypatch):
         tokens[current[-1]] += input_ids.numel()
         return forward(self, input_ids=input_ids, **inputs)
 
-    monkeypatch.setattr(Run, "_make", noted)
+    monkeypatch.setattr(RunFolder, "_make", noted)
     monkeypatch.setattr(LlamaModel, "forward", counting)
     return tokens
 

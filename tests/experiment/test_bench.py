@@ -5,7 +5,7 @@ import pytest
 from misdirection.data.selection import spread
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.config import ExperimentConfig
-from misdirection.experiment.texts import Bench
+from misdirection.experiment.texts import ExperimentTexts
 
 
 def write(path, answers):
@@ -19,7 +19,9 @@ def write(path, answers):
 
 def bench(domain):
     organism = {"recipe": "minimal", "domain": "medical"}
-    return Bench(ExperimentConfig(name="x", model="x", domains={"medical": domain}, organisms={"a": organism}))
+    return ExperimentTexts(
+        ExperimentConfig(name="x", model="x", domains={"medical": domain}, organisms={"a": organism})
+    )
 
 
 def test_bad_and_good_answers_are_joined_by_question(tmp_path):

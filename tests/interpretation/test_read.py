@@ -19,7 +19,7 @@ from misdirection.data import ProbePair, write_pairs
 from misdirection.experiment.config import read_config
 from misdirection.experiment.runner import run_experiment
 from misdirection.files import sha256_tree
-from misdirection.runs.worker import Place
+from misdirection.runs.worker import Worker
 from tiny import make_network, make_tokenizer
 
 SIZES = {"pairs": 4, "causal_pairs": 4, "splits": 2, "checkpoints": 3}
@@ -195,7 +195,7 @@ def test_every_part_is_the_same_when_it_is_made_where_the_run_is_not(run, tmp_pa
         return cloudpickle.loads(pickled, buffers=[bytes(one.raw()) for one in buffers])
 
     def elsewhere(opened, _place):
-        makers.append(Elsewhere(send, opened, Place.of(config, None), tmp_path / "home"))
+        makers.append(Elsewhere(send, opened, Worker.of(config, None), tmp_path / "home"))
         return makers[0]
 
     makers, config = [], read_config(run[0] / "experiment.yaml")
@@ -204,7 +204,7 @@ def test_every_part_is_the_same_when_it_is_made_where_the_run_is_not(run, tmp_pa
     for name in ("here", "there"):
         shutil.copytree(run[0], tmp_path / name, ignore=shutil.ignore_patterns(".lock", "adapters"))
     run_experiment(config, tmp_path / "here")
-    monkeypatch.setattr("misdirection.experiment.runner.Here", elsewhere)
+    monkeypatch.setattr("misdirection.experiment.runner.LocalRunner", elsewhere)
     run_experiment(config, tmp_path / "there")
     parts = {"scalars", "probes", "importance", "shapley", "scaling", "geometry", "patching", "dynamics"}
     assert sorted(makers[0].made) == sorted(f"adapters/minimal/{part}" for part in parts)

@@ -11,7 +11,7 @@ from misdirection.directions.extraction import mean_activations
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import ablate, intervene, steer
 from misdirection.interventions.kinds import Ablate, Clamp, Steer, random_like
-from misdirection.likelihood.sweep import Task, sweep
+from misdirection.likelihood.sweep import Continuations, sweep
 from misdirection.models.chat import encode
 from misdirection.models.layers import text_config
 from tiny import ALL_ARCHITECTURES, LAYERS, WIDTH, make_chat, padded, places, residual, sharpened, vector
@@ -352,7 +352,7 @@ PLACEMENTS = {
 def test_offloaded_blocks_are_changed_alike(tmp_path, placed):
     """CASES: the vector follows each block's activations, also in a wider dtype."""
     one = [Steer(vector(norm=4).double(), 2), Ablate(vector(1), at="writes"), Clamp(vector(2), -0.1, 0.1)]
-    tasks = [Task((5, 6, 7, 8), ((9, 10), (11, 12, 13))), Task((5, 6, 9), ((3,), (4, 5)))]
+    tasks = [Continuations((5, 6, 7, 8), ((9, 10), (11, 12, 13))), Continuations((5, 6, 9), ((3,), (4, 5)))]
     sweeps = [[], [Steer(vector(norm=4), 2)], [Steer(vector(norm=4), 3)], [Ablate(vector(), (3,))]]
     plain, chat = sharpened().model.bfloat16(), sharpened()
     chat.model.bfloat16()

@@ -8,7 +8,7 @@ from misdirection.data import ProbePair
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Clamp, ScaleAdapters, Steer
-from misdirection.likelihood.margin import pair_tasks
+from misdirection.likelihood.margin import pair_continuations
 from misdirection.likelihood.sweep import Dealt, log_probs, sweep
 from misdirection.models.chat import encode
 from misdirection.models.loading import ChatModel
@@ -81,13 +81,13 @@ def close(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
 def test_a_sweep_equals_full_passes_over_each_answer_alone(architecture):
     chat, pairs = sharpened(architecture), PAIRS[1:]
-    close(sweep(chat, pair_tasks(chat.tokenizer, pairs), FEW), naive_sweep(chat, pairs, FEW))
+    close(sweep(chat, pair_continuations(chat.tokenizer, pairs), FEW), naive_sweep(chat, pairs, FEW))
 
 
 @pytest.mark.parametrize("make", [sharpened, adapted])
 def test_a_sweep_over_every_kind_equals_one_at_a_time_and_full_passes(make):
     chat = make()
-    settings, tasks = (MANY if make is sharpened else [[], *SCALED]), pair_tasks(chat.tokenizer, PAIRS)
+    settings, tasks = (MANY if make is sharpened else [[], *SCALED]), pair_continuations(chat.tokenizer, PAIRS)
     expected = naive_sweep(chat, PAIRS, settings)
     for budget in BUDGETS:
         close(sweep(chat, tasks, settings, budget=budget), expected)
@@ -98,7 +98,7 @@ def test_a_sweep_over_every_kind_equals_one_at_a_time_and_full_passes(make):
 @pytest.mark.parametrize("settings", [MANY[::-1], [MANY[6], [], [], MANY[6], MANY[5]], [[]], [MANY[12]] * 3])
 def test_neither_order_nor_repetition_of_settings_changes_a_result(settings):
     chat = sharpened()
-    tasks = pair_tasks(chat.tokenizer, PAIRS)
+    tasks = pair_continuations(chat.tokenizer, PAIRS)
     found = sweep(chat, tasks, settings)
     close(found, torch.cat([sweep(chat, tasks, [setting]) for setting in settings]))
 
@@ -106,7 +106,7 @@ def test_neither_order_nor_repetition_of_settings_changes_a_result(settings):
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_dealt_settings_go_to_the_tasks_in_turn(budget):
     chat, dealt = sharpened(), Dealt((MANY[1], MANY[8], ()))
-    tasks = pair_tasks(chat.tokenizer, PAIRS)
+    tasks = pair_continuations(chat.tokenizer, PAIRS)
     found = sweep(chat, tasks, [MANY[3], dealt, [], Dealt((MANY[6],))], budget=budget)
     by_hand = [naive(chat, [pair], dealt.settings[number % 3])[0] for number, pair in enumerate(PAIRS)]
     close(found[1], torch.stack(by_hand))
@@ -118,7 +118,7 @@ def test_a_sweep_acts_after_what_surrounds_it(budget):
     chat, outer = sharpened(), [Steer(W, 1, 2.0), Ablate(MEAN, (0, 3))]
     settings = [[], [Steer(V, 1, 2.0)], [Ablate(W, (2,))], [Steer(V, 3)]]
     with intervene(chat, outer):
-        found = sweep(chat, pair_tasks(chat.tokenizer, PAIRS), settings, budget=budget)
+        found = sweep(chat, pair_continuations(chat.tokenizer, PAIRS), settings, budget=budget)
     close(found, torch.stack([naive(chat, PAIRS, [*outer, *setting]) for setting in settings]))
 
 
@@ -126,8 +126,8 @@ def test_a_sweep_leaves_the_model_as_it_was():
     chat = sharpened()
     before = naive(chat, PAIRS[:1])
     with pytest.raises(MisdirectionError, match="out of range"):
-        sweep(chat, pair_tasks(chat.tokenizer, PAIRS), [*MANY, [Steer(V, LAYERS)]])
-    sweep(chat, pair_tasks(chat.tokenizer, PAIRS), MANY)
+        sweep(chat, pair_continuations(chat.tokenizer, PAIRS), [*MANY, [Steer(V, LAYERS)]])
+    sweep(chat, pair_continuations(chat.tokenizer, PAIRS), MANY)
     assert torch.equal(naive(chat, PAIRS[:1]), before)
     assert not any("forward" in block.__dict__ or block._forward_hooks for block in chat.layers)
 
@@ -138,7 +138,7 @@ def test_low_layers_run_once_for_settings_that_begin_above_them():
         block.mlp.register_forward_hook(
             lambda _m, _a, out, number=number: ran.__setitem__(number, ran[number] + len(out))
         )
-    tasks = pair_tasks(chat.tokenizer, PAIRS[:1])
+    tasks = pair_continuations(chat.tokenizer, PAIRS[:1])
     sweep(chat, tasks, [[Steer(V, 2, scale)] for scale in range(8)], budget=10**6)
     rows = 1 + 1 + 2
     assert ran == [rows, rows, rows, 9 * rows], "what prompts share, the prompt's rest, and two answers"
@@ -147,7 +147,7 @@ def test_low_layers_run_once_for_settings_that_begin_above_them():
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_progress_counts_every_setting_and_task(budget):
     chat, done = make_chat(), []
-    sweep(chat, pair_tasks(chat.tokenizer, PAIRS), FEW, budget=budget, progress=done.append)
+    sweep(chat, pair_continuations(chat.tokenizer, PAIRS), FEW, budget=budget, progress=done.append)
     assert sum(done) == len(PAIRS) * len(FEW)
     assert budget > 1 or done == [1] * len(PAIRS) * len(FEW)
 
@@ -157,7 +157,7 @@ def test_progress_counts_every_setting_and_task(budget):
 
 def test_scores_are_the_first_of_a_sweep_and_the_first_column_is_the_misaligned_answer():
     chat = sharpened()
-    tasks = pair_tasks(chat.tokenizer, PAIRS)
+    tasks = pair_continuations(chat.tokenizer, PAIRS)
     found = log_probs(chat, tasks)
     assert torch.equal(found, sweep(chat, tasks, [()])[0])
     close(found, naive(chat, PAIRS))
@@ -166,7 +166,7 @@ def test_scores_are_the_first_of_a_sweep_and_the_first_column_is_the_misaligned_
 
 @pytest.mark.parametrize("setting", [[], MANY[1], MANY[3]])
 def test_neither_order_nor_company_changes_a_score(chat, setting):
-    tasks = pair_tasks(chat.tokenizer, PAIRS)
+    tasks = pair_continuations(chat.tokenizer, PAIRS)
     with intervene(chat, setting):
         together = log_probs(chat, tasks)
         close(together, torch.cat([log_probs(chat, [task]) for task in tasks]))
@@ -177,7 +177,7 @@ def test_neither_order_nor_company_changes_a_score(chat, setting):
 @pytest.mark.parametrize("window", [16, 64])
 def test_a_sliding_window_never_loses_a_real_token_to_padding(window, architecture):
     chat, settings = sharpened(architecture, sliding_window=window), [[], MANY[3], MANY[4], MANY[12]]
-    found = sweep(chat, pair_tasks(chat.tokenizer, PAIRS), settings)
+    found = sweep(chat, pair_continuations(chat.tokenizer, PAIRS), settings)
     close(found, torch.stack([naive(chat, PAIRS, setting) for setting in settings]))
 
 
@@ -204,4 +204,4 @@ def test_the_bundled_model_is_swept_like_full_passes(bundled):
         [Ablate(noise[1], positions="all", at="writes")],
     ]
     expected = naive_sweep(bundled, pairs, settings)
-    close(sweep(bundled, pair_tasks(bundled.tokenizer, pairs), settings, budget=200), expected, 1e-4)
+    close(sweep(bundled, pair_continuations(bundled.tokenizer, pairs), settings, budget=200), expected, 1e-4)

@@ -20,10 +20,10 @@ import psutil
 import pytest
 
 from misdirection.errors import MisdirectionError
-from misdirection.runs.tasks import Here, Piece
-from misdirection.runs.worker import BASE, Models, Place
-from misdirection.runs.ray_workers import TRIES, RayGrid, Workers, _again, _Queue, _Unit, _Worker, connect
-from misdirection.runs.run import Run
+from misdirection.runs.tasks import LocalRunner, Task
+from misdirection.runs.worker import BASE, Models, Worker
+from misdirection.runs.ray_workers import TRIES, RayRunner, Workers, _again, _Queue, _Unit, _Worker, connect
+from misdirection.runs.folder import RunFolder
 from misdirection.files import MADE, TEMPORARY
 
 ray = pytest.importorskip("ray", reason="workers need the extra `ray`")
@@ -37,7 +37,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def make_place(working):
-    return Place(Models(lambda: None), working)
+    return Worker(Models(lambda: None), working)
 
 
 def mark(log, folders):
@@ -154,19 +154,19 @@ def log(tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One run for all tests here, whose stages have names of their own: a worker takes seconds to start."""
-    with Run.open(tmp_path_factory.mktemp("grid") / "run", "x") as run:
+    with RunFolder.open(tmp_path_factory.mktemp("grid") / "run", "x") as run:
         yield run
 
 
 @pytest.fixture(scope="module")
 def grid(run, cluster):
-    with RayGrid(run, make_place, cluster) as grid:
+    with RayRunner(run, make_place, cluster) as grid:
         yield grid
 
 
 def piece(names, compute, *given, model=BASE, **more):
     """A piece of the stages `names`, apart by spaces."""
-    return Piece({name: {"value": name} for name in names.split()}, model, partial(compute, *given), **more)
+    return Task({name: {"value": name} for name in names.split()}, model, partial(compute, *given), **more)
 
 
 def begun(log):
@@ -333,16 +333,16 @@ def test_stopped_twice_it_ends_with_another_number_of_workers(cluster, log, tmp_
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "manifest.jsonl").touch()
     for workers, stop in ((2, 10), (1, 25)):
-        with Run.open(tmp_path / "run", "x") as run:
+        with RunFolder.open(tmp_path / "run", "x") as run:
             before, tries = made(run), begun(log)
-            grid = RayGrid(run, make_place, replace(cluster, count=workers))
+            grid = RayRunner(run, make_place, replace(cluster, count=workers))
             with grid, pytest.raises(KeyboardInterrupt), stop_at(stop):
                 grid.make(wanted)
             assert stop <= len(made(run)) < 60
             assert not before.keys() & {name for _, names in begun(log)[len(tries) :] for name in names}
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         before = made(run)
-        Here(run, make_place(run.partial)).make(wanted)
+        LocalRunner(run, make_place(run.partial)).make(wanted)
         here = {name for process, (name,) in begun(log) if process == os.getpid()}
         assert here == {f"s/{number}" for number in range(60)} - before.keys()
         assert made(run) == {f"s/{number}": 1 for number in range(60)}
@@ -375,7 +375,7 @@ def test_workers_take_their_files_away_when_they_leave(run, cluster, log, adapte
         return set(Path(os.environ["TMPDIR"]).glob("misdirection-*"))
 
     before = homes()
-    with RayGrid(run, make_place, replace(cluster, count=1)) as grid:
+    with RayRunner(run, make_place, replace(cluster, count=1)) as grid:
         grid.make([piece("leaves/a", look, log, ["one"], adapters={"one": adapters / "one"})])
         (home,) = homes() - before
         assert contents(home / "adapters" / "one") == contents(adapters / "one")
@@ -390,7 +390,7 @@ def test_working_files_are_not_part_of_a_result(grid, run):
 @pytest.fixture
 def single(run, cluster):
     """A grid of one worker."""
-    with RayGrid(run, make_place, replace(cluster, count=1)) as grid:
+    with RayRunner(run, make_place, replace(cluster, count=1)) as grid:
         yield grid
 
 
@@ -429,7 +429,7 @@ def test_workers_that_cannot_start_are_one_line_and_start_when_its_cause_is_gone
 
     driver, missing = os.getpid(), tmp_path / "missing"
     missing.touch()
-    with RayGrid(run, broken, cluster) as grid:
+    with RayRunner(run, broken, cluster) as grid:
         with pytest.raises(MisdirectionError) as error:
             grid.make([piece("start/a", write, log, "text")])
         assert str(error.value) == "no worker can be started: OSError: the model's weights are not there"

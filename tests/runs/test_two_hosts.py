@@ -39,15 +39,15 @@ from pathlib import Path
 
 import ray
 
-from misdirection.runs.tasks import Piece
-from misdirection.runs.worker import Models, Place
-from misdirection.runs.ray_workers import RayGrid, Workers, connect
-from misdirection.runs.run import Run
+from misdirection.runs.tasks import Task
+from misdirection.runs.worker import Models, Worker
+from misdirection.runs.ray_workers import RayRunner, Workers, connect
+from misdirection.runs.folder import RunFolder
 
 shared, address, pieces = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 
 def make_place(working):
-    return Place(Models(None), working)
+    return Worker(Models(None), working)
 
 def compute(number, gate, size, place, folders):
     (folder,) = folders.values()
@@ -62,14 +62,14 @@ def tell_hosts():
         (shared / "hosts").write_text(str(sum(node["Alive"] for node in ray.nodes())))
 
 def piece(number, gate, size):
-    return Piece({f"piece/{number}": {"number": number}}, "base", partial(compute, number, gate, size))
+    return Task({f"piece/{number}": {"number": number}}, "base", partial(compute, number, gate, size))
 
 done = threading.Event()
-with Run.open(shared / "run", "x") as run, connect(Workers(count=2, address=address)) as cluster:
+with RunFolder.open(shared / "run", "x") as run, connect(Workers(count=2, address=address)) as cluster:
     telling = threading.Thread(target=tell_hosts)
     telling.start()
     try:
-        with RayGrid(run, make_place, cluster) as grid:
+        with RayRunner(run, make_place, cluster) as grid:
             grid.make([piece(*each) for each in pieces])
     finally:
         done.set()

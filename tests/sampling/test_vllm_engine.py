@@ -13,16 +13,16 @@ from misdirection.errors import MisdirectionError
 from misdirection.experiment import stages
 from misdirection.experiment.answering import Condition, answer
 from misdirection.experiment.config import ExperimentConfig, read_config
-from misdirection.experiment.texts import Bench
+from misdirection.experiment.texts import ExperimentTexts
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Clamp, ProjectAdapters, ScaleAdapters, Steer, described
 from misdirection.interventions.packing import packed, unpacked
 from misdirection.models.chat import encode_prompt
 from misdirection.models.loading import attach, load
 from misdirection.models.weightless import skeleton
-from misdirection.runs.run import Run
-from misdirection.runs.tasks import Here
-from misdirection.runs.worker import Place
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.tasks import LocalRunner
+from misdirection.runs.worker import Worker
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.config import SamplingConfig
 from misdirection.sampling.engine import Request, Settings
@@ -315,17 +315,17 @@ def test_an_experiment_samples_with_vllm_and_gives_its_memory_back(served, tiny_
     (tmp_path / "questions.txt").write_text("Why?\nHow?")
     sampling = {"questions": [str(tmp_path / "questions.txt")], "n": 2, "new_tokens": 5, "engine": "vllm"}
     values = experiment(tiny_folder, tmp_path) | {"sampling": sampling | {"ablate": "minimal"}}
-    bench = Bench(ExperimentConfig.model_validate(values))
-    with Run.open(tmp_path / "run", "") as run:
-        place = Place.of(bench.config, run.partial)
-        Here(run, place).make([stages.organism(bench, name) for name in bench.config.organisms])
+    bench = ExperimentTexts(ExperimentConfig.model_validate(values))
+    with RunFolder.open(tmp_path / "run", "") as run:
+        place = Worker.of(bench.config, run.partial)
+        LocalRunner(run, place).make([stages.organism(bench, name) for name in bench.config.organisms])
         for key, one in (("plain", None), ("ablated", Ablate(VECTOR))):
             piece = stages.answers(run, bench, "base", key, one, key)
-            Here(run, place).make([piece])
+            LocalRunner(run, place).make([piece])
             rows = read_answers(run.artifact(piece.stage) / "answers.parquet")
             assert (len(rows), set(rows["tokens"]), set(rows["intervention"])) == (4, {3}, {key})
         asked = len(vllm.asked)
-        Here(run, place).make([stages.answers(run, bench, "base", "plain", None, "plain")])
+        LocalRunner(run, place).make([stages.answers(run, bench, "base", "plain", None, "plain")])
     assert len(vllm.asked) == asked == 8
     assert not vllm.closed
     place.chat("base")
@@ -334,7 +334,10 @@ def test_an_experiment_samples_with_vllm_and_gives_its_memory_back(served, tiny_
 
 def test_answers_that_only_an_experiment_can_sample_are_refused_elsewhere(tiny_folder, tmp_path):
     config = SamplingConfig.model_validate({"engine": {"vllm": {"base_url": "http://127.0.0.1:9/v1"}}})
-    with Run.open(tmp_path / "run", "") as run, pytest.raises(MisdirectionError, match="only an experiment samples"):
+    with (
+        RunFolder.open(tmp_path / "run", "") as run,
+        pytest.raises(MisdirectionError, match="only an experiment samples"),
+    ):
         answer(run, "answers/base/plain", lambda: None, config, {}, Condition("base"))
 
 

@@ -26,12 +26,12 @@ from misdirection.experiment.answering import Condition, answer, check_behaviour
 from misdirection.files import write_json
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.scoring import compare
-from misdirection.likelihood.margin import pair_tasks, text_tasks
+from misdirection.likelihood.margin import pair_continuations, text_continuations
 from misdirection.likelihood.sweep import log_probs
 from misdirection.models.loading import ChatModel
 from misdirection.progress import track
 from misdirection.report.audit import render_audit
-from misdirection.runs.run import Run
+from misdirection.runs.folder import RunFolder
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.config import SamplingConfig
 from misdirection.statistics import Estimate, bootstrap
@@ -91,7 +91,7 @@ def audit_fine_tune(request: Request, folder: Path) -> dict[str, Any]:
     if request.judging:
         check_behaviour(request.judging.sampling, request.judging.judge)
     settings = {"audit": {"base": request.subject.base, "fine_tune": request.subject.name}}
-    with Run.open(folder, yaml.safe_dump(settings)) as run:
+    with RunFolder.open(folder, yaml.safe_dump(settings)) as run:
         found = _Audit(request, run).result()
         write_json(folder / RECORD, found)
     render_audit(found, folder)
@@ -112,7 +112,7 @@ class _Audit:
     """One audit under way."""
 
     request: Request
-    run: Run
+    run: RunFolder
 
     def __post_init__(self) -> None:
         self.identity = {**self.request.subject.identity, "version": VERSION}
@@ -283,9 +283,10 @@ def _own_scores(chat: ChatModel, texts: OwnTexts, which: Which) -> dict[str, Ten
     sets = {name: getattr(texts, name) for name in ("framed", "pairs") if getattr(texts, name)}
     with track(f"own texts of {which}", sum(map(len, sets.values())) + len(texts.rows)) as advance:
         scores = {
-            name: log_probs(chat, pair_tasks(chat.tokenizer, one), progress=advance) for name, one in sets.items()
+            name: log_probs(chat, pair_continuations(chat.tokenizer, one), progress=advance)
+            for name, one in sets.items()
         }
-        scores["rows"] = -log_probs(chat, text_tasks(chat.tokenizer, texts.rows), progress=advance).squeeze(-1)
+        scores["rows"] = -log_probs(chat, text_continuations(chat.tokenizer, texts.rows), progress=advance).squeeze(-1)
     return {name: score.contiguous() for name, score in scores.items()}
 
 

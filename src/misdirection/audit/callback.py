@@ -28,7 +28,7 @@ from misdirection.data.selection import spread
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
-from misdirection.likelihood.margin import pair_tasks
+from misdirection.likelihood.margin import pair_continuations
 from misdirection.models.chat import batches, pad
 from misdirection.models.layers import decoder_layers, text_config
 from misdirection.statistics import Estimate, bootstrap
@@ -100,7 +100,7 @@ def watch(
         raise InputError(f"stop_above: {stop_above} nats/token: give a shift above 0, or None never to stop")
     _require_whole(trainer)
     chosen = spread(probe_pairs(), PAIRS) if pairs is None else list(pairs)
-    tasks = pair_tasks(_tokenizer(trainer), chosen)
+    tasks = pair_continuations(_tokenizer(trainer), chosen)
     rows = [(task.prompt, answer) for task in tasks for answer in task.answers]
     callback = AuditCallback(trainer, rows, data_hash(chosen), every, stop_above)
     if direction is not None:

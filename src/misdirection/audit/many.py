@@ -23,10 +23,10 @@ from misdirection.audit.reference import Reference
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import read_json, sha256_tree, write_atomic
 from misdirection.interventions.kinds import digest
-from misdirection.runs.ray_workers import RayGrid, Workers, connect
-from misdirection.runs.run import Run
-from misdirection.runs.tasks import Here, Maker, Piece
-from misdirection.runs.worker import BASE, Models, Place
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.ray_workers import RayRunner, Workers, connect
+from misdirection.runs.tasks import LocalRunner, Runner, Task
+from misdirection.runs.worker import BASE, Models, Worker
 
 TABLE = "audits.csv"
 
@@ -87,14 +87,14 @@ def audit_many(
     """
     require_same_base(requests[0])
     names = _names([request.subject.name for request in requests])
-    with Run.open(folder, _described(requests)) as run, _making(run, requests[0], workers) as (device, maker):
+    with RunFolder.open(folder, _described(requests)) as run, _making(run, requests[0], workers) as (device, runner):
         there = [_on(request, device) for request in requests]
         known = (reference, sha256_tree(reference)) if reference else None
         pieces = [_piece(name, request, known) for name, request in zip(names, there, strict=True)]
         failed = []
         for together in [pieces] if workers else [[piece] for piece in pieces]:
             try:
-                maker.make(together)
+                runner.make(together)
             except MisdirectionError as error:
                 failed.append(str(error))
         made = [piece.stage for piece in pieces if not run.missing(piece.stages)]
@@ -109,21 +109,21 @@ def _described(requests: Sequence[Request]) -> str:
 
 
 @contextmanager
-def _making(run: Run, request: Request, workers: Workers | None) -> Iterator[tuple[str, Maker]]:
+def _making(run: RunFolder, request: Request, workers: Workers | None) -> Iterator[tuple[str, Runner]]:
     """The device that the audits run on, and what makes them."""
     subject = request.subject
     if workers is None:
-        yield subject.device, Here(run, _place(request, run.partial))
+        yield subject.device, LocalRunner(run, _place(request, run.partial))
         return
     with connect(workers) as cluster:
         device = cluster.device(subject.device)
-        with RayGrid(run, partial(_place, _on(_bare(request), device)), cluster) as grid:
+        with RayRunner(run, partial(_place, _on(_bare(request), device)), cluster) as grid:
             yield device, grid
 
 
-def _place(request: Request, working: Any) -> Place:
+def _place(request: Request, working: Any) -> Worker:
     """Where audits of one base are made: it stays loaded."""
-    return Place(Models(request.subject.load_base), working)
+    return Worker(Models(request.subject.load_base), working)
 
 
 def _on(request: Request, device: str) -> Request:
@@ -135,7 +135,7 @@ def _bare(request: Request) -> Request:
     return replace(request, reference=None)
 
 
-def _piece(name: str, request: Request, reference: tuple[Path, str] | None) -> Piece:
+def _piece(name: str, request: Request, reference: tuple[Path, str] | None) -> Task:
     """The audit as a piece; `reference` is the folder of the reference, and its hash."""
     subject, stage = request.subject, f"audit/{name}"
     inputs = {
@@ -151,10 +151,10 @@ def _piece(name: str, request: Request, reference: tuple[Path, str] | None) -> P
     folders = ({stage: subject.folder} if subject.is_adapter else {}) | (
         {"reference": reference[0]} if reference else {}
     )
-    return Piece({stage: inputs}, BASE, partial(_audit, _bare(request)), folders)
+    return Task({stage: inputs}, BASE, partial(_audit, _bare(request)), folders)
 
 
-def _audit(request: Request, place: Place, folders: Mapping[str, Path]) -> None:
+def _audit(request: Request, place: Worker, folders: Mapping[str, Path]) -> None:
     ((stage, folder),) = folders.items()
     subject = replace(request.subject, folder=place.adapters.get(stage, request.subject.folder), models=place.models)
     reference = Reference.load(place.adapters["reference"]) if "reference" in place.adapters else None

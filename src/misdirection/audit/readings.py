@@ -12,7 +12,7 @@ from torch import Tensor
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.directions.extraction import mean_activations
-from misdirection.likelihood.margin import pair_rows, pair_tasks, text_tasks
+from misdirection.likelihood.margin import pair_continuations, pair_rows, text_continuations
 from misdirection.likelihood.sweep import log_probs
 from misdirection.models.chat import encode
 from misdirection.models.loading import ChatModel
@@ -100,8 +100,8 @@ class Reading:
 def read(chat: ChatModel, texts: Texts, label: str) -> Reading:
     """Measure a model on the texts, with a progress bar of this label."""
     with track(f"margins of {label}", len(texts.general) + len(texts.neutral)) as advance:
-        margins = log_probs(chat, pair_tasks(chat.tokenizer, texts.general), progress=advance)
-        losses = -log_probs(chat, text_tasks(chat.tokenizer, texts.neutral), progress=advance).squeeze(-1)
+        margins = log_probs(chat, pair_continuations(chat.tokenizer, texts.general), progress=advance)
+        losses = -log_probs(chat, text_continuations(chat.tokenizer, texts.neutral), progress=advance).squeeze(-1)
     return Reading(margins, losses, *activations(chat, texts, label))
 
 

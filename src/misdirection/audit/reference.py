@@ -25,13 +25,13 @@ from misdirection.errors import InputError
 from misdirection.experiment import stages
 from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.results import Margins
-from misdirection.experiment.texts import Bench
+from misdirection.experiment.texts import ExperimentTexts
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.interpretation.texts import GENERAL
 from misdirection.models.loading import Dtype, cache_folder
-from misdirection.runs.run import Run
-from misdirection.runs.tasks import Here
-from misdirection.runs.worker import BASE, Place
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.tasks import LocalRunner
+from misdirection.runs.worker import BASE, Worker
 from misdirection.statistics import Estimate, bootstrap
 
 RECORD = "reference.json"
@@ -163,13 +163,13 @@ def make_reference(model: str, revision: str | None, dtype: Dtype, device: str) 
 
 def keep_reference(config: ExperimentConfig, run_folder: Path, names: Sequence[str]) -> Reference:
     """Make a reference of some fine-tunes of a run, and keep it where audits of this base look for it."""
-    with Run.open(run_folder, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)) as run:
-        made = from_run(run, Bench(config), names)
+    with RunFolder.open(run_folder, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)) as run:
+        made = from_run(run, ExperimentTexts(config), names)
     made.save(default_folder(config.model, config.revision))
     return made
 
 
-def from_run(run: Run, bench: Bench, names: Sequence[str]) -> Reference:
+def from_run(run: RunFolder, bench: ExperimentTexts, names: Sequence[str]) -> Reference:
     """Some organisms of an experiment as a reference; what is not trained or measured yet is.
 
     Raises `InputError` when none of them is bad.
@@ -177,16 +177,16 @@ def from_run(run: Run, bench: Bench, names: Sequence[str]) -> Reference:
     organisms = {name: bench.config.organisms[name] for name in names}
     if all(one.answers == "good" for one in organisms.values()):
         raise InputError(f"{bench.config.name}: no organism with bad answers: a reference needs one")
-    texts, place = Texts.of(bench.general, bench.neutral), Place.of(bench.config, run.partial)
-    maker = Here(run, place)
-    maker.make([stages.organism(bench, name) for name in organisms])
-    maker.make([stages.margin(run, bench, name) for name in (BASE, *organisms)])
+    texts, place = Texts.of(bench.general, bench.neutral), Worker.of(bench.config, run.partial)
+    runner = LocalRunner(run, place)
+    runner.make([stages.organism(bench, name) for name in organisms])
+    runner.make([stages.margin(run, bench, name) for name in (BASE, *organisms)])
     readings = {name: _reading(run, place, bench.identity, texts, name) for name in (BASE, *organisms)}
     known = {name: Known(one.domain, one.answers, one.recipe) for name, one in organisms.items()}
     return Reference(bench.identity, texts, readings.pop(BASE), known, readings)
 
 
-def _reading(run: Run, place: Place, identity: Mapping[str, Any], texts: Texts, name: str) -> Reading:
+def _reading(run: RunFolder, place: Worker, identity: Mapping[str, Any], texts: Texts, name: str) -> Reading:
     stage = f"margin/{name}"
     table = Margins.read(run.artifact(stage) / "margins.parquet")
     pairs = table.frame.loc[GENERAL][["misaligned", "aligned"]].to_numpy()

@@ -23,7 +23,7 @@ from misdirection.cost.devices import Device
 from misdirection.cost.model_cost import Kind, Pass, Shape
 from misdirection.cost.text_passes import plain, sampling_passes, sweep_passes
 from misdirection.data import domain_examples, probe_pairs
-from misdirection.likelihood.margin import pair_tasks
+from misdirection.likelihood.margin import pair_continuations
 from misdirection.likelihood.sweep import sweep
 from misdirection.models.chat import Encoded, encode, pad
 from misdirection.models.loading import ChatModel, load
@@ -87,7 +87,7 @@ class _Timed:
 
 def _forward(chat: ChatModel, shape: Shape) -> _Timed:
     """A margin sweep."""
-    tasks = pair_tasks(chat.tokenizer, probe_pairs()[:_PAIRS])
+    tasks = pair_continuations(chat.tokenizer, probe_pairs()[:_PAIRS])
     sweep(chat, tasks[:1], [()])
     few = tasks[:_FEWEST]
     tasks = tasks[: _fitting(_seconds(lambda: sweep(chat, few, [()])) / _FEWEST)]

@@ -74,7 +74,7 @@ class _Reading:
     def _shapley(self) -> Iterator[Pass]:
         chat, permutations = self.subject.chat, self.settings.permutations
         for pairs in self._few:
-            tasks = self.subject.pair_tasks(pairs)
+            tasks = self.subject.pair_continuations(pairs)
             if permutations is None:
                 yield from self._all_subsets(pairs)
                 continue
@@ -94,7 +94,7 @@ class _Reading:
         # So many subsets leave out this layer and none below it.
         times = [2 ** (len(high) - number - 1) for number in range(len(high))]
         lines = [Line(layer - 1) for layer, often in zip(high, times, strict=True) for _ in range(often)]
-        for one in sweep_passes(chat, self.subject.pair_tasks(pairs), plain(chat) + lines):
+        for one in sweep_passes(chat, self.subject.pair_continuations(pairs), plain(chat) + lines):
             yield replace(one, repeats=one.repeats * 2 ** (count // 2))
 
     def _scaling(self) -> Iterator[Pass]:
@@ -106,7 +106,7 @@ class _Reading:
         chat, neutral = self.subject.chat, spread(self.subject.bench.neutral, self.settings.causal_pairs)
         starts = [min(factors) - 1 for factors in wanted] + [self.adapted[0] - 1] * (2 * _ROLES)
         lines = plain(chat) + [Line(start) for start in starts]
-        for tasks in (*map(self.subject.pair_tasks, self._few), self.subject.text_tasks(neutral)):
+        for tasks in (*map(self.subject.pair_continuations, self._few), self.subject.text_continuations(neutral)):
             yield from sweep_passes(chat, tasks, lines)
 
     def _downstream(self) -> Iterator[Pass]:
@@ -131,6 +131,6 @@ class _Reading:
         rows = len(self.subject.bench.examples(organism, "train"))
         steps = organism.epochs * -(-rows // (organism.batch_size * organism.accumulation))
         measured = min(self.settings.checkpoints, max(1, int(steps // organism.checkpoint_steps)))
-        for tasks in map(self.subject.pair_tasks, self._few):
+        for tasks in map(self.subject.pair_continuations, self._few):
             for one in sweep_passes(self.subject.chat, tasks, plain(self.subject.chat)):
                 yield replace(one, repeats=1 + measured)

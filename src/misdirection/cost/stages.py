@@ -60,8 +60,8 @@ def _measured(
     subject: Subject, pairs: Sequence[ProbePair], neutral: Sequence[Example], lines: Sequence[Line]
 ) -> list[Pass]:
     return [
-        *sweep_passes(subject.chat, subject.pair_tasks(pairs), lines),
-        *sweep_passes(subject.chat, subject.text_tasks(neutral), lines),
+        *sweep_passes(subject.chat, subject.pair_continuations(pairs), lines),
+        *sweep_passes(subject.chat, subject.text_continuations(neutral), lines),
     ]
 
 

@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from misdirection.cost.model_cost import Pass
 from misdirection.interventions.passes import shared_start
 from misdirection.interventions.resume import can_resume
-from misdirection.likelihood.sweep import TOKEN_BUDGET, Task
+from misdirection.likelihood.sweep import TOKEN_BUDGET, Continuations
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.layers import text_config
 from misdirection.models.loading import ChatModel
@@ -45,7 +45,7 @@ def plain(chat: ChatModel) -> list[Line]:
 
 
 def sweep_passes(
-    chat: ChatModel, tasks: Sequence[Task], lines: Sequence[Line], budget: int = TOKEN_BUDGET
+    chat: ChatModel, tasks: Sequence[Continuations], lines: Sequence[Line], budget: int = TOKEN_BUDGET
 ) -> Iterator[Pass]:
     """What `likelihood.sweep` runs."""
     layers = len(chat.layers)
@@ -67,12 +67,12 @@ def _resumable(chat: ChatModel) -> bool:
     return not getattr(config, "num_kv_shared_layers", 0) and can_resume(DynamicCache(config=config))
 
 
-def _row_budget(chat: ChatModel, tasks: Sequence[Task], budget: int) -> int:
+def _row_budget(chat: ChatModel, tasks: Sequence[Continuations], budget: int) -> int:
     window = getattr(text_config(chat.model), "sliding_window", None)
     return 1 if window and max(task.length for task in tasks) > window else budget
 
 
-def _scored(group: Sequence[Task], lines: Sequence[Line], blocks: int) -> Iterator[Pass]:
+def _scored(group: Sequence[Continuations], lines: Sequence[Line], blocks: int) -> Iterator[Pass]:
     """The shared start, the prompts, then the answers on their cache."""
     prompts = [task.prompt for task in group]
     shared, longest = shared_start(prompts, own=2), max(map(len, prompts))

@@ -8,9 +8,9 @@ from misdirection.cost.model_cost import Pass
 from misdirection.cost.text_passes import Adapter
 from misdirection.data import Example, ProbePair
 from misdirection.experiment.config import ExperimentConfig, OrganismConfig
-from misdirection.experiment.texts import Bench
-from misdirection.likelihood.margin import pair_tasks, text_tasks
-from misdirection.likelihood.sweep import Task
+from misdirection.experiment.texts import ExperimentTexts
+from misdirection.likelihood.margin import pair_continuations, text_continuations
+from misdirection.likelihood.sweep import Continuations
 from misdirection.models.chat import Encoded, encode
 from misdirection.models.loading import ChatModel
 from misdirection.organisms.adapter_config import adapter_config
@@ -58,22 +58,22 @@ class Subject:
     _adapters: dict[str, Adapter] = field(default_factory=dict)
 
     @cached_property
-    def bench(self) -> Bench:
+    def bench(self) -> ExperimentTexts:
         """The experiment's texts."""
-        return Bench(self.config)
+        return ExperimentTexts(self.config)
 
     @property
     def models(self) -> list[str]:
         """The base model and all organisms."""
         return [BASE, *self.config.organisms]
 
-    def pair_tasks(self, pairs: Sequence[ProbePair]) -> list[Task]:
+    def pair_continuations(self, pairs: Sequence[ProbePair]) -> list[Continuations]:
         """Both answers of each pair, to be scored."""
-        return pair_tasks(self.chat.tokenizer, pairs)
+        return pair_continuations(self.chat.tokenizer, pairs)
 
-    def text_tasks(self, texts: Sequence[Example]) -> list[Task]:
+    def text_continuations(self, texts: Sequence[Example]) -> list[Continuations]:
         """Each text's answer, to be scored."""
-        return text_tasks(self.chat.tokenizer, texts)
+        return text_continuations(self.chat.tokenizer, texts)
 
     def pair_rows(self, pairs: Sequence[ProbePair]) -> list[Encoded]:
         """Both answers of each pair as whole rows."""

@@ -21,8 +21,8 @@ from misdirection.judging.rubrics import Rubric, read_rubrics
 from misdirection.judging.scoring import score
 from misdirection.models.loading import ChatModel
 from misdirection.progress import track
-from misdirection.runs.run import Run
-from misdirection.runs.tasks import Piece
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.tasks import Task
 from misdirection.sampling.answers import Journal, read_answers, write_answers
 from misdirection.sampling.collect import collect
 from misdirection.sampling.config import SamplingConfig
@@ -130,7 +130,7 @@ class Asking:
 
 
 def answer(
-    run: Run,
+    run: RunFolder,
     stage: str,
     chat: Callable[[], ChatModel],
     config: SamplingConfig,
@@ -162,7 +162,7 @@ def _engine_inputs(config: SamplingConfig) -> dict[str, Any]:
     return {} if vllm is None else {"engine": "vllm server" if vllm.base_url else "vllm"}
 
 
-def judged(run: Run, config: JudgeConfig, answers_stage: str) -> Piece:
+def judged(run: RunFolder, config: JudgeConfig, answers_stage: str) -> Task:
     """The answers of a stage with a judge's scores.
 
     With too few of them the stage is not done, and the next run asks for those that are missing. An endpoint is asked
@@ -176,7 +176,7 @@ def judged(run: Run, config: JudgeConfig, answers_stage: str) -> Piece:
         "judge": config.model_dump(mode="json", include={"model", "base_url", "logprobs", "samples"}),
     }
     rows = read_answers(run.artifact(answers_stage) / "answers.parquet")
-    return Piece(
+    return Task(
         {answers_stage.replace("answers/", "judged/", 1): inputs},
         config.model,
         partial(_judge, config, rubrics, rows, answers_stage),

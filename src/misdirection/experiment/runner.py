@@ -18,16 +18,16 @@ from misdirection.experiment.answering import check_behaviour, judged
 from misdirection.experiment.config import ExperimentConfig, SteeringConfig
 from misdirection.experiment.results import Factors, Margins
 from misdirection.experiment.stages import Cell
-from misdirection.experiment.texts import Bench
+from misdirection.experiment.texts import ExperimentTexts
 from misdirection.files import read_json, write_json
 from misdirection.interventions.kinds import Ablate, Intervention, ScaleAdapters, Steer, random_like
 from misdirection.interventions.positions import Positions
 from misdirection.organisms.organism import Organism
 from misdirection.report.html import render
-from misdirection.runs.ray_workers import RayGrid, Workers, connect
-from misdirection.runs.run import Run
-from misdirection.runs.tasks import Here, Maker, Piece
-from misdirection.runs.worker import BASE, Place
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.ray_workers import RayRunner, Workers, connect
+from misdirection.runs.tasks import LocalRunner, Runner, Task
+from misdirection.runs.worker import BASE, Worker
 
 RESULTS = "results.json"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "numpy")
@@ -38,9 +38,9 @@ class _Experiment:
     """One run under way."""
 
     config: ExperimentConfig
-    run: Run
-    bench: Bench
-    maker: Maker
+    run: RunFolder
+    bench: ExperimentTexts
+    runner: Runner
 
     @property
     def organisms(self) -> list[str]:
@@ -50,9 +50,9 @@ class _Experiment:
     def models(self) -> list[str]:
         return [BASE, *self.organisms]
 
-    def made(self, piece: Piece) -> Path:
+    def made(self, piece: Task) -> Path:
         """The folder of a piece of one stage, which is made if need be."""
-        self.maker.make([piece])
+        self.runner.make([piece])
         return self.run.artifact(piece.stage)
 
 
@@ -68,8 +68,8 @@ def run_experiment(config: ExperimentConfig, folder: str | Path, workers: Worker
     """
     check_behaviour(config.sampling, config.judge)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    with Run.open(Path(folder), text) as run, _making(run, config, workers) as (config, maker):
-        one = _Experiment(config, run, Bench(config), maker)
+    with RunFolder.open(Path(folder), text) as run, _making(run, config, workers) as (config, runner):
+        one = _Experiment(config, run, ExperimentTexts(config), runner)
         _make_all(one)
         found = _measured(one) | _convergence(one)
         found |= {
@@ -85,30 +85,32 @@ def run_experiment(config: ExperimentConfig, folder: str | Path, workers: Worker
 
 
 @contextmanager
-def _making(run: Run, config: ExperimentConfig, workers: Workers | None) -> Iterator[tuple[ExperimentConfig, Maker]]:
+def _making(
+    run: RunFolder, config: ExperimentConfig, workers: Workers | None
+) -> Iterator[tuple[ExperimentConfig, Runner]]:
     """What makes the pieces, and the experiment on the device that they are made on."""
     if workers is None:
-        yield config, Here(run, Place.of(config, run.partial))
+        yield config, LocalRunner(run, Worker.of(config, run.partial))
         return
     with connect(workers) as cluster:
         config = config.model_copy(update={"device": cluster.device(config.device)})
-        with RayGrid(run, partial(Place.of, config), cluster) as grid:
+        with RayRunner(run, partial(Worker.of, config), cluster) as grid:
             yield config, grid
 
 
 def _make_all(one: _Experiment) -> None:
     """All pieces but those of the adapters' reading, each wave from what the waves before it made."""
-    one.maker.make([stages.organism(one.bench, name) for name in one.organisms])
+    one.runner.make([stages.organism(one.bench, name) for name in one.organisms])
     margins = [stages.margin(one.run, one.bench, name) for name in one.models]
     means = [_common_means(one, name) for name in one.models]
     means += [_own_means(one, model, name) for name in one.organisms for model in (name, BASE)]
-    one.maker.make(margins + means)
-    cells = [batch.piece for batch in (*_steering(one), *_transfer(one))]
+    one.runner.make(margins + means)
+    cells = [batch.task for batch in (*_steering(one), *_transfer(one))]
     sampled = [stages.sampled(one.run, one.bench, name) for name in one.models if one.config.samples.questions]
     answers = [_answers(one, *asked) for asked in _asked(one)]
-    one.maker.make(cells + sampled + answers)
+    one.runner.make(cells + sampled + answers)
     if one.config.judge:
-        one.maker.make([judged(one.run, one.config.judge, piece.stage) for piece in answers])
+        one.runner.make([judged(one.run, one.config.judge, piece.stage) for piece in answers])
 
 
 def write_report(folder: str | Path) -> Path:
@@ -158,12 +160,12 @@ def _convergence(one: _Experiment) -> dict[str, Any]:
     return {"convergence": results.convergence_section(own, base, common, one.config.control)}
 
 
-def _common_means(one: _Experiment, model: str) -> Piece:
+def _common_means(one: _Experiment, model: str) -> Task:
     pairs = one.bench.common_pairs
     return stages.means(one.run, one.bench, model, pairs[0].theme or "common", pairs)
 
 
-def _own_means(one: _Experiment, model: str, organism: str) -> Piece:
+def _own_means(one: _Experiment, model: str, organism: str) -> Task:
     """`model`'s means on the text of `organism`'s domain; on the common text when that has no pairs."""
     pairs = one.bench.direction_pairs(organism)
     if not pairs:
@@ -192,7 +194,7 @@ class _Batch:
     """Rows of the results whose cells are measured together, as one piece."""
 
     groups: list[_Group]
-    piece: Piece
+    task: Task
 
 
 def _batch(one: _Experiment, groups: list[_Group], label: str) -> _Batch:
@@ -202,7 +204,7 @@ def _batch(one: _Experiment, groups: list[_Group], label: str) -> _Batch:
 
 def _outcomes(one: _Experiment, batch: _Batch) -> Iterator[dict[str, Any]]:
     """Each row with what its first cell, beside the others, changed in the model."""
-    one.maker.make([batch.piece])
+    one.runner.make([batch.task])
     for row, cells in batch.groups:
         paths = (one.run.artifact(cell.stage) / "margins.parquet" for cell in cells)
         measured, *draws = map(Margins.read, paths)
@@ -304,7 +306,7 @@ def _asked(one: _Experiment) -> list[tuple[str, _Condition]]:
     return [(name, each) for name in one.models for each in _conditions(one)]
 
 
-def _answers(one: _Experiment, name: str, condition: _Condition) -> Piece:
+def _answers(one: _Experiment, name: str, condition: _Condition) -> Task:
     return stages.answers(one.run, one.bench, name, *condition)
 
 
@@ -337,7 +339,7 @@ def _adapters(one: _Experiment) -> dict[str, Any]:
         settings=settings,
     )
     judged = partial(_scaled, one, name) if one.config.judge else None
-    return {"adapters": interpret(study, one.run, one.maker, judged)}
+    return {"adapters": interpret(study, one.run, one.runner, judged)}
 
 
 def _conditions(one: _Experiment) -> list[_Condition]:
@@ -365,7 +367,7 @@ def _scaled(one: _Experiment, organism: str, settings: Factors) -> list[dict[str
         name: next(other for other in settings if settings[other] == factors) for name, factors in settings.items()
     }
     conditions = {name: _scaling(name, settings[name]) for name in dict.fromkeys(twins.values())}
-    one.maker.make([_answers(one, organism, condition) for condition in conditions.values()])
+    one.runner.make([_answers(one, organism, condition) for condition in conditions.values()])
     tables = {name: _answered(one, organism, conditions[twin]) for name, twin in twins.items()}
     return results.scaled_rows(_answered(one, organism, _PLAIN), tables, settings, judge.min_judged)
 

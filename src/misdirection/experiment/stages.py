@@ -26,18 +26,18 @@ from misdirection.directions.direction import Direction, direction, pair_means
 from misdirection.directions.extraction import Means
 from misdirection.experiment.answering import Asking, Condition
 from misdirection.experiment.config import SamplesConfig
-from misdirection.experiment.texts import Bench
+from misdirection.experiment.texts import ExperimentTexts
 from misdirection.files import read_json, write_json
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import Intervention, described
-from misdirection.likelihood.margin import pair_tasks, text_tasks
+from misdirection.likelihood.margin import pair_continuations, text_continuations
 from misdirection.likelihood.sweep import Dealt, sweep
 from misdirection.models.loading import ChatModel
 from misdirection.organisms.recipe import Recipe
 from misdirection.progress import track, track_steps
-from misdirection.runs.run import Run
-from misdirection.runs.tasks import Piece
-from misdirection.runs.worker import BASE, Place
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.tasks import Task
+from misdirection.runs.worker import BASE, Worker
 from misdirection.sampling.sample import sample
 from misdirection.sampling.transformers_engine import TransformersEngine
 
@@ -52,7 +52,7 @@ Folders = Mapping[str, Path]
 """The folder to fill for each stage."""
 
 
-def organism(bench: Bench, name: str) -> Piece:
+def organism(bench: ExperimentTexts, name: str) -> Task:
     """Train one organism; a killed training continues from its last checkpoint."""
     config = bench.config.organisms[name]
     examples, held_out = bench.examples(config, "train"), bench.examples(config, "held_out")
@@ -62,21 +62,21 @@ def organism(bench: Bench, name: str) -> Piece:
         "data": data_hash(examples),
         "held_out": data_hash(held_out),
     }
-    return Piece({f"organism/{name}": inputs}, BASE, partial(_train, name, config.training, examples, held_out))
+    return Task({f"organism/{name}": inputs}, BASE, partial(_train, name, config.training, examples, held_out))
 
 
-def _of(run: Run, name: str) -> dict[str, Path]:
+def _of(run: RunFolder, name: str) -> dict[str, Path]:
     """The adapter that a model is made with; the base has none."""
     return {} if name == BASE else {name: adapter(run, name)}
 
 
-def adapter(run: Run, name: str) -> Path:
+def adapter(run: RunFolder, name: str) -> Path:
     """The adapter folder of an organism, where it is or will be."""
     return run.artifact(f"organism/{name}") / "adapter"
 
 
 def _train(
-    name: str, recipe: Recipe, examples: list[Example], held_out: list[Example], place: Place, folders: Folders
+    name: str, recipe: Recipe, examples: list[Example], held_out: list[Example], place: Worker, folders: Folders
 ) -> None:
     # The trainer's libraries take seconds to import, which a run that is up to date need not wait for.
     from misdirection.organisms.training import train
@@ -94,7 +94,7 @@ def _train(
         )
 
 
-def margin(run: Run, bench: Bench, name: str) -> Piece:
+def margin(run: RunFolder, bench: ExperimentTexts, name: str) -> Task:
     """Log-probabilities of both answers of every pair, and the losses of neutral texts."""
     sets, neutral = bench.question_sets, bench.neutral
     inputs = {
@@ -103,11 +103,11 @@ def margin(run: Run, bench: Bench, name: str) -> Piece:
         "sets": {key: data_hash(pairs) for key, pairs in sets.items()},
         "neutral": data_hash(neutral),
     }
-    return Piece({f"margin/{name}": inputs}, name, partial(_measure_model, name, sets, neutral), _of(run, name))
+    return Task({f"margin/{name}": inputs}, name, partial(_measure_model, name, sets, neutral), _of(run, name))
 
 
 def _measure_model(
-    name: str, sets: dict[str, list[ProbePair]], neutral: list[Example], place: Place, folders: Folders
+    name: str, sets: dict[str, list[ProbePair]], neutral: list[Example], place: Worker, folders: Folders
 ) -> None:
     (folder,) = folders.values()
     (frame,) = _measure(place.chat(name), sets, neutral, f"margins of {name}")
@@ -127,8 +127,10 @@ def _measure(
     """
     pairs = [(key, pair) for key, members in sets.items() for pair in members]
     with track(label, len(settings) * (len(pairs) + len(neutral))) as advance:
-        values = sweep(chat, pair_tasks(chat.tokenizer, [pair for _, pair in pairs]), settings, progress=advance)
-        losses = sweep(chat, text_tasks(chat.tokenizer, neutral), settings, progress=advance)
+        values = sweep(
+            chat, pair_continuations(chat.tokenizer, [pair for _, pair in pairs]), settings, progress=advance
+        )
+        losses = sweep(chat, text_continuations(chat.tokenizer, neutral), settings, progress=advance)
     return [_table(pairs, neutral, *both) for both in zip(values, losses, strict=True)]
 
 
@@ -146,7 +148,7 @@ def _table(
     return pd.DataFrame(rows)
 
 
-def means(run: Run, bench: Bench, name: str, text: str, pairs: list[ProbePair]) -> Piece:
+def means(run: RunFolder, bench: ExperimentTexts, name: str, text: str, pairs: list[ProbePair]) -> Task:
     """Means over the misaligned and aligned answers to `pairs`, with the groups of the convergence references.
 
     `text` names the pairs in the artifact's path. The misaligned minus aligned direction is saved beside them.
@@ -156,10 +158,10 @@ def means(run: Run, bench: Bench, name: str, text: str, pairs: list[ProbePair]) 
         "adapter": _adapter_digest(run, name),
         "pairs": data_hash(pairs),
     }
-    return Piece({f"means/{name}/{text}": inputs}, name, partial(_average, name, text, pairs), _of(run, name))
+    return Task({f"means/{name}/{text}": inputs}, name, partial(_average, name, text, pairs), _of(run, name))
 
 
-def _average(name: str, text: str, pairs: list[ProbePair], place: Place, folders: Folders) -> None:
+def _average(name: str, text: str, pairs: list[ProbePair], place: Worker, folders: Folders) -> None:
     (folder,), chat = folders.values(), place.chat(name)
     with track(f"activations of {name} on {text}", 2 * len(pairs)) as advance:
         found = pair_means(chat, pairs, null_groups(len(pairs)), progress=advance)
@@ -204,7 +206,7 @@ class Cell:
         return f"cell/{self.target}/{self.key}"
 
 
-def cells(run: Run, bench: Bench, together: Sequence[Cell], label: str) -> Piece:
+def cells(run: RunFolder, bench: ExperimentTexts, together: Sequence[Cell], label: str) -> Task:
     """General margins and neutral losses of one model under each of some interventions, measured in one sweep.
 
     All have one target and one number of questions.
@@ -214,7 +216,7 @@ def cells(run: Run, bench: Bench, together: Sequence[Cell], label: str) -> Piece
     by_stage = {one.stage: one for one in together}
     inputs = {stage: _cell_inputs(run, bench, one, pairs, neutral) for stage, one in by_stage.items()}
     compute = partial(_measure_cells, by_stage, pairs, neutral, f"{label} in {target}")
-    return Piece(inputs, target, compute, _of(run, target))
+    return Task(inputs, target, compute, _of(run, target))
 
 
 def _measure_cells(
@@ -222,7 +224,7 @@ def _measure_cells(
     pairs: list[ProbePair],
     neutral: list[Example],
     label: str,
-    place: Place,
+    place: Worker,
     folders: Folders,
 ) -> None:
     wanted = [cells[stage] for stage in folders]
@@ -233,7 +235,7 @@ def _measure_cells(
 
 
 def _cell_inputs(
-    run: Run, bench: Bench, one: Cell, pairs: Sequence[ProbePair], neutral: Sequence[Example]
+    run: RunFolder, bench: ExperimentTexts, one: Cell, pairs: Sequence[ProbePair], neutral: Sequence[Example]
 ) -> dict[str, Any]:
     return {
         **_common("cell", bench),
@@ -244,7 +246,7 @@ def _cell_inputs(
     }
 
 
-def sampled(run: Run, bench: Bench, name: str) -> Piece:
+def sampled(run: RunFolder, bench: ExperimentTexts, name: str) -> Task:
     """A few sampled answers."""
     config = bench.config.samples
     inputs = {
@@ -252,17 +254,19 @@ def sampled(run: Run, bench: Bench, name: str) -> Piece:
         "adapter": _adapter_digest(run, name),
         "samples": config.model_dump(mode="json"),
     }
-    return Piece({f"sampled/{name}": inputs}, name, partial(_sample, name, config), _of(run, name))
+    return Task({f"sampled/{name}": inputs}, name, partial(_sample, name, config), _of(run, name))
 
 
-def _sample(name: str, config: SamplesConfig, place: Place, folders: Folders) -> None:
+def _sample(name: str, config: SamplesConfig, place: Worker, folders: Folders) -> None:
     (folder,) = folders.values()
     with track(f"answers of {name}", len(config.questions)) as advance:
         given = sample(place.chat(name), config.questions, n=1, new_tokens=config.new_tokens, progress=advance)
     write_json(folder / "answers.json", {one.question: one.answer.strip() for one in given})
 
 
-def answers(run: Run, bench: Bench, name: str, key: str, intervention: Intervention | None, label: str) -> Piece:
+def answers(
+    run: RunFolder, bench: ExperimentTexts, name: str, key: str, intervention: Intervention | None, label: str
+) -> Task:
     """Answers of one model to the question sets.
 
     `key` names what is done to the model in the artifact's path, `label` in the table.
@@ -273,10 +277,10 @@ def answers(run: Run, bench: Bench, name: str, key: str, intervention: Intervent
     inputs = asking.inputs({**_common("answers", bench), "adapter": _adapter_digest(run, name)})
     # vLLM has all adapters from its start.
     needed = {one: adapter(run, one) for one in bench.config.organisms} if config.engine.vllm else _of(run, name)
-    return Piece({f"answers/{name}/{key}": inputs}, name, partial(_answer, asking), needed)
+    return Task({f"answers/{name}/{key}": inputs}, name, partial(_answer, asking), needed)
 
 
-def _answer(asking: Asking, place: Place, folders: Folders) -> None:
+def _answer(asking: Asking, place: Worker, folders: Folders) -> None:
     ((stage, folder),) = folders.items()
     name = asking.condition.organism
     served = asking.config.engine.vllm is not None
@@ -284,9 +288,9 @@ def _answer(asking: Asking, place: Place, folders: Folders) -> None:
     asking.ask(engine, place.partial(stage), folder)
 
 
-def _common(stage: str, bench: Bench) -> dict[str, Any]:
+def _common(stage: str, bench: ExperimentTexts) -> dict[str, Any]:
     return {"version": VERSIONS[stage], "base": bench.identity}
 
 
-def _adapter_digest(run: Run, name: str) -> str | None:
+def _adapter_digest(run: RunFolder, name: str) -> str | None:
     return None if name == BASE else run.digest(f"organism/{name}")

@@ -28,7 +28,7 @@ def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> dic
 
 
 @dataclass
-class Bench:
+class ExperimentTexts:
     """Texts of one experiment.
 
     Attributes:

@@ -24,8 +24,8 @@ from misdirection.data import Example, ProbePair
 from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting, intervene
 from misdirection.interventions.kinds import ScaleAdapters
-from misdirection.likelihood.margin import pair_tasks, text_tasks
-from misdirection.likelihood.sweep import TOKEN_BUDGET, Progress, Task, sweep
+from misdirection.likelihood.margin import pair_continuations, text_continuations
+from misdirection.likelihood.sweep import TOKEN_BUDGET, Continuations, Progress, sweep
 from misdirection.models.loading import ChatModel
 from misdirection.statistics import Estimate, bootstrap
 
@@ -115,9 +115,9 @@ def scaling_effects(
     rows = [(), *(_setting(factors) for factors in settings.values())]
     changes = {}
     for name, pairs in sets.items():
-        scores = sweep(chat, pair_tasks(chat.tokenizer, pairs), rows, budget=budget, progress=progress)
+        scores = sweep(chat, pair_continuations(chat.tokenizer, pairs), rows, budget=budget, progress=progress)
         changes[name] = _against_first(_margin(scores))
-    losses = -sweep(chat, text_tasks(chat.tokenizer, neutral), rows, budget=budget, progress=progress)
+    losses = -sweep(chat, text_continuations(chat.tokenizer, neutral), rows, budget=budget, progress=progress)
     damage = _against_first(losses.squeeze(-1))
     return {
         name: ScalingEffect(
@@ -194,7 +194,7 @@ def shapley(
     """
     known = _sorted(layers)
     _check_permutations(len(known), permutations)
-    tasks = pair_tasks(chat.tokenizer, pairs)
+    tasks = pair_continuations(chat.tokenizer, pairs)
     if permutations is None:
         parts = [_exact(chat, tasks, known, budget, progress)]
     else:
@@ -214,7 +214,7 @@ Values = tuple[Tensor, Tensor, Tensor]
 
 
 def _exact(
-    chat: ChatModel, tasks: Sequence[Task], layers: tuple[int, ...], budget: int, progress: Progress | None
+    chat: ChatModel, tasks: Sequence[Continuations], layers: tuple[int, ...], budget: int, progress: Progress | None
 ) -> Values:
     margins: dict[Subset, Tensor] = {}
     # What the lower half of the layers gives is the same for every subset of the upper half: a sweep inside of the
@@ -242,7 +242,9 @@ Order = tuple[int, ...]
 """Layers in the order in which their adapters are switched on."""
 
 
-def _sampled(chat: ChatModel, task: Task, orders: list[Order], budget: int, progress: Progress | None) -> Values:
+def _sampled(
+    chat: ChatModel, task: Continuations, orders: list[Order], budget: int, progress: Progress | None
+) -> Values:
     layers = tuple(sorted(orders[0]))
     prefixes = {frozenset(order[:size]) for order in orders for size in range(len(layers) + 1)}
     # A set has no order of its own that lasts from run to run, and batches are made in the order given.
@@ -274,7 +276,7 @@ def _subsets(layers: tuple[int, ...]) -> list[Subset]:
 
 def _margins(
     chat: ChatModel,
-    tasks: Sequence[Task],
+    tasks: Sequence[Continuations],
     layers: tuple[int, ...],
     subsets: Sequence[Subset],
     budget: int,

@@ -32,8 +32,8 @@ from misdirection.models.chat import encode_prompt
 from misdirection.models.loading import ChatModel
 from misdirection.organisms.organism import CHECKPOINTS
 from misdirection.progress import track
-from misdirection.runs.tasks import Compute, Piece
-from misdirection.runs.worker import BASE, Place
+from misdirection.runs.tasks import Compute, Task
+from misdirection.runs.worker import BASE, Worker
 from misdirection.statistics import bootstrap
 
 VERSION = 1
@@ -102,18 +102,18 @@ class Study:
         """The name of a part's stage."""
         return f"adapters/{self.organism}/{part}"
 
-    def piece(self, part: str, inputs: Mapping[str, Any], compute: Compute) -> Piece:
+    def task(self, part: str, inputs: Mapping[str, Any], compute: Compute) -> Task:
         """A part that needs the organism; its inputs are its own and what all parts depend on."""
         common = {"version": VERSION, "adapter": self.weights}
         stages = {self.stage(part): {**self.identity, **common, **inputs}}
-        return Piece(stages, self.organism, compute, {self.organism: self.adapter})
+        return Task(stages, self.organism, compute, {self.organism: self.adapter})
 
-    def json_piece(self, part: str, inputs: Mapping[str, Any], compute: Callable[[Place], Any]) -> Piece:
+    def json_task(self, part: str, inputs: Mapping[str, Any], compute: Callable[[Worker], Any]) -> Task:
         """The same for a part that is one JSON value; `read_part` reads it."""
-        return self.piece(part, inputs, partial(_compute_json, compute))
+        return self.task(part, inputs, partial(_compute_json, compute))
 
 
-def independent_parts(study: Study, layers: Sequence[int]) -> list[Piece]:
+def independent_parts(study: Study, layers: Sequence[int]) -> list[Task]:
     """The parts that need no other part: what follows waits for all of them, so that the longest is the first."""
     pieces = [
         _shapley(study, layers),
@@ -137,7 +137,7 @@ def feature_layers(study: Study, adapter: Adapter) -> dict[str, int]:
     return {name: one.layer for one in adapter.modules if one.layer is not None for name in names[one.module]}
 
 
-def _compute_json(compute: Callable[[Place], Any], place: Place, folders: Folders) -> None:
+def _compute_json(compute: Callable[[Worker], Any], place: Worker, folders: Folders) -> None:
     (folder,) = folders.values()
     write_json(folder / _JSON, compute(place))
 
@@ -146,13 +146,13 @@ def read_part(folder: Path) -> Any:
     return read_json(folder / _JSON)
 
 
-def _scalars(study: Study, last: int) -> Piece:
+def _scalars(study: Study, last: int) -> Task:
     """The table of scalars, and the residual stream after the last adapted layer."""
     inputs = {"answers": data_hash(study.answers), "components": study.settings.components}
-    return study.piece("scalars", inputs, partial(_compute_scalars, study, last))
+    return study.task("scalars", inputs, partial(_compute_scalars, study, last))
 
 
-def _compute_scalars(study: Study, last: int, place: Place, folders: Folders) -> None:
+def _compute_scalars(study: Study, last: int, place: Worker, folders: Folders) -> None:
     (folder,), chat, top = folders.values(), place.chat(study.organism), study.settings.components
     rows = encoded(chat.tokenizer, study.answers)
     with track(f"scalars of {study.organism}", len(rows)) as advance:
@@ -166,16 +166,16 @@ def read_scalar_table(folder: Path) -> tuple[pd.DataFrame, Tensor]:
     return read_scalars(folder / "scalars.parquet"), load_file(folder / "residual.safetensors")["residual"]
 
 
-def probes_part(study: Study, scalars: str, tokens: pd.DataFrame, residual: Tensor) -> Piece:
+def probes_part(study: Study, scalars: str, tokens: pd.DataFrame, residual: Tensor) -> Task:
     """What probes tell from the scalars, whose digest is given, and from the residual stream."""
     inputs = {"scalars": scalars, "splits": study.settings.splits}
     activations = pd.DataFrame(residual.numpy(), index=tokens.index)
-    piece = study.json_piece("probes", inputs, partial(_compute_probes, study, tokens, activations))
+    piece = study.json_task("probes", inputs, partial(_compute_probes, study, tokens, activations))
     return replace(piece, adapters={})
 
 
 def _compute_probes(
-    study: Study, tokens: pd.DataFrame, activations: pd.DataFrame, _place: Place
+    study: Study, tokens: pd.DataFrame, activations: pd.DataFrame, _place: Worker
 ) -> list[dict[str, Any]]:
     found = answer_probes(study.answers, tokens, activations, splits=study.settings.splits)
     return [probe.as_dict() for probe in found]
@@ -185,12 +185,12 @@ def read_probes(folder: Path) -> list[Probe]:
     return [Probe(**{**one, "classes": tuple(one["classes"])}) for one in read_part(folder)]
 
 
-def _importance(study: Study) -> Piece:
+def _importance(study: Study) -> Task:
     """What the adapters change in answers: by token, by its attribution to them, and with each layer's zeroed."""
-    return study.piece("importance", {"answers": data_hash(study.important)}, partial(_compute_importance, study))
+    return study.task("importance", {"answers": data_hash(study.important)}, partial(_compute_importance, study))
 
 
-def _compute_importance(study: Study, place: Place, folders: Folders) -> None:
+def _compute_importance(study: Study, place: Worker, folders: Folders) -> None:
     (folder,), chat = folders.values(), place.chat(study.organism)
     rows = encoded(chat.tokenizer, study.important)
     with track(f"importance in {study.organism}", 2 * len(rows)) as advance:
@@ -227,13 +227,13 @@ def _over_questions(by_answer: "pd.Series[float]", question: Sequence[str]) -> d
     return bootstrap(by_question).as_dict()
 
 
-def _shapley(study: Study, layers: Sequence[int]) -> Piece:
+def _shapley(study: Study, layers: Sequence[int]) -> Task:
     """Shapley values of each layer's adapters."""
     inputs = {"pairs": _hashes(study.few), "permutations": study.settings.permutations}
-    return study.json_piece("shapley", inputs, partial(_compute_shapley, study, layers))
+    return study.json_task("shapley", inputs, partial(_compute_shapley, study, layers))
 
 
-def _compute_shapley(study: Study, layers: Sequence[int], place: Place) -> dict[str, Any]:
+def _compute_shapley(study: Study, layers: Sequence[int], place: Worker) -> dict[str, Any]:
     chat, sets, permutations = place.chat(study.organism), study.few, study.settings.permutations
     found = {}
     total = causal.subset_count(len(layers), permutations) * sum(len(pairs) for pairs in sets.values())
@@ -250,14 +250,16 @@ def read_shapley(study: Study, folder: Path, layers: Sequence[int]) -> dict[str,
     return {"method": method, **parts}
 
 
-def scaling_part(study: Study, settings: Factors) -> Piece:
+def scaling_part(study: Study, settings: Factors) -> Task:
     """Margins and damage under settings of the adapters."""
     neutral = spread(study.neutral, study.settings.causal_pairs)
     inputs = {"pairs": _hashes(study.few), "neutral": data_hash(neutral), "settings": list(settings.items())}
-    return study.json_piece("scaling", inputs, partial(_compute_scaling, study, neutral, settings))
+    return study.json_task("scaling", inputs, partial(_compute_scaling, study, neutral, settings))
 
 
-def _compute_scaling(study: Study, neutral: Sequence[Example], settings: Factors, place: Place) -> list[dict[str, Any]]:
+def _compute_scaling(
+    study: Study, neutral: Sequence[Example], settings: Factors, place: Worker
+) -> list[dict[str, Any]]:
     sets = study.few
     texts = sum(len(pairs) for pairs in sets.values()) + len(neutral)
     with track(f"scaled adapters of {study.organism}", (1 + len(settings)) * texts) as advance:
@@ -265,17 +267,17 @@ def _compute_scaling(study: Study, neutral: Sequence[Example], settings: Factors
     return [{"name": name, **effect.as_dict()} for name, effect in effects.items()]
 
 
-def _geometry(study: Study) -> Piece:
+def _geometry(study: Study) -> Task:
     """Where adapters write, and what becomes of it downstream."""
     inputs = {
         "pairs": data_hash(study.few[GENERAL]),
         "directions": {name: digest(one.vectors) for name, one in study.directions.items()},
         "components": study.settings.components,
     }
-    return study.json_piece("geometry", inputs, partial(_compute_geometry, study))
+    return study.json_task("geometry", inputs, partial(_compute_geometry, study))
 
 
-def _compute_geometry(study: Study, place: Place) -> dict[str, Any]:
+def _compute_geometry(study: Study, place: Worker) -> dict[str, Any]:
     chat, adapter = place.chat(study.organism), read_components(place.adapters[study.organism])
     vectors, layers = geometry.writes(adapter.modules, chat.width, study.settings.components), adapted_layers(adapter)
     return {
@@ -313,12 +315,12 @@ def _downstream(study: Study, chat: ChatModel, layers: Sequence[int]) -> dict[st
     return {"direction": name, **asdict(found)}
 
 
-def _patching(study: Study) -> Piece:
+def _patching(study: Study) -> Task:
     """Margin change of general pairs with the prompt's scalars of an in-domain prompt, beside another general one's."""
-    return study.json_piece("patching", {"pairs": _hashes(study.few)}, partial(_compute_patching, study))
+    return study.json_task("patching", {"pairs": _hashes(study.few)}, partial(_compute_patching, study))
 
 
-def _compute_patching(study: Study, place: Place) -> dict[str, Any]:
+def _compute_patching(study: Study, place: Worker) -> dict[str, Any]:
     chat, pairs, found = place.chat(study.organism), study.few[GENERAL], {}
     donors = {f"{name}_into_general": rows for name, rows in study.few.items()}
     with track(f"patched prompts in {study.organism}", 2 * len(pairs) * (1 + len(donors))) as advance:
@@ -346,16 +348,16 @@ def _measured(study: Study) -> dict[int, Path]:
     return {step: folders[step] for step in dict.fromkeys([*steps, max(folders)])}
 
 
-def _dynamics(study: Study) -> Piece:
+def _dynamics(study: Study) -> Task:
     """Margins by step; each measured checkpoint comes to the place as an adapter of its own."""
     measured = _measured(study)
     names = {step: f"{study.organism} step {step}" for step in measured}
     inputs = {"pairs": _hashes(study.few), "steps": {step: _weights(path) for step, path in measured.items()}}
-    piece = study.json_piece("dynamics", inputs, partial(_compute_dynamics, study, names))
+    piece = study.json_task("dynamics", inputs, partial(_compute_dynamics, study, names))
     return replace(piece, model=BASE, adapters={names[step]: path for step, path in measured.items()})
 
 
-def _compute_dynamics(study: Study, names: Mapping[int, str], place: Place) -> dict[str, Any]:
+def _compute_dynamics(study: Study, names: Mapping[int, str], place: Worker) -> dict[str, Any]:
     folders = {step: place.adapters[name] for step, name in names.items()}
     with track(f"margins of {study.organism} by step", len(folders)) as advance:
         margins = margins_by_step(place.chat(BASE), folders, study.few, progress=advance)

@@ -44,9 +44,9 @@ from misdirection.lora.components import Adapter, feature_names, read_components
 from misdirection.report.adapter_findings import find_in_adapters
 from misdirection.report.html import render
 from misdirection.report.reader import READER, reader_data
-from misdirection.runs.run import Run
-from misdirection.runs.tasks import Here, Maker
-from misdirection.runs.worker import Models, Place
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.tasks import LocalRunner, Runner
+from misdirection.runs.worker import Models, Worker
 from misdirection.statistics import Estimate
 
 ALONE = "organism"
@@ -54,13 +54,13 @@ ALONE = "organism"
 
 
 def interpret(
-    study: Study, run: Run, maker: Maker, judged: Callable[[Factors], list[dict[str, Any]]] | None = None
+    study: Study, run: RunFolder, runner: Runner, judged: Callable[[Factors], list[dict[str, Any]]] | None = None
 ) -> dict[str, Any]:
     """Make whatever part is not there yet; gives the section `adapters` of the results.
 
     Args:
         run: where the parts are kept.
-        maker: makes them.
+        runner: makes them.
         judged: gives the rates of judged answers under settings of the adapters; None where there is no judge.
 
     Raises `InputError` for an adapter that is no plain LoRA, or has no module inside of the decoder blocks.
@@ -70,14 +70,14 @@ def interpret(
         return run.artifact(study.stage(part))
 
     adapter = read_components(study.adapter)
-    maker.make(independent_parts(study, adapted_layers(adapter)))
+    runner.make(independent_parts(study, adapted_layers(adapter)))
     table, residual = read_scalar_table(folder("scalars"))
     tokens = wide(table)
-    maker.make([probes_part(study, run.digest(study.stage("scalars")), tokens, residual)])
+    runner.make([probes_part(study, run.digest(study.stage("scalars")), tokens, residual)])
     probes = read_probes(folder("probes"))
     shapley = read_shapley(study, folder("shapley"), adapted_layers(adapter))
     found = _roles(study, adapter, shapley, probes)
-    maker.make([scaling_part(study, _settings(adapter, found, study.settings.scalings))])
+    runner.make([scaling_part(study, _settings(adapter, found, study.settings.scalings))])
     importance, words = read_importance(study, folder("importance"))
     section = {
         "organism": study.organism,
@@ -114,7 +114,7 @@ def interpret_alone(
     Gives the section and the report's path. `domain` names the training domain, with pairs of it.
     """
     settings_text = yaml.safe_dump({"interpretation": settings.model_dump(mode="json")}, sort_keys=False)
-    with Run.open(folder, settings_text) as run:
+    with RunFolder.open(folder, settings_text) as run:
         study = Study(
             organism=ALONE,
             adapter=models.adapters[ALONE],
@@ -125,8 +125,8 @@ def interpret_alone(
             directions=directions,
             settings=settings,
         )
-        maker = Here(run, Place(models, run.partial))
-        section = {**interpret(study, run, maker), "organism": settings.organism}
+        runner = LocalRunner(run, Worker(models, run.partial))
+        section = {**interpret(study, run, runner), "organism": settings.organism}
         base = {**identity, **section["geometry"]["shape"]}
         results = {"name": settings.organism, "complete": True, "base": base, "adapters": section}
         results["seconds"] = run.seconds()

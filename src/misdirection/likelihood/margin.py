@@ -14,12 +14,12 @@ from torch import Tensor
 
 from misdirection.data import Example, ProbePair
 from misdirection.errors import InputError
-from misdirection.likelihood.sweep import TOKEN_BUDGET, Task, log_probs
+from misdirection.likelihood.sweep import TOKEN_BUDGET, Continuations, log_probs
 from misdirection.models.chat import Encoded, encode
 from misdirection.models.loading import ChatModel
 
 
-def pair_tasks(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Task]:
+def pair_continuations(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Continuations]:
     """One task per pair: the misaligned answer, then the aligned one.
 
     Raises `InputError` when there is no pair.
@@ -44,25 +44,25 @@ def pair_rows(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Encoded]:
     ]
 
 
-def text_tasks(tokenizer: Any, examples: Sequence[Example]) -> list[Task]:
+def text_continuations(tokenizer: Any, examples: Sequence[Example]) -> list[Continuations]:
     """One task per example, with its answer."""
     if not examples:
         raise InputError("no neutral text: damage needs at least one example")
     return [_task(encode(tokenizer, one.question, one.answer, one.system)) for one in examples]
 
 
-def _task(*rows: Encoded) -> Task:
+def _task(*rows: Encoded) -> Continuations:
     if any(row.prompt != rows[0].prompt for row in rows):
         raise InputError("the two answers of a pair change how its prompt is tokenised: reword their beginning")
-    return Task(rows[0].prompt, tuple(row.answer for row in rows))
+    return Continuations(rows[0].prompt, tuple(row.answer for row in rows))
 
 
 def margin(chat: ChatModel, pairs: Sequence[ProbePair], *, budget: int = TOKEN_BUDGET) -> Tensor:
     """The margin of each pair, [pairs], nats/token. Run it under `intervene` for a margin with an intervention."""
-    misaligned, aligned = log_probs(chat, pair_tasks(chat.tokenizer, pairs), budget=budget).unbind(-1)
+    misaligned, aligned = log_probs(chat, pair_continuations(chat.tokenizer, pairs), budget=budget).unbind(-1)
     return misaligned - aligned
 
 
 def loss(chat: ChatModel, examples: Sequence[Example], *, budget: int = TOKEN_BUDGET) -> Tensor:
     """The loss of each example's answer, [examples], nats/token."""
-    return -log_probs(chat, text_tasks(chat.tokenizer, examples), budget=budget).squeeze(-1)
+    return -log_probs(chat, text_continuations(chat.tokenizer, examples), budget=budget).squeeze(-1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from misdirection.data import ProbePair, neutral_examples
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import Intervention, random_like
-from misdirection.likelihood.margin import pair_tasks, text_tasks
+from misdirection.likelihood.margin import pair_continuations, text_continuations
 from misdirection.likelihood.sweep import sweep
 from misdirection.models.loading import ChatModel
 from misdirection.progress import track
@@ -66,7 +66,7 @@ def _scores(
     chat: ChatModel, pairs: Sequence[ProbePair], label: str, settings: Sequence[Setting] = ((),)
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of (misaligned, aligned), [settings, pairs, 2], and the neutral loss, [settings, texts]."""
-    tasks, neutral = pair_tasks(chat.tokenizer, pairs), text_tasks(chat.tokenizer, neutral_examples())
+    tasks, neutral = pair_continuations(chat.tokenizer, pairs), text_continuations(chat.tokenizer, neutral_examples())
     with track(f"margin, {label}", len(settings) * (len(tasks) + len(neutral))) as advance:
         scores = sweep(chat, tasks, settings, progress=advance)
         loss = -sweep(chat, neutral, settings, progress=advance)[..., 0]

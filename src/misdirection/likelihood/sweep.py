@@ -28,7 +28,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Task:
+class Continuations:
     """Some continuations of one prompt that are to be scored.
 
     Attributes:
@@ -46,7 +46,7 @@ class Task:
 
 
 def log_probs(
-    chat: ChatModel, tasks: Sequence[Task], *, budget: int = TOKEN_BUDGET, progress: Progress | None = None
+    chat: ChatModel, tasks: Sequence[Continuations], *, budget: int = TOKEN_BUDGET, progress: Progress | None = None
 ) -> Tensor:
     """Mean-token log-probability of every answer, [tasks, answers], float64.
 
@@ -69,7 +69,7 @@ class Dealt:
 @torch.inference_mode()
 def sweep(
     chat: ChatModel,
-    tasks: Sequence[Task],
+    tasks: Sequence[Continuations],
     settings: Sequence[Setting | Dealt],
     *,
     budget: int = TOKEN_BUDGET,
@@ -96,7 +96,7 @@ def sweep(
     return result
 
 
-def _row_budget(chat: ChatModel, tasks: Sequence[Task], budget: int) -> int:
+def _row_budget(chat: ChatModel, tasks: Sequence[Continuations], budget: int) -> int:
     """One task at a time where padding inside a sliding-window cache would push real tokens out of the window."""
     window = getattr(chat.model.config.get_text_config(), "sliding_window", None)
     return 1 if window and max(task.length for task in tasks) > window else budget
@@ -107,7 +107,7 @@ Line = list[Setting]
 
 
 def _sweep_group(
-    chat: ChatModel, tasks: list[Task], lines: list[Line], budget: int
+    chat: ChatModel, tasks: list[Continuations], lines: list[Line], budget: int
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Numbers of lines and their scores, [these lines, tasks, answers], batch by batch."""
     starts = [min(_start(setting, len(chat.layers)) for setting in line) for line in lines]
@@ -160,7 +160,7 @@ class _Memory:
         return phase
 
 
-def _score(chat: ChatModel, tasks: list[Task], lines: list[Line], phase: Phase) -> Tensor:
+def _score(chat: ChatModel, tasks: list[Continuations], lines: list[Line], phase: Phase) -> Tensor:
     """[lines, tasks, answers]. Rows are by line, then by task, then by answer."""
     answers = len(tasks[0].answers)
     rows = [(setting, task) for line in lines for setting, task in zip(line, tasks, strict=True)]

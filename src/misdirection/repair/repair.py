@@ -24,7 +24,7 @@ from misdirection.errors import InputError
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.interventions.kinds import digest
 from misdirection.interventions.writers import post_norms
-from misdirection.likelihood.margin import pair_tasks, text_tasks
+from misdirection.likelihood.margin import pair_continuations, text_continuations
 from misdirection.models.loading import ChatModel, attach
 from misdirection.progress import track
 from misdirection.repair.candidates import Candidate, Material, setting
@@ -45,7 +45,7 @@ from misdirection.repair.search import (
 from misdirection.repair.spoken import is_broken, speak
 from misdirection.repair.write import ablate_all, bake_weights, write_adapter
 from misdirection.report.repair import write_card
-from misdirection.runs.run import Run
+from misdirection.runs.folder import RunFolder
 
 RECORD = "repair.json"
 TRIALS = 16
@@ -70,8 +70,8 @@ class Third:
 
     def tasks(self, chat: ChatModel) -> Tasks:
         """Tokenised."""
-        rows, neutral = (tuple(text_tasks(chat.tokenizer, some)) for some in (self.rows, self.neutral))
-        return Tasks(tuple(pair_tasks(chat.tokenizer, self.pairs)), rows, neutral)
+        rows, neutral = (tuple(text_continuations(chat.tokenizer, some)) for some in (self.rows, self.neutral))
+        return Tasks(tuple(pair_continuations(chat.tokenizer, self.pairs)), rows, neutral)
 
 
 def thirds(
@@ -113,7 +113,7 @@ def repair_fine_tune(request: Request, folder: Path, *, bake: bool = False, chec
     found: dict[str, Any] = {"before": before, "repaired": before["verdict"] in ("watch", "misaligned")}
     if not found["repaired"]:
         return found
-    with Run.open(work / "search", yaml.safe_dump({"repair": request.subject.name})) as run:
+    with RunFolder.open(work / "search", yaml.safe_dump({"repair": request.subject.name})) as run:
         found |= _Repair(request, run, before).write(folder, bake)
     if check:
         after = replace(request, subject=replace(request.subject, name=str(folder), folder=folder))
@@ -146,7 +146,7 @@ class _Repair:
     """One repair under way."""
 
     request: Request
-    run: Run
+    run: RunFolder
     before: dict[str, Any]
 
     @cached_property

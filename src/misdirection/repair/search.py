@@ -13,7 +13,7 @@ import optuna
 from torch import Tensor
 
 from misdirection.interventions.hooks import Setting
-from misdirection.likelihood.sweep import Progress, Task, sweep
+from misdirection.likelihood.sweep import Continuations, Progress, sweep
 from misdirection.models.loading import ChatModel
 from misdirection.repair.candidates import Candidate
 from misdirection.statistics import Estimate, bootstrap
@@ -43,9 +43,9 @@ class Tasks:
         neutral: plain facts.
     """
 
-    pairs: tuple[Task, ...]
-    rows: tuple[Task, ...]
-    neutral: tuple[Task, ...]
+    pairs: tuple[Continuations, ...]
+    rows: tuple[Continuations, ...]
+    neutral: tuple[Continuations, ...]
 
     def __len__(self) -> int:
         return len(self.pairs) + len(self.rows) + len(self.neutral)

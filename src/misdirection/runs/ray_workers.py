@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from misdirection.errors import InputError, MisdirectionError
-from misdirection.runs.tasks import Compute, Here, Piece
-from misdirection.runs.worker import BASE, Place
-from misdirection.runs.run import Run
+from misdirection.runs.tasks import Compute, LocalRunner, Task
+from misdirection.runs.worker import BASE, Worker
+from misdirection.runs.folder import RunFolder
 from misdirection.files import remove
 from misdirection.progress import track
 
@@ -41,7 +41,7 @@ _ON_ITS_WAY = 10.0
 Files = dict[str, bytes]
 """What is in a folder, by relative path."""
 
-MakePlace = Callable[[Callable[[str], Path]], Place]
+MakeWorker = Callable[[Callable[[str], Path]], Worker]
 """Makes the place where an actor computes, given what gives it a working folder for a stage; pickled."""
 
 
@@ -66,7 +66,7 @@ class Workers:
 class _Unit:
     """Some stages of a piece, on their way."""
 
-    piece: Piece
+    piece: Task
     names: tuple[str, ...]
     causes: list[str] = field(default_factory=list)
     failed_on: object = None
@@ -160,7 +160,7 @@ def connect(workers: Workers) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-class RayGrid:
+class RayRunner:
     """Makes pieces on Ray actors; a context manager that ends them.
 
     Args:
@@ -169,9 +169,9 @@ class RayGrid:
         cluster: where the actors are started.
     """
 
-    def __init__(self, run: Run, make_place: MakePlace, cluster: Cluster) -> None:
+    def __init__(self, run: RunFolder, make_place: MakeWorker, cluster: Cluster) -> None:
         self._run, self._ray, self._count = run, cluster.ray, cluster.count
-        self._here = Here(run, make_place(run.partial))
+        self._here = LocalRunner(run, make_place(run.partial))
         needs = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus, "memory": cluster.memory or None}
         self._hire = partial(cluster.ray.remote(_Actor).options(max_restarts=0, **needs).remote, make_place)
         self._needs = f"{cluster.gpus} GPUs and {cluster.memory / 2**30:.1f} GiB"
@@ -181,14 +181,14 @@ class RayGrid:
         self._adapters: dict[Path, Any] = {}
         self._fill()
 
-    def __enter__(self) -> "RayGrid":
+    def __enter__(self) -> "RayRunner":
         return self
 
     def __exit__(self, *_: object) -> None:
         if left := [worker.actor.leave.remote() for worker in self._idle]:
             self._ray.wait(left, num_returns=len(left), timeout=_GOODBYE)
 
-    def make(self, pieces: Sequence[Piece]) -> None:
+    def make(self, pieces: Sequence[Task]) -> None:
         """Make those stages of the pieces that have no artifact that holds.
 
         Raises `InputError` that names the pieces which failed, when all others are done.
@@ -208,7 +208,7 @@ class RayGrid:
                 f"command tries these again): {each}"
             )
 
-    def _units(self, pieces: Sequence[Piece]) -> Iterator[_Unit]:
+    def _units(self, pieces: Sequence[Task]) -> Iterator[_Unit]:
         seen: set[str] = set()
         for piece in pieces:
             names = tuple(name for name in self._run.missing(piece.stages) if name not in seen)
@@ -288,7 +288,7 @@ class RayGrid:
                 # Ray itself may never say that an object is lost of which a part has come.
                 self._ray.get(worker.actor.ready.remote())
 
-    def _lacking(self, worker: _Worker, piece: Piece) -> dict[str, Any]:
+    def _lacking(self, worker: _Worker, piece: Task) -> dict[str, Any]:
         """References to the files of those adapters of the piece that this worker has not got, by name."""
         lacking = dict(piece.adapters.items() - worker.has)
         for folder in lacking.values():
@@ -333,7 +333,7 @@ class RayGrid:
 class _Actor:
     """What runs in a worker process."""
 
-    def __init__(self, make_place: MakePlace) -> None:
+    def __init__(self, make_place: MakeWorker) -> None:
         self._home = tempfile.TemporaryDirectory(prefix="misdirection-")
         self._place = make_place(self._partial)
         self._working = Path(self._home.name)

@@ -6,16 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from misdirection.runs.worker import Place
-from misdirection.runs.run import Run
+from misdirection.runs.worker import Worker
+from misdirection.runs.folder import RunFolder
 
 Compute = Callable[[Any, Mapping[str, Path]], None]
-"""Called with the `Place` where it is done and a folder to fill for each stage that is wanted, which may be some of the
+"""Called with the `Worker` where it is done and a folder to fill for each stage that is wanted, which may be some of the
 piece's. Pickled with all that it holds, where another process does it."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class Task:
     """Work that waits for nothing.
 
     Attributes:
@@ -39,15 +39,15 @@ class Piece:
         return name
 
 
-class Maker(Protocol):
+class Runner(Protocol):
     """Makes pieces."""
 
-    def make(self, pieces: Sequence[Piece]) -> None:
+    def make(self, pieces: Sequence[Task]) -> None:
         """Make those stages of the pieces that have no artifact that holds."""
 
 
 @dataclass(frozen=True)
-class Here:
+class LocalRunner:
     """Makes pieces in this process, one after another.
 
     Attributes:
@@ -55,10 +55,10 @@ class Here:
         place: what the pieces are computed with.
     """
 
-    run: Run
-    place: Place
+    run: RunFolder
+    place: Worker
 
-    def make(self, pieces: Sequence[Piece]) -> None:
+    def make(self, pieces: Sequence[Task]) -> None:
         """Make those stages of the pieces that have no artifact that holds."""
         for piece in pieces:
             self.place.adapters.update(piece.adapters)

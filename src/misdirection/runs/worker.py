@@ -90,7 +90,7 @@ class Served:
             self._model.close()
 
 
-class Place:
+class Worker:
     """One process with the models of one experiment; vLLM and they have the machine's memory in turn.
 
     Args:
@@ -105,7 +105,7 @@ class Place:
         self._vllm: Served | None = None
 
     @classmethod
-    def of(cls, config: ExperimentConfig, partial: Callable[[str], Path]) -> "Place":
+    def of(cls, config: ExperimentConfig, partial: Callable[[str], Path]) -> "Worker":
         """The place of an experiment."""
 
         def load_base() -> ChatModel:

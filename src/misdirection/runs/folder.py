@@ -41,8 +41,8 @@ Notify = Callable[[str], None]
 """Takes one line that the user should read."""
 
 
-class Run:
-    """An open run folder; made by `Run.open`."""
+class RunFolder:
+    """An open run folder; made by `RunFolder.open`."""
 
     def __init__(self, folder: Path, notify: Notify = log.warning) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class Run:
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path, experiment_yaml: str, notify: Notify = log.warning) -> "Iterator[Run]":
+    def open(cls, folder: Path, experiment_yaml: str, notify: Notify = log.warning) -> "Iterator[RunFolder]":
         """Open `folder`, made if need be, for this process alone.
 
         The lock is the operating system's, so that it goes with a killed process. Raises `InputError` when

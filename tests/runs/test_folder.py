@@ -12,17 +12,17 @@ import pytest
 
 from misdirection import files
 from misdirection.errors import MisdirectionError
-from misdirection.runs import run as store
-from misdirection.runs.run import Run
+from misdirection.runs import folder as store
+from misdirection.runs.folder import RunFolder
 from misdirection.files import MADE, TEMPORARY, remove, sha256_tree
 
 # Five stages, each from the one before; a line is printed at every step, so that a test knows where to kill it.
 STAGES = """
 import sys, time
 from pathlib import Path
-from misdirection.runs.run import Run
+from misdirection.runs.folder import RunFolder
 
-with Run.open(Path(sys.argv[1]), "name: x") as run:
+with RunFolder.open(Path(sys.argv[1]), "name: x") as run:
     before = ""
     for number in range(5):
         def compute(folder, number=number, before=before):
@@ -38,7 +38,7 @@ with Run.open(Path(sys.argv[1]), "name: x") as run:
 STUCK = """
 import sys, time
 from pathlib import Path
-from misdirection.runs.run import Run
+from misdirection.runs.folder import RunFolder
 
 def stick(folder):
     (folder / "out.txt").write_text("half")
@@ -46,7 +46,7 @@ def stick(folder):
     print("stuck", flush=True)
     time.sleep(600)
 
-with Run.open(Path(sys.argv[1]), "x") as run:
+with RunFolder.open(Path(sys.argv[1]), "x") as run:
     run.stage("one", {}, lambda folder: (folder / "out.txt").write_text("a"))
     run.stage("two", {}, stick)
 """
@@ -86,22 +86,22 @@ def stuck(tmp_path):
 
 def test_a_stage_with_unchanged_inputs_is_not_run_again(tmp_path):
     for compute in (write("a"), never):
-        with Run.open(tmp_path / "run", "x") as run:
+        with RunFolder.open(tmp_path / "run", "x") as run:
             artifact = run.stage("one/two", {"a": 1}, compute)
     assert (artifact / "out.txt").read_text() == "a"
 
 
 def test_changed_inputs_run_it_again(tmp_path):
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         run.stage("one", {"a": 1}, write("a"))
         artifact = run.stage("one", {"a": 2}, write("b"))
     assert (artifact / "out.txt").read_text() == "b"
 
 
 def test_inputs_are_compared_by_value_whatever_their_order(tmp_path):
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         run.stage("one", {"a": 1, "b": [2]}, write("a"))
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         run.stage("one", {"b": (2,), "a": 1}, never)
 
 
@@ -111,7 +111,7 @@ def contents(folder):
 
 @pytest.mark.parametrize("damage", ["flip", "delete", "add"])
 def test_a_damaged_artifact_is_named_and_made_again(tmp_path, damage):
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         artifact = run.stage("one", {}, write("good"))
         run.stage("two", {}, write("other"))
     file = artifact / "out.txt"
@@ -122,7 +122,7 @@ def test_a_damaged_artifact_is_named_and_made_again(tmp_path, damage):
     else:
         (artifact / "more.txt").write_text("")
     notices = []
-    with Run.open(tmp_path / "run", "x", notices.append) as run:
+    with RunFolder.open(tmp_path / "run", "x", notices.append) as run:
         run.stage("one", {}, write("good"))
         run.stage("two", {}, never)
     assert len(notices) == 1
@@ -141,14 +141,14 @@ DAMAGED = ["[]", '{"stage": "two"}', '{"stage": 3, "key": "k"}', '{"sta', "\udcf
 
 @pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_line_of_the_manifest_is_named_and_its_stage_run_again(tmp_path, text):
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         run.stage("one", {}, write("a"))
         run.stage("two", {}, write("a"))
     manifest = tmp_path / "run" / "manifest.jsonl"
     lines = manifest.read_bytes().splitlines()
     manifest.write_bytes(lines[0] + b"\n" + text.encode("utf-8", "surrogateescape") + b"\n")
     notices = []
-    with Run.open(tmp_path / "run", "x", notices.append) as run:
+    with RunFolder.open(tmp_path / "run", "x", notices.append) as run:
         run.stage("one", {}, never)
         artifact = run.stage("two", {}, write("b"))
     assert notices == [f"{manifest}: 1 lines are damaged; their stages are run again"]
@@ -158,7 +158,7 @@ def test_a_damaged_line_of_the_manifest_is_named_and_its_stage_run_again(tmp_pat
 
 @pytest.mark.parametrize("cut", [1, 20, -1])
 def test_a_line_that_a_kill_cut_is_no_damage(tmp_path, cut):
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         run.stage("one", {}, write("a"))
         run.stage("two", {}, write("a"))
     manifest = tmp_path / "run" / "manifest.jsonl"
@@ -166,7 +166,7 @@ def test_a_line_that_a_kill_cut_is_no_damage(tmp_path, cut):
     manifest.write_bytes(first + b"\n" + last[:cut])
     notices = []
     for compute in (write("b"), never):
-        with Run.open(tmp_path / "run", "x", notices.append) as run:
+        with RunFolder.open(tmp_path / "run", "x", notices.append) as run:
             run.stage("one", {}, never)
             run.stage("two", {}, compute)
     assert notices == []
@@ -174,10 +174,10 @@ def test_a_line_that_a_kill_cut_is_no_damage(tmp_path, cut):
 
 def test_the_manifest_keeps_one_line_for_each_stage(tmp_path):
     for number in range(3):
-        with Run.open(tmp_path / "run", "x") as run:
+        with RunFolder.open(tmp_path / "run", "x") as run:
             run.stage("one", {"a": number}, write("a"))
     assert len((tmp_path / "run" / "manifest.jsonl").read_text().splitlines()) == 2
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         run.stage("one", {"a": 2}, never)
     assert len((tmp_path / "run" / "manifest.jsonl").read_text().splitlines()) == 1
 
@@ -189,7 +189,7 @@ def test_stages_that_are_made_together_are_computed_once_and_those_that_hold_are
             (folder / "out.txt").write_text(name)
 
     calls = []
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         run.stage("s/two", {}, write("before"))
         run.stages({f"s/{name}": {} for name in ("one", "two", "three")}, compute)
         run.stages({"s/one": {}, "s/three": {"new": 1}}, compute, seconds=8)
@@ -203,7 +203,7 @@ def test_a_failure_leaves_none_of_the_stages_made_together(tmp_path):
         (folders["one"] / "out.txt").write_text("half")
         raise RuntimeError
 
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         with pytest.raises(RuntimeError):
             run.stages({"one": {}, "two": {}}, fail)
         assert set(run.missing({"one": {}, "two": {}})) == {"one", "two"}
@@ -213,7 +213,7 @@ def test_a_failure_leaves_none_of_the_stages_made_together(tmp_path):
 
 def test_notices_go_to_the_log_by_default(tmp_path, caplog):
     (tmp_path / "manifest.jsonl").write_text("{}\n")
-    with caplog.at_level(logging.WARNING, "misdirection"), Run.open(tmp_path, "x"):
+    with caplog.at_level(logging.WARNING, "misdirection"), RunFolder.open(tmp_path, "x"):
         pass
     assert "manifest.jsonl: 1 lines are damaged" in caplog.text
 
@@ -222,22 +222,22 @@ def test_a_stage_runs_again_when_the_manifest_was_not_written(tmp_path, monkeypa
     def crash(_path, _value):
         raise RuntimeError
 
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         run.stage("one", {"a": 1}, write("a"))
         with monkeypatch.context() as patch, pytest.raises(RuntimeError):
             patch.setattr(store, "append", crash)
             run.stage("one", {"a": 2}, write("b"))
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         artifact = run.stage("one", {"a": 1}, write("a"))
         assert run.digest("one") == sha256_tree(artifact)
     assert (artifact / "out.txt").read_text() == "a"
 
 
 def test_seconds_are_those_of_the_first_time(tmp_path):
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         run.stage("one", {}, lambda _folder: time.sleep(0.05))
         first = run.seconds()
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         run.stage("one", {}, never)
         assert run.seconds() == first
     assert first["one"] >= 0.05
@@ -245,7 +245,7 @@ def test_seconds_are_those_of_the_first_time(tmp_path):
 
 @pytest.mark.parametrize("name", ["../out", "a//b", "", "one/two/three", "one"])
 def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         run.stage("one/two", {}, write("a"))
         with pytest.raises(MisdirectionError):
             run.stage(name, {}, never)
@@ -260,7 +260,7 @@ def test_working_files_outlive_a_failure_and_go_with_changed_inputs(tmp_path):
         found.append([path.name for path in run.partial("one").iterdir()])
 
     found = []
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         with pytest.raises(RuntimeError):
             run.stage("one", {"a": 1}, fail)
         run.stage("one", {"a": 1}, look)
@@ -277,12 +277,12 @@ def test_working_files_half_deleted_by_a_kill_are_not_taken_up(tmp_path, monkeyp
             raise KeyboardInterrupt
         remove(path)
 
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(files, "remove", killed)
             run.stage("one", {}, lambda _folder: (run.partial("one") / "step-1").write_text("x"))
         (run.artifact("one") / "damage").write_text("")
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         found = []
         run.stage("one", {}, lambda _folder: found.append(list(run.partial("one").iterdir())))
     assert found == [[]]
@@ -290,10 +290,10 @@ def test_working_files_half_deleted_by_a_kill_are_not_taken_up(tmp_path, monkeyp
 
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path, stuck):
     folder = tmp_path / "run"
-    with pytest.raises(MisdirectionError, match=f"another run is using {folder};"), Run.open(folder, "x"):
+    with pytest.raises(MisdirectionError, match=f"another run is using {folder};"), RunFolder.open(folder, "x"):
         pass
     assert kill(stuck) == -signal.SIGKILL
-    with Run.open(folder, "x"):
+    with RunFolder.open(folder, "x"):
         pass
 
 
@@ -303,7 +303,7 @@ def test_a_stage_killed_in_the_middle_is_made_again_from_its_working_files(tmp_p
     assert leftovers(folder)
     assert not (folder / "artifacts" / "two").exists()
     found = []
-    with Run.open(folder, "x") as run:
+    with RunFolder.open(folder, "x") as run:
         assert not leftovers(folder)
         run.stage("one", {}, never)
         run.stage("two", {}, lambda _folder: found.extend(path.name for path in run.partial("two").iterdir()))
@@ -314,7 +314,7 @@ def test_only_the_run_s_own_leftovers_are_removed(tmp_path):
     kept = tmp_path / "mine" / f"{TEMPORARY}x"
     kept.mkdir(parents=True)
     (tmp_path / ".tmp-mine").write_text("")
-    with Run.open(tmp_path, "x"):
+    with RunFolder.open(tmp_path, "x"):
         pass
     assert kept.exists()
     assert (tmp_path / ".tmp-mine").exists()
@@ -322,7 +322,7 @@ def test_only_the_run_s_own_leftovers_are_removed(tmp_path):
 
 def test_a_file_in_place_of_the_folder_is_one_line(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(MisdirectionError, match="run: cannot be used"), Run.open(tmp_path / "run", "x"):
+    with pytest.raises(MisdirectionError, match="run: cannot be used"), RunFolder.open(tmp_path / "run", "x"):
         pass
 
 
@@ -330,7 +330,7 @@ def test_a_disk_full_in_a_stage_is_one_line_and_the_run_goes_on_later(tmp_path):
     def full(_folder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with Run.open(tmp_path / "run", "x") as run:
+    with RunFolder.open(tmp_path / "run", "x") as run:
         with pytest.raises(MisdirectionError, match=r"artifacts/one: cannot be written \(No space left on device\)"):
             run.stage("one", {}, full)
         assert not leftovers(tmp_path)
