@@ -153,7 +153,7 @@ def test_the_fields_are_those_that_loaders_read(tmp_path):
     assert fields["controlvector.layer_count"] == LAYERS - 1 == len(reader.tensors)
     assert [name for name in fields if "scale" in name] == ["misdirection.scale"]
     assert fields["misdirection.scale"] == "2.0"
-    assert "output of decoder block k, 0-based" in fields["misdirection.models.layers"]
+    assert "output of decoder block k, 0-based" in fields["misdirection.layers"]
     for number, tensor in enumerate(reader.tensors, start=1):
         assert tensor.name == f"direction.{number}"
         assert tensor.data.dtype == np.float32

@@ -19,7 +19,7 @@ from judging.processes import start
 from experiment.tiny_experiment import asked_experiment, graded, isolate, with_judge
 from misdirection.errors import MisdirectionError
 from misdirection.runs.ray_workers import Cluster, Workers, _cluster, connect
-from misdirection.files import sha256_file
+from misdirection.files import MADE, sha256_file
 
 ray = pytest.importorskip("ray", reason="workers need the extra `ray`")
 pytestmark = pytest.mark.timeout(240)
@@ -101,7 +101,8 @@ def figures(run):
 
 def artifacts(run):
     """Hashes of all files but those that tell where an adapter was."""
-    files = (path for path in (run / "artifacts").rglob("*") if path.is_file() and path.name != "direction.safetensors")
+    telling = ("direction.safetensors", MADE)
+    files = (path for path in (run / "artifacts").rglob("*") if path.is_file() and path.name not in telling)
     return {str(path.relative_to(run)): sha256_file(path) for path in files}
 
 
