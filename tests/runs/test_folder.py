@@ -12,9 +12,9 @@ import pytest
 
 from misdirection import files
 from misdirection.errors import MisdirectionError
+from misdirection.files import MADE, TEMPORARY, remove, sha256_tree
 from misdirection.runs import folder as store
 from misdirection.runs.folder import RunFolder
-from misdirection.files import MADE, TEMPORARY, remove, sha256_tree
 
 # Five stages, each from the one before; a line is printed at every step, so that a test knows where to kill it.
 STAGES = """

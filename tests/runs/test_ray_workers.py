@@ -20,11 +20,11 @@ import psutil
 import pytest
 
 from misdirection.errors import MisdirectionError
+from misdirection.files import MADE, TEMPORARY
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.ray_workers import TRIES, RayRunner, Workers, _again, _Queue, _Unit, _Worker, connect
 from misdirection.runs.tasks import LocalRunner, Task
 from misdirection.runs.worker import BASE, Models, Worker
-from misdirection.runs.ray_workers import TRIES, RayRunner, Workers, _again, _Queue, _Unit, _Worker, connect
-from misdirection.runs.folder import RunFolder
-from misdirection.files import MADE, TEMPORARY
 
 ray = pytest.importorskip("ray", reason="workers need the extra `ray`")
 pytestmark = pytest.mark.timeout(120)

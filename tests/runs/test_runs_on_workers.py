@@ -14,12 +14,12 @@ import psutil
 import pytest
 import yaml
 
+from experiment.tiny_experiment import asked_experiment, graded, isolate, with_judge
 from judging.judge_server import JudgeServer
 from judging.processes import start
-from experiment.tiny_experiment import asked_experiment, graded, isolate, with_judge
 from misdirection.errors import MisdirectionError
-from misdirection.runs.ray_workers import Cluster, Workers, _cluster, connect
 from misdirection.files import MADE, sha256_file
+from misdirection.runs.ray_workers import Cluster, Workers, _cluster, connect
 
 ray = pytest.importorskip("ray", reason="workers need the extra `ray`")
 pytestmark = pytest.mark.timeout(240)

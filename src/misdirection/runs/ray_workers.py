@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from misdirection.errors import InputError, MisdirectionError
-from misdirection.runs.tasks import Compute, LocalRunner, Task
-from misdirection.runs.worker import BASE, Worker
-from misdirection.runs.folder import RunFolder
 from misdirection.files import remove
 from misdirection.progress import track
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.tasks import Compute, LocalRunner, Task
+from misdirection.runs.worker import BASE, Worker
 
 log = logging.getLogger("misdirection")
 

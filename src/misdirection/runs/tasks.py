@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from misdirection.runs.worker import Worker
 from misdirection.runs.folder import RunFolder
+from misdirection.runs.worker import Worker
 
 Compute = Callable[[Any, Mapping[str, Path]], None]
 """Called with the `Worker` where it is done and a folder to fill for each stage that is wanted, which may be some of the

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from misdirection.sampling.engine import Engine
 from misdirection.experiment.config import ExperimentConfig
-from misdirection.sampling.config import VllmConfig
 from misdirection.models.loading import ChatModel, attach, load
+from misdirection.sampling.config import VllmConfig
+from misdirection.sampling.engine import Engine
 
 BASE = "base"
 
