@@ -10,8 +10,8 @@ from misdirection.runs.folder import RunFolder
 from misdirection.runs.worker import Worker
 
 Compute = Callable[[Any, Mapping[str, Path]], None]
-"""Called with the `Worker` where it is done and a folder to fill for each stage that is wanted, which may be some of the
-piece's. Pickled with all that it holds, where another process does it."""
+"""Called with the `Worker` where it is done and a folder to fill for each stage that is wanted, which may be some of
+the task's. Pickled with all that it holds, where another process does it."""
 
 
 @dataclass(frozen=True)
