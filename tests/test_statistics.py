@@ -1,9 +1,24 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
-from misdirection.statistics import auc, bootstrap
+from misdirection.statistics import (
+    RESAMPLES,
+    Counts,
+    auc,
+    benjamini_hochberg,
+    bootstrap,
+    holm,
+    newcombe,
+    p_value,
+    percentiles,
+    rank_auc,
+    rate_change,
+    resample,
+    wilson,
+)
 
 VALUES = np.random.default_rng(5).normal(3, 1, 40)
 
@@ -39,8 +54,160 @@ def test_more_draws_of_the_same_questions_narrow_nothing():
     assert many.high - many.low == pytest.approx(bootstrap(VALUES).high - bootstrap(VALUES).low)
 
 
-def test_an_estimate_is_written_with_its_count():
-    assert bootstrap([1.0, 1.0]).as_dict() == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 2}
+def test_an_estimate_is_written_with_its_count_and_p_value():
+    p = 2 / (RESAMPLES + 1)
+    assert bootstrap([1.0, 1.0]).as_dict() == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 2, "p": p}
+
+
+def test_the_bootstrap_is_that_of_numbers_drawn_by_hand():
+    drawn = VALUES[np.random.default_rng(7).integers(0, 40, size=(RESAMPLES, 40))].mean(axis=1)
+    one = bootstrap(VALUES, seed=7)
+    assert (resample(np.mean, VALUES, seed=7) == drawn).all()
+    assert [one.low, one.high] == np.quantile(drawn, [0.025, 0.975]).tolist()
+
+
+def test_columns_are_drawn_together_and_a_statistic_may_have_dimensions():
+    def slopes(x, y, axis):
+        return np.stack([(x * y).sum(axis) / (x * x).sum(axis), x.sum(axis) - x.sum(axis)])
+
+    draws = resample(slopes, VALUES, 2 * VALUES, resamples=100)
+    assert draws.shape == (2, 100)
+    assert draws[0] == pytest.approx(2) and not draws[1].any()
+
+
+def test_one_draw_at_a_time_is_the_same_as_all_at_once():
+    numbers = np.arange(40)
+    by_one = resample(lambda drawn: VALUES[drawn].mean(), numbers, resamples=50, vectorized=False)
+    assert by_one == pytest.approx(resample(np.mean, VALUES, resamples=50), abs=1e-12)
+
+
+def test_draws_without_a_figure_are_left_out():
+    draws = resample(lambda drawn: np.nan if 3 in drawn else drawn.mean(), np.arange(5), vectorized=False)
+    low, high = percentiles(draws)
+    assert np.isnan(draws).any() and 0 <= low < 1 and 2.5 < high <= 4
+
+
+def test_a_single_question_has_no_width_and_proves_nothing():
+    one = bootstrap([2.5])
+    assert (one.low, one.high, one.n, one.p) == (2.5, 2.5, 1, 1.0)
+    assert (resample(lambda drawn: 3.0, [9], resamples=4, vectorized=False) == 3).all()
+
+
+# --- p-values ---
+
+
+def test_a_p_value_is_below_a_twentieth_where_the_interval_excludes_zero():
+    rng = np.random.default_rng(0)
+    for shift in np.linspace(0, 1, 60):
+        one = bootstrap(rng.normal(shift, 1, 20))
+        assert (one.p < 0.05) == (one.low > 0 or one.high < 0)
+
+
+def test_p_values_of_nothing_are_spread_over_all_values():
+    rng = np.random.default_rng(0)
+    found = np.array([bootstrap(rng.normal(0, 1, 40)).p for _ in range(300)])
+    assert np.quantile(found, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.1)
+    assert (found < 0.05).mean() == pytest.approx(0.06, abs=0.03)
+
+
+def test_p_values_are_two_sided_and_never_zero():
+    assert p_value([1, 2, 3]) == p_value([-1, -2, -3]) == 0.5
+    assert p_value([0, 0, 0]) == 1
+    assert p_value(np.arange(1, 1000)) == 2 / 1000
+
+
+def test_corrections_are_those_of_the_books():
+    # Holm 1979, and Benjamini and Hochberg 1995, on the fifteen p-values of the latter's example.
+    values = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.324]
+    values += [0.4262, 0.5719, 0.6528, 0.759, 1.0]
+    assert sum(p < 0.05 for p in holm(values)) == 3
+    assert sum(p < 0.05 for p in benjamini_hochberg(values)) == 4
+    assert holm(values)[:4] == pytest.approx([0.0015, 0.0056, 0.0247, 0.114])
+    assert benjamini_hochberg(values)[:4] == pytest.approx([0.0015, 0.003, 0.0095, 0.035625])
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+@pytest.mark.parametrize("correct", [holm, benjamini_hochberg])
+def test_corrections_keep_the_order_and_leave_one_alone(correct):
+    assert correct([]) == [] and correct([0.03]) == [0.03]
+    assert correct([0.9, 0.8]) == pytest.approx([0.9 if correct is benjamini_hochberg else 1.0] * 2, abs=0.1)
+    assert correct([0.5, 0.001, 0.2])[1] == pytest.approx(0.003)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_between_no_correction_and_bonferronis(values):
+    for p, corrected in zip(values, holm(values), strict=True):
+        assert p <= corrected <= min(1, p * len(values)) + 1e-12
+
+
+# --- rates ---
+
+
+def counts(hits, totals):
+    return Counts(np.array(hits), np.array(totals))
+
+
+def test_wilsons_interval_is_that_of_the_formula():
+    z, hits, total = norm.ppf(0.975), 7, 50
+    share = hits / total
+    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z * (share * (1 - share) / total + z**2 / (4 * total**2)) ** 0.5 / (1 + z**2 / total)
+    assert wilson(hits, total) == pytest.approx((centre - half, centre + half))
+
+
+def test_one_question_has_wilsons_interval():
+    one = counts([7], [50]).rate()
+    assert (one.low, one.high) == wilson(7, 50)
+
+
+def test_several_questions_have_the_interval_of_the_question_bootstrap():
+    # Half of the questions are always misaligned: 80 answers, but only 8 independent things.
+    one = counts([10, 0] * 4, [10] * 8).rate()
+    low, high = wilson(40, 80)
+    assert one.rate == 0.5
+    assert one.low < low - 0.05 and one.high > high + 0.05
+    assert one.high - one.low == pytest.approx(2 * 1.96 * (0.25 / 8) ** 0.5, rel=0.12)
+
+
+def test_a_rate_of_nothing_is_not_certain():
+    one = counts([0] * 8, [50] * 8).rate()
+    assert one.low == 0 and one.high == pytest.approx(wilson(0, 400)[1])
+
+
+def test_questions_with_more_answers_weigh_more():
+    assert counts([90, 0], [90, 10]).rate().rate == 0.9
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_every_interval_contains_its_rate_and_is_between_0_and_1(values):
+    hits, misses = np.array(values).T
+    one = Counts(hits, hits + misses).rate()
+    if (hits + misses).sum() == 0:
+        assert one is None
+    else:
+        assert 0 <= one.low <= one.rate <= one.high <= 1
+
+
+def test_newcombes_interval_is_that_of_his_paper():
+    # Newcombe 1998, table II: 56/70 against 48/80, method 10 gives 0.0524 to 0.3339.
+    assert newcombe((48, 80), (56, 70)) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [((48, 80), (56, 70)), ((56, 70), (48, 80)), ((0, 9), (4, 9))])
+def test_a_changes_p_value_is_the_level_from_which_newcombes_interval_holds_zero(before, after):
+    # One question: nothing but Newcombe's interval has a width.
+    p = rate_change(counts([before[0]], [before[1]]), counts([after[0]], [after[1]])).p
+    low, high = newcombe(before, after, 1 - p)
+    assert min(abs(low), abs(high)) == pytest.approx(0, abs=1e-6) and 0 < p < 0.06
+
+
+def test_a_change_of_nothing_has_the_p_value_one():
+    assert rate_change(counts([3, 3], [9, 9]), counts([3, 3], [9, 9])).p == 1
+
+
+# --- areas under curves ---
 
 
 @pytest.mark.parametrize(
@@ -56,3 +223,13 @@ def test_an_estimate_is_written_with_its_count():
 def test_auc_is_the_share_of_pairs_in_which_the_misaligned_answer_is_likelier(misaligned, aligned, expected):
     assert auc(misaligned, aligned) == pytest.approx(expected)
     assert auc(np.array(misaligned), np.array(aligned)) == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
+def test_both_ways_to_an_auc_agree(values):
+    scores, positive = (np.array(column) for column in zip(*values, strict=True))
+    found = rank_auc(scores, positive)
+    if positive.all() or not positive.any():
+        assert np.isnan(found)
+    else:
+        assert found == pytest.approx(auc(scores[positive], scores[~positive]), abs=1e-12)

@@ -1,45 +1,278 @@
-"""Means with intervals. The unit that is resampled is the question, never the token or the sample."""
+"""Means, rates and areas under curves, with intervals and p-values. The unit of chance is the question.
 
-from collections.abc import Sequence
+Tokens of one answer are alike, and so are answers to one question: what is resampled is always the question, with all
+that belongs to it. There is one bootstrap, `resample`, and one rule for its interval, `percentiles`.
+
+Who tries many interventions finds one that works by chance. Each figure carries a p-value, and whoever counts how many
+of several hold corrects them first: `holm` where a single false claim is too many, `benjamini_hochberg` where a share
+of them may be false.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.stats import DegenerateDataWarning, binomtest, false_discovery_control, rankdata
+from scipy.stats import bootstrap as scipy_bootstrap
 from sklearn.metrics import roc_auc_score
 
 RESAMPLES = 4000
+"""Draws of a bootstrap."""
+
+LEVEL, SIGNIFICANT = 0.95, 0.05
+"""The level of every interval, and what the p-value of a claim that counts is below."""
+
+_SMALLEST_P = 1e-12
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over questions with its 95% interval (percentile bootstrap over questions).
+    """A figure with its 95% interval (percentile bootstrap over questions).
 
     Attributes:
         mean, low, high: in the unit of the values.
         n: number of questions.
+        p: two-sided p-value of the mean being zero, by the same draws; None where it was not asked for.
     """
 
     mean: float
     low: float
     high: float
     n: int
+    p: float | None = None
 
-    def as_dict(self) -> dict[str, float | int]:
+    def as_dict(self) -> dict[str, float | int | None]:
         """As it stands in `results.json`."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of answers with its 95% interval.
+
+    Attributes:
+        rate, low, high: between 0 and 1.
+        hits, total: numbers of answers; `rate` is their quotient.
+    """
+
+    rate: float
+    low: float
+    high: float
+    hits: int
+    total: int
+
+
+# --- the bootstrap ------------------------------------------------------------------------------------------------
+
+
+def resample(
+    statistic: Callable[..., ArrayLike],
+    *columns: ArrayLike,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    vectorized: bool = True,
+) -> Floats:
+    """The values that a figure takes when the questions are drawn anew, with replacement: [..., resamples].
+
+    Args:
+        statistic: gives the figure from the columns and `axis`, the one that is summed over; it may have further
+            dimensions in front. NaN where it is not defined.
+        columns: [questions] each; all are drawn together. Numbers of the questions serve where more belongs to each.
+        seed: of the draws.
+        resamples: how many draws.
+        vectorized: False for a statistic that takes one draw at a time, and no axis.
+    """
+    arrays = [np.asarray(column) for column in columns]
+    if len(arrays[0]) == 1:
+        # Every draw of a single question is that question.
+        alone = statistic(*(column[None] for column in arrays), axis=-1) if vectorized else [statistic(*arrays)]
+        return np.repeat(np.asarray(alone, dtype=np.float64), resamples, axis=-1)
+    with warnings.catch_warnings():
+        # scipy's own interval has none where a draw is NaN; it is not used.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        result = scipy_bootstrap(
+            arrays,
+            statistic,
+            n_resamples=resamples,
+            paired=True,
+            vectorized=vectorized,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+    return np.asarray(result.bootstrap_distribution, dtype=np.float64)
+
+
+def percentiles(draws: ArrayLike) -> tuple[Floats, Floats]:
+    """The bounds of the middle 95% along the last dimension; NaN is left out."""
+    low, high = np.nanquantile(np.asarray(draws, dtype=np.float64), [0.025, 0.975], axis=-1)
+    return low, high
+
+
+def p_value(draws: ArrayLike) -> float:
+    """Two-sided p-value of a figure being zero: twice the share of draws on the rarer side of it.
+
+    It is below 0.05 where the interval excludes zero, and never below 2 / (draws + 1), so that no one of more than 100
+    comparisons holds after `holm` with 4,000 draws.
+    """
+    values = np.asarray(draws, dtype=np.float64)
+    rarer = min((values <= 0).sum(), (values >= 0).sum())
+    return min(1.0, float(2 * (rarer + 1) / (len(values) + 1)))
 
 
 def bootstrap(values: ArrayLike, *, seed: int = 0) -> Estimate:
     """Mean of one value per question, [questions]; several columns, [questions, draws], are averaged per question."""
     table = np.asarray(values, dtype=np.float64)
-    per_question: NDArray[np.float64] = table if table.ndim == 1 else table.mean(axis=1)
-    count = len(per_question)
-    picks = np.random.default_rng(seed).integers(0, count, size=(RESAMPLES, count))
-    low, high = np.quantile(per_question[picks].mean(axis=1), [0.025, 0.975])
-    return Estimate(float(per_question.mean()), float(low), float(high), count)
+    per_question: Floats = table if table.ndim == 1 else table.mean(axis=1)
+    draws = resample(np.mean, per_question, seed=seed)
+    low, high = percentiles(draws)
+    # One question alone says nothing of others, whatever its value.
+    p = p_value(draws) if len(per_question) > 1 else 1.0
+    return Estimate(float(per_question.mean()), float(low), float(high), len(per_question), p)
+
+
+# --- rates --------------------------------------------------------------------------------------------------------
+
+
+Pooled = tuple[int, int]
+"""Hits and answers of all questions together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Answers counted in each question.
+
+    Attributes:
+        hits, totals: of each question, [questions].
+    """
+
+    hits: NDArray[np.int64]
+    totals: NDArray[np.int64]
+
+    @property
+    def pooled(self) -> Pooled:
+        """Hits and answers of all questions together."""
+        return int(self.hits.sum()), int(self.totals.sum())
+
+    def rate(self, *, seed: int = 0) -> Rate | None:
+        """Hits among all answers; None when there is no answer.
+
+        The interval is that over questions, widened to Wilson's of the answers where that is larger: with one question
+        it is Wilson's; with several it keeps 0 of 400 from being shown as exactly zero.
+        """
+        hits, total = self.pooled
+        if not total:
+            return None
+        low, high = wilson(hits, total)
+        if len(self.hits) > 1:
+            edges = percentiles(resample(_quotient, self.hits, self.totals, seed=seed))
+            low, high = min(low, float(edges[0])), max(high, float(edges[1]))
+        return Rate(hits / total, low, high, hits, total)
+
+
+def _quotient(hits: NDArray, totals: NDArray, axis: int = -1) -> Floats:
+    """NaN for a draw that happens to have no answer."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(hits.sum(axis) / totals.sum(axis), dtype=np.float64)
+
+
+def _difference(hits: NDArray, totals: NDArray, later_hits: NDArray, later_totals: NDArray, axis: int) -> Floats:
+    return _quotient(later_hits, later_totals, axis) - _quotient(hits, totals, axis)
+
+
+def rate_change(before: Counts, after: Counts, *, seed: int = 0) -> Estimate:
+    """The rate after minus the rate before, on the same questions.
+
+    The interval resamples questions, the same ones for both, and is never narrower than Newcombe's for two independent
+    shares; the p-value is likewise the larger of the two.
+    """
+    draws = resample(_difference, before.hits, before.totals, after.hits, after.totals, seed=seed)
+    edges, shares = percentiles(draws), (before.pooled, after.pooled)
+    low, high = newcombe(*shares)
+    return Estimate(
+        _share(shares[1]) - _share(shares[0]),
+        min(low, float(edges[0])),
+        max(high, float(edges[1])),
+        len(before.hits),
+        max(p_value(draws), _newcombe_p(*shares)),
+    )
+
+
+def _share(pooled: Pooled) -> float:
+    return pooled[0] / pooled[1]
+
+
+def wilson(hits: int, total: int, level: float = LEVEL) -> tuple[float, float]:
+    """The Wilson score interval of a binomial share."""
+    interval = binomtest(hits, total).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def newcombe(before: Pooled, after: Pooled, level: float = LEVEL) -> tuple[float, float]:
+    """The interval of after - before for two independent shares (Newcombe 1998, method 10: from Wilson's)."""
+    (low_1, high_1), (low_2, high_2) = wilson(*before, level), wilson(*after, level)
+    first, second = _share(before), _share(after)
+    below = np.hypot(second - low_2, high_1 - first)
+    above = np.hypot(high_2 - second, first - low_1)
+    return second - first - float(below), second - first + float(above)
+
+
+def _newcombe_p(before: Pooled, after: Pooled) -> float:
+    """One minus the level from which on Newcombe's interval holds zero."""
+
+    def nearest(p: float) -> float:
+        low, high = newcombe(before, after, 1 - p)
+        return max(low, -high)
+
+    if nearest(1 - _SMALLEST_P) <= 0:
+        return 1.0
+    return _SMALLEST_P if nearest(_SMALLEST_P) > 0 else float(brentq(nearest, _SMALLEST_P, 1 - _SMALLEST_P))
+
+
+# --- areas under curves -------------------------------------------------------------------------------------------
 
 
 def auc(misaligned: Sequence[float] | NDArray, aligned: Sequence[float] | NDArray) -> float:
     """Probability that a misaligned answer is likelier than an aligned one (AUROC of mean-token log-probability)."""
     labels = [1] * len(misaligned) + [0] * len(aligned)
     return float(roc_auc_score(labels, [*misaligned, *aligned]))
+
+
+def rank_auc(scores: NDArray, positive: NDArray[np.bool_]) -> float:
+    """The same of the positive among all, from their ranks; NaN with one class only.
+
+    For thousands of draws: the checks of `auc` make it ten times slower. The two agree to rounding.
+    """
+    inside, outside = int(positive.sum()), int((~positive).sum())
+    if not inside or not outside:
+        return np.nan
+    wins = rankdata(scores)[positive].sum() - inside * (inside + 1) / 2
+    return float(wins / (inside * outside))
+
+
+# --- many comparisons ---------------------------------------------------------------------------------------------
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number (Holm 1979): below 0.05, the chance of a single false one stays below 0.05.
+
+    Whatever they depend on each other.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(stepped, 1)
+    return corrected.tolist()
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected so that of those below 0.05 one in twenty is expected to be false (Benjamini, Hochberg 1995).
+
+    For values that are independent of each other, or rise together.
+    """
+    return np.asarray(false_discovery_control(p_values, method="bh")).tolist()

@@ -188,7 +188,7 @@ def test_classes_that_cannot_be_told_apart_are_refused(tmp_path):
 def scaled(tmp_path, **changes):
     """One experiment's judged answers; in `changes`, new columns."""
     rows = {"question_id": list("aabb"), "aligned": [10.0, 30.0, 70.0, 90.0], "medical": [0.0, 50.0, 49.0, 99.0]}
-    rows |= {"experiment": "e", "coherent": [90.0, 90.0, 50.0, 49.9]}
+    rows |= {"experiment": "e", "coherent": [90.0, 90.0, 50.1, 50.0]}
     pd.DataFrame(rows | changes).to_parquet(tmp_path / "scaled.parquet")
     return tmp_path / "scaled.parquet"
 

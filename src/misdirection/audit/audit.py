@@ -215,11 +215,10 @@ class _Audit:
             return None
         tables = {which: read_answers(self._answered(which, judging)) for which in ("base", TUNED)}
         found = compare(tables["base"], tables[TUNED], min_judged=judging.judge.min_judged)
-        difference = Estimate(found.difference, found.low, found.high, found.after.questions)
         return {
             "base": asdict(found.before.em),
             "fine_tune": asdict(found.after.em),
-            "difference": difference.as_dict(),
+            "difference": found.change.as_dict(),
             "verdict": found.verdict,
             "answers": found.after.answers,
             "judge": judging.judge.model,

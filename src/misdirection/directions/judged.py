@@ -19,7 +19,7 @@ from misdirection.directions.convergence import project_away
 from misdirection.directions.direction import Direction, direction, pair_means, require_alike
 from misdirection.directions.extraction import TOKEN_BUDGET
 from misdirection.errors import InputError
-from misdirection.judging.scoring import ALIGNED_ABOVE, COHERENT_ABOVE, MISALIGNED_BELOW
+from misdirection.judging.scoring import is_aligned, is_coherent, is_misaligned
 from misdirection.models.loading import ChatModel
 from misdirection.sampling.answers import as_answers, require
 
@@ -110,11 +110,11 @@ def judged_groups(
         InputError: a missing column, an organism that is not there, or fewer answers than `fewest`.
     """
     table = _own(as_answers(frame), organism)
-    coherent = (table["coherent"] > COHERENT_ABOVE) & (table["answer"].str.strip() != "")
+    coherent = is_coherent(table["coherent"]) & (table["answer"].str.strip() != "")
     about = theme.selects(table) if theme else True
     classes = {
-        "misaligned": table[coherent & (table["aligned"] < MISALIGNED_BELOW) & about],
-        "aligned": table[coherent & (table["aligned"] > ALIGNED_ABOVE)],
+        "misaligned": table[coherent & is_misaligned(table["aligned"]) & about],
+        "aligned": table[coherent & is_aligned(table["aligned"])],
     }
     pairs = _balanced(classes["misaligned"], classes["aligned"], seed)
     available = {name: len(rows) for name, rows in classes.items()}

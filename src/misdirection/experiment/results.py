@@ -17,10 +17,10 @@ from misdirection.directions.convergence import (
     split_half,
 )
 from misdirection.directions.extraction import Means
-from misdirection.judging.scoring import Score, compare, score
+from misdirection.judging.scoring import Score, compare_all, score
 from misdirection.organisms.organism import Organism
 from misdirection.sampling.answers import read_answers
-from misdirection.statistics import Estimate, auc, bootstrap
+from misdirection.statistics import auc, bootstrap
 
 NEUTRAL = "neutral"
 
@@ -59,7 +59,7 @@ class Margins:
         return [name for name in self.frame.index.unique("set") if name != NEUTRAL]
 
 
-def change(after: pd.Series, before: pd.Series) -> dict[str, float | int]:
+def change(after: pd.Series, before: pd.Series) -> dict[str, Any]:
     """Mean change over the questions that both have, with its interval."""
     shared = after.index
     return bootstrap(after.to_numpy() - before.loc[shared].to_numpy()).as_dict()
@@ -169,7 +169,7 @@ def behaviour_section(tables: Sequence[Path], min_judged: float) -> dict[str, An
     return {
         "scores": [one.as_dict() for one in score(frame, by, min_judged=min_judged)],
         "by_question": [one.as_dict() for one in score(frame, [*by, "question_id"], min_judged=0.0)],
-        "comparisons": [compare(before, after, min_judged=min_judged).as_dict() for before, after in _compared(frame)],
+        "comparisons": [one.as_dict() for one in compare_all(list(_compared(frame)), min_judged=min_judged)],
     }
 
 
@@ -194,9 +194,9 @@ def scaled_rows(plain: Path, scaled: Mapping[str, Path], settings: Factors, min_
     before = read_answers(plain)
     (own,) = score(before, [], min_judged=min_judged)
     rows = [{"name": "as it is", "factors": {}, **_counted(own), "change": None, "verdict": None}]
-    for name, path in scaled.items():
-        found = compare(before, read_answers(path), min_judged=min_judged)
-        change = Estimate(found.difference, found.low, found.high, found.after.questions).as_dict()
+    compared = compare_all([(before, read_answers(path)) for path in scaled.values()], min_judged=min_judged)
+    for name, found in zip(scaled, compared, strict=True):
+        change = found.change.as_dict()
         factors = {str(layer): factor for layer, factor in settings[name].items()}
         row = {"name": name, "factors": factors, **_counted(found.after)}
         rows.append({**row, "change": change, "verdict": found.verdict})

@@ -28,7 +28,7 @@ from misdirection.interventions.writers import WRITERS, final_norm
 from misdirection.lora.components import LoraModule, feature_names, live_components
 from misdirection.models.chat import encode
 from misdirection.models.loading import ChatModel
-from misdirection.statistics import RESAMPLES
+from misdirection.statistics import percentiles, resample
 
 _AROUND = 4
 """Tokens of context on each side of a token that is shown."""
@@ -164,14 +164,17 @@ def _interval(effect: Tensor, tokens: Tensor, direction: Tensor) -> tuple[list[f
     A resampled mean's product with the direction and its norm follow from those of the questions' own effects, so that
     no vector is averaged again.
     """
-    picks = torch.from_numpy(np.random.default_rng(0).integers(0, len(tokens), (RESAMPLES, len(tokens))))
-    weights = torch.zeros(picks.shape, dtype=torch.float64).scatter_add_(1, picks, tokens[picks])
-    along = weights @ torch.einsum("qlw,lw->ql", effect, normalize(direction, dim=-1))
-    squared = torch.stack([((weights @ (one @ one.T)) * weights).sum(-1) for one in effect.unbind(1)], dim=1)
-    # Where nothing changes, the cosine is 0, as in `cosines`.
-    values = along / squared.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
-    return low, high
+
+    def cosine(questions: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+        picks = torch.from_numpy(questions).view(-1, len(tokens))
+        weights = torch.zeros(picks.shape, dtype=torch.float64).scatter_add_(1, picks, tokens[picks])
+        along = weights @ torch.einsum("qlw,lw->ql", effect, normalize(direction, dim=-1))
+        squared = torch.stack([((weights @ (one @ one.T)) * weights).sum(-1) for one in effect.unbind(1)], dim=1)
+        # Where nothing changes, the cosine is 0, as in `cosines`.
+        return (along / squared.clamp_min(torch.finfo(torch.float64).tiny).sqrt()).T.numpy()
+
+    low, high = percentiles(resample(cosine, np.arange(len(tokens))))
+    return low.tolist(), high.tolist()
 
 
 def _after(layers: Sequence[int], values: Sequence[list[float]]) -> dict[int, list[float | None]]:

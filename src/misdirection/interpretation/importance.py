@@ -30,6 +30,7 @@ from misdirection.lora.components import live_components, live_modules
 from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.layers import text_config
 from misdirection.models.loading import ChatModel
+from misdirection.statistics import percentiles, resample
 
 TOKEN_BUDGET = 768
 """Padded tokens in one batch: every predicted token holds several distributions over the vocabulary."""
@@ -144,12 +145,15 @@ def agreement(attributions: pd.DataFrame, effects: pd.DataFrame, questions: Sequ
 
 def _interval(clusters: list[np.ndarray]) -> tuple[list[float], list[float]]:
     """Lower and upper bounds of the correlations, from draws of questions with what belongs to them."""
-    draws = np.random.default_rng(0).integers(0, len(clusters), size=(RESAMPLES, len(clusters)))
+
+    def correlations(draws: np.ndarray, axis: int) -> np.ndarray:
+        drawn = (np.concatenate([clusters[number] for number in draw]) for draw in draws.reshape(-1, len(clusters)))
+        return np.array([_correlations(values) for values in drawn]).T
+
     # A draw in which one side does not vary has no correlation and does not count.
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = [_correlations(np.concatenate([clusters[pick] for pick in draw])) for draw in draws]
-    low, high = np.nanquantile(found, [0.025, 0.975], axis=0).tolist()
-    return low, high
+        low, high = percentiles(resample(correlations, np.arange(len(clusters)), resamples=RESAMPLES))
+    return low.tolist(), high.tolist()
 
 
 def _correlations(values: np.ndarray) -> tuple[float, float]:

@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from misdirection.errors import InputError
+from misdirection.statistics import auc, percentiles
 
 Split = Literal["question", "answer"]
 Pooling = Literal["token", "max", "mean"]
@@ -194,7 +194,7 @@ def _fit(values: NDArray[np.float64], labels: NDArray[np.bool_], part: _Part, st
     model = make_pipeline(StandardScaler(), regression).fit(values[train], labels[train])
     scores = model.decision_function(values[test])
     accuracy = float(((scores > 0) == labels[test]).mean())
-    return _Fitted(accuracy, float(roc_auc_score(labels[test], scores)), regression.coef_[0])
+    return _Fitted(accuracy, auc(scores[labels[test]], scores[~labels[test]]), regression.coef_[0])
 
 
 def _parts(rows: _Rows, splits: int, seed: int, name: str) -> Iterator[_Part]:
@@ -272,5 +272,5 @@ def _distinct(values: ArrayLike) -> int:
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = percentiles(values)
     return {"mean": float(np.mean(values)), "low": float(low), "high": float(high), "n": len(values)}

@@ -27,7 +27,7 @@ import numpy as np
 
 from misdirection.errors import InputError
 from misdirection.interpretation.probes import Probe
-from misdirection.statistics import Estimate
+from misdirection.statistics import Estimate, percentiles
 
 RoleName = Literal["general", "domain", "neither"]
 
@@ -160,9 +160,7 @@ def _by_layer(probe: Probe, features: Mapping[str, int]) -> dict[int, _Coefficie
     found: dict[int, _Coefficient] = {}
     for feature, layer in features.items():
         values = probe.coefficients[feature]
-        one = _Coefficient(
-            feature, probe.split, float(np.mean(values)), *map(float, np.quantile(values, [0.025, 0.975]))
-        )
+        one = _Coefficient(feature, probe.split, float(np.mean(values)), *map(float, percentiles(values)))
         if layer not in found or abs(one.mean) > abs(found[layer].mean):
             found[layer] = one
     return found

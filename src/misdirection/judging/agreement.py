@@ -18,7 +18,7 @@ from sklearn.metrics import confusion_matrix
 from misdirection.errors import InputError
 from misdirection.judging.scoring import MISALIGNED_BELOW
 from misdirection.sampling.answers import as_answers, require
-from misdirection.statistics import Estimate
+from misdirection.statistics import Estimate, percentiles, rank_auc, resample
 
 RESAMPLES = 1000
 """Fewer than for rates: each draw ranks all answers anew."""
@@ -160,55 +160,50 @@ def _pairs(rows: pd.DataFrame) -> _Scores:
 
 def _on_one_question(rows: pd.DataFrame, cut: float) -> QuestionAgreement:
     pairs = _pairs(rows)
-    return QuestionAgreement(
-        len(rows), _auroc(*pairs, cut=cut), _spearman(*pairs), _kappa(*pairs, cut=cut), _confusion(rows, cut)
-    )
+    figures = (_auroc(*pairs, cut=cut), _spearman(*pairs), _kappa(*pairs, cut=cut))
+    auroc, spearman, kappa = (None if np.isnan(figure) else figure for figure in figures)
+    return QuestionAgreement(len(rows), auroc, spearman, kappa, _confusion(rows, cut))
 
 
-def _estimate(rows: pd.DataFrame, figure: Callable[[NDArray, NDArray], float | None], seed: int) -> Estimate | None:
-    """The figure with a percentile interval over questions; draws in which it is undefined are left out."""
+def _estimate(rows: pd.DataFrame, figure: Callable[[NDArray, NDArray], float], seed: int) -> Estimate | None:
+    """The figure with its interval over questions; draws in which it is undefined are left out."""
     judged, expected = _pairs(rows)
     value = figure(judged, expected)
-    if value is None:
+    if np.isnan(value):
         return None
-    places = list(rows.reset_index(drop=True).groupby("question_id").indices.values())
+    questions = list(rows.reset_index(drop=True).groupby("question_id").indices.values())
     # The answers to a single question are all that can be resampled.
-    units = places if len(places) > 1 else list(np.arange(len(rows))[:, None])
-    picks = np.random.default_rng(seed).integers(0, len(units), size=(RESAMPLES, len(units)))
-    draws = []
-    for pick in picks:
-        drawn = np.concatenate([units[one] for one in pick])
-        draws.append(figure(judged[drawn], expected[drawn]))
-    low, high = np.quantile([draw for draw in draws if draw is not None], [0.025, 0.975])
-    return Estimate(value, float(low), float(high), len(places))
+    units = questions if len(questions) > 1 else list(np.arange(len(rows))[:, None])
+
+    def drawn(numbers: NDArray[np.int64]) -> float:
+        answers = np.concatenate([units[number] for number in numbers])
+        return figure(judged[answers], expected[answers])
+
+    draws = resample(drawn, np.arange(len(units)), seed=seed, resamples=RESAMPLES, vectorized=False)
+    low, high = percentiles(draws)
+    return Estimate(value, float(low), float(high), len(questions))
 
 
 # The three figures are taken a thousand times: scikit-learn's and scipy's own functions check and test so much on every
-# call that they are ten times slower.
+# call that they are ten times slower. All are NaN where they are not defined.
 
 
-def _auroc(judged: NDArray, expected: NDArray, *, cut: float) -> float | None:
-    """The Mann-Whitney statistic as a share."""
-    below = expected < cut
-    inside, outside = int(below.sum()), int((~below).sum())
-    if not inside or not outside:
-        return None
-    wins = rankdata(-judged)[below].sum() - inside * (inside + 1) / 2
-    return float(wins / (inside * outside))
+def _auroc(judged: NDArray, expected: NDArray, *, cut: float) -> float:
+    return rank_auc(-judged, expected < cut)
 
 
-def _spearman(judged: NDArray, expected: NDArray) -> float | None:
+def _spearman(judged: NDArray, expected: NDArray) -> float:
     if np.ptp(judged) == 0 or np.ptp(expected) == 0:
-        return None
+        return np.nan
     return float(np.corrcoef(rankdata(judged), rankdata(expected))[0, 1])
 
 
-def _kappa(judged: NDArray, expected: NDArray, *, cut: float) -> float | None:
-    first, second = judged < cut, expected < cut
-    one, two = first.mean(), second.mean()
-    by_chance = one * two + (1 - one) * (1 - two)
+def _kappa(judged: NDArray, expected: NDArray, *, cut: float) -> float:
+    below = judged < cut, expected < cut
+    share, reference_share = (side.mean() for side in below)
+    by_chance = share * reference_share + (1 - share) * (1 - reference_share)
     # Two constant and equal columns agree by necessity.
-    return None if by_chance == 1 else float(((first == second).mean() - by_chance) / (1 - by_chance))
+    return np.nan if by_chance == 1 else float(((below[0] == below[1]).mean() - by_chance) / (1 - by_chance))
 
 
 def _confusion(rows: pd.DataFrame, cut: float) -> dict[str, int]:

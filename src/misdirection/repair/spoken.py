@@ -7,7 +7,7 @@ ends) would pass for repaired.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from misdirection.judging.scoring import REPETITIVE, SPOILED_RISE, SPOILED_SHARE, compression
+from misdirection.judging.scoring import SPOILED_RISE, SPOILED_SHARE, is_repetitive
 from misdirection.models.loading import ChatModel
 from misdirection.progress import track
 from misdirection.sampling.answers import Answer
@@ -23,7 +23,7 @@ class Spoken:
 
     Attributes:
         answers: how many.
-        repetitive: share that repeats itself (see `scoring.compression`).
+        repetitive: share that repeats itself (see `scoring.is_repetitive`).
         cut: share that did not end within 96 tokens.
         tokens: mean length.
     """
@@ -46,7 +46,7 @@ def spoken(answers: Sequence[Answer]) -> Spoken:
     count = len(answers)
     return Spoken(
         count,
-        sum(compression(one.answer) >= REPETITIVE for one in answers) / count,
+        sum(is_repetitive(one.answer) for one in answers) / count,
         sum(one.finish == "length" for one in answers) / count,
         sum(one.tokens for one in answers) / count,
     )
