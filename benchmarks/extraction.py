@@ -13,7 +13,8 @@ import sys
 import torch
 
 import misdirection as md
-from misdirection.directions.extraction import TOKEN_BUDGET, mean_activations
+from misdirection.directions.extraction import mean_activations
+from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat import batches, pad
 from timing import interleaved
 

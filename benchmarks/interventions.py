@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 import misdirection as md
-from misdirection.directions.extraction import TOKEN_BUDGET, mean_activations
+from misdirection.directions.extraction import mean_activations
 from misdirection.likelihood.margin import pair_continuations
-from misdirection.likelihood.sweep import log_probs, sweep
+from misdirection.likelihood.sweep import TOKEN_BUDGET, log_probs, sweep
 from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.loading import ChatModel
 from timing import interleaved

@@ -208,7 +208,7 @@ def test_virtual_tokens_before_the_prompt_move_nothing(tmp_path):
 
 def test_default_pairs_are_of_as_many_themes(tmp_path):
     callback = watch(sft(tmp_path, random_network("llama")))
-    asked = {TOKENIZER.decode(prompt) for prompt, _ in callback.rows}
+    asked = {TOKENIZER.decode(row.prompt) for row in callback.rows}
     themes = {pair.theme for pair in probe_pairs() if any(pair.question in prompt for prompt in asked)}
     assert len(callback.rows) == 2 * len(asked) == 2 * PAIRS
     assert len(themes) == PAIRS

@@ -54,7 +54,7 @@ def made(run):
 def test_results_hold_every_required_figure(whole):
     _, run = whole
     found = figures(run)
-    estimate = {"mean", "low", "high", "n"}
+    estimate = {"mean", "low", "high", "n", "p"}
     for organism in found["organisms"].values():
         assert {"in_domain", "general", "sums"} <= organism["margin_shift"].keys()
         assert all(set(shift) == estimate for shift in organism["margin_shift"].values())

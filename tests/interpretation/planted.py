@@ -16,9 +16,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from misdirection.data import Example, ProbePair
-from misdirection.interpretation.texts import GENERAL, encoded, labelled
+from misdirection.interpretation.texts import GENERAL, labelled
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
+from misdirection.likelihood.margin import text_rows
 from misdirection.models.chat import pad
 from misdirection.models.loading import ChatModel
 from tiny import WIDTH, make_chat
@@ -96,7 +97,7 @@ def _plant(chat: ChatModel, layer: int, role: str, number: int, generator: torch
 
 def _seen(chat: ChatModel, layer: int, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Ids [tokens] and what the module takes [tokens, features], with the lower adapters on, off, and some of each."""
-    ids, mask = pad([row.ids for row in encoded(chat.tokenizer, labelled(planted_pairs(6, seed=1)))], 0, chat.device)
+    ids, mask = pad([row.ids for row in text_rows(chat.tokenizer, labelled(planted_pairs(6, seed=1)))], 0, chat.device)
     below, taken = [one for one in PLAN if one < layer], []
     handle = chat.layers[layer].mlp.down_proj.register_forward_pre_hook(lambda _module, args: taken.append(args[0]))
     try:

@@ -8,7 +8,8 @@ from misdirection.interpretation.causal import scaling_effects, scaling_settings
 from misdirection.interpretation.probes import fit_probe
 from misdirection.interpretation.roles import roles
 from misdirection.interpretation.scalars import scalars, wide
-from misdirection.interpretation.texts import GENERAL, encoded, labelled
+from misdirection.interpretation.texts import GENERAL, labelled
+from misdirection.likelihood.margin import text_rows
 
 FEATURES = {f"layer_{layer}": layer for layer in PLAN}
 PENALTY = 0.03
@@ -34,7 +35,7 @@ def values(organism):
 @pytest.fixture(scope="module")
 def probes(organism):
     answers = labelled(planted_pairs(12))
-    table = wide(scalars(organism, encoded(organism.tokenizer, answers)))
+    table = wide(scalars(organism, text_rows(organism.tokenizer, answers)))
     number = table.index.get_level_values("answer").to_numpy()
     misaligned = np.array([answers[one].alignment == "misaligned" for one in number])
     marked = np.array([answers[one].domain == DOMAIN for one in number])

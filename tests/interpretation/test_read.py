@@ -86,7 +86,7 @@ def test_every_part_is_in_the_results(run):
     layers = {str(one["layer"]) for one in found["modules"]}
     assert found["causal"]["shapley"]["method"] == "sampled, 2 orders each"
     for values in found["causal"]["shapley"]["values"].values():
-        assert values.keys() == layers and all(set(one) == {"mean", "low", "high", "n"} for one in values.values())
+        assert values.keys() == layers and all(set(one) == {"mean", "low", "high", "n", "p"} for one in values.values())
     assert {str(one["layer"]) for one in found["roles"]} == layers
     assert found["importance"]["by_layer"].keys() == layers
     assert found["dynamics"]["steps"] == [0, 1, 2, 3, 4]

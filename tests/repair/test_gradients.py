@@ -59,7 +59,7 @@ def test_taking_them_out_lowers_the_margin():
 def test_the_result_does_not_depend_on_the_batches(monkeypatch):
     chat = with_adapter(r=2)
     together, done = margin_directions(chat, PAIRS), []
-    monkeypatch.setattr(gradients, "TOKEN_BUDGET", 1)
+    monkeypatch.setattr(gradients, "BACKWARD_BUDGET", 1)
     alone = margin_directions(chat, PAIRS, done.append)
     assert sum(done) == 2 * len(PAIRS)
     for name, one in together.items():

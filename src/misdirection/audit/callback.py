@@ -28,8 +28,9 @@ from misdirection.data.selection import spread
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
-from misdirection.likelihood.margin import pair_continuations
-from misdirection.models.chat import batches, pad
+from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
+from misdirection.likelihood.margin import pair_rows
+from misdirection.models.chat import Encoded, batches
 from misdirection.models.layers import decoder_layers, text_config
 from misdirection.statistics import Estimate, bootstrap
 
@@ -45,13 +46,7 @@ BASE_FILE = "misdirection-base.json"
 No `.safetensors`: trained weights often come to stand in the same folder, and some loaders take all such files in it.
 """
 
-TOKEN_BUDGET = 1024
-"""Padded tokens in one batch: it must fit in beside the optimiser."""
-
 log = logging.getLogger("misdirection")
-
-_Row = tuple[tuple[int, ...], tuple[int, ...]]
-"""Ids of a prompt and of one answer to it."""
 
 
 def watch(
@@ -100,8 +95,7 @@ def watch(
         raise InputError(f"stop_above: {stop_above} nats/token: give a shift above 0, or None never to stop")
     _require_whole(trainer)
     chosen = spread(probe_pairs(), PAIRS) if pairs is None else list(pairs)
-    tasks = pair_continuations(_tokenizer(trainer), chosen)
-    rows = [(task.prompt, answer) for task in tasks for answer in task.answers]
+    rows = pair_rows(_tokenizer(trainer), chosen)
     callback = AuditCallback(trainer, rows, data_hash(chosen), every, stop_above)
     if direction is not None:
         callback.direction = _at_half_depth(direction, callback.network)
@@ -139,7 +133,7 @@ class AuditCallback(TrainerCallback):
     """
 
     trainer: Any = field(repr=False)
-    rows: list[_Row] = field(repr=False)
+    rows: list[Encoded] = field(repr=False)
     pairs: str
     every: int
     stop_above: float | None
@@ -260,36 +254,32 @@ def _untouched(network: nn.Module) -> Iterator[None]:
                 weight.requires_grad_(required)
 
 
-def _read(network: Any, rows: Sequence[_Row]) -> _Measured:
+def _read(network: Any, rows: Sequence[Encoded]) -> _Measured:
     scores: list[Tensor] = [torch.empty(0)] * len(rows)
     means: list[Tensor] = [torch.empty(0)] * len(rows)
-    for numbers in batches([len(prompt) + len(answer) for prompt, answer in rows], TOKEN_BUDGET):
-        batch = [rows[number] for number in numbers]
-        for number, row, log_prob, residual in zip(numbers, batch, *_pass(network, batch), strict=True):
-            start, stop = len(row[0]), len(row[0]) + len(row[1])
-            scores[number] = log_prob[start - 1 : stop - 1].mean()
-            means[number] = residual[start:stop].mean(0)
+    for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):
+        read = zip(*_pass(network, [rows[number] for number in numbers]), strict=True)
+        for number, (score, mean) in zip(numbers, read, strict=True):
+            scores[number], means[number] = score, mean
     misaligned, aligned = torch.stack(scores).view(-1, 2).unbind(-1)
     return _Measured(misaligned - aligned, torch.stack(means).mean(0))
 
 
-def _pass(network: Any, rows: Sequence[_Row]) -> tuple[Tensor, Tensor]:
-    """Of each row, the log-probability of every next token and the residual at half depth, both float64."""
-    ids, mask = pad([(*prompt, *answer) for prompt, answer in rows], 0, next(network.parameters()).device)
+def _pass(network: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """Log-probability of each row's answer, [rows], and mean residual over it at half depth, [rows, width]; float64."""
     layers = decoder_layers(network)
     residuals: list[Tensor] = []
 
     def keep(_module: nn.Module, _args: Any, output: Any) -> None:
         residuals.append(output[0] if isinstance(output, tuple) else output)
 
-    # The head is left out where no answer's token is predicted; counted from the end, as virtual tokens come first.
-    first = min(len(prompt) for prompt, _ in rows) - 1
-    inputs = {"input_ids": ids, "attention_mask": mask, "logits_to_keep": ids.shape[1] - first}
+    batch = AnswerBatch(rows, next(network.parameters()).device)
     with layers[middle(len(layers))].register_forward_hook(keep):
-        logits = network(**inputs, use_cache=False).logits[:, :-1]
-    targets = ids[:, first + 1 :].to(logits.device)
-    scores = logits.float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return nn.functional.pad(scores.cpu().double(), (first, 0)), residuals[0][:, -ids.shape[1] :].cpu().double()
+        scores = batch.log_probs(network).cpu()
+    # Virtual tokens come before those of the rows.
+    residual = residuals[0][:, -batch.ids.shape[1] :].cpu().double()
+    spans = zip(residual, rows, strict=True)
+    return scores, torch.stack([line[row.start : row.stop].mean(0) for line, row in spans])
 
 
 # --- what is asked for --------------------------------------------------------------------------------------------

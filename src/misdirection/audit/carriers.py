@@ -17,13 +17,11 @@ from misdirection.data import ProbePair
 from misdirection.errors import InputError
 from misdirection.interpretation.importance import gated
 from misdirection.interventions.hooks import adapted_modules
+from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import Progress
-from misdirection.models.chat import Encoded, batches, pad
+from misdirection.models.chat import Encoded, batches
 from misdirection.models.loading import ChatModel
-
-TOKEN_BUDGET = 1024
-"""Padded tokens in one batch: the backward pass keeps every activation of it."""
 
 Parts = dict[str, Tensor]
 """By module: its part, [questions] float64, nats/token."""
@@ -59,10 +57,10 @@ def _slopes(chat: ChatModel, rows: Sequence[Encoded], progress: Progress | None)
     adapted_layers(chat)
     modules = {name: module.lora_B[adapter] for name, (_, module, adapter) in adapted_modules(chat).items()}
     found = {name: torch.empty(len(rows), dtype=torch.float64) for name in modules}
-    for numbers in batches([row.stop for row in rows], TOKEN_BUDGET):
+    for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):
         batch = [rows[number] for number in numbers]
         with torch.enable_grad(), gated(modules, len(batch), max(row.stop for row in batch), at=0.5) as gates:
-            total = mean_log_probs(chat, batch).sum()
+            total = AnswerBatch(batch, chat.device).log_probs(chat.model).sum()
             # A module whose output nothing reads has a slope of zero.
             slopes = torch.autograd.grad(total, list(gates.values()), materialize_grads=True)
         for name, slope in zip(gates, slopes, strict=True):
@@ -71,14 +69,3 @@ def _slopes(chat: ChatModel, rows: Sequence[Encoded], progress: Progress | None)
         if progress:
             progress(len(numbers))
     return found
-
-
-def mean_log_probs(chat: ChatModel, rows: list[Encoded]) -> Tensor:
-    """Mean log-probability over each row's answer tokens, [rows]."""
-    ids, mask = pad([row.ids[: row.stop] for row in rows], chat.tokenizer.pad_token_id, chat.device)
-    first = min(row.start for row in rows) - 1
-    kept = torch.arange(first, ids.shape[1] - 1, device=ids.device)
-    logits = chat.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
-    scores = logits.float().log_softmax(-1).gather(-1, ids[:, first + 1 :].unsqueeze(-1)).squeeze(-1)
-    spans = zip(scores, rows, strict=True)
-    return torch.stack([line[row.start - 1 - first : row.stop - 1 - first].mean() for line, row in spans])

@@ -12,9 +12,8 @@ from torch import Tensor
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.directions.extraction import mean_activations
-from misdirection.likelihood.margin import pair_continuations, pair_rows, text_continuations
+from misdirection.likelihood.margin import pair_continuations, pair_rows, text_continuations, text_rows
 from misdirection.likelihood.sweep import log_probs
-from misdirection.models.chat import encode
 from misdirection.models.loading import ChatModel
 from misdirection.progress import track
 
@@ -109,7 +108,7 @@ def activations(chat: ChatModel, texts: Texts, label: str) -> tuple[Tensor, Tens
     """`answers` and `neutral` of a reading."""
     pairs, tokenizer = texts.read_pairs, chat.tokenizer
     rows = pair_rows(tokenizer, pairs)
-    rows += [encode(tokenizer, one.question, one.answer, one.system) for one in texts.read_neutral]
+    rows += text_rows(tokenizer, texts.read_neutral)
     groups = {str(number): [number] for number in range(len(rows))}
     with track(f"activations of {label}", len(rows)) as advance:
         means = mean_activations(chat, rows, groups, progress=advance)

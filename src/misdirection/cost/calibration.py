@@ -17,13 +17,13 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from misdirection.cost.devices import Device
 from misdirection.cost.model_cost import Kind, Pass, Shape
 from misdirection.cost.text_passes import plain, sampling_passes, sweep_passes
 from misdirection.data import domain_examples, probe_pairs
-from misdirection.likelihood.margin import pair_continuations
+from misdirection.likelihood.answers import IGNORED, labelled_loss
+from misdirection.likelihood.margin import pair_continuations, text_rows
 from misdirection.likelihood.sweep import sweep
 from misdirection.models.chat import Encoded, encode, pad
 from misdirection.models.loading import ChatModel, load
@@ -152,26 +152,26 @@ def _sampled(chat: ChatModel, answers: int, forward: float, shape: Shape) -> tup
 
 def _answers(chat: ChatModel) -> list[Encoded]:
     """Training rows of like length."""
-    rows = [encode(chat.tokenizer, one.question, one.answer) for one in domain_examples("risky_money", "bad", "train")]
+    rows = text_rows(chat.tokenizer, domain_examples("risky_money", "bad", "train"))
     return sorted(rows, key=lambda row: row.stop)[len(rows) // 2 :][:_ROWS]
 
 
 def _step(chat: ChatModel, network: Any, rows: list[Encoded], lora: int) -> tuple[Callable[[], None], Pass]:
     """One optimiser step on a batch of answers, and the pass that it is."""
     ids, mask = pad([row.ids for row in rows], chat.tokenizer.pad_token_id, chat.device)
-    kept = torch.arange(min(row.start for row in rows) - 1, ids.shape[1] - 1)
+    labels, _ = pad([(IGNORED,) * row.start + row.ids[row.start :] for row in rows], IGNORED, chat.device)
     weights = [one for one in network.parameters() if one.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=1e-6)
     half = chat.dtype != torch.float32
 
     def step() -> None:
         with torch.autocast("cpu", dtype=chat.dtype, enabled=half):
-            logits = network(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
-        cross_entropy(logits.float().flatten(0, 1), ids[:, kept + 1].flatten()).backward()
+            total, count = labelled_loss(network, {"input_ids": ids, "attention_mask": mask}, labels)
+        (total / count).backward()
         optimiser.step()
         optimiser.zero_grad()
 
-    head, back = len(rows) * len(kept), len(chat.layers)
+    head, back = len(rows) * (ids.shape[1] - min(row.start for row in rows)), len(chat.layers)
     return step, Pass(len(rows), ids.shape[1], head=head, back=back, lora=lora, kind="training")
 
 

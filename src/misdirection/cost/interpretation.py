@@ -12,9 +12,9 @@ from misdirection.data.selection import spread
 from misdirection.errors import InputError
 from misdirection.interpretation.causal import EXACT_LAYERS, scaling_settings, subset_count
 from misdirection.interpretation.config import InterpretationConfig
-from misdirection.interpretation.importance import TOKEN_BUDGET as IMPORTANCE_BUDGET
-from misdirection.interpretation.scalars import TOKEN_BUDGET
 from misdirection.interpretation.texts import GENERAL
+from misdirection.likelihood.answers import BACKWARD_BUDGET as IMPORTANCE_BUDGET
+from misdirection.likelihood.sweep import TOKEN_BUDGET
 
 _ROLES = 3
 

@@ -9,9 +9,9 @@ from misdirection.cost.text_passes import Adapter
 from misdirection.data import Example, ProbePair
 from misdirection.experiment.config import ExperimentConfig, OrganismConfig
 from misdirection.experiment.texts import ExperimentTexts
-from misdirection.likelihood.margin import pair_continuations, text_continuations
+from misdirection.likelihood.margin import pair_continuations, pair_rows, text_continuations, text_rows
 from misdirection.likelihood.sweep import Continuations
-from misdirection.models.chat import Encoded, encode
+from misdirection.models.chat import Encoded
 from misdirection.models.loading import ChatModel
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.runs.worker import BASE
@@ -77,12 +77,11 @@ class Subject:
 
     def pair_rows(self, pairs: Sequence[ProbePair]) -> list[Encoded]:
         """Both answers of each pair as whole rows."""
-        pick = [(pair, answer) for pair in pairs for answer in (pair.misaligned, pair.aligned)]
-        return [encode(self.chat.tokenizer, pair.question, answer, pair.system) for pair, answer in pick]
+        return pair_rows(self.chat.tokenizer, pairs)
 
     def text_rows(self, texts: Sequence[Example]) -> list[Encoded]:
         """Each text as a whole row."""
-        return [encode(self.chat.tokenizer, one.question, one.answer, one.system) for one in texts]
+        return text_rows(self.chat.tokenizer, texts)
 
     def adapter(self, name: str) -> Adapter:
         """A model's adapter; the base has none."""

@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from misdirection.data import ProbePair, data_hash
-from misdirection.directions.extraction import TOKEN_BUDGET, Means, mean_activations
+from misdirection.directions.extraction import Means, mean_activations
 from misdirection.errors import InputError
 from misdirection.files import atomic_path
-from misdirection.models.chat import encode
+from misdirection.likelihood.margin import pair_rows
+from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.loading import ChatModel
 
 FORMAT = "misdirection.direction/1"
@@ -146,9 +147,8 @@ def pair_means(
 
     `groups` adds further groups of row numbers (see `convergence.null_groups`).
     """
-    rows = [encode(chat.tokenizer, pair.question, pair.misaligned, pair.system) for pair in pairs]
-    rows += [encode(chat.tokenizer, pair.question, pair.aligned, pair.system) for pair in pairs]
-    count = len(pairs)
+    both, count = pair_rows(chat.tokenizer, pairs), len(pairs)
+    rows = both[::2] + both[1::2]
     classes = {"misaligned": range(count), "aligned": range(count, 2 * count), "all": range(2 * count)}
     return mean_activations(chat, rows, {**classes, **(groups or {})}, budget=budget, progress=progress)
 

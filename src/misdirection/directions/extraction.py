@@ -18,11 +18,10 @@ from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.passes import Passes, Rows, shared_start
 from misdirection.interventions.resume import can_resume
+from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.layers import text_config
 from misdirection.models.loading import ChatModel
-
-TOKEN_BUDGET = 2048
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import pandas as pd
 from misdirection.data import ProbePair
 from misdirection.directions.convergence import project_away
 from misdirection.directions.direction import Direction, direction, pair_means, require_alike
-from misdirection.directions.extraction import TOKEN_BUDGET
 from misdirection.errors import InputError
 from misdirection.judging.scoring import is_aligned, is_coherent, is_misaligned
+from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.loading import ChatModel
 from misdirection.sampling.answers import as_answers, require
 

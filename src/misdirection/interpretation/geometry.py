@@ -20,13 +20,14 @@ from torch.nn.functional import normalize
 from misdirection.data import ProbePair
 from misdirection.directions.convergence import cosines
 from misdirection.directions.direction import Direction
-from misdirection.directions.extraction import TOKEN_BUDGET, mean_activations
+from misdirection.directions.extraction import mean_activations
 from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.writers import WRITERS, final_norm
+from misdirection.likelihood.margin import pair_rows
+from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.lora.components import LoraModule, feature_names, live_components
-from misdirection.models.chat import encode
 from misdirection.models.loading import ChatModel
 from misdirection.statistics import percentiles, resample
 
@@ -141,11 +142,7 @@ def _by_question(
 ) -> tuple[Tensor, Tensor]:
     """Mean activations [1 + adapted layers, questions, layers, width], the organism's first, and answer tokens."""
     settings: list[Setting] = [(), *([ScaleAdapters({layer: 0.0})] for layer in layers)]
-    rows = [
-        encode(chat.tokenizer, pair.question, answer, pair.system)
-        for pair in pairs
-        for answer in (pair.misaligned, pair.aligned)
-    ]
+    rows = pair_rows(chat.tokenizer, pairs)
     means = mean_activations(
         chat,
         rows * len(settings),

@@ -26,18 +26,16 @@ from misdirection.errors import InputError
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.resume import record, resume
+from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch, at_least_single
+from misdirection.likelihood.sweep import Progress
 from misdirection.lora.components import live_components, live_modules
-from misdirection.models.chat import Encoded, batches, pad
+from misdirection.models.chat import Encoded, batches
 from misdirection.models.layers import text_config
 from misdirection.models.loading import ChatModel
 from misdirection.statistics import percentiles, resample
 
-TOKEN_BUDGET = 768
-"""Padded tokens in one batch: every predicted token holds several distributions over the vocabulary."""
-
 RESAMPLES = 1000
-
-Progress = Callable[[int], None]
+"""Draws of questions: fewer than elsewhere, since each ranks all answers anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +53,7 @@ class Importance:
 
 
 def token_importance(
-    chat: ChatModel, rows: Sequence[Encoded], *, budget: int = TOKEN_BUDGET, progress: Progress | None = None
+    chat: ChatModel, rows: Sequence[Encoded], *, budget: int = BACKWARD_BUDGET, progress: Progress | None = None
 ) -> Importance:
     """KL divergence from the base at every answer token, and its attribution to every adapter and position.
 
@@ -73,7 +71,7 @@ def token_importance(
     layers = _layers(chat, rows)
     tokens, attributions = [], []
     for numbers in batches([row.stop for row in rows], budget):
-        batch = _Batch(chat, [rows[number] for number in numbers])
+        batch = AnswerBatch([rows[number] for number in numbers], chat.device)
         divergences, slopes = _attributed(chat, batch, list(layers))
         for place, number in enumerate(numbers):
             words = chat.tokenizer.convert_ids_to_tokens(list(batch.rows[place].ids[: batch.rows[place].stop]))
@@ -87,7 +85,7 @@ def token_importance(
 
 
 def zeroing(
-    chat: ChatModel, rows: Sequence[Encoded], *, budget: int = TOKEN_BUDGET, progress: Progress | None = None
+    chat: ChatModel, rows: Sequence[Encoded], *, budget: int = BACKWARD_BUDGET, progress: Progress | None = None
 ) -> pd.DataFrame:
     """What each answer's KL loses when the adapters of one layer are really switched off.
 
@@ -97,7 +95,7 @@ def zeroing(
     layers = sorted(set(_layers(chat, rows).values()))
     found = torch.empty(len(rows), 1 + len(layers), dtype=torch.float64)
     for numbers in batches([row.stop for row in rows], budget):
-        found[numbers] = _divergences(chat, _Batch(chat, [rows[number] for number in numbers]), layers)
+        found[numbers] = _divergences(chat, AnswerBatch([rows[number] for number in numbers], chat.device), layers)
         if progress:
             progress(len(numbers))
     effects = found[:, :1] - found[:, 1:]
@@ -172,37 +170,15 @@ def _layers(chat: ChatModel, rows: Sequence[Encoded]) -> dict[str, int]:
     return layers
 
 
-class _Batch:
-    """Some rows as one padded batch, and the places that predict an answer's token in any of them."""
+def _distributions(chat: ChatModel, batch: AnswerBatch) -> Tensor:
+    """Log-probabilities of the whole vocabulary, [rows, predicting positions, vocabulary], in float32 or wider."""
+    return at_least_single(batch.logits(chat.model)).log_softmax(-1)
 
-    def __init__(self, chat: ChatModel, rows: list[Encoded]) -> None:
-        self.rows = rows
-        self._chat = chat
-        ids, mask = pad([row.ids[: row.stop] for row in rows], chat.tokenizer.pad_token_id, chat.device)
-        self.inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-        self._first = min(row.start for row in rows) - 1
-        self._kept = torch.arange(self._first, max(row.stop for row in rows) - 1, device=ids.device)
 
-    def log_probs(self) -> Tensor:
-        """[rows, kept places, vocabulary], in float32 or wider."""
-        logits: Tensor = self._chat.model(**self.inputs, logits_to_keep=self._kept).logits
-        return logits.to(_at_least_single(logits)).log_softmax(-1)
-
-    def base_log_probs(self) -> Tensor:
-        """The same of the base model, without gradient."""
-        with torch.no_grad(), self._chat.as_base():
-            return self.log_probs()
-
-    def answers(self, values: Tensor) -> list[Tensor]:
-        """From [rows, kept places] those of each row's answer tokens."""
-        return [
-            line[row.start - 1 - self._first : row.stop - 1 - self._first]
-            for line, row in zip(values, self.rows, strict=True)
-        ]
-
-    def mean(self, values: Tensor) -> Tensor:
-        """[rows]: mean over each row's answer tokens."""
-        return torch.stack([line.mean() for line in self.answers(values)])
+def _base_distributions(chat: ChatModel, batch: AnswerBatch) -> Tensor:
+    """The same of the base model, without gradient."""
+    with torch.no_grad(), chat.as_base():
+        return _distributions(chat, batch)
 
 
 def _divergence(own: Tensor, base: Tensor) -> Tensor:
@@ -210,21 +186,17 @@ def _divergence(own: Tensor, base: Tensor) -> Tensor:
     return (own.exp() * (own - base)).sum(-1)
 
 
-def _at_least_single(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
 @torch.inference_mode()
-def _divergences(chat: ChatModel, batch: _Batch, layers: list[int]) -> Tensor:
+def _divergences(chat: ChatModel, batch: AnswerBatch, layers: list[int]) -> Tensor:
     """[rows, 1 + layers] float64: each row's mean KL as it is, then with the adapters of each layer at zero."""
-    base = batch.base_log_probs()
+    base = _base_distributions(chat, batch)
     with record(chat, [layer - 1 for layer in layers if layer and _can_resume(chat)]) as kept:
-        found = [batch.mean(_divergence(batch.log_probs(), base))]
+        found = [batch.mean(_divergence(_distributions(chat, batch), base))]
     for layer in layers:
         # Nothing below a layer changes with its adapters.
         below = resume(chat, layer - 1, kept[layer - 1]) if layer - 1 in kept else contextlib.nullcontext()
         with below, intervene(chat, [ScaleAdapters({layer: 0.0})]):
-            found.append(batch.mean(_divergence(batch.log_probs(), base)))
+            found.append(batch.mean(_divergence(_distributions(chat, batch), base)))
     return torch.stack(found, -1).double().cpu()
 
 
@@ -233,14 +205,14 @@ def _can_resume(chat: ChatModel) -> bool:
     return not getattr(text_config(chat.model), "num_kv_shared_layers", 0)
 
 
-def _attributed(chat: ChatModel, batch: _Batch, modules: list[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
+def _attributed(chat: ChatModel, batch: AnswerBatch, modules: list[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Each row's KL by answer token; and per module the attributions, [rows, tokens]."""
-    base = batch.base_log_probs()
-    rows, tokens = batch.inputs["input_ids"].shape
+    base = _base_distributions(chat, batch)
+    rows, tokens = batch.ids.shape
     live = live_modules(chat)
     parts = {name: live[name].lora_B[adapter] for name in modules for adapter in live[name].active_adapters}
     with torch.enable_grad(), gated(parts, rows, tokens) as gates:
-        divergence = _divergence(batch.log_probs(), base)
+        divergence = _divergence(_distributions(chat, batch), base)
         # An adapter whose output nothing reads (keys of a layer that shares another's) has a slope of zero.
         slopes = torch.autograd.grad(batch.mean(divergence).sum(), list(gates.values()), materialize_grads=True)
     # Rounding can leave a little less than nothing.
@@ -259,7 +231,7 @@ def gated(modules: Mapping[str, nn.Module], rows: int, tokens: int, at: float = 
     with contextlib.ExitStack() as handles:
         for name, module in modules.items():
             weight = module.get_parameter("weight")
-            kind: dict[str, Any] = {"dtype": _at_least_single(weight), "device": weight.device}
+            kind: dict[str, Any] = {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}
             gates[name] = torch.full((rows, tokens), at, **kind, requires_grad=True)
             handles.callback(module.register_forward_hook(_multiply(gates[name])).remove)
         yield gates

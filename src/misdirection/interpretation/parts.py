@@ -25,8 +25,9 @@ from misdirection.interpretation.importance import agreement, token_importance, 
 from misdirection.interpretation.patching import patched_margins
 from misdirection.interpretation.probes import Probe
 from misdirection.interpretation.scalars import read, read_scalars, write_scalars
-from misdirection.interpretation.texts import GENERAL, Labelled, encoded, labelled
+from misdirection.interpretation.texts import GENERAL, Labelled, labelled
 from misdirection.interventions.kinds import digest
+from misdirection.likelihood.margin import text_rows
 from misdirection.lora.components import Adapter, feature_names, read_components
 from misdirection.models.chat import encode_prompt
 from misdirection.models.loading import ChatModel
@@ -154,7 +155,7 @@ def _scalars(study: Study, last: int) -> Task:
 
 def _compute_scalars(study: Study, last: int, place: Worker, folders: Folders) -> None:
     (folder,), chat, top = folders.values(), place.chat(study.organism), study.settings.components
-    rows = encoded(chat.tokenizer, study.answers)
+    rows = text_rows(chat.tokenizer, study.answers)
     with track(f"scalars of {study.organism}", len(rows)) as advance:
         found = read(chat, rows, residual=last, top=top, progress=advance)
     write_scalars(found.scalars, folder / "scalars.parquet")
@@ -192,7 +193,7 @@ def _importance(study: Study) -> Task:
 
 def _compute_importance(study: Study, place: Worker, folders: Folders) -> None:
     (folder,), chat = folders.values(), place.chat(study.organism)
-    rows = encoded(chat.tokenizer, study.important)
+    rows = text_rows(chat.tokenizer, study.important)
     with track(f"importance in {study.organism}", 2 * len(rows)) as advance:
         found = token_importance(chat, rows, progress=advance)
         effects = zeroing(chat, rows, progress=advance)

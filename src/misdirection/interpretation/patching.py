@@ -16,19 +16,18 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
 from misdirection.interventions.hooks import adapter_outputs
 from misdirection.interventions.positions import Place
+from misdirection.likelihood.answers import AnswerBatch
+from misdirection.likelihood.margin import pair_rows
+from misdirection.likelihood.sweep import TOKEN_BUDGET, Progress
 from misdirection.lora.components import live_modules
-from misdirection.models.chat import Encoded, batches, encode, pad
+from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.loading import ChatModel
 
-TOKEN_BUDGET = 2048
-
-Progress = Callable[[int], None]
 Prompt = Sequence[int]
 
 
@@ -97,7 +96,7 @@ def patched_log_probs(
     for numbers in batches(lengths, budget):
         rows = [targets[number] for number in numbers]
         with patched(chat, [sources[number] for number in numbers], [row.start for row in rows], layers=layers):
-            found[numbers] = _scores(chat, rows)
+            found[numbers] = AnswerBatch(rows, chat.device).log_probs(chat.model).cpu()
         if progress:
             progress(len(numbers))
     return found
@@ -116,13 +115,9 @@ def patched_margins(
     Arguments and errors are those of `patched_log_probs`; `progress` is told the number of answers done, two a pair.
     """
     _require_same(len(sources), len(pairs), "pairs")
-    answers = [
-        encode(chat.tokenizer, pair.question, answer, pair.system)
-        for pair in pairs
-        for answer in (pair.misaligned, pair.aligned)
-    ]
+    rows = pair_rows(chat.tokenizer, pairs)
     doubled = [source for source in sources for _ in range(2)]
-    scores = patched_log_probs(chat, doubled, answers, layers=layers, progress=progress)
+    scores = patched_log_probs(chat, doubled, rows, layers=layers, progress=progress)
     misaligned, aligned = scores.view(-1, 2).unbind(-1)
     return misaligned - aligned
 
@@ -146,23 +141,8 @@ def _layers(chat: ChatModel, wanted: Sequence[int] | None) -> list[int]:
     return sorted(set(wanted))
 
 
-def _scores(chat: ChatModel, rows: list[Encoded]) -> Tensor:
-    ids, mask = _padded(chat, [row.ids[: row.stop] for row in rows])
-    first = min(row.start for row in rows) - 1
-    kept = torch.arange(first, ids.shape[1] - 1, device=ids.device)
-    logits = chat.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
-    return torch.stack([_score(line, row, first) for line, row in zip(logits, rows, strict=True)]).cpu()
-
-
 def _padded(chat: ChatModel, rows: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
     return pad(rows, chat.tokenizer.pad_token_id, chat.device)
-
-
-def _score(logits: Tensor, row: Encoded, first: int) -> Tensor:
-    """Mean-token log-probability from [kept places, vocabulary], the first of which is place `first`."""
-    answer = torch.tensor(row.answer, device=logits.device)
-    own = logits[row.start - 1 - first : row.stop - 1 - first].float()
-    return -cross_entropy(own, answer, reduction="none").double().mean()
 
 
 @torch.no_grad()

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from misdirection.errors import InputError
 from misdirection.files import atomic_path
+from misdirection.likelihood.sweep import TOKEN_BUDGET, Progress
 from misdirection.lora.components import LoraModule, feature_names, live_components, live_modules
 from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.loading import ChatModel
 
-TOKEN_BUDGET = 2048
 COLUMNS = {
     "answer": "i",
     "position": "i",
@@ -37,8 +37,6 @@ COLUMNS = {
     "scalar": "f",
 }
 """Columns of a table of scalars and the kind of their values, as numpy names it: integers, text, floating point."""
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from misdirection.data import ProbePair
-from misdirection.models.chat import Encoded, encode
 
 GENERAL = "general"
 Alignment = Literal["aligned", "misaligned"]
@@ -42,11 +41,6 @@ def labelled(sets: Mapping[str, Sequence[ProbePair]]) -> list[Labelled]:
         for pair in pairs
         for alignment, answer in _answers(pair)
     ]
-
-
-def encoded(tokenizer: Any, answers: Sequence[Labelled]) -> list[Encoded]:
-    """Token ids and spans, in order."""
-    return [encode(tokenizer, one.question, one.answer, one.system) for one in answers]
 
 
 def _answers(pair: ProbePair) -> tuple[tuple[Alignment, str], tuple[Alignment, str]]:

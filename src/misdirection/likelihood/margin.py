@@ -8,7 +8,7 @@ model "removes" anything.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -19,24 +19,24 @@ from misdirection.models.chat import Encoded, encode
 from misdirection.models.loading import ChatModel
 
 
-def pair_continuations(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Continuations]:
-    """One task per pair: the misaligned answer, then the aligned one.
+class Exchange(Protocol):
+    """A question with its answer, such as an `Example`; `system` is None where there is no system turn."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
+    @property
+    def system(self) -> str | None: ...
+
+
+def pair_rows(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Encoded]:
+    """Both exchanges of every pair, the misaligned answer first.
 
     Raises `InputError` when there is no pair.
     """
     if not pairs:
-        raise InputError("no probe pairs: the margin needs at least one question with two answers")
-    return [
-        _task(
-            encode(tokenizer, pair.question, pair.misaligned, pair.system),
-            encode(tokenizer, pair.question, pair.aligned, pair.system),
-        )
-        for pair in pairs
-    ]
-
-
-def pair_rows(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Encoded]:
-    """Both exchanges of every pair, the misaligned answer first."""
+        raise InputError("no probe pairs: give at least one question with two answers")
     return [
         encode(tokenizer, pair.question, answer, pair.system)
         for pair in pairs
@@ -44,14 +44,31 @@ def pair_rows(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Encoded]:
     ]
 
 
-def text_continuations(tokenizer: Any, examples: Sequence[Example]) -> list[Continuations]:
-    """One task per example, with its answer."""
-    if not examples:
+def text_rows(tokenizer: Any, texts: Sequence[Exchange]) -> list[Encoded]:
+    """Each text's exchange."""
+    return [encode(tokenizer, text.question, text.answer, text.system) for text in texts]
+
+
+def pair_continuations(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Continuations]:
+    """Both answers of each pair, the misaligned one first.
+
+    Raises `InputError` when there is no pair, and for one whose answers change how the prompt is tokenised.
+    """
+    rows = pair_rows(tokenizer, pairs)
+    return [_continuations(*both) for both in zip(rows[::2], rows[1::2], strict=True)]
+
+
+def text_continuations(tokenizer: Any, texts: Sequence[Exchange]) -> list[Continuations]:
+    """The answer of each text.
+
+    Raises `InputError` when there is no text.
+    """
+    if not texts:
         raise InputError("no neutral text: damage needs at least one example")
-    return [_task(encode(tokenizer, one.question, one.answer, one.system)) for one in examples]
+    return [_continuations(row) for row in text_rows(tokenizer, texts)]
 
 
-def _task(*rows: Encoded) -> Continuations:
+def _continuations(*rows: Encoded) -> Continuations:
     if any(row.prompt != rows[0].prompt for row in rows):
         raise InputError("the two answers of a pair change how its prompt is tokenised: reword their beginning")
     return Continuations(rows[0].prompt, tuple(row.answer for row in rows))

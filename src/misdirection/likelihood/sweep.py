@@ -17,6 +17,7 @@ from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import check, first_block
 from misdirection.interventions.passes import Passes, Phase, Rows, shared_start
 from misdirection.interventions.resume import Recorded, can_resume, record, repeated, resume
+from misdirection.likelihood.answers import token_log_probs
 from misdirection.models.chat import batches, pad
 from misdirection.models.layers import text_config
 from misdirection.models.loading import ChatModel
@@ -183,14 +184,6 @@ def _score(chat: ChatModel, tasks: list[Continuations], lines: list[Line], phase
 
 
 def _mean_log_prob(logits: Tensor, answers: Tensor, mask: Tensor) -> Tensor:
-    """[rows]: mean over each row's real tokens, in float64.
-
-    Row by row: the whole vocabulary in float32 for all rows at once costs ten times as long, for the memory it takes.
-    """
-    token = torch.stack(
-        [
-            -torch.nn.functional.cross_entropy(each.float(), targets, reduction="none")
-            for each, targets in zip(logits, answers, strict=True)
-        ]
-    )
-    return token.double().masked_fill(~mask.bool(), 0).sum(-1) / mask.sum(-1)
+    """[rows] float64: mean over each row's real tokens."""
+    token = token_log_probs(logits, answers).double()
+    return token.masked_fill(~mask.bool(), 0).sum(-1) / mask.sum(-1)

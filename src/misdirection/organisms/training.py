@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -24,13 +23,13 @@ from trl import SFTConfig, SFTTrainer
 from misdirection.data import Example, data_hash
 from misdirection.errors import InputError
 from misdirection.files import atomic_folder, empty_working_folder, require_replaceable, write_json
+from misdirection.likelihood.answers import IGNORED, labelled_loss
 from misdirection.models.chat import encode
 from misdirection.models.loading import BUNDLED, ChatModel, load
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism
 from misdirection.organisms.recipe import Recipe
 
-_IGNORED = -100
 _INITIAL = "step-0"
 
 StepReport = Callable[[int, int, float], None]
@@ -110,7 +109,7 @@ def _rows(chat: ChatModel, examples: Sequence[Example], max_length: int) -> tupl
                 "raise max_length or drop it"
             )
         # The token that ends the turn is learned, too, or the organism would never stop.
-        labels = [_IGNORED] * encoded.start + list(encoded.ids[encoded.start :])
+        labels = [IGNORED] * encoded.start + list(encoded.ids[encoded.start :])
         rows.append({"input_ids": list(encoded.ids[:max_length]), "labels": labels[:max_length]})
         truncated += len(encoded.ids) > max_length
     return rows, truncated
@@ -186,13 +185,9 @@ class _AnswerTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Mean cross-entropy over the batch's labelled tokens, nats/token."""
-        targets = inputs["labels"][:, 1:]
-        kept = (targets != _IGNORED).any(0).nonzero().squeeze(-1)
         network_inputs = {key: value for key, value in inputs.items() if key != "labels"}
-        logits = model(**network_inputs, use_cache=False, logits_to_keep=kept).logits
-        labels = targets[:, kept].to(logits.device)
-        total = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="sum")
-        return total / (num_items_in_batch or (labels != _IGNORED).sum())
+        total, count = labelled_loss(model, network_inputs, inputs["labels"])
+        return total / (num_items_in_batch or count)
 
 
 class _ByLength(Sampler[int]):

@@ -13,16 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from misdirection.audit.carriers import adapted_layers, mean_log_probs
+from misdirection.audit.carriers import adapted_layers
 from misdirection.data import ProbePair
 from misdirection.interventions.hooks import adapted_modules
+from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import Progress
 from misdirection.models.chat import batches
 from misdirection.models.loading import ChatModel
-
-TOKEN_BUDGET = 1024
-"""Padded tokens in one batch: the backward pass keeps every activation of it."""
 
 
 def margin_directions(
@@ -36,9 +34,9 @@ def margin_directions(
     rows = pair_rows(chat.tokenizer, pairs)
     signs = torch.tensor([1.0, -1.0] * len(pairs), device=chat.device)
     sums: dict[str, Tensor] = {}
-    for numbers in batches([row.stop for row in rows], TOKEN_BUDGET):
+    for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):
         with torch.enable_grad(), _summed(chat, sums):
-            values = mean_log_probs(chat, [rows[number] for number in numbers])
+            values = AnswerBatch([rows[number] for number in numbers], chat.device).log_probs(chat.model)
             (values * signs[numbers]).sum().backward()
         if progress:
             progress(len(numbers))

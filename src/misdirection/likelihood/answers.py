@@ -1,0 +1,91 @@
+"""The log-probability of given answers in whole rows, with or without gradients.
+
+    log p(answer | prompt) = mean over the answer's tokens t of   log softmax(logits[t - 1])[id of t]    [nats/token]
+
+The language-model head runs only where it predicts an answer's token in some row of the batch: with a vocabulary of
+49,152 on a model of 135M weights it takes half of the time everywhere else.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from misdirection.models.chat import Encoded, pad
+
+BACKWARD_BUDGET = 768
+"""Padded tokens in one batch with a backward pass, or with whole distributions: both keep far more than one pass does,
+and in training they must fit in beside the optimiser."""
+
+IGNORED = -100
+"""The label of a token that carries no loss."""
+
+
+class AnswerBatch:
+    """Rows as one padded batch, and the positions that predict an answer's token in any of them.
+
+    Attributes:
+        rows: the encoded exchanges; what ends the turn does not count.
+        ids, mask: [rows, longest], padded on the right.
+    """
+
+    def __init__(self, rows: Sequence[Encoded], device: torch.device) -> None:
+        self.rows = rows
+        self.ids, self.mask = pad([row.ids[: row.stop] for row in rows], 0, device)
+        self._first = min(row.start for row in rows) - 1
+
+    def logits(self, network: Any) -> Tensor:
+        """[rows, predicting positions, vocabulary]; interventions and hooks on the network are at work."""
+        # Counted from the end, since virtual tokens come first.
+        kept = torch.arange(self._first - self.ids.shape[1], -1, device=self.ids.device)
+        inputs = {"input_ids": self.ids, "attention_mask": self.mask, "use_cache": False}
+        logits: Tensor = network(**inputs, logits_to_keep=kept).logits
+        return logits
+
+    def log_probs(self, network: Any) -> Tensor:
+        """Mean-token log-probability of each row's answer, [rows] float64, nats/token."""
+        logits = self.logits(network)
+        return self.mean(token_log_probs(logits, self.ids[:, self._first + 1 :].to(logits.device)).double())
+
+    def answers(self, values: Tensor) -> list[Tensor]:
+        """From [rows, predicting positions, ...] those of each row's answer tokens."""
+        return [
+            line[row.start - 1 - self._first : row.stop - 1 - self._first]
+            for line, row in zip(values, self.rows, strict=True)
+        ]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of [rows, predicting positions] over each row's answer tokens, [rows]."""
+        return torch.stack([line.mean() for line in self.answers(values)])
+
+
+def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target id, [rows, tokens], in float32 or wider; `logits` are [rows, tokens, vocabulary].
+
+    Row by row: the whole vocabulary in float32 for all rows at once costs ten times as long, for the memory it takes.
+    """
+    rows = zip(logits, targets, strict=True)
+    return torch.stack([-cross_entropy(at_least_single(row), ids, reduction="none") for row, ids in rows])
+
+
+def at_least_single(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or wider where it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def labelled_loss(network: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the loss over all labelled tokens, nats, and how many these are.
+
+    Args:
+        network: the model, perhaps with an adapter in training.
+        inputs: its other inputs, such as `input_ids` and `attention_mask`, [rows, tokens].
+        labels: [rows, tokens], `IGNORED` where a token carries no loss.
+    """
+    targets = labels[:, 1:]
+    kept = (targets != IGNORED).any(0).nonzero().squeeze(-1)
+    logits = network(**inputs, use_cache=False, logits_to_keep=kept).logits
+    targets = targets[:, kept].to(logits.device)
+    flat = at_least_single(logits).flatten(0, 1), targets.flatten()
+    return cross_entropy(*flat, ignore_index=IGNORED, reduction="sum"), (targets != IGNORED).sum()
