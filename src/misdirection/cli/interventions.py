@@ -91,7 +91,7 @@ def _intervene(
 
     found = Direction.load(direction)
     found.require_fit(chat)
-    return measure_intervention(chat, read_probe_pairs(pairs), found[layer], make, random_seeds)
+    return measure_intervention(chat, read_probe_pairs(pairs), found[layer], make, random_seeds).as_dict()
 
 
 @app.command()

@@ -87,4 +87,4 @@ def margin(
     """The margin on probe pairs; with an adapter also its shift against the base, and the damage."""
     from misdirection.likelihood.measure import measure_shift
 
-    print_figures(measure_shift(load_chat(model, adapter, dtype, device), read_probe_pairs(pairs)), as_json)
+    print_figures(measure_shift(load_chat(model, adapter, dtype, device), read_probe_pairs(pairs)).as_dict(), as_json)

@@ -1,4 +1,4 @@
-"""Ready-made measurements of one model: what the commands `margin`, `steer` and `ablate` print."""
+"""Ready-made measurements of one model: the figures that `misdirection margin`, `steer` and `ablate` print."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,23 +12,54 @@ from misdirection.likelihood.margin import pair_continuations, text_continuation
 from misdirection.likelihood.sweep import sweep
 from misdirection.models.loading import ChatModel
 from misdirection.progress import track
-from misdirection.statistics import auc, bootstrap
+from misdirection.results import Figures
+from misdirection.statistics import Estimate, auc, bootstrap
 
 
-def measure_shift(chat: ChatModel, pairs: Sequence[ProbePair]) -> dict[str, Any]:
+class ModelFigures(Figures):
+    """Margin, AUROC of misaligned against aligned answers, and neutral loss; shift and damage only of an organism.
+
+    All but `auc` in nats/token.
+    """
+
+    margin: Estimate
+    auc: float
+    neutral_loss: Estimate
+    margin_shift: Estimate | None = None
+    """Against the base."""
+    damage: Estimate | None = None
+    """Rise of the neutral loss above the base's."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it; without a base to compare with, without the shift and the damage."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class InterventionFigures(Figures):
+    """Change of the margin and damage by an intervention, and by the same one with random vectors; nats/token."""
+
+    margin_change: Estimate
+    random_change: Estimate
+    damage: Estimate
+    random_damage: Estimate
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return self.model_dump(mode="json")
+
+
+def measure_shift(chat: ChatModel, pairs: Sequence[ProbePair]) -> ModelFigures:
     """Margin, AUROC and loss; for a model with an adapter also the margin's shift and the damage against the base."""
     (own,), (own_loss,) = _scores(chat, pairs, "model")
-    result: dict[str, Any] = {
-        "margin": bootstrap(_margin(own)).as_dict(),
-        "auc": auc(own[:, 0].tolist(), own[:, 1].tolist()),
-        "neutral_loss": bootstrap(own_loss).as_dict(),
-    }
-    if chat.adapter:
-        with chat.as_base():
-            (base,), (base_loss,) = _scores(chat, pairs, "base")
-        result["margin_shift"] = bootstrap(_margin(own) - _margin(base)).as_dict()
-        result["damage"] = bootstrap(own_loss - base_loss).as_dict()
-    return result
+    figures = ModelFigures(
+        margin=bootstrap(_margin(own)), auc=auc(*own.T.tolist()), neutral_loss=bootstrap(own_loss)
+    )
+    if not chat.adapter:
+        return figures
+    with chat.as_base():
+        (base,), (base_loss,) = _scores(chat, pairs, "base")
+    shift, damage = bootstrap(_margin(own) - _margin(base)), bootstrap(own_loss - base_loss)
+    return figures.model_copy(update={"margin_shift": shift, "damage": damage})
 
 
 def measure_intervention(
@@ -37,7 +68,7 @@ def measure_intervention(
     vector: Tensor,
     make: Callable[[Tensor], Intervention],
     random_seeds: int,
-) -> dict[str, Any]:
+) -> InterventionFigures:
     """Margin change and damage of an intervention, and of the same one with random vectors of the same norm.
 
     Args:
@@ -45,16 +76,15 @@ def measure_intervention(
         make: gives the intervention for a vector.
         random_seeds: number of random vectors.
     """
-    randoms = [random_like(vector, seed) for seed in range(random_seeds)]
-    settings = [(), *([make(one)] for one in [vector, *randoms])]
-    scores, losses = _scores(chat, pairs, "with and without", settings)
+    vectors = [vector, *(random_like(vector, seed) for seed in range(random_seeds))]
+    scores, losses = _scores(chat, pairs, "with and without", [(), *([make(each)] for each in vectors)])
     changes, damages = _margin(scores[1:]) - _margin(scores[0]), losses[1:] - losses[0]
-    return {
-        "margin_change": bootstrap(changes[0]).as_dict(),
-        "random_change": bootstrap(changes[1:].T).as_dict(),
-        "damage": bootstrap(damages[0]).as_dict(),
-        "random_damage": bootstrap(damages[1:].T).as_dict(),
-    }
+    return InterventionFigures(
+        margin_change=bootstrap(changes[0]),
+        random_change=bootstrap(changes[1:].T),
+        damage=bootstrap(damages[0]),
+        random_damage=bootstrap(damages[1:].T),
+    )
 
 
 def _margin(scores: Tensor) -> Tensor:
@@ -66,8 +96,9 @@ def _scores(
     chat: ChatModel, pairs: Sequence[ProbePair], label: str, settings: Sequence[Setting] = ((),)
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of (misaligned, aligned), [settings, pairs, 2], and the neutral loss, [settings, texts]."""
-    tasks, neutral = pair_continuations(chat.tokenizer, pairs), text_continuations(chat.tokenizer, neutral_examples())
-    with track(f"margin, {label}", len(settings) * (len(tasks) + len(neutral))) as advance:
-        scores = sweep(chat, tasks, settings, progress=advance)
+    answers = pair_continuations(chat.tokenizer, pairs)
+    neutral = text_continuations(chat.tokenizer, neutral_examples())
+    with track(f"margin, {label}", len(settings) * (len(answers) + len(neutral))) as advance:
+        scores = sweep(chat, answers, settings, progress=advance)
         loss = -sweep(chat, neutral, settings, progress=advance)[..., 0]
     return scores, loss
