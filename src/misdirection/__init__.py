@@ -30,7 +30,7 @@ _HOMES = {
     "misdirection.sampling.answers": ("Answer", "read_answers", "write_answers"),
     "misdirection.judging.api": ("ApiJudge",),
     "misdirection.judging.judge": ("judge", "open_judge", "plan"),
-    "misdirection.likelihood.sweep": ("Dealt", "log_probs", "sweep"),
+    "misdirection.likelihood.sweep": ("Alternating", "log_probs", "sweep"),
     "misdirection.likelihood.margin": ("loss", "margin", "pair_continuations", "text_continuations", "text_rows"),
     "misdirection.statistics": ("Estimate", "bootstrap"),
     "misdirection.sampling.questions": ("Question", "read_questions"),

@@ -54,9 +54,9 @@ def test_every_stage_is_planned_as_it_runs(counted, tiny_folder, tmp_path):
     assert 0.5 * found["sampled"] <= counted["sampled"] <= found["sampled"]
 
 
-def test_dealt_controls_steered_layers_and_several_epochs_are_planned_as_they_run(counted, tiny_folder, tmp_path):
+def test_alternating_controls_steered_layers_and_several_epochs_are_planned_as_they_run(counted, tiny_folder, tmp_path):
     values = experiment(tiny_folder, tmp_path)
-    values["random_controls"] = "dealt"
+    values["random_controls"] = "alternating"
     values["steering"] |= {"layers": [0, 1, 2], "scales": [1.0, 2.0]}
     values["organisms"] = {"minimal": values["organisms"]["minimal"] | {"epochs": 2.5, "accumulation": 2}}
     config = ExperimentConfig.model_validate(values)

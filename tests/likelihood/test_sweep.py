@@ -9,7 +9,7 @@ from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Clamp, ScaleAdapters, Steer
 from misdirection.likelihood.margin import pair_continuations
-from misdirection.likelihood.sweep import Dealt, log_probs, sweep
+from misdirection.likelihood.sweep import Alternating, log_probs, sweep
 from misdirection.models.chat import encode
 from misdirection.models.loading import ChatModel
 from tiny import ALL_ARCHITECTURES, LAYERS, make_chat, naive_log_prob, sharpened, vector
@@ -104,11 +104,11 @@ def test_neither_order_nor_repetition_of_settings_changes_a_result(settings):
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_dealt_settings_go_to_the_tasks_in_turn(budget):
-    chat, dealt = sharpened(), Dealt((MANY[1], MANY[8], ()))
+def test_alternating_settings_go_to_the_tasks_in_turn(budget):
+    chat, alternating = sharpened(), Alternating((MANY[1], MANY[8], ()))
     tasks = pair_continuations(chat.tokenizer, PAIRS)
-    found = sweep(chat, tasks, [MANY[3], dealt, [], Dealt((MANY[6],))], budget=budget)
-    by_hand = [naive(chat, [pair], dealt.settings[number % 3])[0] for number, pair in enumerate(PAIRS)]
+    found = sweep(chat, tasks, [MANY[3], alternating, [], Alternating((MANY[6],))], budget=budget)
+    by_hand = [naive(chat, [pair], alternating.settings[number % 3])[0] for number, pair in enumerate(PAIRS)]
     close(found[1], torch.stack(by_hand))
     close(found[[0, 2, 3]], torch.stack([naive(chat, PAIRS, setting) for setting in (MANY[3], [], MANY[6])]))
 

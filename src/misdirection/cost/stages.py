@@ -106,7 +106,9 @@ def _ablated(subject: Subject) -> Iterator[Piece]:
 
 def _controls(subject: Subject, start: int) -> list[Line]:
     seeds = subject.config.random_seeds
-    return [Line(start, dealt=seeds)] if subject.config.random_controls == "dealt" else [Line(start)] * seeds
+    return (
+        [Line(start, alternating=seeds)] if subject.config.random_controls == "alternating" else [Line(start)] * seeds
+    )
 
 
 def _cell(subject: Subject, name: str, target: str, lines: Sequence[Line], questions: int) -> Piece:

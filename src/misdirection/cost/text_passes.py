@@ -32,11 +32,11 @@ class Line:
 
     Attributes:
         start: the block up to which it changes nothing; -1 when it changes all.
-        dealt: how many different settings the tasks meet.
+        alternating: how many different settings the tasks meet.
     """
 
     start: int
-    dealt: int = 1
+    alternating: int = 1
 
 
 def plain(chat: ChatModel) -> list[Line]:
@@ -77,7 +77,7 @@ def _scored(group: Sequence[Continuations], lines: Sequence[Line], blocks: int) 
     prompts = [task.prompt for task in group]
     shared, longest = shared_start(prompts, own=2), max(map(len, prompts))
     if shared:
-        yield Pass(sum(min(line.dealt, len(group)) for line in lines), shared, blocks=blocks)
+        yield Pass(sum(min(line.alternating, len(group)) for line in lines), shared, blocks=blocks)
     rows, answers = len(lines) * len(group), len(group[0].answers)
     yield Pass(rows, longest - 1 - shared, shared, blocks=blocks)
     columns = max(len(answer) for task in group for answer in task.answers)

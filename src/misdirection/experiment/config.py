@@ -118,8 +118,8 @@ class ExperimentConfig(Section):
     damage: DamageConfig = DamageConfig()
     random_seeds: int = Field(3, ge=1)
     """Random directions beside every intervention."""
-    random_controls: Literal["every", "dealt"] = "every"
-    """`every` question is measured under each random direction; or they are `dealt` out, one to a question, in turn."""
+    random_controls: Literal["every", "alternating"] = "every"
+    """`every` question meets each random direction; or, `alternating`, each question meets one of them, in turn."""
     extraction: ExtractionConfig = ExtractionConfig()
     steering: SteeringConfig | None = None
     ablation: AblationConfig | None = None

@@ -266,9 +266,9 @@ def _randoms(one: _Experiment, vector: Tensor) -> list[Tensor]:
 
 
 def _controls(one: _Experiment, key: str, beside: Cell, randoms: Sequence[Intervention]) -> list[Cell]:
-    """The random directions beside a cell: each on every question, or dealt out over the questions."""
-    if one.config.random_controls == "dealt":
-        return [replace(beside, key=key.format("dealt"), interventions=tuple(randoms))]
+    """The random directions beside a cell: each on every question, or each question with one, in turn."""
+    if one.config.random_controls == "alternating":
+        return [replace(beside, key=key.format("alternating"), interventions=tuple(randoms))]
     return [replace(beside, key=key.format(seed), interventions=(each,)) for seed, each in enumerate(randoms)]
 
 

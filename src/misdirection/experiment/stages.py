@@ -31,7 +31,7 @@ from misdirection.files import read_json, write_json
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import Intervention, described
 from misdirection.likelihood.margin import pair_continuations, text_continuations
-from misdirection.likelihood.sweep import Dealt, sweep
+from misdirection.likelihood.sweep import Alternating, sweep
 from misdirection.models.loading import ChatModel
 from misdirection.organisms.recipe import Recipe
 from misdirection.progress import track, track_steps
@@ -119,7 +119,7 @@ def _measure(
     sets: dict[str, list[ProbePair]],
     neutral: Sequence[Example],
     label: str,
-    settings: Sequence[Setting | Dealt] = ((),),
+    settings: Sequence[Setting | Alternating] = ((),),
 ) -> list[pd.DataFrame]:
     """By setting, one row per pair and per neutral text: set, id, theme, misaligned, aligned.
 
@@ -228,8 +228,8 @@ def _measure_cells(
     folders: Folders,
 ) -> None:
     wanted = [cells[stage] for stage in folders]
-    dealt = [Dealt(tuple([each] for each in cell.interventions)) for cell in wanted]
-    frames = _measure(place.chat(wanted[0].target), {"general": pairs}, neutral, label, dealt)
+    controls = [Alternating(tuple([each] for each in cell.interventions)) for cell in wanted]
+    frames = _measure(place.chat(wanted[0].target), {"general": pairs}, neutral, label, controls)
     for folder, frame in zip(folders.values(), frames, strict=True):
         frame.to_parquet(folder / "margins.parquet")
 

@@ -51,9 +51,7 @@ class InterventionFigures(Figures):
 def measure_shift(chat: ChatModel, pairs: Sequence[ProbePair]) -> ModelFigures:
     """Margin, AUROC and loss; for a model with an adapter also the margin's shift and the damage against the base."""
     (own,), (own_loss,) = _scores(chat, pairs, "model")
-    figures = ModelFigures(
-        margin=bootstrap(_margin(own)), auc=auc(*own.T.tolist()), neutral_loss=bootstrap(own_loss)
-    )
+    figures = ModelFigures(margin=bootstrap(_margin(own)), auc=auc(*own.T.tolist()), neutral_loss=bootstrap(own_loss))
     if not chat.adapter:
         return figures
     with chat.as_base():

@@ -1,4 +1,4 @@
-"""Log-probabilities of given answers, without and with interventions, many settings at once.
+"""Log-probabilities of given answers under many settings at once, on shared key-value caches.
 
 What all prompts begin with runs once, then the rest of each prompt, then its answers, each on the key-value cache of
 what ran before; the language-model head runs only where it predicts an answer's token. In a sweep, all rows of a batch
@@ -23,18 +23,18 @@ from misdirection.models.layers import text_config
 from misdirection.models.loading import ChatModel
 
 TOKEN_BUDGET = 2048
-"""Padded tokens in one batch: large enough to keep a processor busy, small enough for a laptop."""
+"""Padded tokens in one batch of forward passes: large enough to keep a processor busy, small enough for a laptop."""
 
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Continuations:
-    """Some continuations of one prompt that are to be scored.
+    """Answers to one prompt that are to be scored.
 
     Attributes:
         prompt: the prompt's ids; at least two.
-        answers: each continuation's ids.
+        answers: each answer's ids.
     """
 
     prompt: tuple[int, ...]
@@ -42,94 +42,95 @@ class Continuations:
 
     @property
     def length(self) -> int:
-        """Tokens that a pass over this task must hold: every answer is a row with the whole prompt in its cache."""
+        """Tokens that a pass must hold: every answer is a row with the whole prompt in its cache."""
         return len(self.answers) * (len(self.prompt) + max(len(answer) for answer in self.answers))
 
 
 def log_probs(
-    chat: ChatModel, tasks: Sequence[Continuations], *, budget: int = TOKEN_BUDGET, progress: Progress | None = None
+    chat: ChatModel, prompts: Sequence[Continuations], *, budget: int = TOKEN_BUDGET, progress: Progress | None = None
 ) -> Tensor:
-    """Mean-token log-probability of every answer, [tasks, answers], float64.
+    """Mean-token log-probability of every answer, [prompts, answers], float64.
 
-    Each task must have the same number of answers. `progress` is told the number of tasks done.
+    Each prompt must have the same number of answers. `progress` is told the number of prompts done.
     """
-    return sweep(chat, tasks, [()], budget=budget, progress=progress)[0]
+    return sweep(chat, prompts, [()], budget=budget, progress=progress)[0]
 
 
 @dataclass(frozen=True)
-class Dealt:
-    """Settings dealt out over the tasks in turn: the first to the first task, ..., and from the start again."""
+class Alternating:
+    """Settings that prompts meet in turn, one each: the first prompt the first, ..., and from the start again."""
 
     settings: tuple[Setting, ...]
 
-    def of(self, task: int) -> Setting:
-        """The setting of one task, by its number."""
-        return self.settings[task % len(self.settings)]
+    def of(self, prompt: int) -> Setting:
+        """The setting of one prompt, by its number."""
+        return self.settings[prompt % len(self.settings)]
 
 
 @torch.inference_mode()
 def sweep(
     chat: ChatModel,
-    tasks: Sequence[Continuations],
-    settings: Sequence[Setting | Dealt],
+    prompts: Sequence[Continuations],
+    settings: Sequence[Setting | Alternating],
     *,
     budget: int = TOKEN_BUDGET,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Mean-token log-probability of every answer under every setting, [settings, tasks, answers], float64.
+    """Mean-token log-probability of every answer under every setting, [settings, prompts, answers], float64.
 
     A setting is a list of interventions; the empty one is the model as it is. A row's result does not depend on the
-    rows beside it, up to the rounding of batched products. `progress` is told the number of (setting, task) done.
+    rows beside it, up to the rounding of batched products. `progress` is told the number of (setting, prompt) done.
+
+    Raises `InputError` for an intervention on a layer that the model has not, or of another width.
     """
-    for one in settings:
-        for setting in one.settings if isinstance(one, Dealt) else (one,):
-            # Before a pass is begun at the layer that a setting names.
-            for intervention in setting:
-                check(intervention, len(chat.layers), chat.width)
-    result = torch.empty(len(settings), len(tasks), len(tasks[0].answers), dtype=torch.float64)
-    for numbers in batches([task.length for task in tasks], _row_budget(chat, tasks, budget)):
-        group = [tasks[number] for number in numbers]
-        lines = [[one.of(n) if isinstance(one, Dealt) else one for n in numbers] for one in settings]
-        for chosen, scores in _sweep_group(chat, group, lines, budget):
+    lines = [setting if isinstance(setting, Alternating) else Alternating((setting,)) for setting in settings]
+    # A pass is begun at the layer that a setting names, so that the layer must be known to be there.
+    for intervention in (each for line in lines for setting in line.settings for each in setting):
+        check(intervention, len(chat.layers), chat.width)
+    result = torch.empty(len(lines), len(prompts), len(prompts[0].answers), dtype=torch.float64)
+    for numbers in batches([prompt.length for prompt in prompts], _row_budget(chat, prompts, budget)):
+        group = [prompts[number] for number in numbers]
+        grid = [[line.of(number) for number in numbers] for line in lines]
+        for chosen, scores in _sweep_group(chat, group, grid, budget):
             result[torch.tensor(chosen).unsqueeze(-1), torch.tensor(numbers)] = scores
             if progress:
                 progress(len(chosen) * len(numbers))
     return result
 
 
-def _row_budget(chat: ChatModel, tasks: Sequence[Continuations], budget: int) -> int:
-    """One task at a time where padding inside a sliding-window cache would push real tokens out of the window."""
+def _row_budget(chat: ChatModel, prompts: Sequence[Continuations], budget: int) -> int:
+    """One prompt at a time where padding inside a sliding-window cache would push real tokens out of the window."""
     window = getattr(chat.model.config.get_text_config(), "sliding_window", None)
-    return 1 if window and max(task.length for task in tasks) > window else budget
+    return 1 if window and max(prompt.length for prompt in prompts) > window else budget
 
 
 Line = list[Setting]
-"""What is done to each task of a group."""
+"""The setting of each prompt of a group."""
 
 
 def _sweep_group(
-    chat: ChatModel, tasks: list[Continuations], lines: list[Line], budget: int
+    chat: ChatModel, prompts: list[Continuations], lines: list[Line], budget: int
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Numbers of lines and their scores, [these lines, tasks, answers], batch by batch."""
+    """Numbers of lines and their scores, [these lines, prompts, answers], batch by batch."""
     starts = [min(_start(setting, len(chat.layers)) for setting in line) for line in lines]
     order = sorted(range(len(lines)), key=lambda number: starts[number])
-    size = max(1, budget // (len(tasks) * max(task.length for task in tasks)))
+    size = max(1, budget // (len(prompts) * max(prompt.length for prompt in prompts)))
     chunks = [order[first : first + size] for first in range(0, len(order), size)]
     memory = _Memory(chat, sorted({starts[chunk[0]] for chunk in chunks} - {-1}))
     if memory.pays([starts[chunk[0]] for chunk in chunks for _line in chunk]):
-        _score(chat, tasks, [[()] * len(tasks)], memory.recording)
+        _score(chat, prompts, [[()] * len(prompts)], memory.recording)
     for chunk in chunks:
-        yield chunk, _score(chat, tasks, [lines[number] for number in chunk], memory.resuming(starts[chunk[0]]))
+        yield chunk, _score(chat, prompts, [lines[number] for number in chunk], memory.resuming(starts[chunk[0]]))
 
 
 def _start(setting: Setting, layers: int) -> int:
     """The block up to which this setting changes nothing that blocks compute; -1 when it changes all."""
-    return min((first_block(one) for one in setting), default=layers - 1)
+    return min(map(first_block, setting), default=layers - 1)
 
 
 @dataclass
 class _Memory:
-    """What some blocks gave in each phase (0 the shared start, 1 the prompts, 2 the answers) of one group of tasks."""
+    """Outputs of some blocks in each phase (0 the shared start, 1 the prompts, 2 the answers) of a group of prompts."""
 
     chat: ChatModel
     layers: list[int]
@@ -145,13 +146,13 @@ class _Memory:
 
     @contextlib.contextmanager
     def recording(self, phase: int, _rows: int) -> Iterator[None]:
-        """Keep what the blocks give."""
+        """Keeps the blocks' outputs."""
         with record(self.chat, self.layers) as kept:
             yield
         self.phases[phase] = kept
 
     def resuming(self, layer: int) -> Phase:
-        """Begin each pass with what block `layer` gave, if it was recorded; the rows come again for each line."""
+        """Begins each pass with what block `layer` gave, if it was recorded; the rows come again for each line."""
 
         def phase(number: int, rows: int) -> contextlib.AbstractContextManager[None]:
             if layer not in self.phases.get(number, {}):
@@ -161,26 +162,26 @@ class _Memory:
         return phase
 
 
-def _score(chat: ChatModel, tasks: list[Continuations], lines: list[Line], phase: Phase) -> Tensor:
-    """[lines, tasks, answers]. Rows are by line, then by task, then by answer."""
-    answers = len(tasks[0].answers)
-    rows = [(setting, task) for line in lines for setting, task in zip(line, tasks, strict=True)]
-    settings, starts = [setting for setting, _ in rows], [len(task.prompt) for _, task in rows]
-    shared = shared_start([task.prompt for task in tasks], own=2)
+def _score(chat: ChatModel, prompts: list[Continuations], lines: list[Line], phase: Phase) -> Tensor:
+    """[lines, prompts, answers]. Rows are by line, then by prompt, then by answer."""
+    answers = len(prompts[0].answers)
+    rows = [(setting, asked) for line in lines for setting, asked in zip(line, prompts, strict=True)]
+    settings, starts = [setting for setting, _ in rows], [len(asked.prompt) for _, asked in rows]
+    shared = shared_start([asked.prompt for asked in prompts], own=2)
     passes = Passes(chat, phase)
     if shared:
-        passes.run_start(tasks[0].prompt[:shared], settings)
-    passes.run(1, chat.decoder, Rows([task.prompt[shared:-1] for _, task in rows], settings, starts))
+        passes.run_start(prompts[0].prompt[:shared], settings)
+    passes.run(1, chat.decoder, Rows([asked.prompt[shared:-1] for _, asked in rows], settings, starts))
     passes.select([number for number in range(len(rows)) for _ in range(answers)])
     # The last prompt token goes with the answers: it predicts their first token.
     last = Rows(
-        [(task.prompt[-1], *answer[:-1]) for _, task in rows for answer in task.answers],
+        [(asked.prompt[-1], *answer[:-1]) for _, asked in rows for answer in asked.answers],
         [setting for setting in settings for _ in range(answers)],
         [start for start in starts for _ in range(answers)],
     )
     output, real = passes.run(2, chat.model, last)
-    targets, _ = pad([answer for _, task in rows for answer in task.answers], 0, chat.device)
-    return _mean_log_prob(output.logits, targets, real).view(len(lines), len(tasks), answers).cpu()
+    targets, _ = pad([answer for _, asked in rows for answer in asked.answers], 0, chat.device)
+    return _mean_log_prob(output.logits, targets, real).view(len(lines), len(prompts), answers).cpu()
 
 
 def _mean_log_prob(logits: Tensor, answers: Tensor, mask: Tensor) -> Tensor:
