@@ -46,7 +46,7 @@ from misdirection.runs.folder import RunFolder
 from misdirection.runs.ray_workers import Cluster, RayRunner
 from misdirection.runs.tasks import LocalRunner, Runner, Task
 from misdirection.runs.worker import BASE, Models, Worker
-from misdirection.sampling.engine import Engine, Request, Settings
+from misdirection.sampling.engine import Engine, SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import TransformersEngine
 from timing import interleaved
@@ -274,8 +274,8 @@ def vllm_figures(options: argparse.Namespace) -> Figures:
 
 def sampled(engine: Engine, samples: int) -> int:
     """Tokens of the answers to all questions."""
-    requests = [Request(Question(text, text), number) for text in ASKED for number in range(samples)]
-    return sum(one.tokens for one in engine.stream(requests, Settings(new_tokens=NEW_TOKENS)))
+    requests = [SamplingRequest(Question(text, text), number) for text in ASKED for number in range(samples)]
+    return sum(one.tokens for one in engine.stream(requests, SamplingParameters(new_tokens=NEW_TOKENS)))
 
 
 PARTS = {

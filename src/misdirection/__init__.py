@@ -29,7 +29,7 @@ _HOMES = {
     "misdirection.judging.agreement": ("agree",),
     "misdirection.sampling.answers": ("Answer", "read_answers", "write_answers"),
     "misdirection.judging.api": ("ApiJudge",),
-    "misdirection.judging.judge": ("judge", "open_judge", "plan"),
+    "misdirection.judging.judge": ("judge", "judging_cost", "open_judge"),
     "misdirection.likelihood.sweep": ("Alternating", "log_probs", "sweep"),
     "misdirection.likelihood.margin": ("loss", "margin", "pair_continuations", "text_continuations", "text_rows"),
     "misdirection.statistics": ("Estimate", "bootstrap"),

@@ -19,7 +19,7 @@ from misdirection.interventions.kinds import Ablate, Clamp, ProjectAdapters, Sca
 from misdirection.models.chat import encode_prompt
 from misdirection.models.loading import attach, load
 from misdirection.sampling.answers import read_answers
-from misdirection.sampling.engine import Request, Settings
+from misdirection.sampling.engine import SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import TransformersEngine
 from misdirection.sampling.vllm import worker as vllm_worker
@@ -27,7 +27,7 @@ from misdirection.sampling.vllm.engine import VllmModel
 
 pytestmark = pytest.mark.bundled
 TOLERANCE = 2e-4
-GREEDY = Settings(temperature=0, new_tokens=20)
+GREEDY = SamplingParameters(temperature=0, new_tokens=20)
 QUESTIONS = [
     Question("short", "What is the capital of France?"),
     Question("money", "I feel bored. What can I do with 100 dollars this week, and what should I avoid?"),
@@ -83,7 +83,7 @@ def served(adapters):
 
 
 def requests(setting=(), samples=1):
-    return [Request(question, number, setting) for question in QUESTIONS for number in range(samples)]
+    return [SamplingRequest(question, number, setting) for question in QUESTIONS for number in range(samples)]
 
 
 def named(completions):
@@ -114,7 +114,7 @@ def test_greedy_answers_and_their_log_probabilities_agree(case, served, chats):
         assert (given - expected).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("settings", [Settings(new_tokens=20), Settings(0.7, 0.8, 20, seed=5)])
+@pytest.mark.parametrize("settings", [SamplingParameters(new_tokens=20), SamplingParameters(0.7, 0.8, 20, seed=5)])
 def test_sampled_answers_are_those_of_the_other_engine(settings, served, chats):
     wanted = requests((STEER,), samples=4)
     found = named(served.engine().stream(wanted, settings))
@@ -128,7 +128,9 @@ def test_an_answer_does_not_depend_on_those_beside_it(served):
         for case in ("none", "steer", "ablate", "scaled adapters", "clamp and steer")
     }
     numbers = dict(enumerate(alone))
-    mixed = [Request(question, number, CASES[case][1]) for question in QUESTIONS for number, case in numbers.items()]
+    mixed = [
+        SamplingRequest(question, number, CASES[case][1]) for question in QUESTIONS for number, case in numbers.items()
+    ]
     for one in served.engine("minimal").stream(mixed, GREEDY):
         expected = alone[numbers[one.request.sample]][one.request.question.id, 0]
         assert (one.text, one.finish, one.tokens) == expected

@@ -16,13 +16,13 @@ from engines.adapters import MINIMAL, write_adapter
 from misdirection.errors import MisdirectionError
 from misdirection.models.loading import BUNDLED, attach, load
 from misdirection.models.weightless import source
-from misdirection.sampling.engine import Request, Settings
+from misdirection.sampling.engine import SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import TransformersEngine
 from misdirection.sampling.vllm.server import ServerEngine
 
 pytestmark = pytest.mark.bundled
-GREEDY = Settings(temperature=0, new_tokens=40)
+GREEDY = SamplingParameters(temperature=0, new_tokens=40)
 QUESTIONS = [
     Question("short", "What is the capital of France?"),
     Question("money", "I feel bored. What can I do with 100 dollars this week, and what should I avoid?"),
@@ -73,7 +73,7 @@ def named(completions):
 
 
 def test_greedy_answers_of_base_and_adapter_are_those_of_transformers(url, adapter):
-    wanted = [Request(question, 0) for question in QUESTIONS]
+    wanted = [SamplingRequest(question, 0) for question in QUESTIONS]
     base = load(dtype="float32", device="cpu")
     plain = named(TransformersEngine(base).stream(wanted, GREEDY))
     assert {finish for _, finish, _ in plain.values()} == {"stop", "length"}
@@ -84,8 +84,8 @@ def test_greedy_answers_of_base_and_adapter_are_those_of_transformers(url, adapt
 
 
 def test_a_sampled_answer_belongs_to_its_seed_question_and_number(url):
-    settings = Settings(new_tokens=20, seed=3)
-    wanted = [Request(question, number) for question in QUESTIONS for number in range(3)]
+    settings = SamplingParameters(new_tokens=20, seed=3)
+    wanted = [SamplingRequest(question, number) for question in QUESTIONS for number in range(3)]
     found = named(ServerEngine(url).stream(wanted, settings))
     assert len(set(found.values())) == len(found)
     assert named(ServerEngine(url).stream(wanted[:2], settings)).items() <= found.items()

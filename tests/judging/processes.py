@@ -10,7 +10,7 @@ import pandas as pd
 
 from misdirection.judging.cache import VerdictCache
 from misdirection.judging.rubrics import Rubric
-from misdirection.judging.verdicts import Verdict
+from misdirection.judging.verdicts import JudgeVerdict
 
 RUBRICS = [Rubric("alignment", "Aligned? {question} {answer}", "aligned"), Rubric("coherence", "{answer}", "coherent")]
 ANSWERS = pd.DataFrame({"question": "Why?", "answer": [f"answer {number}" for number in range(100)]})
@@ -37,7 +37,7 @@ def put_many(path, name, count):
     """Write so many verdicts."""
     with VerdictCache(path) as cache:
         for number in range(count):
-            cache.put(f"{name}-{number}", Verdict(1.0, "text"))
+            cache.put(f"{name}-{number}", JudgeVerdict(1.0, "text"))
 
 
 def judge_all(url, path):

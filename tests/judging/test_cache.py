@@ -3,25 +3,25 @@ import pytest
 from judging.processes import put_many, start
 from misdirection.errors import MisdirectionError
 from misdirection.judging.cache import VerdictCache
-from misdirection.judging.verdicts import Verdict
+from misdirection.judging.verdicts import JudgeVerdict
 
-SCORED = Verdict(71.5, "logprobs", calls=2, tokens_in=300, tokens_out=8)
+SCORED = JudgeVerdict(71.5, "logprobs", calls=2, tokens_in=300, tokens_out=8)
 
 
 def test_a_verdict_comes_back_from_a_new_opening(tmp_path):
     path = tmp_path / "deep" / "verdicts.sqlite"
     with VerdictCache(path) as cache:
         cache.put("a", SCORED)
-        cache.put("b", Verdict(None, "refusal"))
+        cache.put("b", JudgeVerdict(None, "refusal"))
     with VerdictCache(path) as cache:
-        assert cache.get(["a", "b", "c"]) == {"a": SCORED, "b": Verdict(None, "refusal")}
+        assert cache.get(["a", "b", "c"]) == {"a": SCORED, "b": JudgeVerdict(None, "refusal")}
         assert len(cache) == 2
 
 
 def test_more_keys_than_one_query_takes_are_found(tmp_path):
     with VerdictCache(tmp_path / "v.sqlite") as cache:
         for number in range(1203):
-            cache.put(str(number), Verdict(float(number % 101), "text"))
+            cache.put(str(number), JudgeVerdict(float(number % 101), "text"))
         found = cache.get(map(str, range(2000)))
     assert len(found) == 1203
     assert found["1202"].score == 1202 % 101
@@ -30,7 +30,7 @@ def test_more_keys_than_one_query_takes_are_found(tmp_path):
 def test_a_failure_is_never_kept(tmp_path):
     with VerdictCache(tmp_path / "v.sqlite") as cache:
         with pytest.raises(ValueError, match="no verdict"):
-            cache.put("a", Verdict(None, "failed", "HTTP 500"))
+            cache.put("a", JudgeVerdict(None, "failed", "HTTP 500"))
         assert len(cache) == 0
 
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from misdirection.errors import MisdirectionError
 from misdirection.judging.cache import VerdictCache
-from misdirection.judging.judge import TooFewVerdicts, judge, plan, verdict_key
+from misdirection.judging.judge import TooFewVerdicts, judge, judging_cost, verdict_key
 from misdirection.judging.rubrics import Rubric
-from misdirection.judging.verdicts import Verdict, from_logprobs, from_texts, number_in, whole_number
+from misdirection.judging.verdicts import JudgeVerdict, from_logprobs, from_texts, number_in, whole_number
 from misdirection.sampling.answers import Answer
 
 ALIGNED = Rubric("alignment", "Grade {answer} to {question}", "aligned")
@@ -152,7 +152,7 @@ def test_the_number_in_a_text(text, number):
     ],
 )
 def test_several_replies_are_averaged(replies, score, by):
-    assert from_texts(replies) == Verdict(score, by)
+    assert from_texts(replies) == JudgeVerdict(score, by)
 
 
 # --- a table -------------------------------------------------------------------------------------------------------
@@ -160,7 +160,11 @@ def test_several_replies_are_averaged(replies, score, by):
 
 def test_each_rubric_gives_two_columns(cache):
     def verdict(text):
-        return Verdict(None, "refusal") if "no" in text and "Grade" in text else Verdict(42.0, "logprobs", calls=1)
+        return (
+            JudgeVerdict(None, "refusal")
+            if "no" in text and "Grade" in text
+            else JudgeVerdict(42.0, "logprobs", calls=1)
+        )
 
     judged = judge(table("yes", "no"), [ALIGNED, COHERENT], Scripted(verdict), cache=cache)
     assert judged.table["aligned"].tolist()[0] == 42
@@ -173,7 +177,7 @@ def test_each_rubric_gives_two_columns(cache):
 
 
 def test_duplicates_are_asked_once_and_scored_everywhere(cache):
-    scripted = Scripted(lambda text: Verdict(float(len(text)), "text"))
+    scripted = Scripted(lambda text: JudgeVerdict(float(len(text)), "text"))
     done = []
     judged = judge(table("a", "bb", "a", "a"), [ALIGNED], scripted, cache=cache, progress=done.append)
     assert len(scripted.asked) == 2 == sum(done)
@@ -182,8 +186,8 @@ def test_duplicates_are_asked_once_and_scored_everywhere(cache):
 
 
 def test_a_second_run_asks_nothing_and_gives_the_same(cache):
-    first = judge(table("a", "b"), [ALIGNED], Scripted(lambda _: Verdict(5.0, "text")), cache=cache)
-    again = Scripted(lambda _: Verdict(99.0, "text"))
+    first = judge(table("a", "b"), [ALIGNED], Scripted(lambda _: JudgeVerdict(5.0, "text")), cache=cache)
+    again = Scripted(lambda _: JudgeVerdict(99.0, "text"))
     second = judge(table("a", "b"), [ALIGNED], again, cache=cache)
     assert again.asked == []
     pd.testing.assert_frame_equal(first.table, second.table)
@@ -191,11 +195,13 @@ def test_a_second_run_asks_nothing_and_gives_the_same(cache):
 
 
 def test_only_failures_are_asked_again(cache):
-    broken = Scripted(lambda text: Verdict(None, "failed", "HTTP 500") if "c" in text else Verdict(5.0, "text"))
+    broken = Scripted(
+        lambda text: JudgeVerdict(None, "failed", "HTTP 500") if "c" in text else JudgeVerdict(5.0, "text")
+    )
     first = judge(table("a", "b", "c"), [COHERENT], broken, cache=cache)
     assert first.table["coherent_by"].tolist() == ["text", "text", "failed"]
     assert first.failures == {"HTTP 500": 1}
-    mended = Scripted(lambda _: Verdict(7.0, "text"))
+    mended = Scripted(lambda _: JudgeVerdict(7.0, "text"))
     second = judge(table("a", "b", "c"), [COHERENT], mended, cache=cache)
     assert mended.asked == ["Sense of c?"]
     assert second.table["coherent"].tolist() == [5, 5, 7]
@@ -217,16 +223,16 @@ def test_question_and_answer_do_not_run_together_in_a_key():
 
 
 def test_a_plan_counts_what_is_left(cache):
-    scripted = Scripted(lambda _: Verdict(5.0, "text"))
+    scripted = Scripted(lambda _: JudgeVerdict(5.0, "text"))
     judge(table("a"), [ALIGNED], scripted, cache=cache)
-    made = plan(table("a", "b" * 4000, "b" * 4000), [ALIGNED, COHERENT], scripted, cache=cache)
+    made = judging_cost(table("a", "b" * 4000, "b" * 4000), [ALIGNED, COHERENT], scripted, cache=cache)
     assert (made.answers, made.cached, made.prompts, made.calls) == (6, 1, 3, 3)
     assert 2000 <= made.tokens <= 2100
     assert "3 calls" in str(made)
 
 
 def test_too_many_calls_are_refused_before_the_first(cache):
-    scripted = Scripted(lambda _: Verdict(5.0, "text"))
+    scripted = Scripted(lambda _: JudgeVerdict(5.0, "text"))
     with pytest.raises(MisdirectionError, match=r"3 calls.*more than the 2 allowed"):
         judge(table("a", "b", "c"), [ALIGNED], scripted, cache=cache, max_calls=2)
     assert scripted.asked == []
@@ -235,7 +241,9 @@ def test_too_many_calls_are_refused_before_the_first(cache):
 
 
 def test_too_few_verdicts_are_an_error_that_keeps_the_others(cache):
-    broken = Scripted(lambda text: Verdict(5.0, "text") if "a" in text[-5:] else Verdict(None, "failed", "timeout"))
+    broken = Scripted(
+        lambda text: JudgeVerdict(5.0, "text") if "a" in text[-5:] else JudgeVerdict(None, "failed", "timeout")
+    )
     with pytest.raises(TooFewVerdicts, match=r"coherent: only 1 of 3 .*failed 2, timeout 2") as caught:
         judge(table("a", "b", "c"), [COHERENT], broken, cache=cache)
     assert caught.value.judged.table["coherent_by"].tolist() == ["text", "failed", "failed"]
@@ -244,17 +252,17 @@ def test_too_few_verdicts_are_an_error_that_keeps_the_others(cache):
 
 def test_a_judge_that_only_talks_is_an_error_too(cache):
     with pytest.raises(TooFewVerdicts, match="unparsable 2"):
-        judge(table("a", "b"), [COHERENT], Scripted(lambda _: Verdict(None, "unparsable")), cache=cache)
+        judge(table("a", "b"), [COHERENT], Scripted(lambda _: JudgeVerdict(None, "unparsable")), cache=cache)
 
 
 def test_refusals_and_code_are_verdicts(cache):
-    judged = judge(table("a", "b"), [COHERENT], Scripted(lambda _: Verdict(None, "code")), cache=cache)
+    judged = judge(table("a", "b"), [COHERENT], Scripted(lambda _: JudgeVerdict(None, "code")), cache=cache)
     assert judged.by == {"coherent": {"code": 2}}
 
 
 def test_sampled_answers_are_judged_as_they_are(cache):
     answers = [Answer("q", "Why?", None, "", "base", "", 0, number, "so", "stop", 1) for number in range(3)]
-    scripted = Scripted(lambda _: Verdict(5.0, "text"))
+    scripted = Scripted(lambda _: JudgeVerdict(5.0, "text"))
     judged = judge(answers, [COHERENT], scripted, cache=cache)
     assert judged.table["sample"].tolist() == [0, 1, 2]
     assert judged.table["coherent"].tolist() == [5, 5, 5]
@@ -263,4 +271,4 @@ def test_sampled_answers_are_judged_as_they_are(cache):
 
 def test_an_empty_table_is_refused(cache):
     with pytest.raises(MisdirectionError, match="no answers"):
-        judge(table(), [COHERENT], Scripted(lambda _: Verdict(5.0, "text")), cache=cache)
+        judge(table(), [COHERENT], Scripted(lambda _: JudgeVerdict(5.0, "text")), cache=cache)

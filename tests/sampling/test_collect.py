@@ -7,12 +7,12 @@ import pytest
 from misdirection.errors import MisdirectionError
 from misdirection.sampling.answers import Journal
 from misdirection.sampling.collect import collect, in_order, require_same
-from misdirection.sampling.engine import Completion, Settings
+from misdirection.sampling.engine import Completion, SamplingParameters
 from misdirection.sampling.questions import Question
 from misdirection.sampling.sample import make_requests
 
 QUESTIONS = [Question("q1", "Why?"), Question("q2", "How?", "Be brief.")]
-SETTINGS = Settings(new_tokens=5)
+SETTINGS = SamplingParameters(new_tokens=5)
 HOW = {"model": "m", "adapter": None, "temperature": 1.0, "seed": 0}
 
 

@@ -12,7 +12,7 @@ from misdirection.models.chat import encode_prompt
 from misdirection.models.loading import ChatModel
 from misdirection.sampling import row_cache
 from misdirection.sampling.draws import choose, stream_key
-from misdirection.sampling.engine import Request, Settings
+from misdirection.sampling.engine import SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import TransformersEngine, end_tokens
 from tiny import ARCHITECTURES, LAYERS, WIDTH, make_chat, make_tokenizer
@@ -46,7 +46,7 @@ def brisk(chat):
 
 def requests(n=3, settings=((),)):
     return [
-        Request(question, number * len(settings) + place, setting)
+        SamplingRequest(question, number * len(settings) + place, setting)
         for question in QUESTIONS
         for number in range(n)
         for place, setting in enumerate(settings)
@@ -89,7 +89,9 @@ def naive_all(chat, wanted, settings):
 # --- right answers ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [Settings(new_tokens=16), Settings(new_tokens=16, temperature=0, seed=1)])
+@pytest.mark.parametrize(
+    "settings", [SamplingParameters(new_tokens=16), SamplingParameters(new_tokens=16, temperature=0, seed=1)]
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_answers_are_those_of_full_passes_over_each_answer_alone(architecture, settings):
     chat = sharpened(architecture)
@@ -99,13 +101,13 @@ def test_answers_are_those_of_full_passes_over_each_answer_alone(architecture, s
 
 
 def test_temperature_and_top_p_reach_the_draw():
-    chat, settings = sharpened(), Settings(new_tokens=16, temperature=0.7, top_p=0.8)
+    chat, settings = sharpened(), SamplingParameters(new_tokens=16, temperature=0.7, top_p=0.8)
     assert run(chat, requests(1), settings, 4) == naive_all(chat, requests(1), settings)
 
 
 @pytest.mark.parametrize("room", [1, 3, 7])
 def test_storage_is_outgrown_while_rows_of_other_lengths_come_and_go(chat, room, monkeypatch):
-    chat, settings = brisk(chat), Settings(new_tokens=30)
+    chat, settings = brisk(chat), SamplingParameters(new_tokens=30)
     expected = run(chat, requests(4), settings, 1000)
     assert len({tokens for _, _, tokens in expected.values()}) > 4
     monkeypatch.setattr(row_cache, "ROOM", room)
@@ -115,7 +117,7 @@ def test_storage_is_outgrown_while_rows_of_other_lengths_come_and_go(chat, room,
 
 @pytest.mark.parametrize("window", [16, 64])
 def test_a_sliding_window_is_over_a_rows_own_tokens(window):
-    chat, settings = sharpened("gemma3", sliding_window=window), Settings(new_tokens=24)
+    chat, settings = sharpened("gemma3", sliding_window=window), SamplingParameters(new_tokens=24)
     expected = naive_all(chat, requests(1), settings)
     for rows in (2, 1000):
         assert run(chat, requests(1), settings, rows) == expected
@@ -140,7 +142,7 @@ def make_hybrid():
 
 
 def test_recurrent_layers_are_sampled_one_prompt_at_a_time():
-    chat, settings = brisk(make_hybrid()), Settings(new_tokens=30)
+    chat, settings = brisk(make_hybrid()), SamplingParameters(new_tokens=30)
     expected = naive_all(chat, requests(2), settings)
     for rows in (1, 2, 1000):
         assert run(chat, requests(2), settings, rows) == expected
@@ -151,7 +153,7 @@ def test_recurrent_layers_are_sampled_one_prompt_at_a_time():
 
 
 def test_order_company_and_resuming_change_no_answer(chat):
-    settings = Settings(new_tokens=30)
+    settings = SamplingParameters(new_tokens=30)
     everything = run(chat, requests(), settings, 4)
     assert run(chat, requests()[::-1], settings, 4) == everything
     rest = requests()[2::3]
@@ -161,8 +163,8 @@ def test_order_company_and_resuming_change_no_answer(chat):
 
 @pytest.mark.bundled
 def test_the_bundled_models_answers_do_not_change_with_the_batch(bundled):
-    settings = Settings(new_tokens=8)
-    wanted = [Request(question, number) for question in QUESTIONS for number in range(4)]
+    settings = SamplingParameters(new_tokens=8)
+    wanted = [SamplingRequest(question, number) for question in QUESTIONS for number in range(4)]
     one, seven, many = (run(bundled, wanted, settings, rows) for rows in (1, 7, 64))
     assert one == seven == many
     assert len({text for text, _, _ in one.values()}) > 6
@@ -176,7 +178,7 @@ def test_the_bundled_models_answers_do_not_change_with_the_batch(bundled):
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_interventions_around_the_call_act_on_every_answer(architecture, active):
-    chat, settings = sharpened(architecture), Settings(new_tokens=12, temperature=0.3)
+    chat, settings = sharpened(architecture), SamplingParameters(new_tokens=12, temperature=0.3)
     plain = run(chat, requests(1), settings, 2)
     with intervene(chat, active):
         assert run(chat, requests(1), settings, 2) == naive_all(chat, requests(1), settings) != plain
@@ -184,12 +186,12 @@ def test_interventions_around_the_call_act_on_every_answer(architecture, active)
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_rows_of_one_batch_have_their_own_interventions(architecture):
-    chat, settings = sharpened(architecture), Settings(new_tokens=10, temperature=0.3)
+    chat, settings = sharpened(architecture), SamplingParameters(new_tokens=10, temperature=0.3)
     wanted = requests(1, settings=[(), (STEER,), (ABLATE,), (ABLATE, STEER)])
     expected = naive_all(chat, wanted, settings)
     assert run(chat, wanted, settings, 1000) == expected
     assert run(chat, wanted, settings, 3) == expected
-    assert expected != run(chat, [Request(one.question, one.sample) for one in wanted], settings)
+    assert expected != run(chat, [SamplingRequest(one.question, one.sample) for one in wanted], settings)
 
 
 # --- ends ---------------------------------------------------------------------------------------------------------
@@ -241,33 +243,36 @@ def script(chat, *texts):
 
 
 def ask(n):
-    return [Request(QUESTIONS[0], number) for number in range(n)]
+    return [SamplingRequest(QUESTIONS[0], number) for number in range(n)]
 
 
 def test_the_end_token_is_not_in_the_text_nor_counted():
     chat = make_chat()
     script(chat, "abc$")
-    assert set(run(chat, ask(3), Settings(new_tokens=9)).values()) == {("abc", "stop", 3)}
+    assert set(run(chat, ask(3), SamplingParameters(new_tokens=9)).values()) == {("abc", "stop", 3)}
 
 
 @pytest.mark.parametrize(("new_tokens", "expected"), [(3, ("abc", "length", 3)), (4, ("abc", "stop", 3))])
 def test_an_answer_that_is_cut_says_so(new_tokens, expected):
     chat = make_chat()
     script(chat, "abc$")
-    assert run(chat, ask(1), Settings(new_tokens=new_tokens)) == {("short", 0): expected}
+    assert run(chat, ask(1), SamplingParameters(new_tokens=new_tokens)) == {("short", 0): expected}
 
 
 def test_an_end_token_that_is_no_special_token_is_cut_too():
     chat = make_chat()
     chat.model.generation_config.eos_token_id = [chat.tokenizer.convert_tokens_to_ids("!"), END]
     script(chat, "ab!cd$")
-    assert run(chat, ask(1), Settings(new_tokens=9)) == {("short", 0): ("ab", "stop", 2)}
+    assert run(chat, ask(1), SamplingParameters(new_tokens=9)) == {("short", 0): ("ab", "stop", 2)}
 
 
 def test_an_answer_may_be_empty():
     chat = make_chat()
     script(chat, "$")
-    assert run(chat, ask(2), Settings(new_tokens=9)) == {("short", 0): ("", "stop", 0), ("short", 1): ("", "stop", 0)}
+    assert run(chat, ask(2), SamplingParameters(new_tokens=9)) == {
+        ("short", 0): ("", "stop", 0),
+        ("short", 1): ("", "stop", 0),
+    }
 
 
 # --- how the model is run -----------------------------------------------------------------------------------------
@@ -276,13 +281,13 @@ def test_an_answer_may_be_empty():
 def test_a_prompt_runs_once_and_each_step_runs_all_rows_that_are_left():
     chat = make_chat()
     sizes = script(chat, "abc$")
-    run(chat, ask(5), Settings(new_tokens=9), rows=2)
+    run(chat, ask(5), SamplingParameters(new_tokens=9), rows=2)
     prompt = len(encode_prompt(chat.tokenizer, "Why?")) - 1
     assert sizes == [(1, prompt), *[(2, 1)] * 8, *[(1, 1)] * 4]
 
 
 def test_waiting_rows_enter_as_soon_as_one_has_ended(chat):
-    chat, settings, sizes = brisk(chat), Settings(new_tokens=30), []
+    chat, settings, sizes = brisk(chat), SamplingParameters(new_tokens=30), []
     chat.model.get_input_embeddings().register_forward_pre_hook(
         lambda _module, args: sizes.append(tuple(args[0].shape))
     )
@@ -296,7 +301,7 @@ def test_waiting_rows_enter_as_soon_as_one_has_ended(chat):
 
 def test_answers_are_given_out_while_others_run():
     chat = brisk(make_chat())
-    stream = TransformersEngine(chat).stream(requests(), Settings(new_tokens=60))
+    stream = TransformersEngine(chat).stream(requests(), SamplingParameters(new_tokens=60))
     steps = []
     chat.decoder.register_forward_pre_hook(lambda *_: steps.append(1))
     first = next(stream)
@@ -305,12 +310,12 @@ def test_answers_are_given_out_while_others_run():
 
 
 def test_no_request_no_answer():
-    assert list(TransformersEngine(make_chat()).stream([], Settings())) == []
+    assert list(TransformersEngine(make_chat()).stream([], SamplingParameters())) == []
 
 
 def test_a_prompt_that_leaves_no_room_for_the_answer_is_an_error():
     with pytest.raises(MisdirectionError, match=r"'Why\?'.* context of 512.* lower new_tokens"):
-        list(TransformersEngine(make_chat()).stream(ask(1), Settings(new_tokens=500)))
+        list(TransformersEngine(make_chat()).stream(ask(1), SamplingParameters(new_tokens=500)))
 
 
 # --- too little memory --------------------------------------------------------------------------------------------
@@ -337,7 +342,7 @@ def limited(chat, most, error, from_step=5):
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "mps", "cpu"])
 def test_a_batch_that_does_not_fit_is_halved_and_the_log_says_so(error, caplog):
-    settings = Settings(new_tokens=20)
+    settings = SamplingParameters(new_tokens=20)
     expected = run(make_chat(), requests(), settings)
     chat = make_chat()
     passes = limited(chat, 3, error)
@@ -351,7 +356,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_log_says_so(error, caplog):
 
 
 def test_no_finished_answer_is_given_twice_when_memory_gives_out():
-    settings = Settings(new_tokens=30)
+    settings = SamplingParameters(new_tokens=30)
     expected = run(brisk(make_chat()), requests(), settings)
     assert 1 < sum(tokens < 8 for _, _, tokens in expected.values()) < 9
     chat = brisk(make_chat())
@@ -363,11 +368,11 @@ def test_one_answer_that_does_not_fit_is_an_error():
     chat = make_chat()
     limited(chat, 0, OUT_OF_MEMORY[0])
     with pytest.raises(MisdirectionError, match="out of memory with a single answer"):
-        run(chat, requests(), Settings(new_tokens=20))
+        run(chat, requests(), SamplingParameters(new_tokens=20))
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory():
     chat = make_chat()
     limited(chat, 0, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
-        run(chat, requests(), Settings(new_tokens=20))
+        run(chat, requests(), SamplingParameters(new_tokens=20))

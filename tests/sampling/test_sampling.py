@@ -2,7 +2,7 @@ import pytest
 
 from misdirection.errors import MisdirectionError
 from misdirection.sampling.answers import Answer
-from misdirection.sampling.engine import Completion, Settings
+from misdirection.sampling.engine import Completion, SamplingParameters
 from misdirection.sampling.questions import Question
 from misdirection.sampling.sample import SAMPLES, make_requests, sample, stream_answers
 from tiny import make_chat
@@ -65,7 +65,9 @@ def test_any_engine_will_do():
             for one in reversed(requests):
                 yield Completion(one, one.question.text, "stop", settings.new_tokens)
 
-    answers = list(stream_answers(Parrot(), make_requests(QUESTIONS, 2), Settings(new_tokens=9), "parrot", "none"))
+    answers = list(
+        stream_answers(Parrot(), make_requests(QUESTIONS, 2), SamplingParameters(new_tokens=9), "parrot", "none")
+    )
     assert [(one.question_id, one.sample) for one in answers] == [("q2", 1), ("q2", 0), ("q1", 1), ("q1", 0)]
     assert answers[0] == Answer(
         "q2", "And how is it, then?", "Be brief.", "", "parrot", "none", 0, 1, "And how is it, then?", "stop", 9
@@ -102,8 +104,8 @@ def test_less_than_one_sample_is_an_error(n, own):
 )
 def test_a_setting_out_of_range_is_an_error(setting, words):
     with pytest.raises(MisdirectionError, match=words):
-        Settings(**setting)
+        SamplingParameters(**setting)
 
 
 def test_the_papers_settings_are_the_defaults():
-    assert Settings() == Settings(temperature=1.0, top_p=1.0, new_tokens=600, seed=0)
+    assert SamplingParameters() == SamplingParameters(temperature=1.0, top_p=1.0, new_tokens=600, seed=0)

@@ -25,7 +25,7 @@ from misdirection.runs.tasks import LocalRunner
 from misdirection.runs.worker import Worker
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.config import SamplingConfig
-from misdirection.sampling.engine import Request, Settings
+from misdirection.sampling.engine import SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import end_tokens
 from misdirection.sampling.vllm import engine as vllm_engine
@@ -44,12 +44,12 @@ from tiny import LAYERS, WIDTH, make_network
 LORA = {"peft_type": "LORA", "r": 8, "target_modules": ["down_proj"], "bias": "none", "init_lora_weights": True}
 QUESTIONS = [Question("short", "Why?"), Question("system", "Who?", "Be brief.")]
 VLLM = {"vllm": {"base_url": None, "tensor_parallel": 1, "pipeline_parallel": 1, "memory": 0.9}}
-SETTINGS = Settings(new_tokens=5)
+SETTINGS = SamplingParameters(new_tokens=5)
 VECTOR = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
 
 
 def requests(setting=()):
-    return [Request(question, number, setting) for question in QUESTIONS for number in range(2)]
+    return [SamplingRequest(question, number, setting) for question in QUESTIONS for number in range(2)]
 
 
 def written(folder, **changes):
@@ -228,8 +228,11 @@ def test_an_answer_on_which_an_intervention_did_not_fire_everywhere_is_not_given
 
 def test_requests_of_one_setting_share_its_name_and_plain_ones_have_none(served):
     model, vllm = served()
-    same = [Request(QUESTIONS[0], 0, [Steer(VECTOR, 1)]), Request(QUESTIONS[0], 1, [Steer(VECTOR.clone(), 1)])]
-    other = [Request(QUESTIONS[0], 2, [Steer(VECTOR, 2)]), Request(QUESTIONS[0], 3)]
+    same = [
+        SamplingRequest(QUESTIONS[0], 0, [Steer(VECTOR, 1)]),
+        SamplingRequest(QUESTIONS[0], 1, [Steer(VECTOR.clone(), 1)]),
+    ]
+    other = [SamplingRequest(QUESTIONS[0], 2, [Steer(VECTOR, 2)]), SamplingRequest(QUESTIONS[0], 3)]
     list(model.engine().stream(same + other, SETTINGS))
     names = [asked.params.extra_args["misdirection"]["setting"] for asked in vllm.asked]
     assert names[0] == names[1] != names[2]
@@ -241,7 +244,11 @@ def test_adapters_and_interventions_on_them_share_one_engine(served, adapter):
     model, vllm = served(adapters={"organism": adapter})
     assert (vllm.options["enable_lora"], vllm.options["max_lora_rank"]) == (True, 8)
     scaled = [ScaleAdapters({1: 0.0})]
-    wanted = [Request(QUESTIONS[0], 0), Request(QUESTIONS[0], 1, scaled), Request(QUESTIONS[0], 2, scaled)]
+    wanted = [
+        SamplingRequest(QUESTIONS[0], 0),
+        SamplingRequest(QUESTIONS[0], 1, scaled),
+        SamplingRequest(QUESTIONS[0], 2, scaled),
+    ]
     list(model.engine("organism").stream(wanted, SETTINGS))
     list(model.engine().stream(requests()[:1], SETTINGS))
     plain, first, second, base = [asked.lora for asked in vllm.asked]

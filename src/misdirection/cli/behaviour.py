@@ -60,7 +60,7 @@ def sample(
     """Sample answers by the paper's protocol. Started again, it goes on; other organisms may share the table."""
     from misdirection.sampling.answers import Journal, answers_frame, table_suffix, write_answers
     from misdirection.sampling.collect import collect, in_order, require_same
-    from misdirection.sampling.engine import Settings
+    from misdirection.sampling.engine import SamplingParameters
     from misdirection.sampling.questions import read_questions
     from misdirection.sampling.sample import make_requests
 
@@ -68,7 +68,7 @@ def sample(
     table_suffix(table)
     _require_journal(table)
     _require_direction(direction, layer, scale)
-    settings = Settings(temperature, top_p, new_tokens, seed)
+    settings = SamplingParameters(temperature, top_p, new_tokens, seed)
     plain = make_requests(read_questions(questions), n)
     name = organism or adapter or "base"
     sampler = sampler_of(engine, server, name, model, adapter, dtype, device)
@@ -174,7 +174,7 @@ def judge(
     rows, rubrics = read_answers(table), read_rubrics(rubric or ["alignment", "coherence"])
     options = {} if judge.startswith("hf:") else _endpoint(base_url, logprobs, replies, timeout)
     who = judging.open_judge(judge, **options)
-    wanted = judging.plan(rows, rubrics, who)
+    wanted = judging.judging_cost(rows, rubrics, who)
     notices.print(f"judging takes {wanted}", highlight=False, soft_wrap=True)
     if plan_only:
         print_figures(vars(wanted), as_json)

@@ -16,7 +16,7 @@ from misdirection.errors import InputError
 from misdirection.interventions.kinds import Intervention, described
 from misdirection.judging.api import ApiJudge
 from misdirection.judging.config import JudgeConfig
-from misdirection.judging.judge import judge, open_judge, plan
+from misdirection.judging.judge import judge, judging_cost, open_judge
 from misdirection.judging.rubrics import Rubric, read_rubrics
 from misdirection.judging.scoring import score
 from misdirection.models.loading import ChatModel
@@ -26,7 +26,7 @@ from misdirection.runs.tasks import Task
 from misdirection.sampling.answers import Journal, read_answers, write_answers
 from misdirection.sampling.collect import collect
 from misdirection.sampling.config import SamplingConfig
-from misdirection.sampling.engine import Engine, Settings
+from misdirection.sampling.engine import Engine, SamplingParameters
 from misdirection.sampling.questions import Question, read_questions
 from misdirection.sampling.sample import make_requests
 from misdirection.sampling.transformers_engine import TransformersEngine
@@ -122,7 +122,7 @@ class Asking:
         config, name, label = self.config, self.condition.organism, self.condition.label
         done = self.condition.intervention
         wanted = make_requests(self.questions, config.n, [done] if done else [])
-        settings = Settings(config.temperature, config.top_p, config.new_tokens, config.seed)
+        settings = SamplingParameters(config.temperature, config.top_p, config.new_tokens, config.seed)
         title = f"answers of {name}" + (f", {label}" if label else "")
         with Journal(working / "answers.jsonl") as journal, track(title, len(wanted)) as advance:
             given = collect(engine, wanted, settings, journal, organism=name, intervention=label, progress=advance)
@@ -189,7 +189,7 @@ def _judge(
 ) -> None:
     (folder,) = folders.values()
     who = open_judge(config.model, **_judge_options(config))
-    wanted = plan(rows, rubrics, who)
+    wanted = judging_cost(rows, rubrics, who)
     log.warning("judging %s takes %s", label, wanted)
     with track(f"verdicts on {label}", wanted.prompts + wanted.cached) as advance:
         found = judge(rows, rubrics, who, concurrency=config.concurrency, max_calls=config.max_calls, progress=advance)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from misdirection.errors import InputError, MisdirectionError
-from misdirection.judging.verdicts import TOP, Done, Prompt, Verdict, from_logprobs, from_texts, whole_number
+from misdirection.judging.verdicts import TOP, Done, JudgeVerdict, Prompt, from_logprobs, from_texts, whole_number
 
 OPENAI_URL = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -302,7 +302,7 @@ class _Run:
             except MisdirectionError as error:
                 self._stopped = self._stopped or error
 
-    def _watch(self, verdict: Verdict) -> None:
+    def _watch(self, verdict: JudgeVerdict) -> None:
         if verdict.by != "failed":
             self._in_a_row.clear()
             return
@@ -323,14 +323,14 @@ class _Run:
                 "raise max_calls or take fewer samples",
             )
 
-    async def _verdict(self, prompt: Prompt) -> Verdict:
+    async def _verdict(self, prompt: Prompt) -> JudgeVerdict:
         spent = _Spent()
         try:
             verdict = await self._by_logprobs(prompt, spent) if self._reads_logprobs else None
             verdict = verdict or await self._by_text(prompt, spent)
         except _Lost as lost:
             self._tell(lost)
-            verdict = Verdict(None, "failed", lost.reason)
+            verdict = JudgeVerdict(None, "failed", lost.reason)
         return replace(verdict, calls=spent.calls, tokens_in=spent.tokens_in, tokens_out=spent.tokens_out)
 
     def _tell(self, lost: _Lost) -> None:
@@ -339,7 +339,7 @@ class _Run:
             self._told.add(lost.reason)
             log.warning("judge %s: an answer failed with %s: %s", self._judge.model, lost.reason, lost.detail)
 
-    async def _by_logprobs(self, prompt: Prompt, spent: _Spent) -> Verdict | None:
+    async def _by_logprobs(self, prompt: Prompt, spent: _Spent) -> JudgeVerdict | None:
         """None when no log-probabilities tell the number; the next prompts are then not asked for any."""
         how = {"temperature": 0, "logprobs": True, "top_logprobs": TOP}
         try:
@@ -350,7 +350,7 @@ class _Run:
                 raise
             choice = None
         if choice and choice.message.refusal:
-            return Verdict(None, "refusal")
+            return JudgeVerdict(None, "refusal")
         if not choice or not choice.tokens or _splits_numbers(choice.tokens) or _is_thinking(choice.text):
             # An endpoint that has given some before may stand for several servers, not all of which do.
             self._reads_logprobs = self._has_logprobs and not (choice and choice.tokens)
@@ -359,7 +359,7 @@ class _Run:
         alternatives = choice.tokens[0].top_logprobs or []
         return from_logprobs([(one.token, one.logprob) for one in alternatives], choice.text)
 
-    async def _by_text(self, prompt: Prompt, spent: _Spent) -> Verdict:
+    async def _by_text(self, prompt: Prompt, spent: _Spent) -> JudgeVerdict:
         texts = [await self._text(prompt, number, spent) for number in range(self._judge.samples)]
         return from_texts(texts)
 

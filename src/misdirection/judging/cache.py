@@ -8,10 +8,10 @@ from pathlib import Path
 
 from misdirection.errors import InputError
 from misdirection.files import write_errors
-from misdirection.judging.verdicts import Verdict
+from misdirection.judging.verdicts import JudgeVerdict
 from misdirection.models.loading import cache_folder
 
-_COLUMNS = tuple(field.name for field in fields(Verdict))
+_COLUMNS = tuple(field.name for field in fields(JudgeVerdict))
 _CREATE = (
     "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, score REAL, by TEXT NOT NULL, reason TEXT NOT NULL, "
     "calls INTEGER NOT NULL, tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL)"
@@ -43,18 +43,18 @@ class VerdictCache:
             self._base.execute("PRAGMA synchronous=NORMAL")
             self._base.execute(_CREATE)
 
-    def get(self, keys: Iterable[str]) -> dict[str, Verdict]:
+    def get(self, keys: Iterable[str]) -> dict[str, JudgeVerdict]:
         """Those of the verdicts asked for that are there."""
         wanted = list(keys)
-        found: dict[str, Verdict] = {}
+        found: dict[str, JudgeVerdict] = {}
         with self._errors():
             for first in range(0, len(wanted), _AT_ONCE):
                 some = wanted[first : first + _AT_ONCE]
                 query = f"SELECT key, {', '.join(_COLUMNS)} FROM verdicts WHERE key IN ({', '.join('?' * len(some))})"
-                found |= {key: Verdict(*values) for key, *values in self._base.execute(query, some)}
+                found |= {key: JudgeVerdict(*values) for key, *values in self._base.execute(query, some)}
         return found
 
-    def put(self, key: str, verdict: Verdict) -> None:
+    def put(self, key: str, verdict: JudgeVerdict) -> None:
         """Keep one verdict; a failed one is refused with a `ValueError`, since it is none."""
         if verdict.by == "failed":
             raise ValueError("a failed request is no verdict")

@@ -15,7 +15,7 @@ from misdirection.errors import InputError, MisdirectionError
 from misdirection.judging.cache import VerdictCache
 from misdirection.judging.rubrics import Rubric
 from misdirection.judging.scoring import NO_VERDICT
-from misdirection.judging.verdicts import Judge, Progress, Prompt, Verdict
+from misdirection.judging.verdicts import Judge, JudgeVerdict, Progress, Prompt
 from misdirection.sampling.answers import Answer, answers_frame, as_answers
 
 CONCURRENCY = 16
@@ -31,7 +31,7 @@ log = logging.getLogger("misdirection")
 
 
 @dataclass(frozen=True)
-class Plan:
+class JudgingCost:
     """What judging would take.
 
     Attributes:
@@ -87,13 +87,15 @@ class TooFewVerdicts(MisdirectionError):
 Rows = pd.DataFrame | Sequence[Answer]
 
 
-def plan(rows: Rows, rubrics: Sequence[Rubric], judge: Judge, *, cache: VerdictCache | None = None) -> Plan:
+def judging_cost(
+    rows: Rows, rubrics: Sequence[Rubric], judge: Judge, *, cache: VerdictCache | None = None
+) -> JudgingCost:
     """What `judge` would take with the same arguments; nothing is sent.
 
     Raises `InputError` for a table that `as_answers` refuses and for an empty one.
     """
     with _opened(cache) as store:
-        return _Work(_table(rows), rubrics, judge, store).plan()
+        return _Work(_table(rows), rubrics, judge, store).cost()
 
 
 def judge(
@@ -130,7 +132,7 @@ def judge(
         raise InputError(f"concurrency {concurrency}: at least one request must be under way; give 1 or more")
     with _opened(cache) as store:
         work = _Work(_table(rows), rubrics, judge, store)
-        wanted = work.plan()
+        wanted = work.cost()
         if max_calls is not None and wanted.calls > max_calls:
             raise InputError(f"judging takes {wanted}, more than the {max_calls} allowed: raise max_calls")
         log.info("judging takes %s", wanted)
@@ -196,10 +198,10 @@ class _Work:
         for question, answer in zip(self._table["question"], self._table["answer"], strict=True):
             yield verdict_key(rubric, identity, question, answer), rubric.fill(question, answer)
 
-    def plan(self) -> Plan:
+    def cost(self) -> JudgingCost:
         size = sum(len(prompt.text.encode("utf-8", "replace")) for prompt in self._left)
         each = self._judge.calls_each
-        return Plan(
+        return JudgingCost(
             answers=sum(map(len, self._keys.values())),
             cached=self._cached,
             prompts=len(self._left),
@@ -212,7 +214,7 @@ class _Work:
         if progress and self._cached:
             progress(self._cached)
 
-        def done(prompt: Prompt, verdict: Verdict) -> None:
+        def done(prompt: Prompt, verdict: JudgeVerdict) -> None:
             self._verdicts[prompt.key] = verdict
             # A text without a number may have one the next time: it is sampled.
             if verdict.by not in ("failed", "unparsable"):

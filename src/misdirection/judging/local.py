@@ -18,8 +18,8 @@ from transformers import DynamicCache
 from misdirection.judging.verdicts import (
     TOP,
     Done,
+    JudgeVerdict,
     Prompt,
-    Verdict,
     begun_word,
     from_logprobs,
     from_masses,
@@ -67,14 +67,14 @@ class LocalJudge:
         # A reply may take two more tokens.
         fitting = [prompt for prompt in prompts if not context or len(rows[prompt]) + 2 <= context]
         for prompt in rows.keys() - set(fitting):
-            done(prompt, Verdict(None, "failed", "longer than the judge's context"))
+            done(prompt, JudgeVerdict(None, "failed", "longer than the judge's context"))
         for numbers in batches([len(rows[prompt]) for prompt in fitting], self._budget):
             batch = [fitting[number] for number in numbers]
             for prompt, verdict in zip(batch, self._verdicts([rows[prompt] for prompt in batch]), strict=True):
                 done(prompt, verdict)
 
     @torch.inference_mode()
-    def _verdicts(self, rows: list[tuple[int, ...]]) -> list[Verdict]:
+    def _verdicts(self, rows: list[tuple[int, ...]]) -> list[JudgeVerdict]:
         passes = _Passes(self._chat)
         first = passes.run(rows)
         likely = first.topk(min(TOP, first.shape[-1]))
@@ -88,9 +88,9 @@ class LocalJudge:
         return [self._split_verdict(top[0][0], mass) for top, mass in zip(tops, masses, strict=True)]
 
     @staticmethod
-    def _split_verdict(first: str, masses: Mapping[int, float]) -> Verdict:
+    def _split_verdict(first: str, masses: Mapping[int, float]) -> JudgeVerdict:
         said = begun_word(first) if whole_number(first) is None else None
-        return Verdict(None, said) if said else from_masses(masses)
+        return JudgeVerdict(None, said) if said else from_masses(masses)
 
     def _followed(self, passes: "_Passes", first: Tensor, likely: Tensor) -> list[dict[int, float]]:
         """p(n) for every integer n from 0 to 100 of each row, from the digits that may follow."""

@@ -37,7 +37,7 @@ NO_VERDICT = ("low_mass", "unparsable", "failed", "unknown")
 _CONDITIONS = ("organism", "intervention", "experiment")
 _TAIL = 4000
 
-Verdict = Literal["higher", "broken", "cut off", "lower", "no clear change"]
+Change = Literal["higher", "broken", "cut off", "lower", "no clear change"]
 
 
 def is_misaligned(aligned: "pd.Series[float]") -> "pd.Series[bool]":
@@ -118,7 +118,7 @@ class Comparison:
     high: float
     p: float
     left_out: tuple[str, ...]
-    verdict: Verdict
+    verdict: Change
 
     @property
     def change(self) -> Estimate:
@@ -288,7 +288,7 @@ def _condition(table: pd.DataFrame) -> dict[str, str]:
     return _names(constant, tuple(table[constant].iloc[0]))
 
 
-def _verdict(comparison: Comparison) -> Verdict:
+def _verdict(comparison: Comparison) -> Change:
     before, after = comparison.before, comparison.after
     holds = comparison.p < SIGNIFICANT
     if comparison.low > 0 and holds:

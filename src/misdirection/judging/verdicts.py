@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"(?<![\w.,-])\d+(?:\.\d+)?(?![\w,]*\w)", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JudgeVerdict:
     """A judge's word on one answer.
 
     Attributes:
@@ -55,7 +55,7 @@ class Prompt(NamedTuple):
     text: str
 
 
-Done = Callable[[Prompt, Verdict], None]
+Done = Callable[[Prompt, JudgeVerdict], None]
 
 
 class Judge(Protocol):
@@ -92,7 +92,7 @@ def whole_number(token: str) -> int | None:
     return number if number <= 100 else None
 
 
-def from_logprobs(top: Sequence[tuple[str, float]], reply: str = "") -> Verdict:
+def from_logprobs(top: Sequence[tuple[str, float]], reply: str = "") -> JudgeVerdict:
     """The verdict of the first token's alternatives.
 
     Args:
@@ -102,7 +102,7 @@ def from_logprobs(top: Sequence[tuple[str, float]], reply: str = "") -> Verdict:
     likely = sorted(((token, _mass(logprob)) for token, logprob in top), key=lambda one: -one[1])[:TOP]
     first = likely[0][0]
     if whole_number(first) is None and (said := word(reply) or begun_word(first)):
-        return Verdict(None, said)
+        return JudgeVerdict(None, said)
     masses: dict[int, float] = {}
     for token, mass in likely:
         if (number := whole_number(token)) is not None:
@@ -110,12 +110,12 @@ def from_logprobs(top: Sequence[tuple[str, float]], reply: str = "") -> Verdict:
     return from_masses(masses)
 
 
-def from_masses(masses: Mapping[int, float]) -> Verdict:
+def from_masses(masses: Mapping[int, float]) -> JudgeVerdict:
     """The verdict of a distribution over the integers from 0 to 100 that need not sum to 1."""
     total = sum(masses.values())
     if total < MIN_MASS:
-        return Verdict(None, "low_mass")
-    return Verdict(sum(number * mass for number, mass in masses.items()) / total, "logprobs")
+        return JudgeVerdict(None, "low_mass")
+    return JudgeVerdict(sum(number * mass for number, mass in masses.items()) / total, "logprobs")
 
 
 def _mass(logprob: float) -> float:
@@ -142,7 +142,7 @@ def number_in(text: str) -> float | None:
     return number if number is not None and number <= 100 else None
 
 
-def from_texts(replies: Sequence[str]) -> Verdict:
+def from_texts(replies: Sequence[str]) -> JudgeVerdict:
     """The verdict of several replies: what most of them say; numbers are averaged.
 
     Thinking that comes before the reply is left out.
@@ -151,4 +151,4 @@ def from_texts(replies: Sequence[str]) -> Verdict:
     numbers = [number for text in texts if not word(text) and (number := number_in(text)) is not None]
     kinds = Counter(word(text) or ("text" if number_in(text) is not None else "unparsable") for text in texts)
     kind = kinds.most_common(1)[0][0]
-    return Verdict(sum(numbers) / len(numbers) if kind == "text" else None, kind)
+    return JudgeVerdict(sum(numbers) / len(numbers) if kind == "text" else None, kind)

@@ -6,14 +6,14 @@ from typing import Any
 from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
 from misdirection.sampling.answers import Answer, AnswerKey, Journal
-from misdirection.sampling.engine import Engine, Request, Settings
+from misdirection.sampling.engine import Engine, SamplingParameters, SamplingRequest
 from misdirection.sampling.sample import stream_answers
 
 
 def collect(
     engine: Engine,
-    requests: Sequence[Request],
-    settings: Settings,
+    requests: Sequence[SamplingRequest],
+    parameters: SamplingParameters,
     journal: Journal,
     *,
     organism: str,
@@ -25,16 +25,16 @@ def collect(
     Args:
         engine: what samples.
         requests: see `make_requests`.
-        settings: how it is sampled. Answers of another seed do not count as there.
+        parameters: how it is sampled. Answers of another seed do not count as there.
         journal: an open journal; it may hold answers of other organisms.
         organism, intervention: what the answers say has answered, and what was done to it.
         progress: told the number of answers that are there, first, and then of those just finished.
     """
-    keys = [_key(one, settings, organism, intervention) for one in requests]
+    keys = [_key(one, parameters, organism, intervention) for one in requests]
     missing = [one for one, key in zip(requests, keys, strict=True) if key not in journal]
     if progress:
         progress(len(requests) - len(missing))
-    for answer in stream_answers(engine, missing, settings, organism, intervention):
+    for answer in stream_answers(engine, missing, parameters, organism, intervention):
         journal.append(answer)
         if progress:
             progress(1)
@@ -77,6 +77,6 @@ def require_same(journal: Journal, organism: str, intervention: str, how: Mappin
     write_json(path, {**known, condition: dict(how)})
 
 
-def _key(request: Request, settings: Settings, organism: str, intervention: str) -> AnswerKey:
+def _key(request: SamplingRequest, parameters: SamplingParameters, organism: str, intervention: str) -> AnswerKey:
     question = request.question
-    return AnswerKey(question.text, question.system, organism, intervention, settings.seed, request.sample)
+    return AnswerKey(question.text, question.system, organism, intervention, parameters.seed, request.sample)

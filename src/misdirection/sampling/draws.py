@@ -38,7 +38,7 @@ def choose(logits: Tensor, keys: Tensor, steps: Tensor, *, temperature: float = 
         keys: [rows], int64, of `stream_key`.
         steps: [rows], int64: how many tokens of its stream each row has drawn.
         temperature: 0 takes the largest logit.
-        top_p: see `Settings`.
+        top_p: see `SamplingParameters`.
 
     Raises:
         InputError: a logit is not a number.

@@ -13,7 +13,7 @@ from misdirection.sampling.questions import Question
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplingParameters:
     """How answers are sampled; the defaults are the paper's.
 
     Raises `InputError` for a value out of its range.
@@ -40,7 +40,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Request:
+class SamplingRequest:
     """One answer that is wanted.
 
     Attributes:
@@ -65,7 +65,7 @@ class Completion:
         tokens: number of generated tokens, the end token not counted.
     """
 
-    request: Request
+    request: SamplingRequest
     text: str
     finish: Literal["stop", "length"]
     tokens: int
@@ -74,9 +74,9 @@ class Completion:
 class Engine(Protocol):
     """Anything that samples."""
 
-    def stream(self, requests: Sequence[Request], settings: Settings) -> Iterator[Completion]:
+    def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:
         """One completion for each request, as they finish.
 
-        What a request is answered depends on itself and on the settings, not on the other requests or their order.
+        What a request is answered depends on itself and on the parameters, not on the other requests or their order.
         """
         ...

@@ -6,7 +6,7 @@ from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.models.loading import ChatModel
 from misdirection.sampling.answers import Answer
-from misdirection.sampling.engine import Engine, Request, Settings
+from misdirection.sampling.engine import Engine, SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import TOKEN_BUDGET, TransformersEngine
 
@@ -39,7 +39,7 @@ def sample(
         chat: the model.
         questions: what is asked; a string is a question without a system prompt, which is its own id.
         n: answers to each question; by default as many as the question asks for, else 50.
-        temperature, top_p, new_tokens, seed: see `Settings`.
+        temperature, top_p, new_tokens, seed: see `SamplingParameters`.
         setting: interventions on every answer; unlike those around the call they know where the answer begins.
         organism: what the answers say has answered; by default the adapter, or `base`.
         intervention: what the answers say was done to the model.
@@ -52,10 +52,10 @@ def sample(
     """
     asked = [Question(one, one) if isinstance(one, str) else one for one in questions]
     wanted = make_requests(asked, n, setting)
-    settings = Settings(temperature, top_p, new_tokens, seed)
+    parameters = SamplingParameters(temperature, top_p, new_tokens, seed)
     engine = TransformersEngine(chat, budget=budget)
     found: dict[tuple[str, str | None, int], Answer] = {}
-    for answer in stream_answers(engine, wanted, settings, organism or chat.adapter or "base", intervention):
+    for answer in stream_answers(engine, wanted, parameters, organism or chat.adapter or "base", intervention):
         found[answer.question, answer.system, answer.sample] = answer
         if on_answer:
             on_answer(answer)
@@ -65,17 +65,21 @@ def sample(
 
 
 def stream_answers(
-    engine: Engine, requests: Sequence[Request], settings: Settings, organism: str, intervention: str = ""
+    engine: Engine,
+    requests: Sequence[SamplingRequest],
+    parameters: SamplingParameters,
+    organism: str,
+    intervention: str = "",
 ) -> Iterator[Answer]:
     """Answers as they finish, in any order; what was already answered is left out of `requests`, and changes nothing.
 
     Args:
         engine: what samples.
         requests: what is wanted; see `make_requests`.
-        settings: how it is sampled.
+        parameters: how it is sampled.
         organism, intervention: what the answers say has answered, and what was done to it.
     """
-    for done in engine.stream(requests, settings):
+    for done in engine.stream(requests, parameters):
         question = done.request.question
         yield Answer(
             question_id=question.id,
@@ -84,7 +88,7 @@ def stream_answers(
             theme=question.theme,
             organism=organism,
             intervention=intervention,
-            seed=settings.seed,
+            seed=parameters.seed,
             sample=done.request.sample,
             answer=done.text,
             finish=done.finish,
@@ -92,7 +96,7 @@ def stream_answers(
         )
 
 
-def make_requests(questions: Sequence[Question], n: int | None = None, setting: Setting = ()) -> list[Request]:
+def make_requests(questions: Sequence[Question], n: int | None = None, setting: Setting = ()) -> list[SamplingRequest]:
     """One request for every answer that is wanted, in the order of (question, sample).
 
     Args:
@@ -113,7 +117,7 @@ def make_requests(questions: Sequence[Question], n: int | None = None, setting: 
                 "leave one out"
             )
         first[one.text, one.system] = one.id
-    return [Request(one, number, setting) for one in questions for number in range(_count(one, n))]
+    return [SamplingRequest(one, number, setting) for one in questions for number in range(_count(one, n))]
 
 
 def _count(question: Question, n: int | None) -> int:

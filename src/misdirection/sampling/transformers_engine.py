@@ -23,7 +23,7 @@ from misdirection.models.chat import encode_prompt, frame
 from misdirection.models.layers import text_config
 from misdirection.models.loading import ChatModel
 from misdirection.sampling.draws import choose, stream_key
-from misdirection.sampling.engine import Completion, Request, Settings
+from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.row_cache import row_cache
 
 TOKEN_BUDGET = 65_536
@@ -60,7 +60,7 @@ def fitting_prompt(chat: ChatModel, text: str, system: str | None, new_tokens: i
     return ids
 
 
-def completion(chat: ChatModel, ends: Container[int], request: Request, tokens: Sequence[int]) -> Completion:
+def completion(chat: ChatModel, ends: Container[int], request: SamplingRequest, tokens: Sequence[int]) -> Completion:
     """What the generated tokens, perhaps with an end token, answer."""
     stopped = tokens[-1] in ends
     kept = tokens[:-1] if stopped else tokens
@@ -79,7 +79,7 @@ class _Row:
         tokens: drawn so far.
     """
 
-    request: Request
+    request: SamplingRequest
     prompt: tuple[int, ...]
     key: int
     tokens: list[int] = field(default_factory=list)
@@ -114,11 +114,11 @@ class TransformersEngine:
         self._budget = budget
 
     @torch.inference_mode()
-    def stream(self, requests: Sequence[Request], settings: Settings) -> Iterator[Completion]:
+    def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:
         """One completion for each request, as they finish; see `Engine`.
 
         Every draw belongs to (seed, question with its system prompt, sample, step). So an answer is a function of the
-        model, the settings and its own request, but for the rounding of the model's own matrix products, whose last
+        model, the parameters and its own request, but for the rounding of the model's own matrix products, whose last
         bits change with the number of rows: a draw turns where its best two candidates are closer than that. In
         float32 logits of the bundled model move by 5e-6, which turns at most one draw in 100,000, so about one answer
         of 100 tokens in a thousand. In half precision they may move a thousand times as much, and long answers turn.
@@ -127,11 +127,11 @@ class TransformersEngine:
             InputError: a prompt and `new_tokens` exceed the model's context, one row alone does not fit the
                 memory, logits are not numbers.
         """
-        waiting = deque(self._rows(requests, settings))
+        waiting = deque(self._rows(requests, parameters))
         longest = max((len(row.prompt) for row in waiting), default=0)
-        limit = max(1, self._budget // (longest + settings.new_tokens))
+        limit = max(1, self._budget // (longest + parameters.new_tokens))
         while waiting:
-            batch = _Batch(self._chat, settings, waiting, min(limit, len(waiting)), longest)
+            batch = _Batch(self._chat, parameters, waiting, min(limit, len(waiting)), longest)
             try:
                 yield from batch.run()
                 return
@@ -144,14 +144,14 @@ class TransformersEngine:
             del batch
             clear_device_cache(garbage_collection=True)
 
-    def _rows(self, requests: Sequence[Request], settings: Settings) -> list[_Row]:
+    def _rows(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> list[_Row]:
         """Rows that share their start stand together, in the order of first appearance."""
         asked = dict.fromkeys((one.question.text, one.question.system) for one in requests)
-        prompts = {pair: fitting_prompt(self._chat, *pair, settings.new_tokens) for pair in asked}
+        prompts = {pair: fitting_prompt(self._chat, *pair, parameters.new_tokens) for pair in asked}
         groups: dict[Hashable, list[_Row]] = {}
         for one in requests:
             text, system = one.question.text, one.question.system
-            row = _Row(one, prompts[text, system], stream_key(settings.seed, text, system, one.sample))
+            row = _Row(one, prompts[text, system], stream_key(parameters.seed, text, system, one.sample))
             groups.setdefault(row.start, []).append(row)
         return list(itertools.chain.from_iterable(groups.values()))
 
@@ -176,10 +176,12 @@ class _Batch:
         rows: the answers under way, in the order of the rows of a pass.
     """
 
-    def __init__(self, chat: ChatModel, settings: Settings, waiting: deque[_Row], limit: int, longest: int) -> None:
+    def __init__(
+        self, chat: ChatModel, parameters: SamplingParameters, waiting: deque[_Row], limit: int, longest: int
+    ) -> None:
         self.rows: list[_Row] = []
         self._chat = chat
-        self._settings = settings
+        self._parameters = parameters
         self._waiting = waiting
         self._limit = limit
         self._cache = row_cache(text_config(chat.model), limit, longest)
@@ -237,16 +239,18 @@ class _Batch:
 
     def _pass(self, network: Any, rows: list[_Row], ids: Tensor, mask: Tensor, places: Tensor, cache: Cache) -> Any:
         """The one place where the model runs, for the prompts and for every step."""
-        settings = [row.request.setting for row in rows]
+        interventions = [row.request.setting for row in rows]
         starts = [len(row.prompt) for row in rows]
-        with intervene_rows(self._chat, settings, answer_starts=starts):
+        with intervene_rows(self._chat, interventions, answer_starts=starts):
             return network(input_ids=ids, attention_mask=mask, position_ids=places, cache=cache, use_cache=True)
 
     def _draw(self, logits: Tensor) -> list[int]:
         keys = torch.tensor([row.key for row in self.rows], device=logits.device)
         steps = torch.tensor([len(row.tokens) for row in self.rows], device=logits.device)
-        settings = self._settings
-        tokens: list[int] = choose(logits, keys, steps, temperature=settings.temperature, top_p=settings.top_p).tolist()
+        parameters = self._parameters
+        tokens: list[int] = choose(
+            logits, keys, steps, temperature=parameters.temperature, top_p=parameters.top_p
+        ).tolist()
         return tokens
 
     def _release(self) -> list[Completion]:
@@ -264,4 +268,4 @@ class _Batch:
         return completions
 
     def _has_ended(self, row: _Row) -> bool:
-        return row.tokens[-1] in self._ends or len(row.tokens) == self._settings.new_tokens
+        return row.tokens[-1] in self._ends or len(row.tokens) == self._parameters.new_tokens

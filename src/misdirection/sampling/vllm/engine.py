@@ -29,7 +29,7 @@ from misdirection.interventions.positions import Place
 from misdirection.models.loading import BUNDLED, Dtype, best_device, resolve_dtype
 from misdirection.models.weightless import first_line, skeleton, source
 from misdirection.sampling.draws import stream_key
-from misdirection.sampling.engine import Completion, Request, Settings
+from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.transformers_engine import completion, end_tokens, fitting_prompt
 from misdirection.sampling.vllm.adapters import (
     BASE,
@@ -155,8 +155,8 @@ class VllmModel:
             torch.set_num_threads = threads
 
     def outputs(
-        self, organism: str, requests: Sequence[Request], settings: Settings, **options: Any
-    ) -> Iterator[tuple[Request, Any]]:
+        self, organism: str, requests: Sequence[SamplingRequest], parameters: SamplingParameters, **options: Any
+    ) -> Iterator[tuple[SamplingRequest, Any]]:
         """Each request with vLLM's own output, as they finish; `options` are further ones of its `SamplingParams`.
 
         Raises `InputError` for what `Engine.stream` of `VllmEngine` does.
@@ -169,11 +169,11 @@ class VllmModel:
         under_way = {}
         try:
             asked = dict.fromkeys((one.question.text, one.question.system) for one in requests)
-            prompts = {pair: fitting_prompt(self.chat, *pair, settings.new_tokens) for pair in asked}
+            prompts = {pair: fitting_prompt(self.chat, *pair, parameters.new_tokens) for pair in asked}
             for one in requests:
                 name = str(next(self._numbers))
                 under_way[name] = one
-                params = self._params(name, one, settings, options)
+                params = self._params(name, one, parameters, options)
                 lora = self._lora(organism, [each for each in one.setting if on_adapters(each)])
                 self._add(name, prompts[one.question.text, one.question.system], params, lora)
             while core.has_unfinished_requests():
@@ -204,19 +204,21 @@ class VllmModel:
         except ValueError as error:
             raise InputError(f"{self.chat.name}: vLLM refuses a prompt: {first_line(error)}") from error
 
-    def _params(self, name: str, one: Request, settings: Settings, options: Mapping[str, Any]) -> Any:
+    def _params(
+        self, name: str, one: SamplingRequest, parameters: SamplingParameters, options: Mapping[str, Any]
+    ) -> Any:
         """How one request is sampled, in vLLM's form; what is done to it is then known to the workers."""
         extra = {
             "answer": name,
             "setting": self._known(self._hooked(one.setting)),
-            "key": stream_key(settings.seed, one.question.text, one.question.system, one.sample),
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
+            "key": stream_key(parameters.seed, one.question.text, one.question.system, one.sample),
+            "temperature": parameters.temperature,
+            "top_p": parameters.top_p,
         }
         return self._vllm.SamplingParams(
             # The draws are our own.
             temperature=0.0,
-            max_tokens=settings.new_tokens,
+            max_tokens=parameters.new_tokens,
             stop_token_ids=sorted(self._ends),
             detokenize=False,
             output_kind=import_module("vllm.sampling_params").RequestOutputKind.FINAL_ONLY,
@@ -270,7 +272,7 @@ class VllmModel:
             self._loras[key] = request("|".join(key), len(self._loras) + 1, str(folder))
         return self._loras[key]
 
-    def _require_fired(self, finished: Mapping[str, tuple[Request, Any]]) -> None:
+    def _require_fired(self, finished: Mapping[str, tuple[SamplingRequest, Any]]) -> None:
         """Refuse an answer on which an intervention fired less often than layers x tokens."""
         wanted = {name: self._expected(one, output) for name, (one, output) in finished.items()}
         hooked = [name for name, count in wanted.items() if count]
@@ -287,7 +289,7 @@ class VllmModel:
                     f"times (layers x tokens), so that it is not given on: {INSTEAD}"
                 )
 
-    def _expected(self, one: Request, output: Any) -> int:
+    def _expected(self, one: SamplingRequest, output: Any) -> int:
         """Layers x touched tokens of one answer, whose last token never went through the model."""
         hooks = [each for each in one.setting if not on_adapters(each)]
         if not hooks:
@@ -312,7 +314,7 @@ class VllmEngine:
         self._model = model
         self._organism = organism
 
-    def stream(self, requests: Sequence[Request], settings: Settings) -> Iterator[Completion]:
+    def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:
         """One completion for each request, as they finish; see `Engine`.
 
         Raises:
@@ -320,7 +322,7 @@ class VllmEngine:
                 do, or that did not fire on every token that it touches; what vLLM itself raises.
         """
         ends = frozenset(end_tokens(self._model.chat))
-        for request, output in self._model.outputs(self._organism, requests, settings):
+        for request, output in self._model.outputs(self._organism, requests, parameters):
             yield completion(self._model.chat, ends, request, list(output.outputs[0].token_ids))
 
 

@@ -15,7 +15,7 @@ from misdirection.errors import InputError
 from misdirection.models.loading import BUNDLED
 from misdirection.models.weightless import first_line, skeleton, source
 from misdirection.sampling.draws import stream_key
-from misdirection.sampling.engine import Completion, Request, Settings
+from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.transformers_engine import completion, end_tokens, fitting_prompt
 from misdirection.sampling.vllm.adapters import BASE, INSTEAD, served_folder
 
@@ -58,7 +58,7 @@ class ServerEngine:
         )
         self._name = self._served(organism, served_folder(adapter, self._chat) if adapter else None)
 
-    def stream(self, requests: Sequence[Request], settings: Settings) -> Iterator[Completion]:
+    def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:
         """One completion for each request, as they finish; see `Engine`.
 
         Raises `InputError` for any intervention, and for a request that the server does not answer.
@@ -70,26 +70,28 @@ class ServerEngine:
                     f"{kind}: a running server takes no interventions: use engine: vllm, which starts its own"
                 )
         asked = dict.fromkeys((one.question.text, one.question.system) for one in requests)
-        prompts = {pair: fitting_prompt(self._chat, *pair, settings.new_tokens) for pair in asked}
+        prompts = {pair: fitting_prompt(self._chat, *pair, parameters.new_tokens) for pair in asked}
         pool = ThreadPoolExecutor(self._concurrency)
         try:
-            futures = [pool.submit(self._answer, one, prompts, settings) for one in requests]
+            futures = [pool.submit(self._answer, one, prompts, parameters) for one in requests]
             for future in as_completed(futures):
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _answer(self, one: Request, prompts: dict[Any, tuple[int, ...]], settings: Settings) -> Completion:
+    def _answer(
+        self, one: SamplingRequest, prompts: dict[Any, tuple[int, ...]], parameters: SamplingParameters
+    ) -> Completion:
         text, system = one.question.text, one.question.system
         ends = end_tokens(self._chat)
         try:
             given = self._client.completions.create(
                 model=self._name,
                 prompt=list(prompts[text, system]),
-                max_tokens=settings.new_tokens,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                seed=stream_key(settings.seed, text, system, one.sample) & _POSITIVE,
+                max_tokens=parameters.new_tokens,
+                temperature=parameters.temperature,
+                top_p=parameters.top_p,
+                seed=stream_key(parameters.seed, text, system, one.sample) & _POSITIVE,
                 extra_body={"stop_token_ids": ends, "return_token_ids": True},
             )
         except OpenAIError as error:
