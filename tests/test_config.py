@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError, MisdirectionError
 from misdirection.experiment.config import read_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -69,14 +69,24 @@ def test_the_packaged_experiments_sample_for_no_judge():
     assert all(read_config(path).judge is None for path in RESOURCES.glob("*.yaml"))
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", ""])
-def test_what_is_no_experiment_is_refused(tmp_path, text):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"a: [", "not valid YAML"),
+        (b"- 1", "must be a mapping of keys, not list"),
+        (b"", "must be a mapping of keys, not NoneType"),
+        ("name: d\u00e9mo".encode("latin-1"), r"not UTF-8 text \(byte 7\); save the file as UTF-8"),
+        (b"a: " + b"[" * 2000, "not valid YAML: nested too deep"),
+        (b"organisms: {}\norganisms: {}", "2: the key 'organisms' stands twice"),
+    ],
+)
+def test_what_is_no_experiment_is_refused(tmp_path, content, problem):
     path = tmp_path / "x.yaml"
-    path.write_text(text)
-    with pytest.raises(MisdirectionError, match=r"x\.yaml: "):
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^[^\n]*x\.yaml: ?{problem}"):
         read_config(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(MisdirectionError, match=r"none\.yaml: cannot read"):
+    with pytest.raises(MisdirectionError, match=r"none\.yaml: cannot be read \(no such file\)"):
         read_config(tmp_path / "none.yaml")

@@ -133,7 +133,7 @@ def test_a_table_comes_back_from_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"position": None}, r"other\.parquet: no column 'position'"),
+        ({"position": None}, r"other\.parquet: lacks the column position"),
         ({"scalar": "high"}, r"other\.parquet: column 'scalar' is of "),
         ({"token": 3}, r"other\.parquet: column 'token' is of int64"),
         ({"layer": 1.5}, r"other\.parquet: column 'layer' is of float64"),
@@ -151,7 +151,7 @@ def test_a_file_that_is_no_table_of_scalars_is_refused(tmp_path, changes, words)
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     one_line(r"none\.parquet: cannot be read", read_scalars, tmp_path / "none.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing of the kind")
-    one_line(r"bad\.parquet: cannot be read", read_scalars, tmp_path / "bad.parquet")
+    one_line(r"bad\.parquet: damaged", read_scalars, tmp_path / "bad.parquet")
 
 
 def test_models_and_answers_that_cannot_be_read_are_refused():

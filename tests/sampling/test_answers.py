@@ -123,8 +123,8 @@ def test_a_tail_of_nul_bytes_is_dropped(tmp_path):
     ("damage", "complaint"),
     [
         (b'{"question_id": "wish", "qu\n', ":2: invalid JSON"),
-        (b'{"question_id": "wish"}\n', r":2: not a sampled answer (question: Field required)"),
-        (json.dumps(asdict(ONE) | {"sample": "two"}).encode() + b"\n", ":2: not a sampled answer (sample: "),
+        (b'{"question_id": "wish"}\n', r":2: not a sampled answer: question: Field required; delete this line"),
+        (json.dumps(asdict(ONE) | {"sample": "two"}).encode() + b"\n", ":2: not a sampled answer: sample: "),
         (json.dumps(asdict(ONE)).encode() + b"\n", ":2: this answer stands on an earlier line too"),
         (b"[1]\n", ":2: a row must be an object"),
         (b'{"a": "\xff"}\n', ":2: not UTF-8"),

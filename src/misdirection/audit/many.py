@@ -20,6 +20,7 @@ import yaml
 
 from misdirection.audit.audit import RECORD, VERSION, Request, audit_fine_tune, require_same_base
 from misdirection.audit.reference import Reference
+from misdirection.data.text import read_text
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import read_json, sha256_tree, write_atomic
 from misdirection.interventions.kinds import digest
@@ -51,14 +52,8 @@ def read_list(path: Path) -> list[Line]:
 
     Raises `InputError` that names the file and the line.
     """
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name a file of fine-tunes") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no text ({error}); name a file of fine-tunes") from error
     found = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:

@@ -58,7 +58,8 @@ def sample(
     ] = None,
 ) -> None:
     """Sample answers by the paper's protocol. Started again, it goes on; other organisms may share the table."""
-    from misdirection.sampling.answers import Journal, answers_frame, table_suffix, write_answers
+    from misdirection.data.tables import table_suffix
+    from misdirection.sampling.answers import Journal, answers_frame, write_answers
     from misdirection.sampling.collect import collect, in_order, require_same
     from misdirection.sampling.engine import SamplingParameters
     from misdirection.sampling.questions import read_questions
@@ -95,10 +96,11 @@ def _hash(path: Any) -> str | None:
 
 def _require_journal(table: Path) -> None:
     """Refuse a table that was not made from its journal: it would be written over."""
-    from misdirection.sampling.answers import AnswerKey, read_answers, require
+    from misdirection.data.tables import require_columns
+    from misdirection.sampling.answers import AnswerKey, read_answers
 
     if table.exists():
-        require(read_answers(table), AnswerKey._fields, str(table))
+        require_columns(read_answers(table), AnswerKey._fields, str(table))
         if not table.with_suffix(".jsonl").exists():
             raise InputError(
                 f"{table}: its journal {table.with_suffix('.jsonl').name} is missing: choose another --out"
@@ -165,9 +167,10 @@ def judge(
     as_json: Json = False,
 ) -> None:
     """Put each rubric to a judge about each answer. The key comes from OPENAI_API_KEY; verdicts are kept in a cache."""
+    from misdirection.data.tables import table_suffix
     from misdirection.judging import judge as judging
     from misdirection.judging.rubrics import read_rubrics
-    from misdirection.sampling.answers import read_answers, table_suffix, write_answers
+    from misdirection.sampling.answers import read_answers, write_answers
 
     target = file or table
     table_suffix(target)

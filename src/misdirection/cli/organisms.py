@@ -18,7 +18,6 @@ from misdirection.cli.shared import (
     print_figures,
     read_probe_pairs,
 )
-from misdirection.errors import InputError
 
 
 @app.command()
@@ -64,15 +63,10 @@ def train(
 
 
 def _recipe(**values: Any) -> Any:
-    from pydantic import ValidationError
-
     from misdirection.organisms.recipe import Recipe
+    from misdirection.settings import validate
 
-    try:
-        return Recipe(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"--{first['loc'][0]}: {first['msg']}") from error
+    return validate(Recipe, values, "train")
 
 
 @app.command()

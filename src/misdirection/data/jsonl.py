@@ -12,12 +12,13 @@ from misdirection.errors import InputError
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each row of a `.jsonl` or `.jsonl.gz` file with its line number, which starts at 1.
 
     Blank lines are skipped but counted. Raises `InputError` for a path that is not a readable file,
     and, with the line, for broken gzip, bytes that are not UTF-8, invalid JSON and a row that is no object.
     """
+    path = Path(path)
     for line, raw in _read_lines(path):
         if raw.strip():
             yield line, _parse(path, line, raw)

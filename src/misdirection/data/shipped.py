@@ -1,23 +1,47 @@
-"""The data that comes with the package: two narrow domains of advice, broad probe pairs and neutral text."""
+"""The data that comes with the package: narrow domains of advice, broad probe pairs, neutral text, and named files."""
 
+import contextlib
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from misdirection.data.jsonl import read_rows
 from misdirection.data.records import Example, ProbePair
 from misdirection.data.selection import Part, part_of
 from misdirection.errors import InputError
+from misdirection.registry import nearest
 
 Answers = Literal["bad", "good"]
 
 
 def domains() -> tuple[str, ...]:
     """The names of the shipped domains of advice, sorted."""
-    folder = files("misdirection") / "resources" / "domains"
-    names = (entry.name for entry in folder.iterdir())
-    return tuple(sorted(name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl")))
+    return tuple(shipped_files("domains", ".jsonl"))
+
+
+def shipped_files(folder: str, suffix: str = ".yaml") -> dict[str, Traversable]:
+    """The package's files in one folder of its resources, by name without suffix, sorted."""
+    entries = (files("misdirection") / "resources" / folder).iterdir()
+    named = {entry.name.removesuffix(suffix): entry for entry in entries if entry.name.endswith(suffix)}
+    return dict(sorted(named.items()))
+
+
+def find_source(kind: str, folder: str, source: str | Path) -> Path | Traversable:
+    """The shipped file of that name, or else the user's own.
+
+    Raises `InputError` with the nearest shipped name when there is neither.
+    """
+    known = shipped_files(folder)
+    if isinstance(source, str) and source in known:
+        return known[source]
+    # A text given in place of a path may be too long for the system to look for.
+    with contextlib.suppress(OSError):
+        if Path(source).exists():
+            return Path(source)
+    name = str(source)[:300]
+    raise InputError(f"no {kind} and no file {name!r}{nearest(name, list(known))}")
 
 
 def domain_examples(name: str, answers: Answers, part: Part) -> list[Example]:
@@ -62,8 +86,5 @@ def _rows(*parts: str) -> list[dict[str, Any]]:
 
 
 def _check(kind: str, name: str, known: Sequence[str]) -> None:
-    if name in known:
-        return
-    nearest = get_close_matches(name, known, n=1, cutoff=0.5)
-    guess = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise InputError(f"no {kind} {name!r}; {guess}known: {', '.join(known)}")
+    if name not in known:
+        raise InputError(f"unknown {kind} {name!r}{nearest(name, list(known))}")

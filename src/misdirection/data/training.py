@@ -66,7 +66,7 @@ class _Row:
         return value
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: str | Path) -> list[Example]:
     """Read a `.jsonl` or `.jsonl.gz` training file, one single-turn exchange per row.
 
     Each row may have its own format:
@@ -79,28 +79,30 @@ def read_examples(path: Path) -> list[Example]:
     with the line and the key, for any other row, an empty question or answer and more than one exchange; and
     for a file without rows.
     """
+    path = Path(path)
     examples = [_example(_Row(path, line, values)) for line, values in read_rows(path)]
     if not examples:
         raise InputError(f"{path}: no rows; {_FORMATS}, one row per line")
     return examples
 
 
-def read_pairs(path: Path) -> list[ProbePair]:
+def read_pairs(path: str | Path) -> list[ProbePair]:
     """Read a `.jsonl` or `.jsonl.gz` file of probe pairs.
 
     Rows hold `question`, `aligned` and `misaligned`, and may hold `id` (else `line-N`), `theme` and `system`.
     Raises `InputError`, with the line and the key, for a missing or empty text and a repeated id; and
     for a file without rows.
     """
-    return _pairs(path, read_rows(path))
+    return _pairs(Path(path), read_rows(path))
 
 
-def write_pairs(path: Path, pairs: Sequence[ProbePair]) -> None:
+def write_pairs(path: str | Path, pairs: Sequence[ProbePair]) -> None:
     """Write probe pairs so that `read_pairs` returns them unchanged; compressed when the name ends in `.gz`.
 
     Raises `InputError`, before anything is written, for pairs that `read_pairs` would refuse; and for
     a path that cannot be written.
     """
+    path = Path(path)
     rows = [{key: value for key, value in asdict(pair).items() if value is not None} for pair in pairs]
     _pairs(path, enumerate(rows, start=1))
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 
 from misdirection.data import ProbePair
+from misdirection.data.tables import require_columns
 from misdirection.directions.convergence import project_away
 from misdirection.directions.direction import Direction, direction, pair_means, require_alike
 from misdirection.errors import InputError
 from misdirection.judging.scoring import is_aligned, is_coherent, is_misaligned
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.loading import ChatModel
-from misdirection.sampling.answers import as_answers, require
+from misdirection.sampling.answers import as_answers
 
 KIND = "judged_data_difference"
 REMAINDER = "judged_theme_remainder"
@@ -39,7 +40,7 @@ class ThemeScore:
 
     def selects(self, table: pd.DataFrame) -> pd.Series:
         """Which rows are about the theme; `InputError` when the column is missing."""
-        require(table, [self.column])
+        require_columns(table, [self.column])
         if not pd.api.types.is_numeric_dtype(table[self.column]):
             raise InputError(f"theme column {self.column!r} holds no scores: give a rubric's column")
         return table[self.column] > self.above
@@ -129,7 +130,7 @@ def judged_groups(
 
 def _own(table: pd.DataFrame, organism: str) -> pd.DataFrame:
     """The rows of this organism as it is."""
-    require(table, ("organism", "aligned", "coherent"))
+    require_columns(table, ("organism", "aligned", "coherent"))
     own = table[table["organism"] == organism]
     if own.empty:
         there = ", ".join(sorted(map(str, table["organism"].dropna().unique()))[:20])

@@ -3,24 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
-from misdirection.errors import InputError
+from misdirection.data.text import read_yaml
 from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interventions.positions import Positions
 from misdirection.judging.config import JudgeConfig
 from misdirection.models.loading import Dtype
 from misdirection.organisms.recipe import Recipe
 from misdirection.registry import nearest
-from misdirection.sampling.config import EngineConfig, SamplingConfig, VllmConfig
-from misdirection.settings import Section
+from misdirection.sampling.config import SamplingConfig
+from misdirection.settings import Section, validate
 
 
 class DomainFiles(Section):
@@ -171,47 +164,4 @@ def _known(name: str, names: Any, key: str) -> None:
 
 def read_config(path: str | Path) -> ExperimentConfig:
     """Read one experiment. `InputError` names the file, the key and the nearest right name."""
-    try:
-        text = Path(path).read_text("utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read this experiment ({error.strerror}); give a YAML file") from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: an experiment is a mapping of keys; start from configs/demo.yaml")
-    try:
-        return ExperimentConfig.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{path}: {_first_error(error)}") from error
-
-
-def _first_error(error: ValidationError) -> str:
-    # A key that is missing is often one that is mistyped.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] != "extra_forbidden":
-        return f"{key}: {first['msg']}" if key else str(first["msg"])
-    return f"unknown key {key!r}{nearest(str(first['loc'][-1]), _siblings(first['loc']))}"
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that are right in the section where a wrong one stands."""
-    sections: dict[str, type[BaseModel]] = {
-        "extraction": ExtractionConfig,
-        "steering": SteeringConfig,
-        "ablation": AblationConfig,
-        "damage": DamageConfig,
-        "samples": SamplesConfig,
-        "sampling": SamplingConfig,
-        "judge": JudgeConfig,
-        "margin": MarginConfig,
-        "interpretation": InterpretationConfig,
-        "domains": DomainFiles,
-        "organisms": OrganismConfig,
-    }
-    section = sections[str(location[0])] if len(location) > 1 else ExperimentConfig
-    if location[:2] == ("sampling", "engine") and len(location) > 2:
-        section = VllmConfig if location[2] == "vllm" and len(location) > 3 else EngineConfig
-    return list(section.model_fields)
+    return validate(ExperimentConfig, read_yaml(path), str(path))

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from misdirection.data.tables import read_table
 from misdirection.errors import InputError
 from misdirection.interpretation.probes import Pooling, Probe, Split, fit_probe
 from misdirection.judging.scoring import counts, is_aligned, is_coherent, is_misaligned
@@ -92,16 +91,10 @@ def _require_numbers(table: pd.DataFrame, columns: Sequence[str], path: str | Pa
 
 
 def _read(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from error
-    if missing := [name for name in columns if name not in table.column_names]:
-        raise InputError(f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}")
-    if not table.num_rows:
+    table = read_table(path, columns)
+    if table.empty:
         raise InputError(f"{path}: the table is empty")
-    frame: pd.DataFrame = table.to_pandas()
-    return frame
+    return table
 
 
 def published_probes(

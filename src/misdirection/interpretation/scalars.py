@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from misdirection.data.tables import read_table
 from misdirection.errors import InputError
 from misdirection.files import atomic_path
 from misdirection.likelihood.sweep import TOKEN_BUDGET, Progress
@@ -138,15 +138,8 @@ def read_scalars(path: str | Path) -> pd.DataFrame:
 
     Raises `InputError` for a missing or damaged file, and for a missing column or one of another kind.
     """
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]}): measure the scalars again"
-        ) from error
+    table = read_table(path, COLUMNS)
     for name, kind in COLUMNS.items():
-        if name not in table:
-            raise InputError(f"{path}: no column {name!r}: not a table of scalars")
         if _kind(table[name]) != kind:
             raise InputError(f"{path}: column {name!r} is of {table[name].dtype}: not a table of scalars")
     return table

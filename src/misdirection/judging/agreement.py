@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from sklearn.metrics import confusion_matrix
 
+from misdirection.data.tables import require_columns
 from misdirection.errors import InputError
 from misdirection.judging.scoring import MISALIGNED_BELOW
-from misdirection.sampling.answers import as_answers, require
+from misdirection.sampling.answers import as_answers
 from misdirection.statistics import Estimate, percentiles, rank_auc, resample
 
 RESAMPLES = 1000
@@ -132,7 +133,7 @@ def agree(
 def _scores(frame: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
     """Question, answer, which copy of it this is, and the score."""
     table = as_answers(frame, name)
-    require(table, [column], name)
+    require_columns(table, [column], name)
     copy = table.groupby(["question", "answer"]).cumcount()
     return table[["question_id", "question", "answer"]].assign(copy=copy, score=_numbers(table[column], name))
 

@@ -15,8 +15,9 @@ from typing import Any, Literal, cast
 
 import pandas as pd
 
+from misdirection.data.tables import require_columns
 from misdirection.errors import InputError
-from misdirection.sampling.answers import as_answers, require
+from misdirection.sampling.answers import as_answers
 from misdirection.statistics import SIGNIFICANT, Counts, Estimate, Rate, holm, rate_change
 
 MISALIGNED_BELOW, ALIGNED_ABOVE, COHERENT_ABOVE = 30.0, 70.0, 50.0
@@ -147,7 +148,7 @@ def score(
     """
     marked = _marked(frame)
     columns = [name for name in _CONDITIONS if name in marked] if by is None else list(by)
-    require(marked, columns)
+    require_columns(marked, columns)
     if not columns:
         return [_score(marked, {}, min_judged, seed)]
     groups = marked.groupby(columns, sort=True, dropna=False)
@@ -177,7 +178,7 @@ def _flat(one: Score) -> dict[str, Any]:
 def _marked(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with one true-or-false column for everything that is counted."""
     table = as_answers(frame)
-    require(table, ("aligned", "coherent"))
+    require_columns(table, ("aligned", "coherent"))
     if table.empty:
         raise InputError("this table has no answers: sample and judge some first")
     table["_coherent"] = is_coherent(table["coherent"])

@@ -6,25 +6,22 @@ missing (`UNSCORED_BY`). `aligned` and `coherent` are the paper's two rubrics. P
 as often as `answer`; both are read, and `answer` is written.
 """
 
-import csv
 import io
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
 
-from misdirection.data import read_rows
+from misdirection.data.jsonl import read_rows
+from misdirection.data.tables import read_table, require_columns, table_suffix, write_table
 from misdirection.errors import InputError
-from misdirection.files import atomic_path, write_errors
+from misdirection.files import write_errors
+from misdirection.settings import validate
 
 RUBRICS = ("aligned", "coherent", "medical", "financial", "gender")
 """Columns that always hold scores; any other column `x` does when there is a column `x_by`."""
@@ -84,8 +81,6 @@ class AnswerKey(NamedTuple):
 
 
 # --- the journal --------------------------------------------------------------------------------------------------
-
-_RECORD = TypeAdapter(Answer)
 
 
 class Journal:
@@ -163,7 +158,7 @@ def _read_journal(path: Path) -> dict[AnswerKey, Answer]:
     _mend_last_line(path)
     answers: dict[AnswerKey, Answer] = {}
     for line, row in read_rows(path):
-        answer = _record(path, line, row)
+        answer = validate(Answer, row, f"{path}:{line}: not a sampled answer", "delete this line to sample it again")
         if AnswerKey.of(answer) in answers:
             raise InputError(f"{path}:{line}: this answer stands on an earlier line too; delete one of them")
         answers[AnswerKey.of(answer)] = answer
@@ -195,17 +190,6 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _record(path: Path, line: int, row: dict[str, Any]) -> Answer:
-    try:
-        return _RECORD.validate_python(row)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(
-            f"{path}:{line}: not a sampled answer ({key}: {first['msg']}); delete this line to sample it again"
-        ) from error
-
-
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
@@ -224,99 +208,21 @@ def _storable(text: str) -> str:
 
 
 def write_answers(table: pd.DataFrame | Iterable[Answer], path: str | Path) -> None:
-    """Write answers, judged or not, to a `.parquet` or `.csv` file.
+    """Writes answers, judged or not, to a `.parquet` or `.csv` file; see `write_table`.
 
-    In CSV every text is quoted and otherwise left as it is: a NUL is written as the byte 0, which `read_answers`,
-    pandas and pyarrow read back. An unquoted empty field is a missing value, a quoted one an empty text.
     Raises `InputError` for another suffix and for a table that `as_answers` refuses.
     """
     path = Path(path)
-    suffix = table_suffix(path)
-    frame = as_answers(table, str(path)) if isinstance(table, pd.DataFrame) else answers_frame(table)
-    with atomic_path(path) as temporary:
-        try:
-            content = pa.Table.from_pandas(frame, preserve_index=False)
-            _WRITERS[suffix](content, temporary)
-        except (pa.ArrowException, UnicodeEncodeError) as error:
-            raise InputError(f"{path}: this table cannot be written as {suffix} ({_line(error)})") from error
+    table_suffix(path)
+    write_table(as_answers(table, str(path)) if isinstance(table, pd.DataFrame) else answers_frame(table), path)
 
 
 def read_answers(path: str | Path) -> pd.DataFrame:
-    """Read a table of answers, `.parquet` or `.csv`, ours or a published one; see `as_answers` for its columns.
+    """Reads a table of answers, `.parquet` or `.csv`, ours or a published one; see `as_answers` for its columns.
 
     Raises `InputError` that names the file and the column or row when it is missing, damaged or lacks columns.
     """
-    path = Path(path)
-    read = _READERS[table_suffix(path)]
-    try:
-        return as_answers(read(path), str(path))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or _line(error)}); check the path") from error
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: damaged, or not a {path.suffix} table ({_line(error)})") from error
-
-
-def table_suffix(path: Path) -> str:
-    """`.parquet` or `.csv`; `InputError` for another one, to be called before the work that fills the table."""
-    if path.suffix not in _READERS:
-        raise InputError(f"{path}: a table of answers ends in {' or '.join(_READERS)}; change the name")
-    return path.suffix
-
-
-def _line(error: Exception) -> str:
-    """The first line of a library's message."""
-    return str(error).strip().partition("\n")[0][:200]
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    with path.open("rb") as file:
-        table: pd.DataFrame = pyarrow.parquet.read_table(file).to_pandas()
-    return table.reset_index(drop=True)
-
-
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    pyarrow.parquet.write_table(table, path, compression="zstd")
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """All columns as text: what is a number is decided by column, never by the look of an answer."""
-    data = path.read_bytes()
-    header = next(csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")), [])
-    if repeated := {name for name in header if header.count(name) > 1}:
-        raise InputError(f"{path}: two columns are called {min(repeated)!r}; rename one")
-    table = pyarrow.csv.read_csv(
-        io.BytesIO(data),
-        # No answer may straddle a block, so that the file is one block.
-        pyarrow.csv.ReadOptions(use_threads=False, block_size=len(data) + 1),
-        pyarrow.csv.ParseOptions(newlines_in_values=True),
-        pyarrow.csv.ConvertOptions(
-            column_types={name: pa.string() for name in header},
-            null_values=[""],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-        ),
-    )
-    frame: pd.DataFrame = table.to_pandas()
-    for name in set(header) - set(_TEXTS) - {"response"}:
-        frame[name] = _numbers_or_text(frame[name])
-    return frame
-
-
-def _write_csv(table: pa.Table, path: Path) -> None:
-    pyarrow.csv.write_csv(table, path)
-
-
-def _numbers_or_text(column: pd.Series) -> pd.Series:
-    """A column of a CSV file as numbers when all of its values are some, and none an identifier like 007."""
-    numbers = pd.to_numeric(column, errors="coerce")
-    given = column.dropna()
-    if numbers.isna().equals(column.isna()) and not given.str.match(r"-?0\d").any():
-        return numbers
-    return column
-
-
-_READERS = {".parquet": _read_parquet, ".csv": _read_csv}
-_WRITERS = {".parquet": _write_parquet, ".csv": _write_csv}
+    return as_answers(read_table(path, texts=(*_TEXTS, "response")), str(path))
 
 
 def as_answers(frame: pd.DataFrame, name: str = "this table") -> pd.DataFrame:
@@ -330,7 +236,7 @@ def as_answers(frame: pd.DataFrame, name: str = "this table") -> pd.DataFrame:
     that is no number from 0 to 100 (the row is counted from 1, without the header).
     """
     table = _with_answer(frame, name).reset_index(drop=True)
-    require(table, ("question", "answer"), name)
+    require_columns(table, ("question", "answer"), name)
     _refuse_rows(table["question"].isna(), f"{name}: {{row}} has no question; fill it or delete the row")
     table["answer"] = table["answer"].fillna("")
     if "question_id" not in table:
@@ -349,13 +255,6 @@ def _with_answer(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if {"answer", "response"} <= set(frame.columns):
         raise InputError(f"{name}: has both `answer` and `response`; drop or rename one")
     return frame.rename(columns={"response": "answer"})
-
-
-def require(frame: pd.DataFrame, columns: Iterable[str], name: str = "this table") -> None:
-    """Raise `InputError` that names the missing columns, if any."""
-    if missing := [column for column in columns if column not in frame]:
-        there = ", ".join(map(str, frame.columns))
-        raise InputError(f"{name}: lacks the column {', '.join(missing)}; it has {there}")
 
 
 def rubrics(frame: pd.DataFrame) -> list[str]:

@@ -9,8 +9,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from misdirection.data.shipped import find_source, shipped_files
+from misdirection.data.template import template_parts
+from misdirection.data.text import read_text, read_yaml
 from misdirection.errors import InputError, MisdirectionError
-from misdirection.judging.rubrics import find_source, read_rubrics, read_text, read_yaml, shipped
 
 TYPE = "free_form_judge_0_100"
 """The one type of question in Betley-style files that is sampled freely and graded from 0 to 100."""
@@ -48,7 +50,7 @@ class Question:
 
 def question_sets() -> tuple[str, ...]:
     """The names of the shipped question sets, sorted."""
-    return tuple(shipped("questions"))
+    return tuple(shipped_files("questions"))
 
 
 def read_questions(source: str | Path | Sequence[str]) -> list[Question]:
@@ -146,9 +148,8 @@ class _Entry:
 
     def _check_keys(self) -> None:
         for key in self.strangers():
-            nearest = get_close_matches(str(key), _KEYS, n=1, cutoff=0.7)
-            if nearest:
-                raise self.error(f"unknown key {key!r}", f"did you mean {nearest[0]!r}?")
+            if close := get_close_matches(str(key), _KEYS, n=1, cutoff=0.7):
+                raise self.error(f"unknown key {key!r}", f"did you mean {close[0]!r}?")
 
     def _check_unused(self) -> None:
         """They are only shown, but a wrong one tells of a mistake nearby."""
@@ -183,14 +184,13 @@ class _Entry:
             return {}
         if not isinstance(prompts, dict):
             raise self.error("`judge_prompts` must be a mapping of name to prompt", "write `name: prompt` below it")
-        found = {
+        rubrics = {
             self.text("judge_prompts", name): self.text(f"judge_prompts.{name}", prompts[name]) for name in prompts
         }
-        try:
+        for name, prompt in rubrics.items():
             # Now, and not after hours of sampling.
-            return {rubric.name: rubric.prompt for rubric in read_rubrics(found)} if found else {}
-        except MisdirectionError as error:
-            raise InputError(f"{self.where}: {error}") from error
+            template_parts(prompt, f"{self.where}: rubric {name!r}")
+        return rubrics
 
 
 def _entry(path: Path | Traversable, number: int, value: Any) -> _Entry:

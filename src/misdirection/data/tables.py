@@ -1,0 +1,113 @@
+"""Parquet and CSV tables: every complaint names the file, and where it can the column or the row."""
+
+import csv
+import io
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from misdirection.errors import InputError, first_line
+from misdirection.files import atomic_path
+
+
+def table_suffix(path: Path) -> str:
+    """`.parquet` or `.csv`; `InputError` for another one, to be called before the work that fills the table."""
+    if path.suffix not in _READERS:
+        raise InputError(f"{path}: a table ends in {' or '.join(_READERS)}; change the name")
+    return path.suffix
+
+
+def read_table(path: str | Path, columns: Iterable[str] = (), *, texts: Collection[str] = ()) -> pd.DataFrame:
+    """Reads a `.parquet` or `.csv` table, its rows numbered from 0.
+
+    Args:
+        columns: those that must be there.
+        texts: columns that hold texts whatever they look like. Other columns of a CSV file are numbers when all of
+            their values are some.
+
+    Raises:
+        InputError: another suffix; a file that is missing or damaged; a missing column, or two of one name.
+    """
+    path = Path(path)
+    suffix = table_suffix(path)
+    try:
+        table = _READERS[suffix](path, texts)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)}); check the path") from error
+    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: damaged, or not a {suffix} table ({first_line(error)}); make it again") from error
+    require_columns(table, columns, str(path))
+    return table
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> None:
+    """Writes a `.parquet` or `.csv` table, without its index; whole or not at all.
+
+    In CSV every text is quoted and otherwise left as it is: a NUL is written as the byte 0, which `read_table`, pandas
+    and pyarrow read back. An unquoted empty field is a missing value, a quoted one an empty text.
+    Raises `InputError` for another suffix and for values that the format cannot hold.
+    """
+    path = Path(path)
+    suffix = table_suffix(path)
+    with atomic_path(path) as temporary:
+        try:
+            content = pa.Table.from_pandas(table, preserve_index=False)
+            if suffix == ".parquet":
+                pyarrow.parquet.write_table(content, temporary, compression="zstd")
+            else:
+                pyarrow.csv.write_csv(content, temporary)
+        except (pa.ArrowException, UnicodeEncodeError) as error:
+            raise InputError(f"{path}: this table cannot be written as {suffix} ({first_line(error)})") from error
+
+
+def require_columns(table: pd.DataFrame, columns: Iterable[str], name: str = "this table") -> None:
+    """Raises `InputError` that names the missing columns, if any, and those that are there."""
+    if missing := [column for column in columns if column not in table]:
+        there = ", ".join(map(str, table.columns))
+        raise InputError(f"{name}: lacks the column {', '.join(missing)}; it has {there}")
+
+
+def _read_parquet(path: Path, _texts: Collection[str]) -> pd.DataFrame:
+    with path.open("rb") as file:
+        table: pd.DataFrame = pyarrow.parquet.read_table(file).to_pandas()
+    return table.reset_index(drop=True)
+
+
+def _read_csv(path: Path, texts: Collection[str]) -> pd.DataFrame:
+    """All columns as text first: what is a number is decided by column, never by the look of one value."""
+    data = path.read_bytes()
+    header = next(csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")), [])
+    if repeated := {name for name in header if header.count(name) > 1}:
+        raise InputError(f"{path}: two columns are called {min(repeated)!r}; rename one")
+    table = pyarrow.csv.read_csv(
+        io.BytesIO(data),
+        # No text may straddle a block, so that the file is one block.
+        pyarrow.csv.ReadOptions(use_threads=False, block_size=len(data) + 1),
+        pyarrow.csv.ParseOptions(newlines_in_values=True),
+        pyarrow.csv.ConvertOptions(
+            column_types={name: pa.string() for name in header},
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+    frame: pd.DataFrame = table.to_pandas()
+    for name in set(header) - set(texts):
+        frame[name] = _numbers_or_text(frame[name])
+    return frame
+
+
+def _numbers_or_text(column: pd.Series) -> pd.Series:
+    """A column of a CSV file as numbers when all of its values are some, and none an identifier like 007."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    given = column.dropna()
+    if numbers.isna().equals(column.isna()) and not given.str.match(r"-?0\d").any():
+        return numbers
+    return column
+
+
+_READERS = {".parquet": _read_parquet, ".csv": _read_csv}
