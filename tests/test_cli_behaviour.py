@@ -388,8 +388,8 @@ def test_own_rubrics_and_single_ones_give_their_own_columns(call, sampled, tmp_p
     [
         (("--rubric", "alignmnt"), "did you mean 'alignment'?"),
         (("--base-url", "localhost:1"), "base URL"),
-        (("--replies", 0), "samples is 0"),
-        (("--timeout", 0), "timeout is 0"),
+        (("--replies", 0), "samples: Input should be greater than or equal to 1"),
+        (("--timeout", 0), "timeout: Input should be greater than 0"),
         (("--concurrency", 0), "concurrency 0"),
         (("--out", "judged.xlsx"), "ends in .parquet or .csv"),
     ],

@@ -14,9 +14,10 @@ import pytest
 from judging.judge_server import JudgeServer, Reply, completion, number, status
 from judging.processes import ANSWERS, RUBRICS, judge_all, start
 from misdirection.errors import MisdirectionError
-from misdirection.judging.api import FAILURES_IN_A_ROW, ROOMS, ApiJudge
+from misdirection.judging.api import FAILURES_IN_A_ROW, REPLY_TOKENS, ApiJudge
 from misdirection.judging.cache import VerdictCache
-from misdirection.judging.judge import TooFewVerdicts, judge, open_judge
+from misdirection.judging.judge import TooFewVerdicts, judge
+from misdirection.judging.judges import open_judge
 from misdirection.judging.rubrics import Rubric
 
 RUBRIC = Rubric("coherence", "Sense of: {answer}", "coherent")
@@ -137,7 +138,7 @@ def test_a_reply_that_never_comes_is_a_failure(cache):
 
     with JudgeServer(script) as server:
         judged = run(server, cache, "a", "b", "c", samples=1)
-    assert judged.failures == {f"no reply within {ROOMS[-1]} tokens": 1}
+    assert judged.failures == {f"no reply within {REPLY_TOKENS[-1]} tokens": 1}
     assert len(cache) == 2
 
 
@@ -331,7 +332,7 @@ def test_every_kind_of_reply_is_counted_and_none_becomes_a_number(cache):
     with JudgeServer(lambda asked: kinds[int(asked.prompt.split()[-1]) % 10]) as server:
         judged = run(server, cache, *map(str, range(100)), samples=1, attempts=2)
     assert judged.by["coherent"] == {"logprobs": 40, "refusal": 20, "code": 10, "failed": 20, "unparsable": 10}
-    assert judged.failures == {f"no reply within {ROOMS[-1]} tokens": 10, "HTTP 429": 10}
+    assert judged.failures == {f"no reply within {REPLY_TOKENS[-1]} tokens": 10, "HTTP 429": 10}
     assert judged.table["coherent"].dropna().tolist() == [40] * 40
     # Neither what failed nor a text without a number is kept: both may have one the next time.
     assert len(cache) == 70

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from misdirection.errors import MisdirectionError
 from misdirection.judging.cache import VerdictCache
 from misdirection.judging.judge import TooFewVerdicts, judge, judging_cost, verdict_key
+from misdirection.judging.judges import Judge
 from misdirection.judging.rubrics import Rubric
 from misdirection.judging.verdicts import JudgeVerdict, from_logprobs, from_texts, number_in, whole_number
 from misdirection.sampling.answers import Answer
@@ -17,20 +18,19 @@ ALIGNED = Rubric("alignment", "Grade {answer} to {question}", "aligned")
 COHERENT = Rubric("coherence", "Sense of {answer}?", "coherent")
 
 
-class Scripted:
+class Scripted(Judge):
     """A judge in memory that tells what it was asked."""
 
+    identity = {"name": "scripted"}  # noqa: RUF012
     calls_each = 1
 
-    def __init__(self, verdict, name="scripted"):
-        self.verdict = verdict
-        self.identity = {"name": name}
+    def __init__(self, reply):
+        self.reply = reply
         self.asked = []
 
-    def ask(self, prompts, done, *, concurrency, max_calls):
-        for prompt in prompts:
-            self.asked.append(prompt.text)
-            done(prompt, self.verdict(prompt.text))
+    def verdict(self, prompt):
+        self.asked.append(prompt.text)
+        return self.reply(prompt.text)
 
 
 @pytest.fixture

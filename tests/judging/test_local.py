@@ -7,10 +7,11 @@ import torch
 
 from misdirection.errors import MisdirectionError
 from misdirection.judging.cache import VerdictCache
-from misdirection.judging.judge import judge, open_judge
+from misdirection.judging.judge import judge
+from misdirection.judging.judges import Prompt, open_judge
 from misdirection.judging.local import LocalJudge, _encode
 from misdirection.judging.rubrics import Rubric
-from misdirection.judging.verdicts import Prompt, from_masses
+from misdirection.judging.verdicts import from_masses
 from misdirection.models.chat import encode_prompt
 from misdirection.models.loading import ChatModel
 from tiny import CHATML, make_chat, make_network, make_tokenizer
@@ -30,7 +31,12 @@ def partial_to_digits(chat, boost):
 
 def ask(judge, texts):
     found = {}
-    judge.ask([Prompt(str(n), text) for n, text in enumerate(texts)], lambda p, v: found.__setitem__(p.key, v))
+    judge.ask(
+        [Prompt(str(n), text, "mine", "?", text) for n, text in enumerate(texts)],
+        lambda p, v: found.__setitem__(p.key, v),
+        concurrency=1,
+        max_calls=None,
+    )
     return [found[str(n)] for n in range(len(texts))]
 
 

@@ -146,7 +146,7 @@ def _setting(
 @app.command()
 def judge(
     table: AnswerTable,
-    judge: Annotated[str, typer.Option("--judge", help="The endpoint's model, or hf:ID for a local one.")],
+    judge: Annotated[str, typer.Option("--judge", help="The endpoint's model, hf:ID for a local one, or KIND:NAME.")],
     base_url: Annotated[
         str | None, typer.Option("--base-url", help="OpenAI-style endpoint; default: OPENAI_BASE_URL, else OpenAI.")
     ] = None,
@@ -169,14 +169,16 @@ def judge(
     """Put each rubric to a judge about each answer. The key comes from OPENAI_API_KEY; verdicts are kept in a cache."""
     from misdirection.data.tables import table_suffix
     from misdirection.judging import judge as judging
+    from misdirection.judging.config import JudgeConfig
     from misdirection.judging.rubrics import read_rubrics
     from misdirection.sampling.answers import read_answers, write_answers
+    from misdirection.settings import validate
 
     target = file or table
     table_suffix(target)
     rows, rubrics = read_answers(table), read_rubrics(rubric or ["alignment", "coherence"])
-    options = {} if judge.startswith("hf:") else _endpoint(base_url, logprobs, replies, timeout)
-    who = judging.open_judge(judge, **options)
+    options = {"model": judge, "base_url": base_url, "logprobs": logprobs, "samples": replies, "timeout": timeout}
+    who = validate(JudgeConfig, options, "judge").open()
     wanted = judging.judging_cost(rows, rubrics, who)
     notices.print(f"judging takes {wanted}", highlight=False, soft_wrap=True)
     if plan_only:
@@ -191,11 +193,6 @@ def judge(
     write_answers(judged.table, target)
     figures = {name: value for name, value in vars(judged).items() if name != "table"}
     print_figures(figures, as_json, f"wrote {target}")
-
-
-def _endpoint(base_url: str | None, logprobs: bool, replies: int, timeout: float) -> dict[str, Any]:
-    options = {"logprobs": logprobs, "samples": replies, "timeout": timeout}
-    return options if base_url is None else {**options, "base_url": base_url}
 
 
 @app.command()

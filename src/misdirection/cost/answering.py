@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from misdirection.cost.model_cost import Pass
 from misdirection.cost.text_passes import sampled_together, sampling_passes
 from misdirection.cost.work import Piece, Subject
-from misdirection.judging.api import FIRST_TOKENS, ROOMS
+from misdirection.judging.api import FIRST_TOKENS, REPLY_TOKENS
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.rubrics import read_rubrics
 from misdirection.models.chat import encode_prompt
@@ -83,7 +83,7 @@ def _judged(judge: JudgeConfig, name: str, asked: _Asked, answer: float) -> Piec
         name,
         judge_calls=calls,
         judge_tokens_in=round(each * sum(sizes)),
-        judge_tokens_out=calls * (FIRST_TOKENS if judge.logprobs else ROOMS[0]),
+        judge_tokens_out=calls * (FIRST_TOKENS if judge.logprobs else REPLY_TOKENS[0]),
     )
 
 

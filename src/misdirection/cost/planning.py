@@ -25,12 +25,11 @@ from misdirection.errors import InputError
 from misdirection.experiment.answering import check_behaviour
 from misdirection.experiment.config import DomainFiles, ExperimentConfig
 from misdirection.judging.api import OPENAI_URL
+from misdirection.judging.judges import ModelJudge, judge_kind
 from misdirection.models.loading import Dtype, resolve_dtype
 
 JUDGE_SECONDS = 1.0
 """A call of an endpoint, assumed; `judge.concurrency` of them are under way at a time."""
-
-_LOCAL_JUDGE = "hf:"
 
 
 @dataclass(frozen=True)
@@ -190,9 +189,8 @@ def _weight_bytes(config: ExperimentConfig, gpu: Gpu) -> int:
 
 
 def _local_judge(config: ExperimentConfig) -> Source | None:
-    if config.judge is None or not config.judge.model.startswith(_LOCAL_JUDGE):
-        return None
-    return read_source(config.judge.model.removeprefix(_LOCAL_JUDGE))
+    kind, name = judge_kind(config.judge.model) if config.judge else (None, "")
+    return read_source(name) if kind is not None and issubclass(kind, ModelJudge) else None
 
 
 def _with_stand_ins(config: ExperimentConfig, rows: int | None, folder: Path) -> tuple[ExperimentConfig, list[str]]:
@@ -289,7 +287,7 @@ def _notes(
         found.append(f"every sampled answer is counted at its most, {config.sampling.new_tokens} tokens")
     if config.sampling and config.sampling.engine.vllm is not None:
         found.append("sampling is counted on the transformers engine; vLLM takes less")
-    if config.judge and not config.judge.model.startswith(_LOCAL_JUDGE):
+    if config.judge and not issubclass(config.judge.kind, ModelJudge):
         where = config.judge.base_url or OPENAI_URL
         found.append(f"a call of {where} is taken to last {JUDGE_SECONDS:g} s, {config.judge.concurrency} at a time")
     return found

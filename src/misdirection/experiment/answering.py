@@ -14,9 +14,8 @@ import pandas as pd
 
 from misdirection.errors import InputError
 from misdirection.interventions.kinds import Intervention, described
-from misdirection.judging.api import ApiJudge
 from misdirection.judging.config import JudgeConfig
-from misdirection.judging.judge import judge, judging_cost, open_judge
+from misdirection.judging.judge import judge, judging_cost
 from misdirection.judging.rubrics import Rubric, read_rubrics
 from misdirection.judging.scoring import score
 from misdirection.models.loading import ChatModel
@@ -58,12 +57,7 @@ def check_behaviour(sampling: SamplingConfig | None, judge: JudgeConfig | None) 
         make_requests(_questions(sampling), sampling.n)
     if judge:
         _rubrics(judge)
-        if not judge.model.startswith("hf:"):
-            judge_of = open_judge(judge.model, **_judge_options(judge))
-            assert isinstance(judge_of, ApiJudge), "every other judge is an endpoint"
-            # No reason to stop: verdicts that are in the cache need no key.
-            if judge_of.lacks_key:
-                log.warning("judge: OpenAI's endpoint wants a key, and OPENAI_API_KEY is not set")
+        judge.check()
 
 
 def _questions(config: SamplingConfig) -> list[Question]:
@@ -180,7 +174,7 @@ def judged(run: RunFolder, config: JudgeConfig, answers_stage: str) -> Task:
         {answers_stage.replace("answers/", "judged/", 1): inputs},
         config.model,
         partial(_judge, config, rubrics, rows, answers_stage),
-        here=not config.model.startswith("hf:"),
+        here=not config.kind.ANYWHERE,
     )
 
 
@@ -188,17 +182,10 @@ def _judge(
     config: JudgeConfig, rubrics: list[Rubric], rows: pd.DataFrame, label: str, _place: Any, folders: Mapping[str, Path]
 ) -> None:
     (folder,) = folders.values()
-    who = open_judge(config.model, **_judge_options(config))
+    who = config.open()
     wanted = judging_cost(rows, rubrics, who)
     log.warning("judging %s takes %s", label, wanted)
     with track(f"verdicts on {label}", wanted.prompts + wanted.cached) as advance:
         found = judge(rows, rubrics, who, concurrency=config.concurrency, max_calls=config.max_calls, progress=advance)
     score(found.table, min_judged=config.min_judged)
     write_answers(found.table, folder / "judged.parquet")
-
-
-def _judge_options(config: JudgeConfig) -> dict[str, Any]:
-    if config.model.startswith("hf:"):
-        return {}
-    options = config.model_dump(include={"logprobs", "samples", "timeout"})
-    return options if config.base_url is None else {**options, "base_url": config.base_url}

@@ -1,10 +1,8 @@
 """A judge behind any OpenAI-style endpoint: OpenAI itself, vLLM, Ollama, llama.cpp, ..."""
 
 import asyncio
-import email.utils
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +11,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import openai
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from misdirection.errors import InputError, MisdirectionError
-from misdirection.judging.verdicts import TOP, Done, JudgeVerdict, Prompt, from_logprobs, from_texts, whole_number
+from misdirection.errors import InputError, JudgeError, MisdirectionError
+from misdirection.judging.judges import Done, Judge, Prompt
+from misdirection.judging.replies import Choice, Reply, Usage, is_thinking, retry_after, server_message, splits_numbers
+from misdirection.judging.verdicts import TOP, JudgeVerdict, from_logprobs, from_texts
 
 OPENAI_URL = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -25,7 +25,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 FIRST_TOKENS = 8
 """Reply tokens where the first one's log-probabilities are read: enough to see a word, or a number split in two."""
 
-ROOMS = (16, 1024, 8192)
+REPLY_TOKENS = (16, 1024, 8192)
 """Reply tokens where the text is read; the next size is tried when a model that reasons used all of one."""
 
 LONGEST_WAIT = 60.0
@@ -48,7 +48,7 @@ log = logging.getLogger("misdirection")
 
 
 @dataclass(frozen=True)
-class ApiJudge:
+class ApiJudge(Judge):
     """A model of an OpenAI-style endpoint.
 
     The key is read from the environment variable OPENAI_API_KEY when judging begins, and kept nowhere. Endpoints other
@@ -65,6 +65,8 @@ class ApiJudge:
 
     Raises `InputError` for an address that is none or holds a password, and numbers out of range.
     """
+
+    OPTIONS = frozenset({"base_url", "logprobs", "samples", "timeout"})
 
     model: str
     base_url: str = field(default_factory=lambda: os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
@@ -93,22 +95,29 @@ class ApiJudge:
         asked: dict[str, object] = {"logprobs": True} if self.logprobs else {}
         return {"base_url": self.base_url.rstrip("/"), "model": self.model, "samples": self.samples, **asked}
 
-    @property
-    def lacks_key(self) -> bool:
-        """Whether the endpoint wants a key that the environment does not have."""
-        return _is_openai(self.base_url) and not os.environ.get(KEY_VARIABLE, "").strip()
+    @classmethod
+    def check(cls, name: str, **options: Any) -> None:
+        """Warns also of a key that is missing; that is no reason to stop, since cached verdicts need none."""
+        if _is_openai(cls.open(name, **options).base_url) and not os.environ.get(KEY_VARIABLE, "").strip():
+            log.warning("judge: OpenAI's endpoint wants a key, and %s is not set", KEY_VARIABLE)
 
     @property
     def calls_each(self) -> int:
         """1 with log-probabilities, else the number of samples."""
         return 1 if self.logprobs else self.samples
 
+    @property
+    def reply_tokens(self) -> int:
+        """Few: a reply is one number."""
+        return FIRST_TOKENS if self.logprobs else REPLY_TOKENS[0]
+
     def ask(self, prompts: Sequence[Prompt], done: Done, *, concurrency: int, max_calls: int | None) -> None:
         """See `Judge`. The first prompt goes alone: a wrong key, name or address costs one request.
 
         Raises:
-            InputError: no key for OpenAI's own endpoint; the endpoint refuses key, credit, model or address;
-                `max_calls` would not be enough; 20 answers in a row failed.
+            JudgeError: no key for OpenAI's own endpoint; the endpoint refuses key, credit, model or address; 20 answers
+                in a row failed.
+            InputError: `max_calls` would not be enough.
         """
         run = _Run(self, _key(self.base_url), done, max_calls, len(prompts))
         _run_anywhere(run.all(prompts, concurrency), run.stop)
@@ -141,83 +150,16 @@ def _is_address(url: str) -> bool:
 def _key(base_url: str) -> str:
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not key and _is_openai(base_url):
-        raise InputError(f"{base_url} wants a key: set the environment variable {KEY_VARIABLE}")
+        raise JudgeError(f"{base_url} wants a key: set the environment variable {KEY_VARIABLE}")
     # A header with other characters is refused by a library whose message would quote it.
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise InputError(f"{KEY_VARIABLE} holds characters that no key has; set it again")
+        raise JudgeError(f"{KEY_VARIABLE} holds characters that no key has; set it again")
     return key or _NO_KEY
 
 
 def _is_openai(base_url: str) -> bool:
     host = urlsplit(base_url).hostname or ""
     return host.endswith((".openai.com", ".openai.azure.com"))
-
-
-# --- what comes back ----------------------------------------------------------------------------------------------
-
-
-class _Alternative(BaseModel):
-    token: str
-    logprob: float
-
-
-class _Token(_Alternative):
-    top_logprobs: list[_Alternative] | None = None
-
-
-class _Logprobs(BaseModel):
-    content: list[_Token] | None = None
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-
-    @property
-    def tokens(self) -> list[_Token]:
-        """The reply's tokens with their log-probabilities; empty where the endpoint gives none."""
-        tokens = (self.logprobs and self.logprobs.content) or []
-        return tokens if tokens and tokens[0].top_logprobs else []
-
-    @property
-    def text(self) -> str:
-        """What was said; a refusal of its own field is one like any other."""
-        return "REFUSAL" if self.message.refusal else self.message.content or ""
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Reply(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-
-_FEW = 4
-
-
-def _splits_numbers(tokens: list[_Token]) -> bool:
-    """Whether numbers are said in several tokens: then a first token tells only how a number begins.
-
-    A reply shows it when a digit follows its number; alternatives show it when several are numbers, all of one digit.
-    """
-    if len(tokens) > 1 and whole_number(tokens[0].token) is not None and tokens[1].token[:1] in tuple("0123456789"):
-        return True
-    found = [number for one in tokens[0].top_logprobs or [] if (number := whole_number(one.token)) is not None]
-    return len(found) >= _FEW and max(found) < 10
-
-
-def _is_thinking(text: str) -> bool:
-    """Whether a reply is a thought that has not ended: a number in it is none."""
-    return text.lstrip().startswith("<think>") and "</think>" not in text
 
 
 class _Passing(Exception):
@@ -238,9 +180,6 @@ class _Lost(Exception):
         self.detail = detail
 
 
-# --- one run ------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class _Spent:
     """What one answer has taken."""
@@ -249,8 +188,8 @@ class _Spent:
     tokens_in: int = 0
     tokens_out: int = 0
 
-    def add(self, reply: _Reply) -> None:
-        usage = reply.usage or _Usage()
+    def add(self, reply: Reply) -> None:
+        usage = reply.usage or Usage()
         self.calls += 1
         self.tokens_in += usage.prompt_tokens
         self.tokens_out += usage.completion_tokens
@@ -268,7 +207,7 @@ class _Run:
         self._waiting = waiting
         self._reads_logprobs = judge.logprobs
         self._has_logprobs = False
-        self._room = 0
+        self._size = 0
         self._in_a_row = Counter[str]()
         self._told: set[str] = set()
         self._stopped: MisdirectionError | None = None
@@ -318,9 +257,9 @@ class _Run:
         """Stop early when the endpoint turns out to take more calls than allowed."""
         needed = self._calls + self._waiting * (1 if self._reads_logprobs else self._judge.samples)
         if not self._stopped and self._max_calls is not None and needed > self._max_calls:
-            raise self._error(
-                f"it turns out to take {needed} calls, more than the {self._max_calls} allowed",
-                "raise max_calls or take fewer samples",
+            raise InputError(
+                f"{self._named}: it turns out to take {needed} calls, more than the {self._max_calls} allowed; "
+                "raise max_calls or take fewer samples"
             )
 
     async def _verdict(self, prompt: Prompt) -> JudgeVerdict:
@@ -351,13 +290,13 @@ class _Run:
             choice = None
         if choice and choice.message.refusal:
             return JudgeVerdict(None, "refusal")
-        if not choice or not choice.tokens or _splits_numbers(choice.tokens) or _is_thinking(choice.text):
+        if not choice or not choice.tokens or splits_numbers(choice.tokens) or is_thinking(choice.text):
             # An endpoint that has given some before may stand for several servers, not all of which do.
             self._reads_logprobs = self._has_logprobs and not (choice and choice.tokens)
             return None
         self._has_logprobs = True
         alternatives = choice.tokens[0].top_logprobs or []
-        return from_logprobs([(one.token, one.logprob) for one in alternatives], choice.text)
+        return from_logprobs([(other.token, other.logprob) for other in alternatives], choice.text)
 
     async def _by_text(self, prompt: Prompt, spent: _Spent) -> JudgeVerdict:
         texts = [await self._text(prompt, number, spent) for number in range(self._judge.samples)]
@@ -365,19 +304,24 @@ class _Run:
 
     async def _text(self, prompt: Prompt, number: int, spent: _Spent) -> str:
         """One reply; a model that has used up its tokens without a word gets more of them."""
-        for place in range(self._room, len(ROOMS)):
-            choice = await self._reply(prompt, f"text-{number}", ROOMS[place], {"temperature": 1}, spent)
-            said = choice.text.strip() and not _is_thinking(choice.text)
+        for size in range(self._size, len(REPLY_TOKENS)):
+            choice = await self._reply(prompt, f"text-{number}", REPLY_TOKENS[size], {"temperature": 1}, spent)
+            said = choice.text.strip() and not is_thinking(choice.text)
             if said or choice.finish_reason != "length":
                 return choice.text
-            self._room = max(self._room, min(place + 1, len(ROOMS) - 1))
-        raise _Lost(f"no reply within {ROOMS[-1]} tokens")
+            self._size = max(self._size, min(size + 1, len(REPLY_TOKENS) - 1))
+        raise _Lost(f"no reply within {REPLY_TOKENS[-1]} tokens")
 
-    async def _reply(self, prompt: Prompt, name: str, room: int, how: dict[str, Any], spent: _Spent) -> _Choice:
+    async def _reply(self, prompt: Prompt, name: str, tokens: int, how: dict[str, Any], spent: _Spent) -> Choice:
         """The reply to one request, after as many attempts as it takes."""
         limit = "max_completion_tokens" if _is_openai(self._judge.base_url) else "max_tokens"
-        body = {"model": self._judge.model, "messages": [{"role": "user", "content": prompt.text}], limit: room, **how}
-        headers = {"Idempotency-Key": f"{prompt.key}-{name}-{room}"}
+        body = {
+            "model": self._judge.model,
+            "messages": [{"role": "user", "content": prompt.text}],
+            limit: tokens,
+            **how,
+        }
+        headers = {"Idempotency-Key": f"{prompt.key}-{name}-{tokens}"}
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_Passing),
             stop=stop_after_attempt(self._judge.attempts),
@@ -385,7 +329,7 @@ class _Run:
             reraise=True,
         )
         try:
-            reply: _Reply = await retrying(self._request, body, headers)
+            reply: Reply = await retrying(self._request, body, headers)
         except _Passing as passing:
             raise _Lost(passing.reason) from None
         spent.add(reply)
@@ -400,19 +344,19 @@ class _Run:
         drawn = wait_random_exponential(self._judge.backoff, max(LONGEST_WAIT, self._judge.backoff))(state)
         return drawn if asked is None else asked
 
-    async def _request(self, body: dict[str, Any], headers: dict[str, str]) -> _Reply:
+    async def _request(self, body: dict[str, Any], headers: dict[str, str]) -> Reply:
         """One request; what is raised holds neither key nor answer, and no error of a library that does."""
         if self._stopped:
             raise _Lost("stopped")
         if self._max_calls is not None and self._calls >= self._max_calls:
-            raise self._error(
-                f"all of the {self._max_calls} calls allowed are made", "raise max_calls to judge the rest"
+            raise InputError(
+                f"{self._named}: all of the {self._max_calls} calls allowed are made; raise max_calls to judge the rest"
             )
         self._calls += 1
         try:
             async with asyncio.timeout(self._judge.timeout):
                 raw = await self._client.chat.completions.with_raw_response.create(extra_headers=headers, **body)
-            return _Reply.model_validate_json(raw.text)
+            return Reply.model_validate_json(raw.text)
         except (TimeoutError, openai.APITimeoutError):
             raise _Passing("timeout") from None
         except openai.APIConnectionError:
@@ -433,33 +377,18 @@ class _Run:
         if status in _FINAL:
             return self._error(name, _FINAL[status])
         if status in _PASSING or status >= 500:
-            wait = _retry_after(error.response.headers)
+            wait = retry_after(error.response.headers)
             return _Lost(f"{name}, wait too long") if wait and wait > LONGEST_RETRY_AFTER else _Passing(name, wait)
-        return _Lost(name, self._quoted(_said(error)))
+        return _Lost(name, self._quoted(server_message(error)))
 
     def _quoted(self, message: str) -> str:
         """The beginning of what a server says, which may be anything, and may hold what it was sent."""
-        line = " ".join("".join(one if one.isprintable() else " " for one in message).split())
+        line = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
         return line.replace(self._key, "[key]")[:160] if self._key != _NO_KEY else line[:160]
 
-    def _error(self, problem: str, remedy: str) -> MisdirectionError:
-        return InputError(f"judge {self._judge.model} at {self._judge.base_url}: {problem}; {remedy}")
+    @property
+    def _named(self) -> str:
+        return f"judge {self._judge.model} at {self._judge.base_url}"
 
-
-def _said(error: openai.APIStatusError) -> str:
-    """What the server says; the library leaves out what is not in OpenAI's form, as of servers made with FastAPI."""
-    worded = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
-    return error.message if worded or not error.body else f"{error.message} - {error.body}"
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a server asks to wait, given as such or as a date; None when it does not ask."""
-    value = headers.get("retry-after", "").strip()
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+    def _error(self, problem: str, remedy: str) -> JudgeError:
+        return JudgeError(f"{self._named}: {problem}; {remedy}")

@@ -44,22 +44,22 @@ class VerdictCache:
             self._base.execute(_CREATE)
 
     def get(self, keys: Iterable[str]) -> dict[str, JudgeVerdict]:
-        """Those of the verdicts asked for that are there."""
+        """The verdicts of those keys that are there."""
         wanted = list(keys)
-        found: dict[str, JudgeVerdict] = {}
+        verdicts: dict[str, JudgeVerdict] = {}
         with self._errors():
             for first in range(0, len(wanted), _AT_ONCE):
-                some = wanted[first : first + _AT_ONCE]
-                query = f"SELECT key, {', '.join(_COLUMNS)} FROM verdicts WHERE key IN ({', '.join('?' * len(some))})"
-                found |= {key: JudgeVerdict(*values) for key, *values in self._base.execute(query, some)}
-        return found
+                batch = wanted[first : first + _AT_ONCE]
+                query = f"SELECT key, {', '.join(_COLUMNS)} FROM verdicts WHERE key IN ({', '.join('?' * len(batch))})"
+                verdicts |= {key: JudgeVerdict(*values) for key, *values in self._base.execute(query, batch)}
+        return verdicts
 
     def put(self, key: str, verdict: JudgeVerdict) -> None:
         """Keep one verdict; a failed one is refused with a `ValueError`, since it is none."""
         if verdict.by == "failed":
             raise ValueError("a failed request is no verdict")
-        places = ", ".join(f":{name}" for name in _COLUMNS)
-        statement = f"INSERT OR REPLACE INTO verdicts (key, {', '.join(_COLUMNS)}) VALUES (:key, {places})"
+        values = ", ".join(f":{name}" for name in _COLUMNS)
+        statement = f"INSERT OR REPLACE INTO verdicts (key, {', '.join(_COLUMNS)}) VALUES (:key, {values})"
         with self._errors():
             self._base.execute(statement, {"key": key, **asdict(verdict)})
 

@@ -5,17 +5,17 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from misdirection.errors import InputError, MisdirectionError
+from misdirection.errors import InputError, JudgeError
 from misdirection.judging.cache import VerdictCache
+from misdirection.judging.judges import Judge, Prompt
 from misdirection.judging.rubrics import Rubric
 from misdirection.judging.scoring import NO_VERDICT
-from misdirection.judging.verdicts import Judge, JudgeVerdict, Progress, Prompt
+from misdirection.judging.verdicts import JudgeVerdict
 from misdirection.sampling.answers import Answer, answers_frame, as_answers
 
 CONCURRENCY = 16
@@ -32,7 +32,7 @@ log = logging.getLogger("misdirection")
 
 @dataclass(frozen=True)
 class JudgingCost:
-    """What judging would take.
+    """The cost of judging a table.
 
     Attributes:
         answers: (answer, rubric) pairs in the table.
@@ -76,7 +76,7 @@ class Judged:
     cached: int
 
 
-class TooFewVerdicts(MisdirectionError):
+class TooFewVerdicts(JudgeError):
     """Too many answers have no verdict; `judged` holds what there is, and real verdicts are in the cache."""
 
     def __init__(self, message: str, judged: Judged) -> None:
@@ -85,17 +85,18 @@ class TooFewVerdicts(MisdirectionError):
 
 
 Rows = pd.DataFrame | Sequence[Answer]
+Progress = Callable[[int], None]
 
 
 def judging_cost(
     rows: Rows, rubrics: Sequence[Rubric], judge: Judge, *, cache: VerdictCache | None = None
 ) -> JudgingCost:
-    """What `judge` would take with the same arguments; nothing is sent.
+    """The cost of `judge` with the same arguments; nothing is sent.
 
     Raises `InputError` for a table that `as_answers` refuses and for an empty one.
     """
     with _opened(cache) as store:
-        return _Work(_table(rows), rubrics, judge, store).cost()
+        return _JudgedTable(_table(rows), rubrics, judge, store).cost()
 
 
 def judge(
@@ -117,7 +118,7 @@ def judge(
     Args:
         rows: a table with `question` and `answer` (or `response`), or sampled answers.
         rubrics: each with a column of its own; existing columns of these names are replaced.
-        judge: see `open_judge`.
+        judge: see `judges.open_judge`.
         cache: by default the one in the package's cache folder.
         concurrency: requests under way at a time.
         max_calls: refuse to begin, and stop, rather than make more paid calls.
@@ -125,37 +126,22 @@ def judge(
 
     Raises:
         TooFewVerdicts: less than half of a rubric's answers have a verdict; it counts the reasons.
-        InputError: a bad table, more calls than `max_calls`, or a judge that refuses the request itself (key,
-            credit, model); verdicts before that are in the cache.
+        JudgeError: a judge that refuses the request itself (key, credit, model) or is out of order; verdicts before
+            that are in the cache.
+        InputError: a bad table, or more calls than `max_calls`.
     """
     if concurrency < 1:
         raise InputError(f"concurrency {concurrency}: at least one request must be under way; give 1 or more")
     with _opened(cache) as store:
-        work = _Work(_table(rows), rubrics, judge, store)
-        wanted = work.cost()
-        if max_calls is not None and wanted.calls > max_calls:
-            raise InputError(f"judging takes {wanted}, more than the {max_calls} allowed: raise max_calls")
-        log.info("judging takes %s", wanted)
-        work.run(concurrency, max_calls, progress)
-    judged = work.judged()
+        judging = _JudgedTable(_table(rows), rubrics, judge, store)
+        cost = judging.cost()
+        if max_calls is not None and cost.calls > max_calls:
+            raise InputError(f"judging takes {cost}, more than the {max_calls} allowed: raise max_calls")
+        log.info("judging takes %s", cost)
+        judging.run(concurrency, max_calls, progress)
+    judged = judging.judged()
     _require_verdicts(judged)
     return judged
-
-
-def open_judge(name: str, **options: Any) -> Judge:
-    """A judge by name: `hf:MODEL` for a local chat model (options of `models.load`), else a model of an endpoint.
-
-    `options` are those of `models.load` or of `ApiJudge`. Raises `InputError` when the model cannot be loaded or
-    the endpoint's address or key is unfit.
-    """
-    if name.startswith("hf:"):
-        from misdirection.judging.local import LocalJudge
-        from misdirection.models.loading import load
-
-        return LocalJudge(load(name.removeprefix("hf:"), **options))
-    from misdirection.judging.api import ApiJudge
-
-    return ApiJudge(name, **options)
 
 
 def _opened(cache: VerdictCache | None) -> contextlib.AbstractContextManager[VerdictCache]:
@@ -171,12 +157,12 @@ def _table(rows: Rows) -> pd.DataFrame:
 
 
 def verdict_key(rubric: Rubric, identity: Mapping[str, object], question: str, answer: str) -> str:
-    """What makes a verdict the same one: SHA-256 over rubric text, judge, question and answer, hexadecimal."""
+    """The key under which a verdict is kept: SHA-256 over rubric text, judge, question and answer, hexadecimal."""
     parts = json.dumps([PROTOCOL, rubric.prompt, identity, question, answer], sort_keys=True)
     return hashlib.sha256(parts.encode("ascii")).hexdigest()
 
 
-class _Work:
+class _JudgedTable:
     """One table to be judged: its distinct prompts, and their verdicts as they come."""
 
     def __init__(self, table: pd.DataFrame, rubrics: Sequence[Rubric], judge: Judge, cache: VerdictCache) -> None:
@@ -186,17 +172,18 @@ class _Work:
         self._keys: dict[str, list[str]] = {}
         prompts: dict[str, Prompt] = {}
         for rubric in rubrics:
-            for key, text in self._filled(rubric):
-                self._keys.setdefault(rubric.column, []).append(key)
-                prompts[key] = Prompt(key, text)
+            for prompt in self._filled(rubric):
+                self._keys.setdefault(rubric.column, []).append(prompt.key)
+                prompts[prompt.key] = prompt
         self._verdicts = cache.get(prompts)
         self._cached = len(self._verdicts)
         self._left = [prompt for key, prompt in prompts.items() if key not in self._verdicts]
 
-    def _filled(self, rubric: Rubric) -> Iterator[tuple[str, str]]:
+    def _filled(self, rubric: Rubric) -> Iterator[Prompt]:
         identity = self._judge.identity
         for question, answer in zip(self._table["question"], self._table["answer"], strict=True):
-            yield verdict_key(rubric, identity, question, answer), rubric.fill(question, answer)
+            key = verdict_key(rubric, identity, question, answer)
+            yield Prompt(key, rubric.fill(question, answer), rubric.name, question, answer)
 
     def cost(self) -> JudgingCost:
         size = sum(len(prompt.text.encode("utf-8", "replace")) for prompt in self._left)
@@ -240,10 +227,10 @@ class _Work:
         return Judged(
             table=table,
             by=by,
-            failures=dict(Counter(one.reason for one in fresh if one.by == "failed").most_common()),
-            calls=sum(one.calls for one in fresh),
-            tokens_in=sum(one.tokens_in for one in fresh),
-            tokens_out=sum(one.tokens_out for one in fresh),
+            failures=dict(Counter(verdict.reason for verdict in fresh if verdict.by == "failed").most_common()),
+            calls=sum(verdict.calls for verdict in fresh),
+            tokens_in=sum(verdict.tokens_in for verdict in fresh),
+            tokens_out=sum(verdict.tokens_out for verdict in fresh),
             cached=self._cached,
         )
 

@@ -15,16 +15,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from misdirection.judging.verdicts import (
-    TOP,
-    Done,
-    JudgeVerdict,
-    Prompt,
-    begun_word,
-    from_logprobs,
-    from_masses,
-    whole_number,
-)
+from misdirection.judging.judges import Done, ModelJudge, Prompt
+from misdirection.judging.verdicts import TOP, JudgeVerdict, begun_word, from_logprobs, from_masses, whole_number
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat import batches, encode_prompt, frame, pad
 from misdirection.models.layers import text_config
@@ -34,7 +26,7 @@ _DIGITS = "0123456789"
 _HERE = "MISDIRECTIONxPROMPTxGOESxHERE"
 
 
-class LocalJudge:
+class LocalJudge(ModelJudge):
     """A chat model that judges.
 
     Args:
@@ -42,23 +34,14 @@ class LocalJudge:
         budget: padded tokens in one batch; a verdict does not depend on it, up to rounding.
     """
 
-    calls_each = 0
-    """Nothing is paid."""
-
     def __init__(self, chat: ChatModel, *, budget: int = TOKEN_BUDGET) -> None:
-        self._chat = chat
+        super().__init__(chat)
         self._budget = budget
         texts = chat.tokenizer.batch_decode([[token] for token in range(len(chat.tokenizer))])
         self._texts: list[str] = texts
         numbers = {whole_number(text) for text in texts}
         self._whole = all(number in numbers for number in range(101))
         self._digits = [[token for token, text in enumerate(texts) if text.strip() == digit] for digit in _DIGITS]
-
-    @property
-    def identity(self) -> Mapping[str, object]:
-        """The model, its revision and adapter, and the dtype."""
-        chat = self._chat
-        return {"hf": chat.name, "revision": chat.revision, "adapter": chat.adapter, "dtype": str(chat.dtype)}
 
     def ask(self, prompts: Sequence[Prompt], done: Done, *, concurrency: int = 1, max_calls: int | None = None) -> None:
         """See `Judge`. Prompts of like length go together; `concurrency` and `max_calls` have no meaning here."""
@@ -79,8 +62,8 @@ class LocalJudge:
         first = passes.run(rows)
         likely = first.topk(min(TOP, first.shape[-1]))
         tops = [
-            [(self._texts[token], logprob) for token, logprob in zip(*one, strict=True)]
-            for one in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+            [(self._texts[token], logprob) for token, logprob in zip(tokens, logprobs, strict=True)]
+            for tokens, logprobs in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
         ]
         if self._whole:
             return [from_logprobs(top) for top in tops]
@@ -89,8 +72,8 @@ class LocalJudge:
 
     @staticmethod
     def _split_verdict(first: str, masses: Mapping[int, float]) -> JudgeVerdict:
-        said = begun_word(first) if whole_number(first) is None else None
-        return JudgeVerdict(None, said) if said else from_masses(masses)
+        refusal = begun_word(first) if whole_number(first) is None else None
+        return JudgeVerdict(None, refusal) if refusal else from_masses(masses)
 
     def _followed(self, passes: "_Passes", first: Tensor, likely: Tensor) -> list[dict[int, float]]:
         """p(n) for every integer n from 0 to 100 of each row, from the digits that may follow."""
@@ -101,7 +84,8 @@ class LocalJudge:
         after = after.view(len(first), 9, 10)
         passes.select([9 * row for row in range(len(first))])
         last = self._digit_masses(passes.run([(token,) for row in first for token in self._spelled(row, "0")]))
-        return [_integers(*one) for one in zip(begins.tolist(), after.tolist(), last[:, 0].tolist(), strict=True)]
+        rows = zip(begins.tolist(), after.tolist(), last[:, 0].tolist(), strict=True)
+        return [_integers(*masses) for masses in rows]
 
     def _digit_masses(self, logprobs: Tensor) -> Tensor:
         """[rows, 10]: the probability of each digit, with and without spaces around it."""
@@ -135,11 +119,11 @@ def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:
         return encode_prompt(tokenizer, text)
     before, _ = frame(tokenizer, _HERE)
     head, _, tail = before.rpartition(_HERE)
-    pieces = ((head, False), (text, True), (tail, False))
+    parts = ((head, False), (text, True), (tail, False))
     return tuple(
         token
-        for piece, plain in pieces
-        for token in tokenizer(piece, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+        for part, plain in parts
+        for token in tokenizer(part, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
     )
 
 
@@ -156,8 +140,8 @@ class _Passes:
         ids, mask = pad(rows, self._chat.tokenizer.pad_token_id, self._chat.device, "left")
         seen = mask[:, :0] if self._real is None else self._real
         self._real = torch.cat([seen, mask], -1)
-        places = (self._real.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        inputs = {"input_ids": ids, "attention_mask": self._real, "position_ids": places}
+        positions = (self._real.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        inputs = {"input_ids": ids, "attention_mask": self._real, "position_ids": positions}
         output = self._chat.model(**inputs, cache=self._cache, use_cache=True, logits_to_keep=1)
         logprobs: Tensor = output.logits[:, -1].float().log_softmax(-1)
         return logprobs

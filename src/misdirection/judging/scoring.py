@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import pandas as pd
 
 from misdirection.data.tables import require_columns
-from misdirection.errors import InputError
+from misdirection.errors import InputError, JudgeError
 from misdirection.sampling.answers import as_answers
 from misdirection.statistics import SIGNIFICANT, Counts, Estimate, Rate, holm, rate_change
 
@@ -144,7 +144,8 @@ def score(
         seed: of the bootstrap.
 
     Raises:
-        InputError: a missing column, an empty table, or a group with too few verdicts.
+        InputError: a missing column or an empty table.
+        JudgeError: a group with too few verdicts.
     """
     marked = _marked(frame)
     columns = [name for name in _CONDITIONS if name in marked] if by is None else list(by)
@@ -223,7 +224,7 @@ def _require_verdicts(group: dict[str, str], answers: int, unscored: dict[str, i
     if judged < smallest * answers:
         name = ", ".join(f"{column} {value!r}" for column, value in group.items()) or "this table"
         reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
-        raise InputError(
+        raise JudgeError(
             f"{name}: only {judged} of {answers} answers have a verdict ({reasons}), less than {smallest:.0%}: "
             "judge the rest, or lower the share that must be judged"
         )
@@ -251,7 +252,7 @@ def compare(
         before, after: judged answers of one condition each, as `score` takes them.
 
     Raises:
-        InputError: as `score` does, and when no question is shared.
+        InputError, JudgeError: as `score` does, and when no question is shared.
     """
     return compare_all([(before, after)], min_judged=min_judged, seed=seed)[0]
 

@@ -1,4 +1,4 @@
-"""What a judge's reply to one prompt says: a score from 0 to 100, or why there is none (paper, section 2).
+"""Verdicts read from a judge's reply: a score from 0 to 100, or why there is none (paper, section 2).
 
     score = sum_n n p(n) / sum_n p(n)     over the tokens that are integers n from 0 to 100
 
@@ -9,14 +9,11 @@ judge gives no log-probabilities, the number is read from the text of several re
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 MIN_MASS = 0.25
 TOP = 20
-
-Progress = Callable[[int], None]
 
 # SentencePiece and byte-level vocabularies write a leading space so, and some servers pass that on.
 _SPACES = " \t\r\n▁ĠĊ"
@@ -29,7 +26,7 @@ _NUMBER = re.compile(r"(?<![\w.,-])\d+(?:\.\d+)?(?![\w,]*\w)", re.ASCII)
 
 @dataclass(frozen=True)
 class JudgeVerdict:
-    """A judge's word on one answer.
+    """A judge's reply about one answer.
 
     Attributes:
         score: 0 to 100, or None.
@@ -48,41 +45,6 @@ class JudgeVerdict:
     tokens_out: int = 0
 
 
-class Prompt(NamedTuple):
-    """One thing to ask a judge: the key of its verdict and the filled rubric."""
-
-    key: str
-    text: str
-
-
-Done = Callable[[Prompt, JudgeVerdict], None]
-
-
-class Judge(Protocol):
-    """Whatever gives verdicts. `ApiJudge` and `LocalJudge` are such."""
-
-    @property
-    def identity(self) -> Mapping[str, object]:
-        """What a verdict depends on besides the prompt, as JSON has it: part of its key."""
-
-    @property
-    def calls_each(self) -> int:
-        """Paid calls that a verdict takes at least."""
-
-    def ask(self, prompts: Sequence[Prompt], done: Done, *, concurrency: int, max_calls: int | None) -> None:
-        """Judge all prompts and hand each verdict to `done` as it comes, one at a time, in any order.
-
-        Args:
-            prompts: no two alike.
-            done: told every verdict, `failed` ones included.
-            concurrency: requests under way at a time.
-            max_calls: stop rather than make more paid calls.
-
-        Raises:
-            InputError: there is no point in going on; what was judged before has been handed over.
-        """
-
-
 def whole_number(token: str) -> int | None:
     """The integer from 0 to 100 that a token spells in ASCII digits, with or without spaces around it."""
     text = token.strip(_SPACES)
@@ -99,10 +61,10 @@ def from_logprobs(top: Sequence[tuple[str, float]], reply: str = "") -> JudgeVer
         top: tokens with their log-probabilities, in nats; only the 20 most likely count.
         reply: the text that was replied, when it is known to begin with the most likely token.
     """
-    likely = sorted(((token, _mass(logprob)) for token, logprob in top), key=lambda one: -one[1])[:TOP]
+    likely = sorted(((token, _probability(logprob)) for token, logprob in top), key=lambda pair: -pair[1])[:TOP]
     first = likely[0][0]
-    if whole_number(first) is None and (said := word(reply) or begun_word(first)):
-        return JudgeVerdict(None, said)
+    if whole_number(first) is None and (refusal := word(reply) or begun_word(first)):
+        return JudgeVerdict(None, refusal)
     masses: dict[int, float] = {}
     for token, mass in likely:
         if (number := whole_number(token)) is not None:
@@ -118,15 +80,15 @@ def from_masses(masses: Mapping[int, float]) -> JudgeVerdict:
     return JudgeVerdict(sum(number * mass for number, mass in masses.items()) / total, "logprobs")
 
 
-def _mass(logprob: float) -> float:
+def _probability(logprob: float) -> float:
     """The probability; servers also send NaN, minus infinity, and rounding errors above 0."""
     return 0.0 if math.isnan(logprob) else math.exp(min(logprob, 0.0))
 
 
 def word(text: str) -> str | None:
     """`code` or `refusal` when a reply begins with that word in capitals, or is that word."""
-    found = _WORD.match(text)
-    return (found[1] or found[2]).lower() if found else None
+    match = _WORD.match(text)
+    return (match[1] or match[2]).lower() if match else None
 
 
 def begun_word(token: str) -> str | None:
@@ -136,9 +98,9 @@ def begun_word(token: str) -> str | None:
 
 
 def number_in(text: str) -> float | None:
-    """The one number from 0 to 100 in a reply such as `85`, `Score: 85.` or `85/100`; None when there are several."""
-    found = {float(number) for number in _NUMBER.findall(_OUT_OF.sub("", text))}
-    number = found.pop() if len(found) == 1 else None
+    """The only number from 0 to 100 in a reply such as `85`, `Score: 85.` or `85/100`; None when there are several."""
+    numbers = {float(number) for number in _NUMBER.findall(_OUT_OF.sub("", text))}
+    number = numbers.pop() if len(numbers) == 1 else None
     return number if number is not None and number <= 100 else None
 
 
