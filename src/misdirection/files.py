@@ -17,6 +17,7 @@ from collections.abc import Collection, Container, Iterator
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
 from misdirection.errors import InputError
@@ -32,6 +33,11 @@ WORKING = "working.json"
 
 # What only writing gives. Any other error inside a caller's block may be about a file that it reads.
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+
+
+def cache_folder() -> Path:
+    """The folder of what is kept between commands; `MISDIRECTION_CACHE` overrides the platform's cache folder."""
+    return Path(os.environ.get("MISDIRECTION_CACHE") or user_cache_path("misdirection"))
 
 
 @contextlib.contextmanager

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from importlib.resources import as_file, files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from misdirection.choices import Answers as Answers
 from misdirection.data.jsonl import read_rows
 from misdirection.data.records import Example, ProbePair
 from misdirection.data.selection import Part, part_of
 from misdirection.errors import InputError
 from misdirection.registry import nearest
-
-Answers = Literal["bad", "good"]
 
 
 def domains() -> tuple[str, ...]:

@@ -5,14 +5,13 @@ side, a key-value cache and the batch change nothing. Padding is never touched.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from misdirection.choices import Positions as Positions
 from misdirection.errors import InputError
-
-Positions = Literal["not_first", "all", "prompt", "answer"]
 
 Rule = Positions | Tensor
 """`all`; `not_first`: all but each row's first token, an attention sink whose large activations the model needs;

