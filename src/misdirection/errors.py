@@ -85,6 +85,8 @@ EXIT_STATUS = {
     },
     "bug": 70,
     "interrupted": 130,
+    # `misdirection ... | head`: as if the signal of a closed pipe had ended it.
+    "reader left": 141,
 }
 """Exit statuses by the audit's verdict, by exception, and by how else a command can end."""
 

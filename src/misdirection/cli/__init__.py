@@ -1,4 +1,7 @@
-"""The command line: a thin skin over the library."""
+"""The command line: options, help, exit statuses. A command is one call of a public function, and prints what it gives.
+
+Owns no rule and assembles nothing: that is the library's.
+"""
 
 import logging
 import os
@@ -7,35 +10,58 @@ import warnings
 
 from rich.logging import RichHandler
 
-from misdirection.cli import adapters, audit, behaviour, directions, experiments, interventions, organisms, plan
+from misdirection.cli import (
+    adapters,
+    audit,
+    behaviour,
+    directions,
+    experiments,
+    files,
+    interventions,
+    organisms,
+    plan,
+)
+from misdirection.cli.endings import end
+from misdirection.cli.groups import arrange
 from misdirection.cli.shared import app
-from misdirection.errors import MisdirectionError
-from misdirection.progress import console as notices
+from misdirection.progress import console
 
-__all__ = ["adapters", "audit", "behaviour", "directions", "experiments", "interventions", "main", "organisms", "plan"]
+__all__ = [
+    "adapters",
+    "audit",
+    "behaviour",
+    "directions",
+    "experiments",
+    "files",
+    "interventions",
+    "main",
+    "organisms",
+    "plan",
+]
 
-_INTERRUPTED = 130
+arrange(app)
 
 
 def main() -> None:
-    """Entry point: a user's error is one line and status 2, an interrupt status 130."""
-    # Deprecations inside the libraries are for their authors, not for our users.
+    """Entry point; `errors.EXIT_STATUS` has the statuses it ends with."""
+    _set_up_messages()
+    try:
+        try:
+            app(prog_name="misdirection")
+        finally:
+            sys.stdout.flush()
+    except BaseException as error:
+        sys.exit(end(error))
+
+
+def _set_up_messages() -> None:
+    """Our own warnings go to standard error, a line each; those for the libraries' authors go nowhere."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
-        handlers=[RichHandler(console=notices, show_time=False, show_path=False)],
+        handlers=[RichHandler(console=console, show_time=False, show_path=False)],
     )
-    # It tells of every kernel that it did not find.
+    # Bitsandbytes tells of every kernel that it did not find.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        app(prog_name="misdirection")
-    except MisdirectionError as error:
-        notices.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except SystemExit as error:
-        # What typer makes of an interrupt.
-        if error.code == _INTERRUPTED:
-            notices.print("stopped; the same command continues")
-        raise

@@ -1,11 +1,12 @@
 """Reading LoRA adapters: `interpret`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from misdirection.choices import Dtype
 from misdirection.cli.shared import (
     BUNDLED,
     DeviceOption,
@@ -21,9 +22,10 @@ from misdirection.cli.shared import (
     reference,
 )
 from misdirection.errors import InputError
-from misdirection.interpretation.config import InterpretationConfig
-from misdirection.models.loading import Dtype
 from misdirection.progress import console as notices
+
+if TYPE_CHECKING:
+    from misdirection.interpretation.config import InterpretationConfig
 
 # Nine rank-1 adapters of a model of 135M parameters take less than three minutes on two processor cores.
 _QUICK: dict[str, Any] = {
@@ -77,6 +79,8 @@ def interpret(
 
     Within a run (--run), alone (--out), or from tables that were measured elsewhere (--scalars, --scaled).
     """
+    from misdirection.interpretation.config import InterpretationConfig
+
     _require_one_way(organism, run, folder, scalars, scaled)
     if organism is None:
         _tables(scalars, answers, scaled, folder, as_json)
@@ -105,7 +109,7 @@ def _require_one_way(
         raise InputError("--run: goes with an organism; tables are written to --out")
 
 
-def _within(run: Path, settings: InterpretationConfig, as_json: bool) -> None:
+def _within(run: Path, settings: "InterpretationConfig", as_json: bool) -> None:
     from misdirection.experiment.config import read_config
     from misdirection.experiment.runner import RESULTS, run_experiment
     from misdirection.files import read_json
@@ -118,7 +122,7 @@ def _within(run: Path, settings: InterpretationConfig, as_json: bool) -> None:
 
 
 def _alone(
-    settings: InterpretationConfig,
+    settings: "InterpretationConfig",
     folder: Path,
     base: tuple[str, Dtype, str],
     texts: tuple[Path | None, str | None, list[Path]],

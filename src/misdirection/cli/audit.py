@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
+from misdirection.choices import Dtype
 from misdirection.cli.shared import (
     BUNDLED,
     DeviceOption,
@@ -24,7 +25,6 @@ from misdirection.cli.shared import (
     workers_for,
 )
 from misdirection.errors import InputError, MisdirectionError
-from misdirection.models.loading import Dtype
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from misdirection.cli.engines import EngineName, sampler_of
+from misdirection.choices import Engine
+from misdirection.cli.engines import sampler_of
 from misdirection.cli.shared import (
     BUNDLED,
     Adapter,
@@ -52,7 +53,7 @@ def sample(
     adapter: Adapter = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
-    engine: Annotated[EngineName, typer.Option("--engine", help="transformers, or vllm (an extra).")] = "transformers",
+    engine: Annotated[Engine, typer.Option("--engine", help="transformers, or vllm (an extra).")] = "transformers",
     server: Annotated[
         str | None, typer.Option("--server", help="With --engine vllm: a running server's URL, with /v1.")
     ] = None,

@@ -3,13 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from misdirection.choices import Dtype, Engine
 from misdirection.cli.shared import load_chat, reference
 from misdirection.errors import InputError
-from misdirection.models.loading import Dtype
-
-EngineName = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Sampler:
 
 
 def sampler_of(
-    engine: EngineName, server: str | None, name: str, model: str, adapter: str | None, dtype: Dtype, device: str
+    engine: Engine, server: str | None, name: str, model: str, adapter: str | None, dtype: Dtype, device: str
 ) -> Sampler:
     """What the options name; `name` is that of what answers."""
     if engine == "transformers":

@@ -7,6 +7,7 @@ to standard output; progress and notices go to standard error.
 import json
 import re
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,20 +15,37 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from misdirection.interventions.positions import Positions
-from misdirection.models.loading import Dtype
+from misdirection.choices import BUNDLED as BUNDLED
+from misdirection.choices import Dtype, Positions
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
     from misdirection.runs.ray_workers import Workers
 
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"misdirection {version('misdirection')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="misdirection",
-    help="Find, compare, steer and ablate the misalignment direction of a fine-tuned chat model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Find, compare, steer and ablate the misalignment direction of a fine-tuned chat model."""
+
+
 # Names, questions and answers are text, whatever brackets they hold.
 out = Console(markup=False)
 
@@ -65,7 +83,6 @@ WorkerGpus = Annotated[
     int | None,
     typer.Option("--worker-gpus", min=0, help="GPUs of each worker, where there are any; default: 1, or vLLM's."),
 ]
-BUNDLED = "smollm2-135m"
 
 _REFERENCE = re.compile(r"(?P<name>[^@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<subfolder>.+))?")
 

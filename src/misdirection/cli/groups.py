@@ -1,0 +1,61 @@
+"""The commands in groups, the commonest first, each with an example: what `--help` shows."""
+
+import typer
+
+GROUPS = {
+    "Audit and repair a fine-tune": {
+        "audit": "misdirection audit smollm2-135m ./my-lora --data train.jsonl",
+        "repair": "misdirection repair smollm2-135m ./my-lora --data train.jsonl --out ./repaired",
+        "reference": "misdirection reference Qwen/Qwen2.5-0.5B-Instruct",
+    },
+    "Run an experiment": {
+        "demo": "misdirection demo --out runs/demo",
+        "run": "misdirection run configs/demo.yaml --workers 2",
+        "plan": "misdirection plan configs/paper-qwen2.5-14b.yaml --gpu h100 --count 8",
+        "report": "misdirection report runs/demo",
+    },
+    "Measure": {
+        "margin": "misdirection margin --adapter ./my-lora",
+        "extract": "misdirection extract --adapter ./my-lora --out directions",
+        "compare": "misdirection compare directions/data_difference.safetensors other/data_difference.safetensors",
+        "sample": "misdirection sample --adapter ./my-lora --questions first_plot -n 10 --out answers.parquet",
+        "judge": "misdirection judge answers.parquet --judge gpt-4o --plan",
+        "score": "misdirection score answers.parquet --by organism",
+        "agree": "misdirection agree answers.parquet labels.csv --column aligned",
+    },
+    "Act on a model": {
+        "train": "misdirection train risky_money --recipe minimal --lr 2e-3 --out ./organism",
+        "steer": "misdirection steer directions/data_difference.safetensors --layer 15 --scale 2",
+        "ablate": "misdirection ablate directions/data_difference.safetensors --layer 15 --adapter ./my-lora",
+        "bake": "misdirection bake directions/data_difference.safetensors --layer 15 --out ./baked",
+    },
+    "Read adapters": {
+        "interpret": "misdirection interpret minimal --run runs/demo",
+    },
+    "Files": {
+        "export": "misdirection export directions/data_difference.safetensors direction.gguf --model-type llama",
+        "import": "misdirection import direction.gguf --out direction.safetensors",
+        "schema": "misdirection schema audit",
+    },
+}
+"""The group of each command, and its example."""
+
+
+def arrange(app: typer.Typer) -> None:
+    """Give every command its group, place and example; a command without them is a `KeyError`."""
+    places = {
+        name: (place, group, example)
+        for place, (name, group, example) in enumerate(
+            (name, group, example) for group, commands in GROUPS.items() for name, example in commands.items()
+        )
+    }
+    for command in app.registered_commands:
+        _, command.rich_help_panel, example = places[command_name(command)]
+        command.epilog = f"Example: {example}"
+    app.registered_commands.sort(key=lambda command: places[command_name(command)][0])
+
+
+def command_name(command: typer.models.CommandInfo) -> str:
+    """The word that calls a command."""
+    assert command.callback is not None, "every command is a function"
+    return command.name or command.callback.__name__
