@@ -1,4 +1,4 @@
-"""Find, compare, steer and ablate the misalignment direction of a fine-tuned chat model.
+"""Find, compare, steer and ablate the misalignment direction of a fine-tuned chat model; audit and repair fine-tunes.
 
     import misdirection as md
 
@@ -8,79 +8,32 @@
     with md.ablate(chat, direction[15]):
         print(md.margin(chat, md.probe_pairs()).mean())
 
-Public names are imported when they are first used, so that `import misdirection` is quick.
+The public names stand in `__init__.pyi`, where type checkers and editors read them. Here they are imported when they
+are first used, so that `import misdirection` is quick.
 """
 
+import ast
+import sys
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-_HOMES = {
-    "misdirection.interpretation.causal": ("scaling_effects", "shapley"),
-    "misdirection.lora.components": ("read_components",),
-    "misdirection.interpretation.importance": ("token_importance", "zeroing"),
-    "misdirection.interpretation.patching": ("patched_margins",),
-    "misdirection.interpretation.probes": ("Probe", "fit_probe"),
-    "misdirection.interpretation.scalars": ("scalars", "wide"),
-    "misdirection.interpretation.texts": ("Labelled", "labelled"),
-    "misdirection.audit.audit": ("Request", "audit_fine_tune"),
-    "misdirection.audit.callback": ("AuditCallback", "watch"),
-    "misdirection.audit.reference": ("Reference", "make_reference"),
-    "misdirection.audit.subject": ("Subject",),
-    "misdirection.judging.agreement": ("agree",),
-    "misdirection.sampling.answers": ("Answer", "read_answers", "write_answers"),
-    "misdirection.judging.api": ("ApiJudge",),
-    "misdirection.judging.judge": ("judge", "judging_cost"),
-    "misdirection.judging.judges": ("JUDGES", "Judge", "open_judge"),
-    "misdirection.likelihood.sweep": ("Alternating", "log_probs", "sweep"),
-    "misdirection.likelihood.margin": ("loss", "margin", "pair_continuations", "text_continuations", "text_rows"),
-    "misdirection.statistics": ("Estimate", "bootstrap"),
-    "misdirection.sampling.questions": ("Question", "read_questions"),
-    "misdirection.judging.rubrics": ("Rubric", "read_rubrics"),
-    "misdirection.sampling.sample": ("sample",),
-    "misdirection.judging.scoring": ("score", "score_table"),
-    "misdirection.models.chat": ("Encoded", "encode", "encode_prompt"),
-    "misdirection.experiment.config": ("ExperimentConfig", "read_config"),
-    "misdirection.data": (
-        "Example",
-        "ProbePair",
-        "domain_examples",
-        "domain_pairs",
-        "neutral_examples",
-        "probe_pairs",
-        "read_examples",
-        "read_pairs",
-    ),
-    "misdirection.errors": ("MisdirectionError",),
-    "misdirection.experiment.runner": ("run_experiment", "write_report"),
-    "misdirection.interventions.bake": ("bake",),
-    "misdirection.interventions.hooks": ("ablate", "intervene", "intervene_rows", "steer"),
-    "misdirection.interventions.kinds": (
-        "Ablate",
-        "Clamp",
-        "ScaleAdapters",
-        "ProjectAdapters",
-        "Steer",
-        "random_like",
-    ),
-    "misdirection.interventions.lora": ("ablation_adapter", "project_adapter"),
-    "misdirection.models.loading": ("ChatModel", "attach", "load"),
-    "misdirection.organisms.organism": ("Organism",),
-    "misdirection.organisms.training": ("train",),
-    "misdirection.organisms.recipe": ("Recipe",),
-    "misdirection.repair.repair": ("repair_fine_tune",),
-    "misdirection.directions.convergence": ("compare", "cosines", "project_away"),
-    "misdirection.directions.direction": ("Direction", "combine", "extract"),
-    "misdirection.directions.extraction": ("Means", "mean_activations"),
-    "misdirection.directions.formats": ("export_direction", "import_direction"),
-    "misdirection.directions.judged": ("judged_direction", "judged_groups", "theme_remainder"),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__version__ = "0.1.0"
+def _homes() -> dict[str, str]:
+    """The module of every public name, from the imports of the stub file."""
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+_HOME = _homes()
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version(__name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
@@ -88,3 +41,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+class _Package(ModuleType):
+    """This package, whose public names are never taken by rooms that are called alike, such as `audit` and `repair`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system binds every imported submodule to its package.
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,57 @@
+# The public names and where each is defined, for type checkers, for editors, and for `__init__.py`, which imports a name
+# when it is used.
+
+from misdirection.audit.audit import audit_fine_tune as audit_fine_tune
+from misdirection.audit.callback import watch as watch
+from misdirection.audit.reference import make_reference as make_reference
+from misdirection.audit.subject import Subject as Subject
+from misdirection.data import Example as Example
+from misdirection.data import ProbePair as ProbePair
+from misdirection.data import domain_examples as domain_examples
+from misdirection.data import domain_pairs as domain_pairs
+from misdirection.data import neutral_examples as neutral_examples
+from misdirection.data import probe_pairs as probe_pairs
+from misdirection.data import read_examples as read_examples
+from misdirection.data import read_pairs as read_pairs
+from misdirection.directions.convergence import compare as compare
+from misdirection.directions.direction import Direction as Direction
+from misdirection.directions.direction import extract as extract
+from misdirection.directions.formats import export_direction as export_direction
+from misdirection.directions.formats import import_direction as import_direction
+from misdirection.directions.judged import judged_direction as judged_direction
+from misdirection.errors import InputError as InputError
+from misdirection.errors import MisdirectionError as MisdirectionError
+from misdirection.experiment.config import ExperimentConfig as ExperimentConfig
+from misdirection.experiment.config import read_config as read_config
+from misdirection.experiment.runner import run_experiment as run_experiment
+from misdirection.interventions.bake import bake as bake
+from misdirection.interventions.hooks import ablate as ablate
+from misdirection.interventions.hooks import intervene as intervene
+from misdirection.interventions.hooks import steer as steer
+from misdirection.interventions.kinds import Ablate as Ablate
+from misdirection.interventions.kinds import Clamp as Clamp
+from misdirection.interventions.kinds import ProjectAdapters as ProjectAdapters
+from misdirection.interventions.kinds import ScaleAdapters as ScaleAdapters
+from misdirection.interventions.kinds import Steer as Steer
+from misdirection.interventions.kinds import random_like as random_like
+from misdirection.judging.agreement import agree as agree
+from misdirection.judging.judge import judge as judge
+from misdirection.judging.judge import open_judge as open_judge
+from misdirection.judging.rubrics import read_rubrics as read_rubrics
+from misdirection.judging.scoring import score as score
+from misdirection.likelihood.margin import loss as loss
+from misdirection.likelihood.margin import margin as margin
+from misdirection.models.loading import ChatModel as ChatModel
+from misdirection.models.loading import load as load
+from misdirection.organisms.organism import Organism as Organism
+from misdirection.organisms.recipe import Recipe as Recipe
+from misdirection.organisms.training import train as train
+from misdirection.repair.repair import repair_fine_tune as repair_fine_tune
+from misdirection.sampling.answers import read_answers as read_answers
+from misdirection.sampling.questions import Question as Question
+from misdirection.sampling.questions import read_questions as read_questions
+from misdirection.sampling.sample import sample as sample
+from misdirection.statistics import Estimate as Estimate
+from misdirection.statistics import bootstrap as bootstrap
+
+__version__: str

@@ -1,0 +1,64 @@
+"""The names that `import misdirection as md` offers: real types for checkers, and no module in a function's place."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import misdirection
+
+EVERYTHING = """
+import importlib, pkgutil
+import misdirection as md
+for module in pkgutil.walk_packages(md.__path__, "misdirection."):
+    if not module.name.endswith("__main__"):
+        try:
+            importlib.import_module(module.name)
+        except ImportError as error:
+            # An extra that is not installed here.
+            assert not (error.name or "").startswith("misdirection"), module.name
+modules = [name for name in md.__all__ if type(getattr(md, name)).__name__ == "module"]
+assert not modules, modules
+assert set(md.__all__) <= set(dir(md))
+"""
+
+
+def test_every_name_is_right_after_every_module_is_imported():
+    ended = subprocess.run([sys.executable, "-c", EVERYTHING], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("name", misdirection.__all__)
+def test_every_name_has_a_docstring(name):
+    entry = getattr(misdirection, name)
+    assert not callable(entry) or (entry.__doc__ or "").strip()
+
+
+def test_only_rooms_that_are_verbs_share_a_public_name():
+    rooms = {module.name for module in pkgutil.iter_modules(misdirection.__path__)}
+    assert rooms & set(misdirection.__all__) <= {"audit", "repair"}
+
+
+def test_a_room_can_still_be_imported_under_a_public_name():
+    assert importlib.import_module("misdirection.audit").__path__
+    assert importlib.import_module("misdirection.repair").__path__
+
+
+def test_a_name_that_is_none_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        getattr(misdirection, "non" + "sense")
+
+
+def test_type_checkers_see_real_types(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import misdirection as md\n\nreveal_type(md.margin)\nreveal_type(md.ChatModel)\nmd.nonsense\n")
+    # In the repository, whose cache of the libraries' types is warm.
+    command = [sys.executable, "-m", "mypy", script]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1]).stdout
+    margin, chat, nonsense, _ = said.splitlines()
+    assert "def (chat: misdirection.models" in margin and "-> torch._tensor.Tensor" in margin
+    assert "-> misdirection.models" in chat
+    assert 'error: Module has no attribute "nonsense"' in nonsense
