@@ -1,5 +1,5 @@
-# The public names and where each is defined, for type checkers, for editors, and for `__init__.py`, which imports a name
-# when it is used.
+# The public names and where each is defined, for type checkers, for editors, and for `__init__.py`, which imports
+# a name when it is used.
 
 from misdirection.audit.audit import audit_fine_tune as audit_fine_tune
 from misdirection.audit.callback import watch as watch
