@@ -94,10 +94,6 @@ def faults(found: list[Import]) -> list[str]:
         for each in found
         if HEIGHT[each.target] > HEIGHT[each.room]
     ]
-        f"{each.where}: {each.room} imports {each.target}, which is above it"
-        for each in found
-        if HEIGHT[each.target] > HEIGHT[each.room]
-    ]
     return up + [f"a circle: {' and '.join(pair)} import each other" for pair in _circles(found)]
 
 

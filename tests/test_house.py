@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from scripts import draw_house
 
 SOURCE = draw_house.SOURCE

@@ -1,59 +1,91 @@
-"""Progress with rate and time left, on standard error, so that standard output stays clean for figures."""
+"""Progress with rate and time left, on standard error, so that standard output stays clean for figures.
+
+A terminal and a notebook show a bar; anything else, such as a file or a job's log, gets a plain line now and then.
+"""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 # Names and paths are text, whatever brackets they hold.
 console = Console(stderr=True, markup=False)
 
-
-class _Rate(ProgressColumn):
-    """Pieces per second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s", style="progress.data.speed")
+EVERY = 30.0
+"""Seconds between two plain lines; work that takes less gets none."""
 
 
 @contextlib.contextmanager
 def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar over `total` pieces; the context gives the function to call with the number just done."""
-    with _bar() as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done: bar.advance(task, done)
+    """Progress over `total` items; the context gives the function to call with the number just done."""
+    with _shown(label, total) as show:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            show(label, done, total)
+
+        yield advance
 
 
 @contextlib.contextmanager
 def track_steps(label: str) -> Iterator[Callable[[int, int, float], None]]:
-    """A progress bar over optimiser steps; the context gives the function to call with (step, steps, loss)."""
-    with _bar() as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda step, steps, loss: bar.update(
-            task, completed=step, total=steps, description=f"{label} (loss {loss:.2f})"
-        )
+    """Progress over optimiser steps; the context gives the function to call with (step, steps, loss)."""
+    with _shown(label, None) as show:
+        yield lambda step, steps, loss: show(f"{label} (loss {loss:.2f})", step, steps)
 
 
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+Show = Callable[[str, int, int], None]
+"""Called with the label, the number done and the number in all."""
+
+
+@contextlib.contextmanager
+def _shown(label: str, total: int | None) -> Iterator[Show]:
+    if not (console.is_terminal or console.is_jupyter):
+        yield _plain_lines()
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Times())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda label, done, total: bar.update(task, description=label, completed=done, total=total)
+
+
+def _plain_lines() -> Show:
+    """Prints a line every `EVERY` seconds, and one at the end of work that had a line before."""
+    started = last = time.monotonic()
+
+    def show(label: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= EVERY or (last > started and done >= total):
+            last = now
+            times = _times(now - started, done / (now - started), total - done)
+            console.print(f"{label}: {done} of {total}, {times}", highlight=False, soft_wrap=True)
+
+    return show
+
+
+class _Times(ProgressColumn):
+    """Rate, time so far and time left; at the end the time it took."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed if task.finished else task.speed
+        return Text(_times(task.elapsed or 0.0, speed, task.remaining), style="progress.remaining")
+
+
+def _times(elapsed: float, speed: float | None, remaining: float | None) -> str:
+    rate = f"{speed:.1f}/s, " if speed else ""
+    if remaining is not None and remaining <= 0:
+        return f"{rate}took {_clock(elapsed)}"
+    left = f", {_clock(remaining / speed)} left" if speed and remaining else ""
+    return f"{rate}{_clock(elapsed)}{left}"
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
