@@ -24,7 +24,7 @@ import misdirection as md
 from misdirection import data
 from misdirection.audit.audit import Request, audit_fine_tune
 from misdirection.audit.reference import Reference, default_folder, make_reference
-from misdirection.audit.subject import Subject
+from misdirection.audit.fine_tune import Subject
 from misdirection.audit.texts import own_texts
 from misdirection.audit.verdict import EXIT_STATUS
 from misdirection.data import Example

@@ -6,7 +6,7 @@ from tiny_experiment import experiment
 
 from misdirection.audit.audit import Request
 from misdirection.audit.reference import from_run
-from misdirection.audit.subject import Subject
+from misdirection.audit.fine_tune import Subject
 from misdirection.audit.texts import OwnTexts, own_texts
 from misdirection.experiment import stages
 from misdirection.experiment.config import read_config

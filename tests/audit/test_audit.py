@@ -8,7 +8,7 @@ import pytest
 from judging.judge_server import JudgeServer, number
 from misdirection.audit import audit as auditing
 from misdirection.audit.audit import RECORD, Judging, audit_fine_tune
-from misdirection.audit.subject import Subject
+from misdirection.audit.fine_tune import Subject
 from misdirection.audit.texts import own_texts
 from misdirection.directions.direction import extract
 from misdirection.errors import MisdirectionError

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from misdirection.audit.drift import drifts, middle, model_difference
-from misdirection.audit.readings import Reading
+from misdirection.audit.measurements import Reading
 
 LAYERS, WIDTH, PAIRS = 5, 64, 6
 LAYER = middle(LAYERS)

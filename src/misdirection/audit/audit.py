@@ -11,11 +11,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from misdirection.audit.carriers import by_layer, margin_parts
+from misdirection.audit.attribution import by_layer, margin_parts
 from misdirection.audit.drift import drifts, model_difference
-from misdirection.audit.readings import Reading, Texts, read
+from misdirection.audit.measurements import Reading, Texts, read
 from misdirection.audit.reference import Reference
-from misdirection.audit.subject import TUNED, Subject, Which
+from misdirection.audit.fine_tune import TUNED, Subject, Which
 from misdirection.audit.texts import OwnTexts
 from misdirection.audit.verdict import RULE, decide
 from misdirection.data import Example, ProbePair, data_hash

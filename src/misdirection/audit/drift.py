@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from misdirection.audit.readings import Reading
+from misdirection.audit.measurements import Reading
 from misdirection.directions.convergence import cosines, project_away
 from misdirection.statistics import Estimate, bootstrap
 

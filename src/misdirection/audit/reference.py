@@ -20,7 +20,7 @@ import yaml
 from safetensors import SafetensorError
 from torch import Tensor
 
-from misdirection.audit.readings import Reading, Texts, activations
+from misdirection.audit.measurements import Reading, Texts, activations
 from misdirection.errors import InputError
 from misdirection.experiment import stages
 from misdirection.experiment.config import ExperimentConfig, read_config

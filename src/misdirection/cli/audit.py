@@ -281,7 +281,7 @@ def _requests(
 
 
 def _subject(base: str, revision: str | None, fine_tune: str, how: tuple[Dtype, str]) -> Any:
-    from misdirection.audit.subject import Subject
+    from misdirection.audit.fine_tune import Subject
     from misdirection.models.loading import local_fine_tune
 
     source, tuned_revision, subfolder = reference(fine_tune)

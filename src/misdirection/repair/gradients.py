@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from misdirection.audit.carriers import adapted_layers
+from misdirection.audit.attribution import adapted_layers
 from misdirection.data import ProbePair
 from misdirection.interventions.hooks import adapted_modules
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch

@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from misdirection.audit.audit import Request, audit_fine_tune
-from misdirection.audit.carriers import adapted_layers
-from misdirection.audit.subject import TUNED
+from misdirection.audit.attribution import adapted_layers
+from misdirection.audit.fine_tune import TUNED
 from misdirection.audit.texts import OwnTexts
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
@@ -42,7 +42,7 @@ from misdirection.repair.search import (
     outcome,
     search,
 )
-from misdirection.repair.spoken import is_broken, speak
+from misdirection.repair.fluency import is_broken, speak
 from misdirection.repair.write import ablate_all, bake_weights, write_adapter
 from misdirection.report.repair import write_card
 from misdirection.runs.folder import RunFolder

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from misdirection.repair.spoken import Spoken, is_broken, speak, spoken
+from misdirection.repair.fluency import Spoken, is_broken, speak, spoken
 from misdirection.sampling.sample import sample
 from tiny import make_chat
 
