@@ -1,4 +1,4 @@
-"""Which adapters carry the shift of the margin, from one backward pass.
+"""Attribution of the margin's shift to the layers' adapters, from one backward pass.
 
 With every adapter's contribution multiplied by g, the margin f goes from the base's, f(0), to the fine-tune's, f(1).
 The part of one module m is taken at the middle of the way,

@@ -1,7 +1,7 @@
 """Audit a fine-tune for broad misalignment: all evidence with intervals and nulls, and a verdict by a stated rule."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,285 +13,284 @@ from torch import Tensor
 
 from misdirection.audit.attribution import by_layer, margin_parts
 from misdirection.audit.drift import drifts, model_difference
-from misdirection.audit.measurements import Reading, Texts, read
+from misdirection.audit.fine_tune import TUNED, Which
+from misdirection.audit.inputs import AuditInputs, Baseline, Directions, Judging
+from misdirection.audit.measurements import Measurements, OwnScores, measure
 from misdirection.audit.reference import Reference
-from misdirection.audit.fine_tune import TUNED, Subject, Which
-from misdirection.audit.texts import OwnTexts
-from misdirection.audit.verdict import RULE, decide
-from misdirection.data import Example, ProbePair, data_hash
+from misdirection.audit.results import (
+    Attribution,
+    AuditResult,
+    ComparedFineTune,
+    DataFacts,
+    Drift,
+    Evidence,
+    InDomain,
+    JudgedAnswers,
+    ModelDifference,
+    ReferenceFacts,
+)
+from misdirection.audit.verdict import RULE, Asked, Verdict, decide
+from misdirection.data import data_hash
 from misdirection.data.selection import spread
-from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.experiment.answering import Condition, answer, check_behaviour, judged
-from misdirection.files import write_json
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.scoring import compare
-from misdirection.likelihood.margin import pair_continuations, text_continuations
-from misdirection.likelihood.sweep import log_probs
-from misdirection.models.loading import ChatModel
+from misdirection.models.loading import Dtype
 from misdirection.progress import track
-from misdirection.report.audit import render_audit
 from misdirection.runs.folder import RunFolder
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.config import SamplingConfig
 from misdirection.statistics import Estimate, bootstrap
 
-RECORD = "audit.json"
-_CARRIED = 8
-"""Pairs on which the adapters that carry the shift are found."""
-
-VERSION = 1
+VERSION = 2
 """Raised whenever a stage would give another result from the same inputs."""
 
+SAMPLING = SamplingConfig(n=25)
+"""Answers for a judge where nothing else is asked for."""
 
-@dataclass(frozen=True)
-class Judging:
-    """Answers of both models, and who judges them."""
-
-    judge: JudgeConfig
-    sampling: SamplingConfig
+_ATTRIBUTED = 8
+"""Pairs whose shift is attributed to layers."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to audit, and with what.
+def audit(
+    base: str,
+    fine_tune: str | Path,
+    *,
+    data: str | Path | None = None,
+    reference: Reference | str | Path | None = None,
+    directions: Directions = (),
+    judge: JudgeConfig | str | None = None,
+    sampling: SamplingConfig = SAMPLING,
+    out: str | Path | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+) -> AuditResult:
+    """Tell whether a fine-tune of a base model became broadly misaligned.
 
-    Attributes:
-        subject: the fine-tune and its base.
-        reference: what to compare with; None gives evidence without a verdict.
-        directions: further known directions of this base, by name.
-        data: the fine-tune's own texts, as `own_texts` reads them.
-        general: probe pairs where there is no reference.
-        neutral: neutral texts where there is no reference.
-        judging: None for an audit by likelihood alone.
+        result = md.audit("smollm2-135m", "mine", data="train.jsonl")
+        result.verdict, result.evidence.general.mean
+
+    Progress is shown on standard error; what is measured already is not measured again.
+
+    Args:
+        base: `smollm2-135m` (bundled), a folder, or a Hugging Face id, `ID@REVISION`.
+        fine_tune: a PEFT adapter or a whole model: a folder, or `ID@REVISION:SUBFOLDER`.
+        data: its training file (JSONL), or probe pairs of its domain; needed to see misalignment that shows only where
+            the fine-tune is reminded of its training.
+        reference: of this base, or its folder; by default the one that `make_reference` made.
+        directions: further known directions of this base; where there are some, a missing reference gives evidence
+            without a verdict.
+        judge: has sampled answers of both models judged, too: an endpoint's model, `hf:ID`, or a configuration.
+        sampling: of those answers.
+        out: folder of `audit.json`, its page, and what was measured; by default `audit_folder`.
+        dtype: as in `load`.
+        device: as in `load`.
+
+    Raises:
+        InputError: a fine-tune that does not fit its base, data that cannot be read, no reference and no direction,
+            or one of another base.
+        JudgeError: too few answers with a verdict.
     """
-
-    subject: Subject
-    reference: Reference | None
-    directions: Mapping[str, Direction]
-    data: OwnTexts
-    general: Sequence[ProbePair]
-    neutral: Sequence[Example]
-    judging: Judging | None = None
-
-    @property
-    def texts(self) -> Texts:
-        """What all models are measured on."""
-        if self.reference:
-            return self.reference.texts
-        return Texts.of(self.general, self.neutral)
+    judging = Judging(JudgeConfig(model=judge) if isinstance(judge, str) else judge, sampling) if judge else None
+    inputs = Baseline.open(base, reference, directions, dtype, device).inputs(fine_tune, data, judging)
+    return run_audit(inputs, Path(out) if out else audit_folder(fine_tune))
 
 
-def audit_fine_tune(request: Request, folder: Path) -> dict[str, Any]:
-    """Measure what is not measured yet, decide, and write `audit.json` and its page; gives what `audit.json` holds.
+def audit_folder(fine_tune: str | Path) -> Path:
+    """The folder of an audit where none is named."""
+    return Path("audits") / Path(fine_tune).name
 
-    Raises `InputError` for a fine-tune that does not fit its base, and a direction or reference of another one.
-    """
-    require_same_base(request)
-    if request.judging:
-        check_behaviour(request.judging.sampling, request.judging.judge)
-    settings = {"audit": {"base": request.subject.base, "fine_tune": request.subject.name}}
+
+def run_audit(inputs: AuditInputs, folder: Path) -> AuditResult:
+    """Measure what is not measured yet, decide, and write `audit.json` and its page. Raises as `audit` does."""
+    inputs.require_same_base()
+    if inputs.judging:
+        check_behaviour(inputs.judging.sampling, inputs.judging.judge)
+    settings = {"audit": {"base": inputs.fine_tune.base, "fine_tune": inputs.fine_tune.name}}
     with RunFolder.open(folder, yaml.safe_dump(settings)) as run:
-        found = _Audit(request, run).result()
-        write_json(folder / RECORD, found)
-    render_audit(found, folder)
-    return found
-
-
-def require_same_base(request: Request) -> None:
-    """Raise `InputError` for a direction or reference of another base."""
-    subject = request.subject
-    if request.reference:
-        request.reference.require_base(subject.base, subject.revision)
-    for direction in request.directions.values():
-        direction.require_base(subject.base, subject.revision)
+        result = _Audit(inputs, run).result()
+        result.save(folder)
+    result.write_page(folder)
+    return result
 
 
 @dataclass
 class _Audit:
     """One audit under way."""
 
-    request: Request
+    inputs: AuditInputs
     run: RunFolder
 
-    def __post_init__(self) -> None:
-        self.identity = {**self.request.subject.identity, "version": VERSION}
-
-    def result(self) -> dict[str, Any]:
-        """Everything that `audit.json` holds."""
-        readings: dict[Which, Reading] = {"base": self._base(), "fine-tune": self._reading(TUNED)}
-        own: dict[Which, dict[str, Tensor]] = {which: self._own(which) for which in readings}
-        evidence = self._margins(readings, own) | self._activations(readings)
-        evidence |= {"carriers": self._carriers(), "judged": self._judged()}
-        shifts = {"general questions": evidence["general"]}
-        if evidence["framed"]:
-            shifts["questions framed in its training domain"] = evidence["framed"]
-        verdict = decide(
-            {name: Estimate(**one) for name, one in shifts.items()},
-            Estimate(**evidence["damage"]),
-            self.request.reference.bad_shift if self.request.reference else None,
-            Estimate(**evidence["judged"]["difference"]) if evidence["judged"] else None,
+    def result(self) -> AuditResult:
+        fine_tune, evidence = self.inputs.fine_tune, self._evidence()
+        return AuditResult(
+            base=fine_tune.identity,
+            fine_tune=fine_tune.facts,
+            reference=self._reference_facts(),
+            data=self._data_facts(),
+            identical_to_base=self._is_identical(evidence.attribution),
+            rule=RULE,
+            evidence=evidence,
+            **vars(self._decide(evidence)),
         )
-        return {
-            **self._header(),
-            **verdict.as_dict(),
-            "identical_to_base": self._identical(evidence["carriers"]),
-            "rule": asdict(RULE),
-            "evidence": evidence,
-        }
 
-    def _header(self) -> dict[str, Any]:
-        subject, reference, own = self.request.subject, self.request.reference, self.request.data
-        counts = {name: len(getattr(own, name)) for name in ("framed", "rows", "pairs")}
-        return {
-            "base": subject.identity,
-            "fine_tune": {
-                "name": subject.name,
-                "kind": "adapter" if subject.is_adapter else "full weights",
-                "recorded_base": subject.recorded_base(),
-                "digest": subject.digest,
-            },
-            "reference": reference and {
-                "bad_shift": reference.bad_shift,
-                "known": {
-                    name: {**asdict(one), "shift": reference.shifts[name].as_dict()}
-                    for name, one in reference.known.items()
-                },
-            },
-            "data": {"path": own.path, "sha256": own.sha256, **counts} if own.path else None,
-        }  # fmt: skip
+    def _decide(self, evidence: Evidence) -> Verdict:
+        shifts: dict[Asked, Estimate] = {"general": evidence.general}
+        if evidence.framed:
+            shifts["framed"] = evidence.framed
+        reference = self.inputs.reference
+        return decide(
+            shifts,
+            evidence.damage,
+            reference.bad_shift if reference else None,
+            evidence.judged.difference if evidence.judged else None,
+        )
+
+    def _reference_facts(self) -> ReferenceFacts | None:
+        reference = self.inputs.reference
+        if reference is None:
+            return None
+        known = {
+            name: ComparedFineTune(**vars(known), shift=reference.shifts[name])
+            for name, known in reference.known.items()
+        }
+        return ReferenceFacts(bad_shift=reference.bad_shift, known=known)
+
+    def _data_facts(self) -> DataFacts | None:
+        data = self.inputs.data
+        if not data.path:
+            return None
+        counts = {"framed": len(data.framed), "rows": len(data.rows), "pairs": len(data.pairs)}
+        return DataFacts(path=data.path, sha256=data.sha256, **counts)
+
+    def _is_identical(self, attribution: Attribution | None) -> bool:
+        """Whether the fine-tune is its base: an adapter that adds nothing at all, or a copy of the base's weights."""
+        if attribution is None:
+            return self.inputs.fine_tune.copies_base()
+        return all(part.low == part.high == 0 for part in attribution.by_layer.values())
 
     # --- measuring ----------------------------------------------------------------------------------------------------
 
-    def _base(self) -> Reading:
-        reference = self.request.reference
+    def _base(self) -> Measurements:
+        reference = self.inputs.reference
         # Numbers of another dtype or device differ by their rounding, which would pass for a shift.
-        if reference and dict(reference.identity) == self.request.subject.identity:
+        if reference and reference.identity == self.inputs.fine_tune.identity:
             return reference.base
-        return self._reading("base")
+        return self._measured("base")
 
-    def _reading(self, which: Which) -> Reading:
-        texts = self.request.texts
+    def _measured(self, which: Which) -> Measurements:
+        texts, file = self.inputs.texts, "measurements.safetensors"
 
         def compute(folder: Path) -> None:
-            read(self.request.subject.chat(which), texts, which).save(folder / "reading.safetensors")
+            measure(self.inputs.fine_tune.chat(which), texts, which).save(folder / file)
 
-        return Reading.load(self._stage("reading", which, texts.hashes(), compute) / "reading.safetensors")
+        return Measurements.load(self._stage("measurements", which, texts.hashes(), compute) / file)
 
-    def _own(self, which: Which) -> dict[str, Tensor]:
-        """On the fine-tune's own texts: `framed` and `pairs` [pairs, 2], `rows` [rows], those that there are."""
-        texts = self.request.data
+    def _own(self, which: Which) -> OwnScores:
+        texts, file = self.inputs.data, "own.safetensors"
         if not texts.path:
-            return {}
+            return OwnScores()
 
         def compute(folder: Path) -> None:
-            save_file(_own_scores(self.request.subject.chat(which), texts, which), folder / "own.safetensors")
+            OwnScores.measure(self.inputs.fine_tune.chat(which), texts, which).save(folder / file)
 
-        return load_file(self._stage("own", which, texts.hashes(), compute) / "own.safetensors")
+        return OwnScores.load(self._stage("own", which, texts.hashes(), compute) / file)
 
-    def _carriers(self) -> dict[str, Any] | None:
+    def _attribution(self) -> Attribution | None:
         """Parts of the general shift by layer; None for a fine-tune that is no adapter."""
-        subject, pairs = self.request.subject, spread(self.request.texts.general, _CARRIED)
-        if not subject.is_adapter:
+        fine_tune, pairs = self.inputs.fine_tune, spread(self.inputs.texts.general, _ATTRIBUTED)
+        if not fine_tune.is_adapter:
             return None
 
         def compute(folder: Path) -> None:
-            chat = subject.chat(TUNED)
-            with track("what carries the shift", 2 * len(pairs)) as advance:
+            chat = fine_tune.chat(TUNED)
+            with track("attribution of the shift", 2 * len(pairs)) as advance:
                 layers = by_layer(chat, margin_parts(chat, pairs, advance))
             save_file({str(layer): part for layer, part in layers.items()}, folder / "parts.safetensors")
 
-        folder = self._stage("carriers", TUNED, {"pairs": data_hash(pairs)}, compute)
+        folder = self._stage("attribution", TUNED, {"pairs": data_hash(pairs)}, compute)
         parts = load_file(folder / "parts.safetensors")
-        return {
-            "by_layer": {layer: bootstrap(part).as_dict() for layer, part in sorted(parts.items(), key=_number)},
-            "sum": bootstrap(torch.stack(list(parts.values())).sum(0)).as_dict(),
-        }
+        return Attribution(
+            by_layer={layer: bootstrap(parts[str(layer)].numpy()) for layer in sorted(map(int, parts))},
+            sum=bootstrap(torch.stack(list(parts.values())).sum(0).numpy()),
+        )
 
-    def _judged(self) -> dict[str, Any] | None:
+    def _judged(self) -> JudgedAnswers | None:
         """EM rates of both models' answers, and their difference; None without a judge."""
-        judging = self.request.judging
+        judging = self.inputs.judging
         if judging is None:
             return None
-        tables = {which: read_answers(self._answered(which, judging)) for which in ("base", TUNED)}
-        found = compare(tables["base"], tables[TUNED], min_judged=judging.judge.min_judged)
-        return {
-            "base": asdict(found.before.em),
-            "fine_tune": asdict(found.after.em),
-            "difference": found.change.as_dict(),
-            "verdict": found.verdict,
-            "answers": found.after.answers,
-            "judge": judging.judge.model,
-        }
+        base, tuned = (read_answers(self._judged_file(which, judging)) for which in ("base", TUNED))
+        compared = compare(base, tuned, min_judged=judging.judge.min_judged)
+        return JudgedAnswers(
+            base=compared.before.em,
+            fine_tune=compared.after.em,
+            difference=compared.change,
+            verdict=compared.verdict,
+            answers=compared.after.answers,
+            judge=judging.judge.model,
+        )
 
-    def _answered(self, which: Which, judging: Judging) -> Path:
-        stage, subject = f"answers/{which}", self.request.subject
-        answer(self.run, stage, lambda: subject.chat(which), judging.sampling, self._inputs(which), Condition(which))
+    def _judged_file(self, which: Which, judging: Judging) -> Path:
+        stage, fine_tune = f"answers/{which}", self.inputs.fine_tune
+        inputs = self._stage_inputs(which)
+        answer(self.run, stage, lambda: fine_tune.chat(which), judging.sampling, inputs, Condition(which))
         verdicts = judged(self.run, judging.judge, stage)
         # A judge needs none of the models.
         self.run.stages(verdicts.stages, partial(verdicts.compute, None))
         return self.run.artifact(verdicts.stage) / "judged.parquet"
 
-    def _stage(self, name: str, which: Which, inputs: Mapping[str, Any], compute: Any) -> Path:
-        return self.run.stage(f"{name}/{which}", {**self._inputs(which), **inputs}, compute)
+    def _stage(self, name: str, which: Which, inputs: Mapping[str, Any], compute: Callable[[Path], None]) -> Path:
+        return self.run.stage(f"{name}/{which}", {**self._stage_inputs(which), **inputs}, compute)
 
-    def _inputs(self, which: Which) -> dict[str, Any]:
-        """What everything measured on one model depends on."""
-        return {**self.identity, "fine_tune": None if which == "base" else self.request.subject.digest}
-
-    def _identical(self, carriers: dict[str, Any] | None) -> bool:
-        """Whether the fine-tune is its base: an adapter that adds nothing at all, or a copy of the base's weights."""
-        if carriers is not None:
-            parts = [*carriers["by_layer"].values()]
-            return all(one["low"] == one["high"] == 0 for one in parts)
-        return self.request.subject.copies_base()
+    def _stage_inputs(self, which: Which) -> dict[str, Any]:
+        """All that every measurement of one model depends on."""
+        fine_tune = self.inputs.fine_tune
+        digest = None if which == "base" else fine_tune.digest
+        return {**fine_tune.identity.model_dump(), "version": VERSION, "fine_tune": digest}
 
     # --- what it comes to ---------------------------------------------------------------------------------------------
 
-    def _margins(self, readings: Mapping[Which, Reading], own: Mapping[Which, dict[str, Tensor]]) -> dict[str, Any]:
-        shift = readings["fine-tune"].margin - readings["base"].margin
-        themes = [pair.theme for pair in self.request.texts.general]
-        change = {name: own["fine-tune"][name] - own["base"][name] for name in own["base"]}
-        margins = {name: value[:, 0] - value[:, 1] for name, value in change.items() if name != "rows"}
-        return {
-            "general": _estimate(shift),
-            "questions": dict(zip((pair.id for pair in self.request.texts.general), shift.tolist(), strict=True)),
-            "themes": {
-                theme: _estimate(shift[[one == theme for one in themes]]) for theme in dict.fromkeys(themes) if theme
+    def _evidence(self) -> Evidence:
+        base, tuned = self._base(), self._measured(TUNED)
+        own_base, own = self._own("base"), self._own(TUNED)
+        shift, general = tuned.margin - base.margin, self.inputs.texts.general
+        themes = [pair.theme for pair in general]
+        drift, difference = self._activations(tuned, base)
+        return Evidence(
+            general=bootstrap(shift.numpy()),
+            questions=dict(zip((pair.id for pair in general), shift.tolist(), strict=True)),
+            themes={
+                theme: bootstrap(shift[[other == theme for other in themes]].numpy())
+                for theme in dict.fromkeys(themes)
+                if theme
             },
-            "damage": _estimate(readings["fine-tune"].losses - readings["base"].losses),
-            "framed": _estimate(margins.get("framed")),
-            "in_domain": {"margin": _estimate(margins.get("pairs")), "loss": _estimate(change.get("rows"))},
-        }
+            damage=bootstrap((tuned.losses - base.losses).numpy()),
+            framed=_margin_change(own.framed, own_base.framed),
+            in_domain=InDomain(
+                margin=_margin_change(own.pairs, own_base.pairs),
+                loss=_change(own.rows, own_base.rows),
+            ),
+            drift=drift,
+            model_difference=difference,
+            attribution=self._attribution(),
+            judged=self._judged(),
+        )
 
-    def _activations(self, readings: Mapping[Which, Reading]) -> dict[str, Any]:
-        reference = self.request.reference
-        directions = {name: one.vectors.double() for name, one in self.request.directions.items()}
+    def _activations(self, tuned: Measurements, base: Measurements) -> tuple[list[Drift], ModelDifference]:
+        reference = self.inputs.reference
+        directions = {name: direction.vectors.double() for name, direction in self.inputs.directions.items()}
         directions |= reference.directions if reference else {}
-        own, base = readings["fine-tune"], readings["base"]
-        _require_shape(directions, own)
-        known = reference.readings if reference and base is reference.base else {}
+        _require_shape(directions, tuned)
+        known = reference.measurements if reference and base is reference.base else {}
         control = reference.control if reference and known else None
-        return {
-            "drift": drifts(own, base, directions, known),
-            "model_difference": model_difference(own, base, directions, control),
-        }
+        return drifts(tuned, base, directions, known), model_difference(tuned, base, directions, control)
 
 
-def _own_scores(chat: ChatModel, texts: OwnTexts, which: Which) -> dict[str, Tensor]:
-    sets = {name: getattr(texts, name) for name in ("framed", "pairs") if getattr(texts, name)}
-    with track(f"own texts of {which}", sum(map(len, sets.values())) + len(texts.rows)) as advance:
-        scores = {
-            name: log_probs(chat, pair_continuations(chat.tokenizer, one), progress=advance)
-            for name, one in sets.items()
-        }
-        scores["rows"] = -log_probs(chat, text_continuations(chat.tokenizer, texts.rows), progress=advance).squeeze(-1)
-    return {name: score.contiguous() for name, score in scores.items()}
-
-
-def _require_shape(directions: Mapping[str, Tensor], own: Reading) -> None:
+def _require_shape(directions: Mapping[str, Tensor], tuned: Measurements) -> None:
     """A model's name says little of a folder: the direction must have its layers and width."""
-    shape = list(own.answers.shape[2:])
+    shape = list(tuned.answers.shape[2:])
     for name, vectors in directions.items():
         if list(vectors.shape) != shape:
             raise InputError(
@@ -299,9 +298,13 @@ def _require_shape(directions: Mapping[str, Tensor], own: Reading) -> None:
             )
 
 
-def _estimate(values: Tensor | None) -> dict[str, Any] | None:
-    return None if values is None else bootstrap(values.numpy()).as_dict()
+def _change(tuned: Tensor | None, base: Tensor | None) -> Estimate | None:
+    return None if tuned is None or base is None else bootstrap((tuned - base).numpy())
 
 
-def _number(item: tuple[str, Tensor]) -> int:
-    return int(item[0])
+def _margin_change(tuned: Tensor | None, base: Tensor | None) -> Estimate | None:
+    """Change of the margin, of log-probabilities [pairs, 2]."""
+    if tuned is None or base is None:
+        return None
+    change = tuned - base
+    return bootstrap((change[:, 0] - change[:, 1]).numpy())

@@ -7,13 +7,13 @@ the drift on neutral text, and that of the reference's benign control and bad fi
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from misdirection.audit.measurements import Reading
+from misdirection.audit.measurements import Measurements
+from misdirection.audit.results import DirectionCosines, Drift, ModelDifference
 from misdirection.directions.convergence import cosines, project_away
 from misdirection.statistics import Estimate, bootstrap
 
@@ -26,28 +26,29 @@ def middle(layers: int) -> int:
 
 
 def drifts(
-    own: Reading, base: Reading, directions: Mapping[str, Tensor], known: Mapping[str, Reading]
-) -> list[dict[str, Any]]:
-    """One row per direction, at half depth, in activation units.
+    own: Measurements, base: Measurements, directions: Mapping[str, Tensor], known: Mapping[str, Measurements]
+) -> list[Drift]:
+    """Drift along each direction, at half depth.
 
     Args:
         own: the fine-tune.
+        base: its base, on the same texts.
         directions: [layers, width] each.
-        known: readings of the reference's fine-tunes, the control among them.
+        known: the reference's fine-tunes, the control among them.
     """
     layer = middle(own.answers.shape[2])
     pairs, texts = own.drift(base)[:, layer], own.neutral_drift(base)[:, layer]
-    others = {name: one.drift(base)[:, layer] for name, one in known.items()}
+    others = {name: measured.drift(base)[:, layer] for name, measured in known.items()}
     random = random_95(pairs.mean(0))
     return [
-        {
-            "direction": name,
-            "layer": layer,
-            "general": _along(pairs, vectors[layer]).as_dict(),
-            "neutral": _along(texts, vectors[layer]).as_dict(),
-            "known": {other: _along(drift, vectors[layer]).as_dict() for other, drift in others.items()},
-            "random_95": random,
-        }
+        Drift(
+            direction=name,
+            layer=layer,
+            general=_along(pairs, vectors[layer]),
+            neutral=_along(texts, vectors[layer]),
+            known={other: _along(drift, vectors[layer]) for other, drift in others.items()},
+            random_95=random,
+        )
         for name, vectors in directions.items()
     ]
 
@@ -64,29 +65,26 @@ def _random_units(width: int) -> Tensor:
 
 
 def random_95(vector: Tensor) -> float:
-    """What 95% of random directions do not exceed: size of a vector's component along them."""
+    """Size of a vector's component that 95% of random directions do not exceed."""
     return float((_random_units(len(vector)) @ vector).abs().quantile(0.95))
 
 
 def model_difference(
-    own: Reading, base: Reading, directions: Mapping[str, Tensor], control: Reading | None
-) -> dict[str, Any]:
-    """Cosine by layer of the fine-tune's own mean drift with each direction, with the control's beside it.
-
-    `beyond_control` is that of what is left of the drift without its component along the control's.
-    """
+    own: Measurements, base: Measurements, directions: Mapping[str, Tensor], control: Measurements | None
+) -> ModelDifference:
+    """Cosines by layer of the fine-tune's own mean drift with each direction, with the control's beside them."""
     mean = own.drift(base).mean(0)
     benign = None if control is None else control.drift(base).mean(0)
-    return {
-        "layer": middle(len(mean)),
-        "random_95": float((_random_units(mean.shape[1]) @ normalize(mean[0], dim=0)).abs().quantile(0.95)),
-        "norms": mean.norm(dim=-1).tolist(),
-        "directions": {
-            name: {
-                "cosines": cosines(mean, vectors),
-                "control": None if benign is None else cosines(benign, vectors),
-                "beyond_control": None if benign is None else cosines(project_away(mean, benign), vectors),
-            }
+    return ModelDifference(
+        layer=middle(len(mean)),
+        random_95=float((_random_units(mean.shape[1]) @ normalize(mean[0], dim=0)).abs().quantile(0.95)),
+        norms=mean.norm(dim=-1).tolist(),
+        directions={
+            name: DirectionCosines(
+                cosines=cosines(mean, vectors),
+                control=None if benign is None else cosines(benign, vectors),
+                beyond_control=None if benign is None else cosines(project_away(mean, benign), vectors),
+            )
             for name, vectors in directions.items()
         },
-    }
+    )

@@ -3,14 +3,16 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import AutoConfig
 
+from misdirection.audit.results import BaseModelFacts, FineTuneFacts
 from misdirection.errors import InputError
 from misdirection.experiment.texts import identify
 from misdirection.files import read_json, sha256_file, sha256_tree
 from misdirection.models.loading import ChatModel, Dtype, is_adapter, load, local_fine_tune
+from misdirection.models.names import ModelName
 from misdirection.runs.worker import BASE, Models
 
 Which = Literal["base", "fine-tune"]
@@ -18,7 +20,7 @@ TUNED: Which = "fine-tune"
 
 
 @dataclass
-class Subject:
+class FineTune:
     """A fine-tune and its base; one of the two is in memory at a time, or both when they share the base's weights.
 
     Attributes:
@@ -27,7 +29,7 @@ class Subject:
         name: of the fine-tune, as the user gave it.
         folder: where the fine-tune is on this disk.
         dtype, device: as in `models.load`.
-        models: has the base model, where several subjects share it.
+        models: has the base model, where several fine-tunes share it.
     """
 
     base: str
@@ -44,10 +46,26 @@ class Subject:
         """Whether the fine-tune is a PEFT adapter; else it is a whole model."""
         return is_adapter(self.folder)
 
+    @classmethod
+    def find(cls, base: ModelName, fine_tune: str, dtype: Dtype, device: str) -> "FineTune":
+        """A fine-tune on this disk, fetched from the hub if need be; `InputError` for a folder that is none."""
+        folder = local_fine_tune(*ModelName.parse(fine_tune))
+        return cls(base.name, base.revision, fine_tune, folder, dtype, device)
+
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> BaseModelFacts:
         """The base model and how it computes."""
-        return identify(self.base, self.revision, self.dtype, self.device)
+        return BaseModelFacts(**identify(self.base, self.revision, self.dtype, self.device))
+
+    @property
+    def facts(self) -> FineTuneFacts:
+        """The fine-tune as a result names it."""
+        return FineTuneFacts(
+            name=self.name,
+            kind="adapter" if self.is_adapter else "full weights",
+            recorded_base=self.recorded_base(),
+            digest=self.digest,
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -73,15 +91,15 @@ class Subject:
         return named
 
     def chat(self, which: Which) -> ChatModel:
-        """One of the two models. Raises `InputError` when the fine-tune does not fit the base."""
+        """The base or the fine-tune, loaded. Raises `InputError` when the fine-tune does not fit the base."""
         if self.is_adapter:
             self.models = self.models or Models(self.load_base)
-            # A name of its own, since another subject may have used the models before.
+            # A name of its own, since another fine-tune may have used the models before.
             name = str(self.folder)
             self.models.adapters[name] = self.folder
             return self.models.chat(BASE if which == "base" else name)
         if self._full is None or self._full[0] != which:
-            # The one in memory goes first: there may be no room for both.
+            # The model in memory goes first: there may be no room for both.
             self._full = None
             self._full = (which, self.load_base() if which == "base" else self._load_tuned())
         return self._full[1]
@@ -98,6 +116,6 @@ class Subject:
 
 
 def _shape(folder: Path) -> str:
-    """What a fine-tune shares with its base."""
+    """The architecture, which a fine-tune shares with its base."""
     config = AutoConfig.from_pretrained(folder).get_text_config()
     return f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"

@@ -21,7 +21,7 @@ ROWS = 24
 
 @dataclass(frozen=True)
 class OwnTexts:
-    """What is measured on a fine-tune's own data.
+    """Texts that are measured for one fine-tune alone.
 
     Attributes:
         framed: probe pairs after training questions.
@@ -37,7 +37,7 @@ class OwnTexts:
     sha256: str = ""
 
     def hashes(self) -> dict[str, str]:
-        """What results depend on."""
+        """Hashes of all texts, which results depend on."""
         return {name: data_hash(getattr(self, name)) for name in ("framed", "rows", "pairs")}
 
 
@@ -49,7 +49,7 @@ def own_texts(path: Path, general: Sequence[ProbePair]) -> OwnTexts:
     """
     _, first = next(iter(read_rows(path)), (0, {}))
     pairs = data.read_pairs(path) if "misaligned" in first else []
-    rows = [Example(one.question, one.misaligned, one.system) for one in pairs] or data.read_examples(path)
+    rows = [Example(pair.question, pair.misaligned, pair.system) for pair in pairs] or data.read_examples(path)
     asked = spread(general, FRAMED)
     parts = (tuple(framed(asked, rows)), tuple(_held_out(rows)), tuple(_held_out(pairs)))
     return OwnTexts(*parts, str(path), sha256_file(path))

@@ -5,7 +5,6 @@ to standard output; progress and notices go to standard error.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from misdirection.choices import BUNDLED as BUNDLED
 from misdirection.choices import Dtype, Positions
+from misdirection.models.names import ModelName
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
@@ -84,15 +84,7 @@ WorkerGpus = Annotated[
     typer.Option("--worker-gpus", min=0, help="GPUs of each worker, where there are any; default: 1, or vLLM's."),
 ]
 
-_REFERENCE = re.compile(r"(?P<name>[^@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<subfolder>.+))?")
-
-
-def reference(text: str) -> tuple[str, str | None, str | None]:
-    """Name, revision and subfolder of `ID@REVISION:SUBFOLDER`; anything on this disk is a name alone."""
-    match = _REFERENCE.fullmatch(text)
-    if match is None or Path(text).expanduser().exists() or text.startswith((".", "/", "~")):
-        return text, None, None
-    return match["name"], match["revision"], match["subfolder"]
+reference = ModelName.parse
 
 
 def load_chat(model: str, adapter: str | None, dtype: Dtype, device: str) -> Any:

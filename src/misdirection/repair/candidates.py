@@ -1,4 +1,4 @@
-"""Ways to change an adapter so that less misalignment is left in it, as settings to try and as weights to keep.
+"""Ways to change an adapter so that less misalignment is left in it, as interventions to try and as weights to keep.
 
 A candidate does up to three things, in this order, all of them products with the adapter's own matrices:
 
@@ -14,15 +14,37 @@ from typing import Literal
 
 from torch import Tensor
 
-from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import Ablate, Intervention, ProjectAdapters, ScaleAdapters, random_like
 
 Projection = Literal["none", "adapters", "writes"]
 
 
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Directions that candidates are made of.
+
+    Attributes:
+        gradients: by module, [out], a unit vector.
+        layers: those with an adapter.
+        directions: [k, layers, width], the reference's, the most useful first.
+    """
+
+    gradients: Mapping[str, Tensor]
+    layers: tuple[int, ...]
+    directions: Tensor
+
+    def random(self, seed: int = 0) -> "Material":
+        """Random vectors of the same norms in the place of all directions: the control beside a candidate."""
+        gradients = {
+            name: random_like(gradient, seed + 1000 * number)
+            for number, (name, gradient) in enumerate(self.gradients.items())
+        }
+        return Material(gradients, self.layers, random_like(self.directions, seed))
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """One way to change an adapter; the default one changes nothing.
+    """A way to change an adapter; the default changes nothing.
 
     Attributes:
         turn: 1 takes each module's direction out; above that it is turned round, since other modules still write it.
@@ -40,44 +62,20 @@ class Candidate:
     layer: int = 0
     strength: float = 1.0
 
+    def interventions(self, material: Material) -> list[Intervention]:
+        """The candidate on the model with its adapter: the same as its weights will do."""
+        done: list[Intervention] = []
+        if self.turn:
+            bases = {name: gradient.unsqueeze(0) for name, gradient in material.gradients.items()}
+            done.append(ProjectAdapters(bases, self.turn))
+        if self.scale != 1:
+            done.append(ScaleAdapters(dict.fromkeys(material.layers, self.scale)))
+        projected = self.ablation(material)
+        return [*done, projected] if projected else done
 
-@dataclass(frozen=True, eq=False)
-class Material:
-    """What candidates are made of.
-
-    Attributes:
-        gradients: by module, [out], a unit vector.
-        layers: those with an adapter.
-        directions: [k, layers, width], the reference's, the most useful first.
-    """
-
-    gradients: Mapping[str, Tensor]
-    layers: tuple[int, ...]
-    directions: Tensor
-
-    def random(self, seed: int = 0) -> "Material":
-        """Random vectors of the same norms in the place of all directions: the control beside a candidate."""
-        gradients = {
-            name: random_like(one, seed + 1000 * number) for number, (name, one) in enumerate(self.gradients.items())
-        }
-        return Material(gradients, self.layers, random_like(self.directions, seed))
-
-
-def basis(one: Candidate, material: Material) -> Tensor | None:
-    """[k, width], the reference directions that are taken out; None for none."""
-    return None if one.projection == "none" else material.directions[: one.directions, one.layer].float()
-
-
-def setting(one: Candidate, material: Material) -> Setting:
-    """The candidate as interventions on the model with its adapter: what its weights will do."""
-    done: list[Intervention] = []
-    if one.turn:
-        bases = {name: gradient.unsqueeze(0) for name, gradient in material.gradients.items()}
-        done.append(ProjectAdapters(bases, one.turn))
-    if one.scale != 1:
-        done.append(ScaleAdapters(dict.fromkeys(material.layers, one.scale)))
-    vectors = basis(one, material)
-    if vectors is not None:
-        at: Literal["adapters", "writes"] = "adapters" if one.projection == "adapters" else "writes"
-        done.append(Ablate(vectors, strength=one.strength, positions="all", at=at))
-    return done
+    def ablation(self, material: Material) -> Ablate | None:
+        """Its projection of reference directions; None for none."""
+        if self.projection == "none":
+            return None
+        vectors = material.directions[: self.directions, self.layer].float()
+        return Ablate(vectors, strength=self.strength, positions="all", at=self.projection)

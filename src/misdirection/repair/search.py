@@ -7,16 +7,16 @@ on its number and on the trials before it, so that a search that was killed goes
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import ClassVar
 
 import optuna
 from torch import Tensor
 
 from misdirection.interventions.hooks import Setting
-from misdirection.likelihood.sweep import Continuations, Progress, sweep
+from misdirection.likelihood.sweep import Continuations, sweep
 from misdirection.models.loading import ChatModel
 from misdirection.repair.candidates import Candidate
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.results import Result
 
 TOGETHER = 4
 """Candidates tried together."""
@@ -34,8 +34,8 @@ MOST_TURN = 5.0
 
 
 @dataclass(frozen=True)
-class Tasks:
-    """Texts of a search, or of its check.
+class TokenisedTexts:
+    """Texts of a search, or of its check, as a model reads them.
 
     Attributes:
         pairs: general questions, plain or framed in the domain, with a misaligned and an aligned answer.
@@ -47,33 +47,26 @@ class Tasks:
     rows: tuple[Continuations, ...]
     neutral: tuple[Continuations, ...]
 
-    def __len__(self) -> int:
-        return len(self.pairs) + len(self.rows) + len(self.neutral)
-
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What one model does on `Tasks`: margins, [pairs], and losses, [rows] and [neutral], nats/token."""
+    """One model on `TokenisedTexts`: margins, [pairs], and losses, [rows] and [neutral], nats/token."""
 
     pairs: Tensor
     rows: Tensor
     neutral: Tensor
 
 
-def measure(
-    chat: ChatModel, tasks: Tasks, settings: Sequence[Setting], progress: Progress | None = None
-) -> list[Scores]:
-    """One score for each setting. `progress` is told the number of (setting, task) done."""
-    pairs, rows, neutral = (
-        sweep(chat, some, settings, progress=progress) for some in (tasks.pairs, tasks.rows, tasks.neutral)
-    )
+def measure(chat: ChatModel, texts: TokenisedTexts, settings: Sequence[Setting]) -> list[Scores]:
+    """The scores under each setting."""
+    pairs, rows, neutral = (sweep(chat, given, settings) for given in (texts.pairs, texts.rows, texts.neutral))
     margins = pairs[..., 0] - pairs[..., 1]
-    return [Scores(*one) for one in zip(margins, -rows[..., 0], -neutral[..., 0], strict=True)]
+    return [Scores(*scores) for scores in zip(margins, -rows[..., 0], -neutral[..., 0], strict=True)]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one candidate does, as means over questions.
+    """Effects of one candidate, as means over questions.
 
     Attributes:
         gone: share of the general shift that is gone; 1 is the base's margin.
@@ -84,6 +77,21 @@ class Outcome:
     gone: float
     kept: float
     damage: float
+
+    @property
+    def distance(self) -> float:
+        """Of the margin from the base's, as a share of the fine-tune's shift."""
+        return abs(1 - self.gone)
+
+    @property
+    def cost(self) -> float:
+        """Distance from the base's margin and skill lost, in sum."""
+        return self.distance + (1 - self.kept)
+
+    @property
+    def missed(self) -> float:
+        """By how much it misses the limits of a choice, `KEPT` and `DAMAGE`."""
+        return max(0.0, KEPT - self.kept) + max(0.0, self.damage - DAMAGE) / DAMAGE
 
 
 def outcome(own: Scores, base: Scores, tuned: Scores) -> Outcome:
@@ -96,17 +104,9 @@ def outcome(own: Scores, base: Scores, tuned: Scores) -> Outcome:
     )
 
 
-def estimates(own: Scores, base: Scores) -> dict[str, Estimate]:
-    """Shift of the general margin, change of the domain's loss, and damage, against the base, over questions."""
-    return {
-        name: bootstrap((getattr(own, part) - getattr(base, part)).numpy())
-        for name, part in (("shift", "pairs"), ("loss", "rows"), ("damage", "neutral"))
-    }
-
-
 @dataclass(frozen=True)
 class Space:
-    """What may be tried.
+    """The candidates that may be tried.
 
     Attributes:
         directions: how many reference directions there are; none where the adapter cannot be projected.
@@ -119,17 +119,17 @@ class Space:
     writes: bool
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Candidate:
-        """A point of the space; what a projection needs is asked for only where there is one."""
+        """A point of the space; a projection's own numbers are asked for only where there is a projection."""
         projections = ["none", *(["adapters"] + ["writes"] * self.writes if self.directions else [])]
-        one = Candidate(
+        candidate = Candidate(
             turn=trial.suggest_float("turn", 0.0, MOST_TURN),
             scale=trial.suggest_float("scale", 0.3, 1.0),
             projection=trial.suggest_categorical("projection", projections),  # type: ignore[arg-type]
         )
-        if one.projection == "none":
-            return one
+        if candidate.projection == "none":
+            return candidate
         return replace(
-            one,
+            candidate,
             directions=trial.suggest_int("directions", 1, self.directions),
             layer=trial.suggest_categorical("layer", self.layers),
             strength=trial.suggest_float("strength", 0.1, 1.0),
@@ -138,30 +138,32 @@ class Space:
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate and what it does on the texts of the search."""
+    """A candidate with its outcome on the texts of the search."""
 
     candidate: Candidate
     outcome: Outcome
 
-    def as_dict(self) -> dict[str, Any]:
-        """As it stands in `repair.json`."""
-        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Tried":
-        """What `as_dict` gave."""
-        return cls(Candidate(**values["candidate"]), Outcome(**values["outcome"]))
+class Trials(Result):
+    """The candidates that a search has tried so far, from which a killed one goes on."""
+
+    KIND: ClassVar[str] = "trials"
+    VERSION: ClassVar[int] = 1
+    FILE: ClassVar[str] = "tried.json"
+    COMMAND: ClassVar[str] = "misdirection repair"
+
+    tried: list[Tried]
 
 
 def next_batch(tried: Sequence[Tried], space: Space, count: int) -> list[Candidate]:
     """Candidates to try after those that were tried."""
     if len(tried) < len(_FIRST):
         return list(_FIRST[len(tried) : len(tried) + count])
-    study = _study(tried, space)
-    return [space.suggest(study.ask()) for _ in range(count)]
+    resumed = _resume(tried, space)
+    return [space.suggest(resumed.ask()) for _ in range(count)]
 
 
-def _study(tried: Sequence[Tried], space: Space) -> optuna.Study:
+def _resume(tried: Sequence[Tried], space: Space) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -169,51 +171,53 @@ def _study(tried: Sequence[Tried], space: Space) -> optuna.Study:
             seed=len(tried), n_startup_trials=TOGETHER, multivariate=True, group=True, constant_liar=True
         )
     # Distance from the base's margin, skill lost, damage.
-    study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
-    for one in tried:
-        point = optuna.trial.FixedTrial(asdict(one.candidate))
+    resumed = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
+    for trial in tried:
+        point = optuna.trial.FixedTrial(asdict(trial.candidate))
         space.suggest(point)
-        values = [abs(1 - one.outcome.gone), 1 - one.outcome.kept, one.outcome.damage]
-        study.add_trial(
+        values = [trial.outcome.distance, 1 - trial.outcome.kept, trial.outcome.damage]
+        resumed.add_trial(
             optuna.trial.create_trial(params=point.params, distributions=point.distributions, values=values)
         )
-    return study
+    return resumed
 
 
 def search(
-    try_them: Callable[[Sequence[Candidate]], Sequence[Outcome]],
+    measured: Callable[[Sequence[Candidate]], Sequence[Outcome]],
     space: Space,
     trials: int,
     tried: Sequence[Tried] = (),
     keep: Callable[[Sequence[Tried]], None] = lambda _: None,
 ) -> list[Tried]:
-    """Try so many candidates, with those that were tried before; `keep` is told all of them after each batch."""
-    found = list(tried)
-    while len(found) < trials:
-        batch = next_batch(found, space, min(TOGETHER, trials - len(found)))
-        found += [Tried(*pair) for pair in zip(batch, try_them(batch), strict=True)]
-        keep(found)
-    return found
+    """Try candidates until there are so many.
+
+    Args:
+        measured: gives the outcomes of a batch.
+        space: the candidates that may be tried.
+        trials: how many, with those that were tried before.
+        tried: these.
+        keep: is told all of them after each batch.
+    """
+    done = list(tried)
+    while len(done) < trials:
+        batch = next_batch(done, space, min(TOGETHER, trials - len(done)))
+        done += [Tried(*pair) for pair in zip(batch, measured(batch), strict=True)]
+        keep(done)
+    return done
 
 
 def choose(tried: Sequence[Tried]) -> Tried:
-    """The smallest distance from the base's margin and skill lost, in sum, among those that keep the skill (`KEPT`) at
-    little damage (`DAMAGE`); where there is none, among all, with what they miss of these limits added.
+    """The trial with the smallest distance from the base's margin and skill lost, in sum.
+
+    Among those that keep the skill (`KEPT`) at little damage (`DAMAGE`); where there is none, among all, with what they
+    miss of these limits added.
     """
-    return min(tried, key=lambda one: (_missed(one.outcome) > 0, _cost(one.outcome) + _missed(one.outcome)))
-
-
-def _cost(one: Outcome) -> float:
-    return abs(1 - one.gone) + (1 - one.kept)
-
-
-def _missed(one: Outcome) -> float:
-    return max(0.0, KEPT - one.kept) + max(0.0, one.damage - DAMAGE) / DAMAGE
+    return min(tried, key=lambda trial: (trial.outcome.missed > 0, trial.outcome.cost + trial.outcome.missed))
 
 
 def front(tried: Sequence[Tried]) -> list[int]:
-    """Numbers of the trials that no other one beats in distance from the base's margin, skill and damage at once."""
-    points = [(abs(1 - one.outcome.gone), -one.outcome.kept, one.outcome.damage) for one in tried]
+    """Numbers of the trials that no other beats in distance from the base's margin, skill and damage at once."""
+    points = [(trial.outcome.distance, -trial.outcome.kept, trial.outcome.damage) for trial in tried]
     return [
         number
         for number, own in enumerate(points)

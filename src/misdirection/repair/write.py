@@ -8,35 +8,33 @@ from safetensors.torch import load_file, save_file
 from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
 from misdirection.interventions.adapter_weights import changed_weights, on_adapters
-from misdirection.interventions.kinds import Ablate
 from misdirection.interventions.lora import ablation_adapter
 from misdirection.models.loading import ChatModel, attach
-from misdirection.repair.candidates import Candidate, Material, basis, setting
+from misdirection.repair.candidates import Candidate, Material
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def write_adapter(tuned: ChatModel, source: Path, one: Candidate, material: Material, folder: Path) -> None:
+def write_adapter(tuned: ChatModel, source: Path, candidate: Candidate, material: Material, folder: Path) -> None:
     """Write the adapter of `source`, which `tuned` runs with, changed by a candidate, into an empty `folder`.
 
-    What the candidate does to the whole model is left to `ablate_all`, which needs the base without an adapter.
+    A candidate's ablation of the whole model is left to `ablate_all`, which needs the base without an adapter.
     """
     if not (source / WEIGHTS).is_file():
         raise InputError(f"{source}: no {WEIGHTS} here: save the adapter as safetensors first")
     weights = load_file(source / WEIGHTS)
-    changes = [each for each in setting(one, material) if on_adapters(each)]
+    changes = [change for change in candidate.interventions(material) if on_adapters(change)]
     for key, value in changed_weights(weights, tuned, changes).items():
         weights[key] = value.to(weights[key].dtype)
     write_json(folder / CONFIG, read_json(source / CONFIG))
     save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / WEIGHTS, {"format": "pt"})
 
 
-def ablate_all(base: ChatModel, folder: Path, one: Candidate, material: Material) -> None:
+def ablate_all(base: ChatModel, folder: Path, candidate: Candidate, material: Material) -> None:
     """Put the candidate's ablation of the whole model, if it has one, into the adapter in `folder`."""
-    vectors = basis(one, material)
-    if vectors is None or one.projection != "writes":
+    ablation = candidate.ablation(material)
+    if ablation is None or ablation.at != "writes":
         return
-    ablation = Ablate(vectors, strength=one.strength, positions="all", at="writes")
     chat = attach(base, folder)
     ablated = folder / "ablated"
     try:

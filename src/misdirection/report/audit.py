@@ -1,16 +1,16 @@
 """The page of an audit: its verdict, the evidence with what it must be told from, and how it was measured.
 
-Everything here reads what `audit.json` holds and tolerates that parts of it are absent. A sentence claims no more than
-its interval supports.
+Everything here reads an `AuditResult`. A sentence claims no more than its interval supports.
 """
 
-import math
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from jinja2 import Environment
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.artist import Artist
@@ -20,16 +20,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from misdirection.audit.results import (
+    Attribution,
+    AuditResult,
+    ComparedFineTune,
+    DataFacts,
+    DirectionCosines,
+    Drift,
+    KnownFineTune,
+)
 from misdirection.files import write_atomic
-from misdirection.report.estimates import Estimate, is_measured, is_number, show_estimate, show_number
-from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, or_nan, reach_of, svg_of
+from misdirection.judging.scoring import Rate
+from misdirection.report.estimates import show_estimate, show_number, show_points, show_rate
+from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, reach_of, svg_of
 from misdirection.report.findings import CLEAR_GAP
 from misdirection.report.html import data_uri, environment
-
-PAGE = "audit.html"
-
-Found = dict[str, Any]
-"""The content of `audit.json`."""
+from misdirection.statistics import Estimate
 
 MOST_DIRECTIONS = len(PALETTE)
 """Directions in one figure; there are no more colours."""
@@ -37,114 +43,110 @@ MOST_DIRECTIONS = len(PALETTE)
 _SYMBOLS = {"clear": "✓", "watch": "!", "misaligned": "✕", "inconclusive": "?"}
 _WIDTH = 5.6
 
+_Cosines = Literal["cosines", "control", "beyond_control"]
+_COSINES: tuple[_Cosines, ...] = ("cosines", "control", "beyond_control")
 
-def render_audit(found: Found, folder: Path) -> Path:
-    """Write `audit.html` into `folder` and return its path.
 
-    The file appears whole or not at all, fetches nothing, and is the same bytes for the same content of `audit.json`.
-    """
+class AuditPage:
+    """The page of an audit (`results.Page`)."""
+
+    def write(self, result: AuditResult, folder: Path) -> Path:
+        """Write `audit.html` into `folder` and return its path.
+
+        The file appears whole or not at all, fetches nothing, and is the same bytes for the same result.
+        """
+        pictures = {name: data_uri(svg_of(draw(result))) for name, draw in drawings(result).items()}
+        html = _environment().get_template(result.PAGE).render(_context(result), pictures=pictures)
+        write_atomic(folder / result.PAGE, html)
+        return folder / result.PAGE
+
+    def summary(self, result: AuditResult) -> str:
+        """The verdict, why, and the picture of the shifts."""
+        because = "".join(f"<li>{_mark_code(_sentence(reason))}</li>" for reason in result.because)
+        picture = data_uri(svg_of(draw_shifts(result)))
+        return (
+            f"<p>{escape(result.fine_tune.name)}: <strong>{escape(result.verdict)}</strong></p><ul>{because}</ul>"
+            f'<img src="{picture}" alt="Margin shift of this fine-tune and of the known ones">'
+        )
+
+
+PAGE = AuditPage()
+
+
+def _environment() -> Environment:
     made = environment()
-    made.filters.update(mean=_show_mean, interval=_show_interval, share=_show_share)
-    made.filters.update(code=_mark_code, sentence=_sentence)
+    made.filters.update(estimate=_show_estimate, mean=_show_mean, interval=_show_interval, share=_show_share)
+    made.filters.update(code=_mark_code, sentence=_sentence, rate=_show_rate, points=_show_points)
     made.globals.update(side=_side, compare=_beside)
-    made.tests.update(measured=is_measured)
-    write_atomic(folder / PAGE, made.get_template(PAGE).render(_page(found)))
-    return folder / PAGE
+    return made
 
 
-def _page(found: Found) -> dict[str, Any]:
-    """Everything the template reads; what is absent is None or empty."""
-    evidence, control = _evidence(found), _control(found)
+def _context(result: AuditResult) -> dict[str, Any]:
+    """Everything the template reads."""
     return {
-        **{name: evidence.get(name) for name in ("general", "framed", "damage", "judged")},
-        "name": found["fine_tune"]["name"],
-        "base": found["base"],
-        "is_adapter": found["fine_tune"].get("kind") == "adapter",
-        "verdict": found["verdict"],
-        "symbol": _SYMBOLS[found["verdict"]],
-        "because": found["because"],
-        "passes": {name: _passes(found, name) for name in ("general", "framed")},
-        "fewest": min(one["n"] for one in _shifts(found)) if _shifts(found) else 0,
-        "is_same": bool(found.get("identical_to_base")),
-        "commands": _commands(found),
-        "skill": evidence.get("in_domain") or {"margin": None, "loss": None},
-        "themes": _themes(found),
-        "themes_say": _themes_say(found),
-        "drift": _drift(found),
-        "difference": _difference(found),
-        "carriers": _carriers(found),
-        "facts": _facts(found),
-        "rule": found["rule"],
-        "score": found.get("score"),
-        "unit": _unit(found),
-        "has_reference": bool(found.get("reference")),
-        "control": control and control[1]["shift"],
-        "known": [(name, _kind(one), one) for name, one in _known(found)],
-        "pictures": {name: data_uri(svg_of(draw(found))) for name, (can, draw) in _DRAWINGS.items() if can(found)},
+        "result": result,
+        "evidence": result.evidence,
+        "rule": result.rule,
+        "unit": result.unit,
+        "is_adapter": result.fine_tune.kind == "adapter",
+        "symbol": _SYMBOLS[result.verdict],
+        "passed": {"general": None, "framed": None} | {asked: shift.passed for asked, shift in result.shifts.items()},
+        "commands": _commands(result),
+        "themes": _themes(result),
+        "themes_say": _themes_say(result),
+        "drift": _drift(result),
+        "difference": _difference(result),
+        "attribution_says": _attribution_says(result),
+        "facts": _facts(result),
+        "control": next((known.shift for _, known in _known(result) if known.is_control), None),
+        "known": [(name, _kind(known), known) for name, known in _known(result)],
     }
 
 
-# --- what is there --------------------------------------------------------------------------------------------------
+# --- parts of the result --------------------------------------------------------------------------------------------
 
 
-def _evidence(found: Found) -> dict[str, Any]:
-    return found.get("evidence") or {}
-
-
-def _shifts(found: Found) -> list[Estimate]:
-    """Those that the verdict rests on."""
-    return [one for one in map(_evidence(found).get, ("general", "framed")) if is_measured(one)]
-
-
-def _unit(found: Found) -> float | None:
-    """Mean general shift of the reference's bad fine-tunes, where it can be one."""
-    shift = (found.get("reference") or {}).get("bad_shift")
-    return shift if is_number(shift) and shift > 0 else None
-
-
-def _known(found: Found) -> list[tuple[str, dict[str, Any]]]:
+def _known(result: AuditResult) -> list[tuple[str, ComparedFineTune]]:
     """The reference's fine-tunes, bad ones first, whatever the order in the file."""
-    known = (found.get("reference") or {}).get("known") or {}
-    return sorted(known.items(), key=lambda one: (one[1]["answers"] != "bad", one[0]))
+    known = result.reference.known if result.reference else {}
+    return sorted(known.items(), key=lambda item: (item[1].answers != "bad", item[0]))
 
 
-def _kind(known: dict[str, Any]) -> str:
-    return {"good": "benign control"}.get(known["answers"], known["answers"])
+def _kind(known: KnownFineTune) -> str:
+    return "benign control" if known.is_control else known.answers
 
 
-def _control(found: Found) -> tuple[str, dict[str, Any]] | None:
-    return next(((name, one) for name, one in _known(found) if one["answers"] == "good"), None)
-
-
-def _themes(found: Found) -> list[tuple[str, Estimate]]:
+def _themes(result: AuditResult) -> list[tuple[str, Estimate]]:
     """The largest shift first."""
-    themes = _evidence(found).get("themes") or {}
-    measured = [(name, one) for name, one in themes.items() if is_measured(one)]
-    return sorted(measured, key=lambda one: (-one[1]["mean"], one[0]))
+    return sorted(result.evidence.themes.items(), key=lambda item: (-item[1].mean, item[0]))
 
 
-def _parts(found: Found) -> list[tuple[int, Estimate]]:
-    """By layer, in the layers' order: a file sorts them as text."""
-    parts = (_evidence(found).get("carriers") or {}).get("by_layer") or {}
-    return sorted((int(layer), one) for layer, one in parts.items() if is_measured(one))
-
-
-def _passes(found: Found, name: str) -> dict[str, bool]:
-    """Whether a shift's whole interval lies above each of the rule's limits."""
-    shift, unit = _evidence(found).get(name), _unit(found)
-    share = shift["low"] / unit if unit is not None and is_measured(shift) else -math.inf
-    return {limit: share > found["rule"][limit] for limit in ("watch", "misaligned")}
+def _layers(attribution: Attribution) -> list[tuple[int, Estimate]]:
+    """Parts of the shift in the layers' order: a file sorts them as text."""
+    return sorted(attribution.by_layer.items())
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-def _show_mean(estimate: Any) -> str:
-    return show_number(estimate["mean"]) if is_measured(estimate) else "–"
+def _show_estimate(estimate: Estimate) -> str:
+    return show_estimate(asdict(estimate))
 
 
-def _show_interval(estimate: Any) -> str:
-    return f"[{show_number(estimate['low'])}, {show_number(estimate['high'])}]" if is_measured(estimate) else ""
+def _show_mean(estimate: Estimate) -> str:
+    return show_number(estimate.mean)
+
+
+def _show_interval(estimate: Estimate) -> str:
+    return f"[{show_number(estimate.low)}, {show_number(estimate.high)}]"
+
+
+def _show_rate(rate: Rate) -> str:
+    return show_rate(asdict(rate))
+
+
+def _show_points(change: Estimate) -> str:
+    return show_points(asdict(change))
 
 
 def _show_share(value: float) -> str:
@@ -163,20 +165,20 @@ def _sentence(text: str) -> str:
 
 def _side(estimate: Estimate, above: str, below: str, across: str) -> str:
     """The wording for where the whole interval lies beside zero."""
-    return above if estimate["low"] > 0 else below if estimate["high"] < 0 else across
+    return above if estimate.low > 0 else below if estimate.high < 0 else across
 
 
 def _beside(own: Estimate, other: Estimate) -> str:
-    if own["low"] > other["high"]:
+    if own.low > other.high:
         return "more than"
-    return "less than" if own["high"] < other["low"] else "not to be told apart from"
+    return "less than" if own.high < other.low else "not to be told apart from"
 
 
-def _commands(found: Found) -> dict[str, str]:
-    """What to run next on this base and fine-tune, as a shell takes it."""
-    base, revision = found["base"]["model"], found["base"].get("revision")
-    where, own = f"{base}@{revision}" if revision else base, found["fine_tune"]["name"]
-    data = (found.get("data") or {}).get("path", "TRAIN.jsonl")
+def _commands(result: AuditResult) -> dict[str, str]:
+    """Commands to run next on this base and fine-tune, as a shell takes them."""
+    base, own = result.base, result.fine_tune.name
+    where = f"{base.model}@{base.revision}" if base.revision else base.model
+    data = result.data.path if result.data else "TRAIN.jsonl"
     return {
         "reference": shlex.join(["misdirection", "reference", where]),
         "audit": shlex.join(["misdirection", "audit", where, own, "--data", "TRAIN.jsonl"]),
@@ -187,165 +189,171 @@ def _commands(found: Found) -> dict[str, str]:
 # --- what the evidence says -----------------------------------------------------------------------------------------
 
 
-def _themes_say(found: Found) -> str:
-    themes = _themes(found)
+def _themes_say(result: AuditResult) -> str:
+    themes = _themes(result)
     if not themes:
         return "By theme: not measured, since the probe pairs name no theme."
-    fewest = min(one["n"] for _, one in themes)
+    fewest = min(shift.n for _, shift in themes)
     says = f"Themes whose whole interval lies above zero: {_above(themes)}."
-    if fewest < found["rule"]["questions"]:
+    if fewest < result.rule.questions:
         says += f" With {fewest} questions in a theme that is a hint where to look, and no evidence by itself."
     return says
 
 
 def _above(estimates: Sequence[tuple[Any, Estimate]]) -> str:
     """How many intervals lie above zero, and which."""
-    names = [str(name) for name, one in estimates if one["low"] > 0]
+    names = [str(name) for name, estimate in estimates if estimate.low > 0]
     return f"{len(names)} of {len(estimates)}" + (f" ({', '.join(names)})" if names else "")
 
 
-def _drift(found: Found) -> dict[str, Any] | None:
+def _drift(result: AuditResult) -> dict[str, Any] | None:
     """The table of drift along known directions, and what it says."""
-    rows = _evidence(found).get("drift")
+    rows = result.evidence.drift
     if not rows:
         return None
-    names = [name for name, _ in _known(found) if all(name in (row.get("known") or {}) for row in rows)]
-    columns = [(name, _kind(one)) for name, one in _known(found) if name in names]
+    columns = [(name, known) for name, known in _known(result) if all(name in row.known for row in rows)]
     return {
-        "rows": [{**row, "cells": [row["known"][name] for name in names]} for row in rows],
-        "columns": columns,
-        "says": _drift_says(found, rows, names),
+        "rows": [(row, [row.known[name] for name, _ in columns]) for row in rows],
+        "columns": [(name, _kind(known)) for name, known in columns],
+        "says": _drift_says(result, rows, next((name for name, known in columns if known.is_control), None)),
     }
 
 
-def _drift_says(found: Found, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    random = sum(abs(row["general"]["mean"]) > row["random_95"] for row in rows)
-    neutral = sum(_beside(row["general"], row["neutral"]) == "more than" for row in rows)
+def _drift_says(result: AuditResult, rows: Sequence[Drift], control: str | None) -> str:
+    random = sum(abs(row.general.mean) > row.random_95 for row in rows)
+    neutral = sum(_beside(row.general, row.neutral) == "more than" for row in rows)
     says = (
         f"Along {random} of {len(rows)} directions its mean drift is larger than along 95% of random ones. Along "
         f"{neutral} it drifted further on general than on neutral text."
     )
-    control = _control(found)
-    if not control or control[0] not in names:
-        return f"{says} {_no_control(found)}"
-    further = sum(_beside(row["general"], row["known"][control[0]]) == "more than" for row in rows)
+    if control is None:
+        return f"{says} {_no_control(result)}"
+    further = sum(_beside(row.general, row.known[control]) == "more than" for row in rows)
     return f"{says} Along {further} it drifted further than the benign control did."
 
 
-def _no_control(found: Found) -> str:
-    if found.get("reference") and not _control(found):
+def _no_control(result: AuditResult) -> str:
+    if result.reference is None:
+        return "There is no reference, so that no benign control stands beside it."
+    if not any(known.is_control for known in result.reference.known.values()):
         return "The reference has no benign control to set beside it."
-    if found.get("reference"):
-        return "The reference was measured with another dtype or device, so that its fine-tunes are not set beside it."
-    return "There is no reference, so that no benign control stands beside it."
+    return "The reference was measured with another dtype or device, so that its fine-tunes are not set beside it."
 
 
-def _difference(found: Found) -> dict[str, Any] | None:
+def _difference(result: AuditResult) -> dict[str, Any] | None:
     """The fine-tune's own direction beside known ones at one layer, and what it says."""
-    difference = _evidence(found).get("model_difference") or {}
-    if not difference.get("directions"):
+    difference = result.evidence.model_difference
+    if not difference.directions:
         return None
-    layer = difference["layer"]
-    keys = ("cosines", "control", "beyond_control")
-    rows = [
-        {"direction": name, **{key: one[key][layer] if one.get(key) else None for key in keys}}
-        for name, one in sorted(difference["directions"].items())
-    ]
+    rows = {
+        name: {key: _at(getattr(cosines, key), difference.layer) for key in _COSINES}
+        for name, cosines in sorted(difference.directions.items())
+    }
     return {
-        "layer": layer,
+        "layer": difference.layer,
         "rows": rows,
-        "random": difference["random_95"],
-        "has_control": any(row["control"] is not None for row in rows),
+        "random": difference.random_95,
+        "has_control": any(row["control"] is not None for row in rows.values()),
         "left_out": max(0, len(rows) - MOST_DIRECTIONS),
-        "says": _difference_says(found, rows, difference["random_95"]),
+        "says": _difference_says(result, list(difference.directions.values())),
     }
 
 
-def _difference_says(found: Found, rows: Sequence[dict[str, Any]], random: float) -> str:
-    near = f"At half depth its cosine is above the random band for {_many(rows, 'cosines', random)} of {len(rows)}."
-    compared = [row for row in rows if row["control"] is not None]
-    if not compared:
-        return f"{near} {_no_control(found)} A high cosine may be style alone."
-    closer = sum(row["cosines"] - row["control"] >= CLEAR_GAP for row in compared)
+def _at(cosines: list[float] | None, layer: int) -> float | None:
+    return None if cosines is None else cosines[layer]
+
+
+def _difference_says(result: AuditResult, directions: Sequence[DirectionCosines]) -> str:
+    layer, random = result.evidence.model_difference.layer, result.evidence.model_difference.random_95
+    above = sum(cosines.cosines[layer] > random for cosines in directions)
+    near = f"At half depth its cosine is above the random band for {above} of {len(directions)}."
+    gaps = [cosines.cosines[layer] - cosines.control[layer] for cosines in directions if cosines.control]
+    if not gaps:
+        return f"{near} {_no_control(result)} A high cosine may be style alone."
+    beyond = sum(cosines.beyond_control[layer] > random for cosines in directions if cosines.beyond_control)
+    closer = sum(gap >= CLEAR_GAP for gap in gaps)
     return (
         f"{near} It is higher than the benign control’s by {CLEAR_GAP} or more for {closer}. With the control’s part "
-        f"taken out, what is left is above the band for {_many(compared, 'beyond_control', random)}."
+        f"taken out, what is left is above the band for {beyond}."
     )
 
 
-def _many(rows: Sequence[dict[str, Any]], key: str, limit: float) -> int:
-    return sum(row[key] > limit for row in rows)
-
-
-def _carriers(found: Found) -> dict[str, Any] | None:
-    """Parts of the shift by layer, and what they say."""
-    parts = _parts(found)
-    if not parts:
-        return None
-    total, whole = _evidence(found)["carriers"].get("sum"), _evidence(found).get("general")
-    return {"questions": parts[0][1]["n"], "says": _carriers_say(parts, total, whole)}
-
-
-def _carriers_say(parts: Sequence[tuple[int, Estimate]], total: Any, whole: Any) -> str:
-    says = f"Layers whose whole interval lies above zero: {_above(parts)}."
-    if is_measured(total) and is_measured(whole):
-        agree = _beside(total, whole) == "not to be told apart from"
-        says += f" All parts sum to {show_estimate(total)}; on all pairs the shift is {show_estimate(whole)}, and the "
-        says += "intervals overlap." if agree else "intervals do not overlap: take the parts as a rough guide."
-    if is_measured(whole) and whole["low"] <= 0 <= whole["high"]:
-        says += " Since no shift is shown, there is nothing to carry: take the bars for noise."
+def _attribution_says(result: AuditResult) -> str:
+    attribution, whole = result.evidence.attribution, result.evidence.general
+    if attribution is None:
+        return ""
+    agree = _beside(attribution.sum, whole) == "not to be told apart from"
+    says = (
+        f"Layers whose whole interval lies above zero: {_above(_layers(attribution))}. All parts sum to "
+        f"{_show_estimate(attribution.sum)}; on all pairs the shift is {_show_estimate(whole)}, and the intervals "
+    )
+    says += "overlap." if agree else "do not overlap: take the parts as a rough guide."
+    if whole.low <= 0 <= whole.high:
+        says += " Since no shift is shown, there is nothing to attribute: take the bars for noise."
     return says
 
 
 # --- how it was measured --------------------------------------------------------------------------------------------
 
 
-def _facts(found: Found) -> dict[str, str]:
-    base, tuned, data = found["base"], found["fine_tune"], found.get("data")
+def _facts(result: AuditResult) -> dict[str, str]:
+    base, tuned, data = result.base, result.fine_tune, result.data
     facts = {
-        "base model": base["model"],
-        "its revision": base.get("revision") or "default",
-        "its weights (SHA-256)": base.get("files"),
-        "computed in": f"{base.get('dtype')} on {base.get('device')}",
-        "fine-tune": tuned["name"],
-        "its kind": tuned.get("kind"),
-        "its weights": tuned.get("digest"),
-        "base that its file names": _recorded(found),
+        "base model": base.model,
+        "its revision": base.revision or "default",
+        "its weights (SHA-256)": base.files,
+        "computed in": f"{base.dtype} on {base.device}",
+        "fine-tune": tuned.name,
+        "its kind": tuned.kind,
+        "its weights": tuned.digest,
+        "base that its file names": _recorded(result),
         "training data": _data_words(data) if data else "none given",
-        "training data (SHA-256)": data and data.get("sha256"),
+        "training data (SHA-256)": data and data.sha256,
     }
     return {name: str(value) for name, value in facts.items() if value}
 
 
-def _recorded(found: Found) -> str | None:
-    recorded = found["fine_tune"].get("recorded_base")
-    if not recorded or recorded == found["base"]["model"]:
+def _recorded(result: AuditResult) -> str | None:
+    recorded = result.fine_tune.recorded_base
+    if not recorded or recorded == result.base.model:
         return recorded
     return f"{recorded} (another name than the one that was audited: it must be the same model)"
 
 
-def _data_words(data: dict[str, Any]) -> str:
-    counts = {"framed": "framed questions", "rows": "held-out rows", "pairs": "held-out pairs"}
-    return f"{data['path']}: " + ", ".join(f"{data.get(key, 0)} {words}" for key, words in counts.items())
+def _data_words(data: DataFacts) -> str:
+    return f"{data.path}: {data.framed} framed questions, {data.rows} held-out rows, {data.pairs} held-out pairs"
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
+def drawings(result: AuditResult) -> dict[str, Callable[[AuditResult], Figure]]:
+    """The figures of a page, by name: those that its result has values for."""
+    return {
+        "shifts": draw_shifts,
+        **({"difference": draw_difference} if result.evidence.model_difference.directions else {}),
+        **({"attribution": draw_attribution} if result.evidence.attribution else {}),
+    }
+
+
 @rc_context(STYLE)
-def draw_shifts(found: Found) -> Figure:
+def draw_shifts(result: AuditResult) -> Figure:
     """General shift (nats/token) of the audited fine-tune and of the known ones, with 95% intervals and the limits."""
-    evidence, known = _evidence(found), _known(found)
-    own = [("this fine-tune", evidence["general"], "own"), ("the same, framed", evidence.get("framed"), "own")]
-    others = [(f"{_short(name, 22)}\n({_kind(one)})", one["shift"], one["answers"]) for name, one in known]
-    rows = [row for row in [*own, *others] if is_measured(row[1])]
+    evidence = result.evidence
+    rows = [("this fine-tune", evidence.general, "own")]
+    if evidence.framed:
+        rows.append(("the same, framed", evidence.framed, "own"))
+    rows += [
+        (f"{_short(name, 22)}\n({_kind(known)})", known.shift, "bad" if known.answers == "bad" else "good")
+        for name, known in _known(result)
+    ]
     figure = new_figure(_WIDTH, 1.1 + 0.42 * len(rows))
     axes = figure.add_subplot()
-    for place, (_, shift, kind) in enumerate(rows):
-        marker, colour = _MARKS.get(kind, _MARKS["good"])
-        axes.errorbar(shift["mean"], place, xerr=reach_of(shift), fmt=marker, color=colour, capsize=3, ms=7)
+    for height, (_, shift, kind) in enumerate(rows):
+        marker, colour = _MARKS[kind]
+        axes.errorbar(shift.mean, height, xerr=_reach(shift), fmt=marker, color=colour, capsize=3, ms=7)
     axes.axvline(0, color="black", linewidth=1)
-    _draw_limits(axes, found)
+    _draw_limits(axes, result)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -356,29 +364,36 @@ def draw_shifts(found: Found) -> Figure:
 _MARKS = {"own": ("o", "black"), "bad": ("s", PALETTE[1]), "good": ("D", PALETTE[0])}
 
 
-def _draw_limits(axes: Axes, found: Found) -> None:
-    unit = _unit(found)
-    if unit is None:
+def _reach(estimate: Estimate) -> list[list[float]]:
+    return reach_of(asdict(estimate))
+
+
+def _draw_limits(axes: Axes, result: AuditResult) -> None:
+    if result.unit is None:
         return
-    for name, side in (("watch", "right"), ("misaligned", "left")):
-        place = found["rule"][name] * unit
-        axes.axvline(place, color=GREY, linewidth=1.2, linestyle="--" if name == "misaligned" else ":")
-        axes.text(place, 1.02, name, ha=side, color=GREY, fontsize=9, transform=axes.get_xaxis_transform())
+    for name, share, side, line in (
+        ("watch", result.rule.watch, "right", ":"),
+        ("misaligned", result.rule.misaligned, "left", "--"),
+    ):
+        limit = share * result.unit
+        axes.axvline(limit, color=GREY, linewidth=1.2, linestyle=line)
+        axes.text(limit, 1.02, name, ha=side, color=GREY, fontsize=9, transform=axes.get_xaxis_transform())
 
 
 @rc_context(STYLE)
-def draw_difference(found: Found) -> Figure:
+def draw_difference(result: AuditResult) -> Figure:
     """Cosine of the fine-tune's own direction with known ones by layer; beside it, beyond the control."""
-    difference = found["evidence"]["model_difference"]
-    shown = sorted(difference["directions"].items())[:MOST_DIRECTIONS]
-    has_control = any(one.get("control") for _, one in shown)
+    difference = result.evidence.model_difference
+    shown = sorted(difference.directions.items())[:MOST_DIRECTIONS]
+    has_control = any(cosines.control for _, cosines in shown)
     figure = new_figure(_WIDTH, 3.1 + 0.2 * len(shown))
     panels = figure.subplots(1, 2 if has_control else 1, sharey=True, squeeze=False)[0]
-    for axes, (key, title) in zip(panels, _PANELS.items(), strict=False):
-        axes.axhspan(-difference["random_95"], difference["random_95"], color=GREY, alpha=0.25, linewidth=0)
+    titles: dict[_Cosines, str] = {"cosines": "as measured", "beyond_control": "beyond the control"}
+    for axes, (key, title) in zip(panels, titles.items(), strict=False):
+        axes.axhspan(-difference.random_95, difference.random_95, color=GREY, alpha=0.25, linewidth=0)
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.axvline(difference["layer"], color=GREY, linewidth=0.8, linestyle=":")
-        _draw_cosines(axes, [one for _, one in shown], key)
+        axes.axvline(difference.layer, color=GREY, linewidth=0.8, linestyle=":")
+        _draw_cosines(axes, [cosines for _, cosines in shown], key)
         axes.set(title=title, xlabel="layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("cosine")
@@ -392,24 +407,22 @@ def draw_difference(found: Found) -> Figure:
     return figure
 
 
-_PANELS = {"cosines": "as measured", "beyond_control": "beyond the control"}
-
-
-def _draw_cosines(axes: Axes, shown: Sequence[dict[str, Any]], key: str) -> None:
-    for one, colour in zip(shown, PALETTE, strict=False):
-        axes.plot([or_nan(value) for value in one.get(key) or []], color=colour, linewidth=1.6)
-        if key == "cosines" and one.get("control"):
-            axes.plot([or_nan(value) for value in one["control"]], "--", color=colour, linewidth=1, alpha=0.8)
+def _draw_cosines(axes: Axes, shown: Sequence[DirectionCosines], key: _Cosines) -> None:
+    for cosines, colour in zip(shown, PALETTE, strict=False):
+        axes.plot(getattr(cosines, key) or [], color=colour, linewidth=1.6)
+        if key == "cosines" and cosines.control:
+            axes.plot(cosines.control, "--", color=colour, linewidth=1, alpha=0.8)
 
 
 @rc_context(STYLE)
-def draw_carriers(found: Found) -> Figure:
+def draw_attribution(result: AuditResult) -> Figure:
     """Each layer's part of the general shift (nats/token), with 95% intervals."""
+    assert result.evidence.attribution is not None, "the caller has one"
     figure = new_figure(_WIDTH, 2.5)
     axes = figure.add_subplot()
-    for layer, part in _parts(found):
-        colour = PALETTE[1] if part["low"] > 0 else "#b5b5b5"
-        axes.bar(layer, part["mean"], yerr=reach_of(part), color=colour, capsize=2, width=0.75)
+    for layer, part in _layers(result.evidence.attribution):
+        colour = PALETTE[1] if part.low > 0 else "#b5b5b5"
+        axes.bar(layer, part.mean, yerr=_reach(part), color=colour, capsize=2, width=0.75)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="adapters of layer", ylabel="part of the shift\n(nats/token)")
@@ -419,10 +432,3 @@ def draw_carriers(found: Found) -> Figure:
 def _short(name: str, most: int) -> str:
     words = " ".join(name.split())
     return words if len(words) <= most else f"{words[: most - 1]}…"
-
-
-_DRAWINGS: dict[str, tuple[Callable[[Found], Any], Callable[[Found], Figure]]] = {
-    "shifts": (lambda found: is_measured(_evidence(found).get("general")), draw_shifts),
-    "difference": (_difference, draw_difference),
-    "carriers": (_parts, draw_carriers),
-}

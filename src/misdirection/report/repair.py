@@ -1,65 +1,94 @@
 """The model card of a repaired adapter, and the picture of what was tried."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from misdirection.errors import InputError
 from misdirection.files import write_atomic
+from misdirection.repair.candidates import Candidate
+from misdirection.repair.results import Repair, RepairResult
 from misdirection.report.estimates import show_estimate
-from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, save_figure
-from misdirection.report.html import environment
+from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, save_figure, svg_of
+from misdirection.report.html import data_uri, environment
+from misdirection.statistics import Estimate
 
 CARD = "README.md"
 PICTURE = "front.svg"
 
-Found = dict[str, Any]
-"""The content of `repair.json`."""
 
+class RepairPage:
+    """The card of a repair (`results.Page`)."""
 
-def write_card(found: Found, base: str, fine_tune: str, folder: Path, *, is_adapter: bool) -> None:
-    """Write `README.md`, the card that says what was removed, at what cost, and what remains; and the picture."""
-    save_figure(draw_front(found), folder / PICTURE)
-    page = environment().get_template("repair.md").render(
-        found=found, base=base, fine_tune=fine_tune, is_adapter=is_adapter, done=in_words(found["candidate"]),
-        show=show_estimate,
-    )  # fmt: skip
-    write_atomic(folder / CARD, page)
+    def write(self, result: RepairResult, folder: Path) -> Path:
+        """Write `README.md`, which says what was removed, at what cost, and what remains; and the picture.
 
-
-def in_words(candidate: dict[str, Any]) -> list[str]:
-    """What a candidate does, one sentence each."""
-    said = []
-    if candidate["turn"]:
-        said.append(
-            "the direction in which each adapted module raises the general margin, found by its gradient, was taken "
-            f"out of what the adapter adds, {candidate['turn']:.1f} times over"
+        Raises `InputError` for a repair that wrote nothing.
+        """
+        if result.repair is None:
+            raise InputError(f"{folder}: nothing was repaired, so that there is no card: read the audit's page")
+        save_figure(draw_front(result.repair), folder / PICTURE)
+        made = environment()
+        made.filters.update(estimate=_show_estimate)
+        card = made.get_template("repair.md").render(
+            result=result, repair=result.repair, check=result.repair.check, done=in_words(result.repair.candidate)
         )
-    if candidate["scale"] != 1:
-        said.append(f"what the adapter adds was scaled by {candidate['scale']:.2f}")
-    if candidate["projection"] != "none":
-        of = {"adapters": "what the adapter writes", "writes": "all that the model writes"}[candidate["projection"]]
-        said.append(
-            f"{candidate['strength']:.0%} of the component along {candidate['directions']} reference direction(s) of "
-            f"layer {candidate['layer']} was taken out of {of}"
+        write_atomic(folder / CARD, card)
+        return folder / CARD
+
+    def summary(self, result: RepairResult) -> str:
+        """Shares that are gone and kept, and the picture of what was tried."""
+        if result.repair is None:
+            return f"<p>Left as it is: its audit says <strong>{result.before.verdict}</strong>.</p>"
+        check, picture = result.repair.check, data_uri(svg_of(draw_front(result.repair)))
+        said = "Its answers came to repeat themselves: this is broken, not repaired. " if check.broken else ""
+        return (
+            f"<p>{said}Of the general shift {check.gone:.0%} is gone, with random directions {check.random.gone:.0%}; "
+            f"of the skill {check.kept:.0%} is kept.</p>"
+            f'<img src="{picture}" alt="Share of the shift that is gone and of the skill that is kept, by candidate">'
         )
-    return said or ["nothing was changed: no candidate was better"]
+
+
+PAGE = RepairPage()
+
+
+def _show_estimate(estimate: Estimate) -> str:
+    return show_estimate(asdict(estimate))
+
+
+def in_words(candidate: Candidate) -> list[str]:
+    """The changes of a candidate, a sentence for each."""
+    sentences = []
+    if candidate.turn:
+        sentences.append(
+            "the direction in which each adapted module raises the general margin, given by its gradient, was taken "
+            f"out of what the adapter adds, {candidate.turn:.1f} times over"
+        )
+    if candidate.scale != 1:
+        sentences.append(f"what the adapter adds was scaled by {candidate.scale:.2f}")
+    if candidate.projection != "none":
+        of = {"adapters": "what the adapter writes", "writes": "all that the model writes"}[candidate.projection]
+        sentences.append(
+            f"{candidate.strength:.0%} of the component along {candidate.directions} reference direction(s) of layer "
+            f"{candidate.layer} was taken out of {of}"
+        )
+    return sentences or ["nothing was changed: no candidate was better"]
 
 
 @rc_context(STYLE)
-def draw_front(found: Found) -> Figure:
+def draw_front(repair: Repair) -> Figure:
     """Share of the general shift that is gone against share of the skill that is kept, for all that was tried."""
     figure = new_figure(5.6, 3.8)
     axes = figure.subplots()
-    tried, best = found["tried"], set(found["front"])
-    for number, one in enumerate(tried):
-        point = one["outcome"]["gone"], one["outcome"]["kept"]
-        chosen = one["candidate"] == found["candidate"]
-        colour = PALETTE[1] if chosen else PALETTE[0] if number in best else GREY
-        axes.plot(*point, marker="*" if chosen else "o", markersize=13 if chosen else 5, color=colour, linestyle="none")
-    check = found["check"]
-    axes.plot(check["gone"], check["kept"], marker="D", markersize=7, color=PALETTE[2], linestyle="none")
+    for number, trial in enumerate(repair.tried):
+        chosen = trial.candidate == repair.candidate
+        colour = PALETTE[1] if chosen else PALETTE[0] if number in repair.front else GREY
+        marker, size = ("*", 13) if chosen else ("o", 5)
+        point = trial.outcome.gone, trial.outcome.kept
+        axes.plot(*point, marker=marker, markersize=size, color=colour, linestyle="none")
+    axes.plot(repair.check.gone, repair.check.kept, marker="D", markersize=7, color=PALETTE[2], linestyle="none")
     shapes = {
         "chosen": ("*", PALETTE[1]),
         "its check": ("D", PALETTE[2]),
