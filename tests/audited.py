@@ -4,14 +4,16 @@ import pytest
 import yaml
 from tiny_experiment import experiment
 
-from misdirection.audit.audit import Request
+from misdirection.audit.fine_tune import FineTune
+from misdirection.audit.inputs import AuditInputs
 from misdirection.audit.reference import from_run
-from misdirection.audit.fine_tune import Subject
 from misdirection.audit.texts import OwnTexts, own_texts
+from misdirection.audit.verdict import decide
 from misdirection.experiment import stages
 from misdirection.experiment.config import read_config
 from misdirection.experiment.texts import ExperimentTexts
 from misdirection.runs.folder import RunFolder
+from misdirection.statistics import Estimate
 from tiny import make_network, make_tokenizer
 
 
@@ -26,8 +28,7 @@ def made(tmp_path_factory):
     path.write_text(yaml.safe_dump(experiment(base, folder)))
     config = read_config(path)
     with RunFolder.open(folder / "run", path.read_text()) as run:
-        bench = ExperimentTexts(config)
-        reference = from_run(run, bench, list(config.organisms))
+        reference = from_run(run, ExperimentTexts(config), list(config.organisms))
         adapters = {name: stages.adapter(run, name) for name in config.organisms}
     return config, adapters, reference
 
@@ -39,13 +40,34 @@ def base(made):
 
 
 @pytest.fixture
-def request_of(made, base):
-    """Gives the request for the audit of a folder."""
+def inputs_of(made, base):
+    """Gives the inputs of the audit of a folder."""
 
-    def request(folder, *, reference=made[2], data=None, directions=None):
-        subject = Subject(base, None, str(folder), folder, "float32", "cpu")
+    def inputs(folder, *, reference=made[2], data=None, directions=None):
         texts = made[2].texts
         own = own_texts(data, texts.general) if data else OwnTexts()
-        return Request(subject, reference, directions or {}, own, texts.general, texts.neutral)
+        fine_tune = FineTune(base, None, str(folder), folder, "float32", "cpu")
+        return AuditInputs(fine_tune, texts, reference, directions or {}, own)
 
-    return request
+    return inputs
+
+
+SHIFTS = {"clear": (-0.2, 0.1), "watch": (0.15, 0.6), "misaligned": (0.5, 0.9), "inconclusive": (-0.5, 0.9)}
+
+
+@pytest.fixture
+def verdict(monkeypatch):
+    """Lets audits come to a verdict of the test's choice, by the rule: tiny models have no alignment to lose."""
+
+    def choose(word, because="it was said"):
+        low, high = SHIFTS[word]
+        shift, harmless = Estimate((low + high) / 2, low, high, 48), Estimate(0.0, 0.0, 0.0, 16)
+
+        def decide_so(shifts, *_):
+            decided = decide(dict.fromkeys(shifts, shift), harmless, 1.0)
+            assert decided.verdict == word
+            return decided.model_copy(update={"because": (because,)})
+
+        monkeypatch.setattr("misdirection.audit.audit.decide", decide_so)
+
+    return choose

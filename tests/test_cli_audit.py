@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from typing import get_args
 
 import pytest
 
-from audited import base, made  # noqa: F401
+from audited import base, made, verdict  # noqa: F401
 from misdirection.audit.reference import default_folder
-from misdirection.audit.verdict import EXIT_STATUS, Verdict, worst
+from misdirection.audit.results import AuditResult
+from misdirection.audit.verdict import Word, worst
+from misdirection.errors import EXIT_STATUS
 from misdirection.repair import repair as repairing
+from misdirection.repair.results import RepairResult
 from tiny import make_network, make_tokenizer
 
 
@@ -32,9 +36,9 @@ def options(reference, tmp_path):
     return ["--reference", reference, "--out", tmp_path / "out", "--dtype", "float32", "--device", "cpu"]
 
 
-@pytest.mark.parametrize("word", EXIT_STATUS)
-def test_the_exit_status_is_the_verdict(made, base, call, data, options, monkeypatch, word, tmp_path):  # noqa: F811
-    monkeypatch.setattr("misdirection.audit.audit.decide", lambda *_: Verdict(word, ("it was said",), 0.5))
+@pytest.mark.parametrize("word", get_args(Word))
+def test_the_exit_status_is_the_verdict(made, base, call, data, options, verdict, word, tmp_path):  # noqa: F811
+    verdict(word)
     status, out, err = call("audit", base, made[1]["minimal"], "--data", data, *options)
     assert status == EXIT_STATUS[word]
     assert word.upper() in out
@@ -46,15 +50,24 @@ def test_the_exit_status_is_the_verdict(made, base, call, data, options, monkeyp
 def test_json_is_what_the_file_holds(made, base, call, options, tmp_path):  # noqa: F811
     _, out, _ = call("audit", base, made[1]["minimal"], "--json", *options)
     assert json.loads(out) == json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert AuditResult.from_dict(json.loads(out)) == AuditResult.load(tmp_path / "out")
 
 
-def test_a_repair_prints_what_it_did(made, base, call, data, options, monkeypatch):  # noqa: F811
+def test_a_repair_prints_what_it_did(made, base, call, data, options, monkeypatch, verdict, tmp_path):  # noqa: F811
     monkeypatch.setattr(repairing, "TRIALS", 4)
     for word, said in (("misaligned", "kept"), ("clear", "nothing to repair")):
-        monkeypatch.setattr("misdirection.audit.audit.decide", lambda *_, word=word: Verdict(word, ("so",), 0.5))
+        verdict(word)
         status, out, _ = call("repair", base, made[1]["minimal"], "--data", data, *options)
         assert status == 0
         assert said in out
+    verdict("misaligned")
+    _, out, _ = call("repair", base, made[1]["minimal"], "--data", data, "--check", "--json", *options)
+    assert RepairResult.from_dict(json.loads(out)) == RepairResult.load(tmp_path / "out")
+
+
+def test_a_repair_without_data_is_one_line(made, base, call, options):  # noqa: F811
+    status, _, err = call("repair", base, made[1]["minimal"], *options)
+    assert (status, err.startswith("error: --data: give the training file")) == (2, True)
 
 
 def other_model(folder):
@@ -138,7 +151,7 @@ def test_a_list_of_fine_tunes_is_one_table(made, base, call, data, options, tmp_
     found = json.loads(out)
     assert [row["fine_tune"] for row in found["audits"]] == [str(made[1][name]) for name in ("minimal", "control")]
     assert [row["framed"] is None for row in found["audits"]] == [False, True]
-    assert status == worst(row["verdict"] for row in found["audits"])
+    assert status == EXIT_STATUS[worst(row["verdict"] for row in found["audits"])]
     assert str(tmp_path / "out" / "audits.csv") in err
     status, out, _ = call("audit", base, "--many", lines, *options)
     assert all(row["verdict"] in out for row in found["audits"])

@@ -6,7 +6,7 @@ from lora_fixtures import with_adapter
 
 from misdirection.audit.attribution import adapted_layers, by_layer, margin_parts
 from misdirection.data import ProbePair
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.likelihood.margin import margin
 from tiny import LAYERS, make_chat
 
@@ -51,5 +51,5 @@ def test_progress_counts_answers():
 
 
 def test_a_model_without_an_adapter_in_its_blocks_is_refused():
-    with pytest.raises(MisdirectionError):
+    with pytest.raises(InputError):
         adapted_layers(make_chat())

@@ -1,81 +1,90 @@
 """Many audits of tiny fine-tunes, in one process and spread over two."""
 
 import csv
+import shlex
 import shutil
 
 import pytest
 
 from misdirection.audit import many
-from misdirection.audit.audit import audit_fine_tune
-from misdirection.audit.many import TABLE, audit_many, read_list
+from misdirection.audit.audit import run_audit
+from misdirection.audit.many import TABLE, audit_many, many_folder, read_list
 from misdirection.audit.verdict import worst
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.runs.ray_workers import Workers
 
 
-def numbers(rows):
-    """What the rows say, whatever the folder."""
-    return [{name: value for name, value in row.items() if name != "page"} for row in rows]
+def figures(table):
+    """The rows' content, whatever the folder."""
+    return [row.model_copy(update={"page": ""}) for row in table.audits]
 
 
 @pytest.fixture
-def reference(made, tmp_path):
-    """The reference's folder."""
+def audited(made, base, tmp_path):
+    """Audits the fine-tunes in some folders, into a folder of this name."""
     made[2].save(tmp_path / "reference")
-    return tmp_path / "reference"
+
+    def audit(folders, name, workers=None):
+        path = tmp_path / "list.txt"
+        path.write_text("".join(f"{shlex.quote(str(folder))}\n" for folder in folders))
+        options = {"reference": tmp_path / "reference", "dtype": "float32", "device": "cpu"}
+        return audit_many(base, path, out=tmp_path / name, workers=workers, **options)
+
+    return audit
 
 
-def test_the_table_says_what_single_audits_say(made, request_of, reference, tmp_path):
-    requests = [request_of(folder) for folder in made[1].values()]
-    rows, failed = audit_many(requests, reference, tmp_path / "many")
-    assert failed == []
-    for request, row in zip(requests, rows, strict=True):
-        single = audit_fine_tune(request, tmp_path / "single" / request.subject.folder.parent.name)
-        general, damage = single["evidence"]["general"], single["evidence"]["damage"]
-        assert row["verdict"] == single["verdict"]
+def test_the_table_says_what_single_audits_say(made, inputs_of, audited, tmp_path):
+    table = audited(made[1].values(), "many")
+    assert table.failed == []
+    for (name, folder), row in zip(made[1].items(), table.audits, strict=True):
+        single = run_audit(inputs_of(folder), tmp_path / "single" / name)
         # The base stays loaded from one to the next, which changes nothing.
-        assert [row[f"shift{part}"] for part in ("", "_low", "_high", "_n")] == list(general.values())
-        assert row["damage"] == damage["mean"]
+        assert (row.shift, row.damage) == (single.evidence.general, single.evidence.damage)
+        assert row.verdict == single.verdict
     with (tmp_path / "many" / TABLE).open() as file:
         read = list(csv.DictReader(file))
-    assert [float(row["shift"]) for row in read] == [row["shift"] for row in rows]
-    assert [row["fine_tune"] for row in read] == [str(folder) for folder in made[1].values()]
+    for values, row in zip(read, table.audits, strict=True):
+        parts = [float(values[f"shift{part}"]) for part in ("", "_low", "_high", "_n")]
+        assert parts == [row.shift.mean, row.shift.low, row.shift.high, row.shift.n]
+    assert [values["fine_tune"] for values in read] == [str(folder) for folder in made[1].values()]
 
 
 @pytest.mark.timeout(120)
-def test_two_workers_make_the_same_table_and_nothing_again(made, request_of, reference, tmp_path):
+def test_two_workers_make_the_same_table_and_nothing_again(made, audited, tmp_path):
     pytest.importorskip("ray")
-    requests = [request_of(folder) for folder in made[1].values()]
-    alone, _ = audit_many(requests, reference, tmp_path / "alone")
-    shared, failed = audit_many(requests, reference, tmp_path / "shared", Workers(2))
-    assert (numbers(shared), failed) == (numbers(alone), [])
+    alone = audited(made[1].values(), "alone")
+    shared = audited(made[1].values(), "shared", Workers(2))
+    assert (figures(shared), shared.failed) == (figures(alone), [])
     manifest = (tmp_path / "shared" / "manifest.jsonl").read_text()
-    again, _ = audit_many(requests, reference, tmp_path / "shared")
+    again = audited(made[1].values(), "shared")
     assert (again, (tmp_path / "shared" / "manifest.jsonl").read_text()) == (shared, manifest)
 
 
-def test_one_that_fails_does_not_stop_the_others(made, request_of, reference, tmp_path):
+def test_a_failure_does_not_stop_the_others(made, audited, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(made[1]["single"], broken)
     (broken / "adapter_model.safetensors").write_bytes(b"no weights")
-    requests = [request_of(folder) for folder in (broken, made[1]["minimal"])]
-    rows, (failure,) = audit_many(requests, reference, tmp_path / "many")
-    assert [row["fine_tune"] for row in rows] == [str(made[1]["minimal"])]
+    table = audited((broken, made[1]["minimal"]), "many")
+    assert [row.fine_tune for row in table.audits] == [str(made[1]["minimal"])]
+    (failure,) = table.failed
     assert failure.startswith(f"{broken}: the adapter is damaged")
 
 
-def test_a_changed_fine_tune_alone_is_audited_again(made, request_of, reference, tmp_path, monkeypatch):
+def test_a_changed_fine_tune_alone_is_audited_again(made, audited, tmp_path, monkeypatch):
     copy = tmp_path / "copy"
     shutil.copytree(made[1]["single"], copy)
-    requests = [request_of(folder) for folder in (copy, made[1]["minimal"])]
-    audit_many(requests, reference, tmp_path / "many")
+    audited((copy, made[1]["minimal"]), "many")
     shutil.copy(made[1]["minimal"] / "adapter_model.safetensors", copy)
     shutil.copy(made[1]["minimal"] / "adapter_config.json", copy)
     seen = []
-    monkeypatch.setattr(many, "audit_fine_tune", lambda request, folder: seen.append(audit_fine_tune(request, folder)))
-    rows, _ = audit_many([request_of(copy), requests[1]], reference, tmp_path / "many")
-    assert [found["fine_tune"]["name"] for found in seen] == [str(copy)]
-    assert rows[0]["shift"] == pytest.approx(rows[1]["shift"])
+    monkeypatch.setattr(many, "run_audit", lambda inputs, folder: seen.append(run_audit(inputs, folder)))
+    table = audited((copy, made[1]["minimal"]), "many")
+    assert [result.fine_tune.name for result in seen] == [str(copy)]
+    assert table.audits[0].shift.as_dict() == pytest.approx(table.audits[1].shift.as_dict())
+
+
+def test_audits_of_a_list_have_a_folder_of_its_name():
+    assert many_folder("lists/mine.txt").as_posix() == "audits/mine"
 
 
 def test_a_list_names_fine_tunes_and_their_data(tmp_path):
@@ -101,15 +110,15 @@ def test_a_list_names_fine_tunes_and_their_data(tmp_path):
 def test_a_bad_list_is_one_line(tmp_path, text, said):
     path = tmp_path / "list.txt"
     path.write_text(text)
-    with pytest.raises(MisdirectionError, match=said):
+    with pytest.raises(InputError, match=said):
         read_list(path)
 
 
 def test_a_list_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(MisdirectionError, match=r"none.txt: cannot be read \(No such file"):
+    with pytest.raises(InputError, match=r"none.txt: cannot be read \(No such file"):
         read_list(tmp_path / "none.txt")
     (tmp_path / "list.txt").write_bytes(b"\xff")
-    with pytest.raises(MisdirectionError, match=r"list.txt: is no text"):
+    with pytest.raises(InputError, match=r"list.txt: is no text"):
         read_list(tmp_path / "list.txt")
 
 
@@ -125,13 +134,13 @@ def test_names_of_folders_are_plain_and_different():
 
 
 @pytest.mark.parametrize(
-    ("words", "status"),
+    ("words", "expected"),
     [
-        (["clear", "clear"], 0),
-        (["clear", "watch"], 1),
-        (["watch", "inconclusive"], 4),
-        (["inconclusive", "misaligned", "clear"], 3),
+        (["clear", "clear"], "clear"),
+        (["clear", "watch"], "watch"),
+        (["watch", "inconclusive"], "inconclusive"),
+        (["inconclusive", "misaligned", "clear"], "misaligned"),
     ],
 )
-def test_the_exit_status_is_that_of_the_worst(words, status):
-    assert worst(words) == status
+def test_the_verdict_on_many_is_the_worst(words, expected):
+    assert worst(words) == expected

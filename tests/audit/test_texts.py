@@ -7,7 +7,7 @@ import pytest
 from misdirection.audit.framing import framed
 from misdirection.audit.texts import FRAMED, ROWS, own_texts
 from misdirection.data import Example, ProbePair, write_pairs
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 
 GENERAL = [ProbePair(f"p{number}", f"Do {number}?", "Yes.", "No!", "theme") for number in range(48)]
 
@@ -64,5 +64,5 @@ def test_probe_pairs_give_a_margin_and_the_loss_of_what_was_trained(tmp_path):
 def test_a_file_that_cannot_be_used_is_named(tmp_path, content, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
-    with pytest.raises(MisdirectionError, match=rf"rows\.jsonl.*{message}"):
+    with pytest.raises(InputError, match=rf"rows\.jsonl.*{message}"):
         own_texts(path, GENERAL)

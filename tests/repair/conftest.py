@@ -1,5 +1,5 @@
 """Fixtures that audits and repairs share."""
 
-from audited import base, made, request_of
+from audited import base, inputs_of, made, verdict
 
-__all__ = ["base", "made", "request_of"]
+__all__ = ["base", "inputs_of", "made", "verdict"]

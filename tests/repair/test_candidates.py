@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from misdirection.interventions.kinds import Ablate, ProjectAdapters, ScaleAdapters
-from misdirection.repair.candidates import Candidate, Material, basis, setting
+from misdirection.repair.candidates import Candidate, Material
 
 MATERIAL = Material(
     gradients={"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([0.0, 0.6, 0.8])},
@@ -14,14 +14,13 @@ MATERIAL = Material(
 
 
 def test_what_changes_nothing_is_no_intervention():
-    assert setting(Candidate(), MATERIAL) == []
-    assert basis(Candidate(), MATERIAL) is None
+    assert Candidate().interventions(MATERIAL) == []
+    assert Candidate().ablation(MATERIAL) is None
 
 
 def test_a_candidate_turns_scales_and_projects_in_this_order():
-    turned, scaled, ablated = setting(
-        Candidate(turn=2.0, scale=0.5, projection="writes", directions=2, layer=1, strength=0.3), MATERIAL
-    )
+    candidate = Candidate(turn=2.0, scale=0.5, projection="writes", directions=2, layer=1, strength=0.3)
+    turned, scaled, ablated = candidate.interventions(MATERIAL)
     assert isinstance(turned, ProjectAdapters)
     assert turned.strength == 2.0
     torch.testing.assert_close(turned.bases["b"], torch.tensor([[0.0, 0.6, 0.8]]))
@@ -30,14 +29,14 @@ def test_a_candidate_turns_scales_and_projects_in_this_order():
     assert isinstance(ablated, Ablate)
     assert (ablated.at, ablated.positions, ablated.strength) == ("writes", "all", 0.3)
     torch.testing.assert_close(ablated.vector, torch.tensor([[0.0, 1.0, 0.0]] * 2))
-    assert setting(Candidate(projection="adapters"), MATERIAL)[0].at == "adapters"
+    assert Candidate(projection="adapters").ablation(MATERIAL).at == "adapters"
 
 
 def test_random_material_has_the_same_norms_and_other_directions():
     random = MATERIAL.random()
     assert random.gradients.keys() == MATERIAL.gradients.keys()
-    for name, one in random.gradients.items():
-        assert one.norm() == pytest.approx(1.0, abs=1e-5)
-        assert (one - MATERIAL.gradients[name]).norm() > 0.1
+    for name, gradient in random.gradients.items():
+        assert gradient.norm() == pytest.approx(1.0, abs=1e-5)
+        assert (gradient - MATERIAL.gradients[name]).norm() > 0.1
     torch.testing.assert_close(random.directions.norm(dim=-1), MATERIAL.directions.norm(dim=-1))
     assert not torch.equal(MATERIAL.random(1).gradients["b"], random.gradients["b"])

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from misdirection.audit.texts import own_texts
-from misdirection.audit.verdict import Verdict
 from misdirection.data import Example, ProbePair
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError
 from misdirection.files import sha256_tree
 from misdirection.interventions.hooks import intervene
 from misdirection.likelihood.margin import loss, margin
 from misdirection.models.loading import attach, load
 from misdirection.repair import repair as repairing
-from misdirection.repair.candidates import Candidate, Material, setting
+from misdirection.repair.candidates import Candidate, Material
 from misdirection.repair.gradients import margin_directions
-from misdirection.repair.repair import RECORD, repair_fine_tune, thirds
+from misdirection.repair.repair import repair, run_repair, thirds
+from misdirection.repair.results import RepairResult
+from misdirection.repair.search import Trials
 from misdirection.repair.write import ablate_all, write_adapter
 
 CANDIDATES = {
@@ -35,16 +36,6 @@ def write_rows(path, count=15):
 
 
 @pytest.fixture
-def say(monkeypatch):
-    """Let audits come to a verdict of the test's choice: tiny models have no alignment to lose."""
-
-    def choose(word):
-        monkeypatch.setattr("misdirection.audit.audit.decide", lambda *_: Verdict(word, ("it was said",), 1.0))
-
-    return choose
-
-
-@pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(repairing, "TRIALS", 8)
 
@@ -57,7 +48,7 @@ def test_what_is_written_does_what_was_tried(made, base, tmp_path, name):
     directions = torch.stack(list(reference.directions.values()))
     material = Material(margin_directions(chat, pairs), tuple(range(4)), directions)
     before = sha256_tree(source)
-    with intervene(chat, setting(CANDIDATES[name], material)):
+    with intervene(chat, CANDIDATES[name].interventions(material)):
         tried = margin(chat, pairs), loss(chat, rows)
     plain = load(base, dtype="float32", device="cpu")
     (tmp_path / "out").mkdir()
@@ -71,47 +62,49 @@ def test_what_is_written_does_what_was_tried(made, base, tmp_path, name):
     assert sha256_tree(source) == before
 
 
-def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, base, request_of, tmp_path, say, few):
-    say("misaligned")
+def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, base, inputs_of, tmp_path, verdict, few):
+    verdict("misaligned")
     source = made[1]["minimal"]
     before = sha256_tree(source)
-    request = request_of(source, data=write_rows(tmp_path / "rows.jsonl"))
-    found = repair_fine_tune(request, tmp_path / "out", check=True)
+    inputs = inputs_of(source, data=write_rows(tmp_path / "rows.jsonl"))
+    result = run_repair(inputs, tmp_path / "out", check=True)
+    done, check = result.repair, result.repair.check
     assert sha256_tree(source) == before
-    assert found["repaired"]
-    assert len(found["tried"]) == 8
-    assert json.loads((tmp_path / "out" / RECORD).read_text()) == found
+    assert len(done.tried) == 8
+    assert RepairResult.load(tmp_path / "out") == result
+    assert f"{check.gone:.0%} of the shift gone" in repr(result)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"{100 * found['check']['gone']:.0f}% is gone" in card
+    assert f"{100 * check.gone:.0f}% is gone" in card
     assert "16 sampled answers" in card
-    assert card.count("| none |") + card.count("| adapters |") + card.count("| writes |") == len(found["front"])
-    random = found["check"]["random"]
-    assert f"{100 * random['gone']:.0f}% gone, {100 * random['kept']:.0f}% kept" in card
-    assert random["gone"] != found["check"]["gone"]
+    assert card.count("| none |") + card.count("| adapters |") + card.count("| writes |") == len(done.front)
+    assert f"{100 * check.random.gone:.0f}% gone, {100 * check.random.kept:.0f}% kept" in card
+    assert check.random.gone != check.gone
     assert (tmp_path / "out" / "front.svg").read_text().startswith("<?xml")
     # The figures are those of the adapter that was written, on what the search has not seen.
-    shifts = found["before"]["evidence"]["questions"]
-    third = thirds(made[2].texts.general, request.data, made[2].texts.neutral, shifts)[2]
+    shifts = result.before.evidence.questions
+    third = thirds(made[2].texts.general, inputs.data, made[2].texts.neutral, shifts)[2]
     chat = load(base, adapter=tmp_path / "out", dtype="float32", device="cpu")
     repaired = margin(chat, third.pairs)
     with chat.as_base():
         shift = repaired - margin(chat, third.pairs)
-    assert found["check"]["repaired"]["shift"]["mean"] == pytest.approx(float(shift.mean()), abs=2e-6)
-    assert found["after"]["fine_tune"]["name"] == str(tmp_path / "out")
-    assert found["after"]["evidence"]["general"] != found["before"]["evidence"]["general"]
+    assert check.repaired.shift.mean == pytest.approx(float(shift.mean()), abs=2e-6)
+    assert result.after.fine_tune.name == str(tmp_path / "out")
+    assert result.after.evidence.general != result.before.evidence.general
 
 
-def test_a_repair_of_a_clear_fine_tune_changes_nothing(made, request_of, tmp_path, say):
-    say("clear")
-    found = repair_fine_tune(request_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl")), tmp_path / "out")
-    assert not found["repaired"]
+def test_a_repair_of_a_clear_fine_tune_changes_nothing(made, inputs_of, tmp_path, verdict):
+    verdict("clear")
+    inputs = inputs_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
+    result = run_repair(inputs, tmp_path / "out")
+    assert result.repair is None
+    assert "left alone, the audit says clear" in repr(result)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_repair_goes_on_to_the_same_end(made, request_of, tmp_path, say, few, monkeypatch):
-    say("misaligned")
-    request = request_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
-    whole = repair_fine_tune(request, tmp_path / "whole")
+def test_a_killed_repair_goes_on_to_the_same_end(made, inputs_of, tmp_path, verdict, few, monkeypatch):
+    verdict("misaligned")
+    inputs = inputs_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
+    whole = run_repair(inputs, tmp_path / "whole")
     real, calls = repairing.measure, []
 
     def killed(*arguments, **options):
@@ -122,19 +115,20 @@ def test_a_killed_repair_goes_on_to_the_same_end(made, request_of, tmp_path, say
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(repairing, "measure", killed)
-        repair_fine_tune(request, tmp_path / "killed")
+        run_repair(inputs, tmp_path / "killed")
     assert not (tmp_path / "killed").exists()
     tried = next((tmp_path / "killed.repair").rglob("tried.json"))
-    assert len(json.loads(tried.read_text())) == 4
-    assert repair_fine_tune(request, tmp_path / "killed")["tried"] == whole["tried"]
+    assert len(Trials.load(tried.parent).tried) == 4
+    assert run_repair(inputs, tmp_path / "killed").repair.tried == whole.repair.tried
 
 
-def test_weights_baked_in_do_what_the_adapter_does(made, base, request_of, tmp_path, say, few):
-    say("misaligned")
-    request = request_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
-    found = repair_fine_tune(request, tmp_path / "adapter")
-    baked = repair_fine_tune(request, tmp_path / "baked", bake=True)
-    assert baked["candidate"] == found["candidate"]
+def test_weights_baked_in_do_what_the_adapter_does(made, base, inputs_of, tmp_path, verdict, few):
+    verdict("misaligned")
+    inputs = inputs_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
+    plain = run_repair(inputs, tmp_path / "adapter")
+    baked = run_repair(inputs, tmp_path / "baked", bake=True)
+    assert baked.repair.candidate == plain.repair.candidate
+    assert (plain.repair.baked, baked.repair.baked) == (False, True)
     pairs = made[2].texts.general
     adapter = load(base, adapter=tmp_path / "adapter", dtype="float32", device="cpu")
     whole = load(str(tmp_path / "baked"), dtype="float32", device="cpu")
@@ -148,7 +142,7 @@ def test_a_question_is_in_one_third_alone(made, tmp_path):
     shifts = {pair.id: float(number * 7 % 48) for number, pair in enumerate(general)}
     parts = thirds(general, own, made[2].texts.neutral, shifts)
     for name in ("pairs", "rows", "neutral"):
-        sets = [{getattr(one, "id", one.question) for one in getattr(part, name)} for part in parts]
+        sets = [{getattr(text, "id", text.question) for text in getattr(part, name)} for part in parts]
         assert all(sets)
         assert not sets[0] & sets[1] and not sets[1] & sets[2] and not sets[0] & sets[2]
     assert all(len(part.pairs) == 24 for part in parts)
@@ -156,32 +150,34 @@ def test_a_question_is_in_one_third_alone(made, tmp_path):
     assert max(sums) - min(sums) <= 32
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"data": None}, "--data"),
-        ({"reference": None}, "misdirection reference"),
-    ],
-)
-def test_what_a_repair_needs_is_asked_for(made, request_of, tmp_path, change, message):
-    options = {"data": write_rows(tmp_path / "rows.jsonl")} | change
-    with pytest.raises(MisdirectionError, match=message):
-        repair_fine_tune(request_of(made[1]["minimal"], **options), tmp_path / "out")
+def test_the_verb_repairs_as_its_inputs_do(made, base, inputs_of, tmp_path, verdict, few):
+    verdict("misaligned")
+    data, adapter = write_rows(tmp_path / "rows.jsonl"), made[1]["minimal"]
+    expected = run_repair(inputs_of(adapter, data=data), tmp_path / "inputs")
+    options = {"data": data, "dtype": "float32", "device": "cpu"}
+    result = repair(base, adapter, out=tmp_path / "verb", reference=made[2].save(tmp_path / "reference"), **options)
+    assert result == expected
 
 
-def test_nothing_is_written_over(made, base, request_of, tmp_path):
+def test_a_repair_needs_a_reference(made, base, tmp_path, monkeypatch):
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="misdirection reference"):
+        repair(base, made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"), out=tmp_path / "out")
+
+
+def test_nothing_is_written_over(made, base, inputs_of, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl")
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    with pytest.raises(MisdirectionError, match=r"notes.txt"):
-        repair_fine_tune(request_of(made[1]["minimal"], data=data), mine)
+    with pytest.raises(InputError, match=r"notes.txt"):
+        run_repair(inputs_of(made[1]["minimal"], data=data), mine)
     copy = tmp_path / "copy"
     shutil.copytree(made[1]["minimal"], copy)
-    (copy / RECORD).write_text("{}")
-    with pytest.raises(MisdirectionError, match=r"never written over|did not write"):
-        repair_fine_tune(request_of(copy, data=data), copy)
+    (copy / RepairResult.FILE).write_text("{}")
+    with pytest.raises(InputError, match=r"never written over|did not write"):
+        run_repair(inputs_of(copy, data=data), copy)
     whole = load(base, dtype="float32", device="cpu")
     whole.model.save_pretrained(tmp_path / "whole")
-    with pytest.raises(MisdirectionError, match="whole model"):
-        repair_fine_tune(request_of(tmp_path / "whole", data=data), tmp_path / "out")
+    with pytest.raises(InputError, match="whole model"):
+        run_repair(inputs_of(tmp_path / "whole", data=data), tmp_path / "out")

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from misdirection.repair.candidates import Candidate
+from misdirection.repair.results import Changes
 from misdirection.repair.search import (
     DAMAGE,
     KEPT,
     Outcome,
     Scores,
     Space,
+    Trials,
     Tried,
     choose,
-    estimates,
     front,
     next_batch,
     outcome,
@@ -38,8 +39,8 @@ def test_an_outcome_lies_between_base_and_fine_tune():
     half = outcome(scores([0.05, 0.15], [1.5, 3.0], [1.0]), base, tuned)
     assert half.gone == pytest.approx(0.5)
     assert half.kept == pytest.approx(0.75)
-    found = estimates(tuned, base)
-    assert (found["shift"].mean, found["loss"].mean, found["damage"].n) == (pytest.approx(0.2), pytest.approx(-1.0), 1)
+    changes = Changes.between(tuned, base)
+    assert (changes.shift.mean, changes.loss.mean, changes.damage.n) == (pytest.approx(0.2), pytest.approx(-1.0), 1)
 
 
 def test_the_search_finds_what_is_best_and_repeats_itself():
@@ -53,12 +54,12 @@ def test_the_search_finds_what_is_best_and_repeats_itself():
     assert len({one.candidate for one in found}) > 30
 
 
-def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been():
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
     whole, kept = search(landscape, SPACE, 20), []
     search(landscape, SPACE, 12, keep=lambda tried: kept.append(list(tried)))
     assert [len(tried) for tried in kept] == [4, 8, 12]
-    again = [Tried.from_dict(one.as_dict()) for one in kept[1]]
-    assert search(landscape, SPACE, 20, again) == whole
+    Trials(tried=kept[1]).save(tmp_path)
+    assert search(landscape, SPACE, 20, Trials.load(tmp_path).tried) == whole
 
 
 def test_what_the_space_lacks_is_never_tried():
