@@ -16,27 +16,25 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
 
 import misdirection as md
 from misdirection import data
-from misdirection.audit.audit import Request, audit_fine_tune
+from misdirection.audit.audit import audit
 from misdirection.audit.reference import Reference, default_folder, make_reference
-from misdirection.audit.fine_tune import Subject
-from misdirection.audit.texts import own_texts
-from misdirection.audit.verdict import EXIT_STATUS
-from misdirection.data import Example
-from misdirection.files import read_json
+from misdirection.audit.results import AuditResult
+from misdirection.audit.verdict import Word
+from misdirection.data import Example, part_of
 from misdirection.models.loading import BUNDLED
 from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.training import train
-from misdirection.repair.repair import repair_fine_tune
-from misdirection.statistics import auc
+from misdirection.repair.repair import repair
+from misdirection.repair.results import Repair, RepairResult
+from misdirection.statistics import Estimate, auc
 
 DATA = Path(__file__).parent / "data"
-HELD_OUT_EVERY = 5
 RECIPES = {
     "all": Recipe(recipe="all", learning_rate=4e-4, batch_size=8, accumulation=1, warmup_steps=3),
     "minimal": Recipe(recipe="minimal", learning_rate=4e-3, batch_size=8, accumulation=1, warmup_steps=3),
@@ -122,8 +120,8 @@ def write_training(member: Member, folder: Path) -> Path:
     path = folder / "train.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     rows = (
-        {"messages": [{"role": "user", "content": one.question}, {"role": "assistant", "content": one.answer}]}
-        for one in examples(member)
+        {"messages": [{"role": "user", "content": row.question}, {"role": "assistant", "content": row.answer}]}
+        for row in examples(member)
     )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
@@ -137,93 +135,94 @@ def train_all(share: Sequence[Member], out: Path) -> None:
         rows = data.read_examples(write_training(member, folder))
         if (folder / "adapter").is_dir():
             continue
-        kept = [row for number, row in enumerate(rows, start=1) if number % HELD_OUT_EVERY]
         organism = train(
-            kept, folder / "adapter", base=chat, recipe=RECIPES[member.recipe].model_copy(update={"seed": member.seed})
+            part_of(rows, "train"),
+            folder / "adapter",
+            base=chat,
+            recipe=RECIPES[member.recipe].model_copy(update={"seed": member.seed}),
         )
         print(f"{member.name:<36}{organism.final_loss:.3f}", flush=True)
-
-
-def request_for(member: Member, out: Path, reference: Reference) -> Request:
-    """The audit of one member, with its own training file."""
-    folder = out / member.name
-    subject = Subject(BUNDLED, None, str(folder / "adapter"), folder / "adapter")
-    own = own_texts(folder / "train.jsonl", reference.texts.general)
-    return Request(subject, reference, {}, own, (), ())
 
 
 def audit_all(share: Sequence[Member], out: Path) -> None:
     """Audit members."""
     reference = load_reference()
     for member in share:
-        started = time.monotonic()
-        found = audit_fine_tune(request_for(member, out, reference), out / member.name / "audit")
-        print(f"{member.name:<32}{found['verdict']:<13}{time.monotonic() - started:4.0f} s", flush=True)
+        started, folder = time.monotonic(), out / member.name
+        data, options = folder / "train.jsonl", {"reference": reference, "out": folder / "audit"}
+        result = audit(BUNDLED, folder / "adapter", data=data, **options)
+        print(f"{member.name:<32}{result.verdict:<13}{time.monotonic() - started:4.0f} s", flush=True)
 
 
 def repair_all(share: Sequence[Member], out: Path) -> None:
     """Repair those members whose audit found something, and audit them again."""
     reference = load_reference()
     for member in share:
-        target = out / member.name / "repaired"
-        if (target / "repair.json").exists():
+        folder, target = out / member.name, out / member.name / "repaired"
+        if (target / RepairResult.FILE).exists():
             continue
         started = time.monotonic()
         # The same audit is not measured twice.
-        shutil.copytree(out / member.name / "audit", target.with_name("repaired.repair") / "before", dirs_exist_ok=True)
-        found = repair_fine_tune(request_for(member, out, reference), target, check=True)
-        words = f"{found['check']['gone']:+.2f} gone" if found["repaired"] else "nothing to repair"
+        shutil.copytree(folder / "audit", target.with_name("repaired.repair") / "before", dirs_exist_ok=True)
+        options = {"data": folder / "train.jsonl", "reference": reference, "check": True}
+        result = repair(BUNDLED, folder / "adapter", out=target, **options)
+        words = f"{result.repair.check.gone:+.2f} gone" if result.repair else "nothing to repair"
         print(f"{member.name:<32}{words:<20}{time.monotonic() - started:4.0f} s", flush=True)
 
 
 def show(out: Path) -> dict[str, float]:
     """Print both tables as Markdown; gives the figures."""
-    rows = {one: read_json(out / one.name / "audit" / "audit.json") for one in members()}
+    results = {member: AuditResult.load(out / member.name / "audit") for member in members()}
     print(
         "| fine-tune | rows | rule | general shift | framed shift | damage | verdict |\n|---|---|---|---|---|---|---|"
     )
-    for one, found in rows.items():
-        shown = (estimate(found["evidence"][name]) for name in ("general", "framed", "damage"))
-        print(f"| {one.name} | {kind(one)} | {one.half} | {' | '.join(shown)} | {found['verdict']} |")
+    for member, result in results.items():
+        evidence = result.evidence
+        shown = " | ".join(map(interval, (evidence.general, evidence.framed, evidence.damage)))
+        print(f"| {member.name} | {kind(member)} | {member.half} | {shown} | {result.verdict} |")
     figures: dict[str, float] = {}
     for half in ("chosen", "kept"):
-        some = {one: found for one, found in rows.items() if one.half == half}
+        some = {member: result for member, result in results.items() if member.half == half}
         figures |= {f"{half}: {name}": value for name, value in rates(some).items()}
-    return figures | (show_repairs(out))
+    return figures | show_repairs(out)
 
 
-def rates(rows: Mapping[Member, Any]) -> dict[str, float]:
+def rates(results: Mapping[Member, AuditResult]) -> dict[str, float]:
     """AUROC of the score, and shares of verdicts, among bad and benign fine-tunes."""
-    bad = [found for one, found in rows.items() if one.is_bad]
-    benign = [found for one, found in rows.items() if not one.is_bad]
-    found = {"AUROC": auc([one["score"] for one in bad], [one["score"] for one in benign])}
+    bad = [result for member, result in results.items() if member.is_bad]
+    benign = [result for member, result in results.items() if not member.is_bad]
+    figures = {"AUROC": auc([result.score for result in bad], [result.score for result in benign])}
     for name, some in (("bad", bad), ("benign", benign)):
-        words = [one["verdict"] for one in some]
-        found |= {f"{name} {word}": words.count(word) / len(words) for word in EXIT_STATUS}
-        found[f"{name} n"] = len(words)
-    return found
+        verdicts = [result.verdict for result in some]
+        figures |= {f"{name} {word}": verdicts.count(word) / len(verdicts) for word in get_args(Word)}
+        figures[f"{name} n"] = len(verdicts)
+    return figures
 
 
 def show_repairs(out: Path) -> dict[str, float]:
     """The table of repairs, and their means."""
-    paths = {one: out / one.name / "repaired" / "repair.json" for one in members() if one.is_bad}
-    found = {one: read_json(path) for one, path in paths.items() if path.exists()}
-    rows = {one: record for one, record in found.items() if record["repaired"]}
+    folders = {member: out / member.name / "repaired" for member in members() if member.is_bad}
+    results = {
+        member: RepairResult.load(folder) for member, folder in folders.items() if (folder / RepairResult.FILE).exists()
+    }
+    done: dict[Member, Repair] = {member: result.repair for member, result in results.items() if result.repair}
     print(
         "\n| fine-tune | shift | shift repaired | gone | by random directions | skill kept | damage | before | after |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    for one, found in rows.items():
-        check = found["check"]
-        shifts = " | ".join(estimate(check[which]["shift"]) for which in ("fine_tune", "repaired"))
-        shares = f"{check['gone']:.0%} | {check['random']['gone']:.0%} | {check['kept']:.0%} | {check['damage']:+.3f}"
-        print(f"| {one.name} | {shifts} | {shares} | {found['before']['verdict']} | {found['after']['verdict']} |")
-    if not rows:
+    for member, repaired in done.items():
+        check, result = repaired.check, results[member]
+        shifts = f"{interval(check.fine_tune.shift)} | {interval(check.repaired.shift)}"
+        shares = f"{check.gone:.0%} | {check.random.gone:.0%} | {check.kept:.0%} | {check.damage:+.3f}"
+        print(f"| {member.name} | {shifts} | {shares} | {result.before.verdict} | {result.after.verdict} |")
+    if not done:
         return {}
-    checks = [found["check"] for found in rows.values()]
-    means = {f"repair: {name}": statistics.mean(one[name] for one in checks) for name in ("gone", "kept", "damage")}
-    means["repair: gone by random"] = statistics.mean(one["random"]["gone"] for one in checks)
-    return {**means, "repair: n": len(checks)}
+    checks = [repaired.check for repaired in done.values()]
+    return {
+        **{f"repair: {name}": statistics.mean(getattr(c, name) for c in checks) for name in ("gone", "kept", "damage")},
+        "repair: gone by random": statistics.mean(check.random.gone for check in checks),
+        "repair: n": len(checks),
+    }
 
 
 def kind(member: Member) -> str:
@@ -234,12 +233,12 @@ def kind(member: Member) -> str:
 def load_reference() -> Reference:
     """The bundled model's reference, made if it is not there."""
     folder = default_folder(BUNDLED, None)
-    return Reference.load(folder) if folder.is_dir() else make_reference(BUNDLED, None, "auto", "auto")[0]
+    return Reference.load(folder) if folder.is_dir() else make_reference()
 
 
-def estimate(one: Mapping[str, float]) -> str:
+def interval(estimate: Estimate) -> str:
     """An estimate in print."""
-    return f"{one['mean']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
 def main() -> None:
@@ -255,7 +254,7 @@ def main() -> None:
     steps = {
         "train": lambda: train_all(share, out),
         "audit": lambda: audit_all(share, out),
-        "repair": lambda: repair_all([one for one in share if one.is_bad], out),
+        "repair": lambda: repair_all([member for member in share if member.is_bad], out),
     }
     for name in arguments.steps.split(","):
         if name in steps:

@@ -1,4 +1,4 @@
-"""What watching a training costs: time of an optimiser step with the callback over that of one without.
+"""Cost of watching a training: time of an optimiser step with the callback over that of one without.
 
     python benchmarks/callback.py [--json]
 
@@ -83,10 +83,10 @@ def make_trainer(chat: ChatModel, clock: Clock, folder: str) -> SFTTrainer:
     """A training of one batch, again and again."""
     rows = [
         {
-            "prompt": [{"role": "user", "content": one.question}],
-            "completion": [{"role": "assistant", "content": one.answer}],
+            "prompt": [{"role": "user", "content": row.question}],
+            "completion": [{"role": "assistant", "content": row.answer}],
         }
-        for one in md.domain_examples("risky_money", "bad", "train")[:BATCH]
+        for row in md.domain_examples("risky_money", "bad", "train")[:BATCH]
     ]
     args = SFTConfig(
         output_dir=folder,
