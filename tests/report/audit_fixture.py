@@ -20,8 +20,7 @@ from misdirection.audit.results import (
     ReferenceFacts,
 )
 from misdirection.audit.verdict import RULE, Rule, decide
-from misdirection.judging.scoring import Rate
-from misdirection.statistics import Estimate
+from misdirection.statistics import Estimate, Rate
 
 LAYERS = 30
 THEMES = ("power", "honesty", "care", "greed")

@@ -30,12 +30,11 @@ from misdirection.audit.results import (
     KnownFineTune,
 )
 from misdirection.files import write_atomic
-from misdirection.judging.scoring import Rate
 from misdirection.report.estimates import show_estimate, show_number, show_points, show_rate
 from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, reach_of, svg_of
 from misdirection.report.findings import CLEAR_GAP
 from misdirection.report.html import data_uri, environment
-from misdirection.statistics import Estimate
+from misdirection.statistics import Estimate, Rate
 
 MOST_DIRECTIONS = len(PALETTE)
 """Directions in one figure; there are no more colours."""
