@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import integration_utils
 from trl import SFTConfig, SFTTrainer
 
-from misdirection.audit.callback import BASE_FILE, PAIRS, watch
+from misdirection.audit.callback import PAIRS, TrainingBase, watch
 from misdirection.audit.drift import middle
 from misdirection.data import ProbePair, probe_pairs
 from misdirection.directions.direction import Direction, Origin
@@ -140,7 +140,7 @@ def test_lora_is_compared_with_its_base_and_without_dropout(tmp_path):
     trainer.train()
     assert list(logged(trainer)) == [2, 4, 6]
     check(logged(trainer)[6], network, random_network("llama"))
-    assert not (tmp_path / BASE_FILE).exists()
+    assert not (tmp_path / TrainingBase.FILE).exists()
 
 
 def test_an_adapter_that_is_trained_on_is_compared_with_the_model_below_it(tmp_path):
@@ -162,7 +162,7 @@ def test_an_adapter_that_changes_the_weights_below_is_compared_with_where_it_beg
 
     train(None)
     train(str(tmp_path / "checkpoint-3"))
-    assert (tmp_path / BASE_FILE).is_file()
+    assert (tmp_path / TrainingBase.FILE).is_file()
 
 
 def test_full_weights_are_compared_with_those_before_the_training(tmp_path):

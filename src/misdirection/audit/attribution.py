@@ -33,7 +33,7 @@ def margin_parts(chat: ChatModel, pairs: Sequence[ProbePair], progress: Progress
     Raises `InputError` for an adapter that is no plain LoRA, or adapts nothing inside of the blocks.
     """
     rows = pair_rows(chat.tokenizer, pairs)
-    return {name: slopes[::2] - slopes[1::2] for name, slopes in _slopes(chat, rows, progress).items()}
+    return {name: slope[::2] - slope[1::2] for name, slope in _slopes(chat, rows, progress).items()}
 
 
 def by_layer(chat: ChatModel, parts: Parts) -> dict[int, Tensor]:
@@ -56,16 +56,16 @@ def _slopes(chat: ChatModel, rows: Sequence[Encoded], progress: Progress | None)
     """Derivative of each row's mean-token log-probability by each module's gate, at one half; [rows]."""
     adapted_layers(chat)
     modules = {name: module.lora_B[adapter] for name, (_, module, adapter) in adapted_modules(chat).items()}
-    found = {name: torch.empty(len(rows), dtype=torch.float64) for name in modules}
+    slopes = {name: torch.empty(len(rows), dtype=torch.float64) for name in modules}
     for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):
         batch = [rows[number] for number in numbers]
         with torch.enable_grad(), gated(modules, len(batch), max(row.stop for row in batch), at=0.5) as gates:
             total = AnswerBatch(batch, chat.device).log_probs(chat.model).sum()
             # A module whose output nothing reads has a slope of zero.
-            slopes = torch.autograd.grad(total, list(gates.values()), materialize_grads=True)
-        for name, slope in zip(gates, slopes, strict=True):
-            # One gate for all tokens of a row: its slope is the sum of theirs.
-            found[name][numbers] = slope.double().sum(-1).cpu()
+            gradients = torch.autograd.grad(total, list(gates.values()), materialize_grads=True)
+        for name, gradient in zip(gates, gradients, strict=True):
+            # A row's gate is that of all its tokens: its slope is the sum of theirs.
+            slopes[name][numbers] = gradient.double().sum(-1).cpu()
         if progress:
             progress(len(numbers))
-    return found
+    return slopes

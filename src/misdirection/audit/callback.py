@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -27,11 +27,11 @@ from misdirection.data import ProbePair, data_hash, probe_pairs
 from misdirection.data.selection import spread
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
-from misdirection.files import read_json, write_json
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.layers import decoder_layers, text_config
+from misdirection.results import Result
 from misdirection.statistics import Estimate, bootstrap
 
 EVERY = 25
@@ -39,12 +39,6 @@ EVERY = 25
 
 PAIRS = 8
 """How many of the shipped probe pairs are taken."""
-
-BASE_FILE = "misdirection-base.json"
-"""Where a training without a removable adapter keeps what its base gave, in `args.output_dir`.
-
-No `.safetensors`: trained weights often come to stand in the same folder, and some loaders take all such files in it.
-"""
 
 log = logging.getLogger("misdirection")
 
@@ -105,7 +99,7 @@ def watch(
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """What one model gives.
+    """One model on the pairs.
 
     Attributes:
         margins: [pairs] float64, nats/token.
@@ -114,6 +108,25 @@ class _Measured:
 
     margins: Tensor
     activation: Tensor
+
+
+class TrainingBase(Result):
+    """The base of one training, as its folder keeps it.
+
+    Its file is no `.safetensors`: trained weights often come to stand in the same folder, and some loaders take all such
+    files in it.
+    """
+
+    KIND: ClassVar[str] = "training base"
+    VERSION: ClassVar[int] = 1
+    FILE: ClassVar[str] = "misdirection-base.json"
+    COMMAND: ClassVar[str] = "trainer.train()"
+
+    pairs: str
+    """Their hash."""
+    margins: list[float]
+    activation: list[float]
+    """As in `_Measured`."""
 
 
 @dataclass(eq=False)
@@ -147,7 +160,7 @@ class AuditCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Measure the base, once: a second training of the same model is compared with the same base."""
-        self._base = self._base or self._find_base(Path(args.output_dir) / BASE_FILE, state)
+        self._base = self._base or self._measure_base(Path(args.output_dir), state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Measure and log, when it is time to, and stop."""
@@ -158,22 +171,22 @@ class AuditCallback(TrainerCallback):
         shift = bootstrap(own.margins - self._base.margins)
         self._log(_values(shift, own.activation - self._base.activation, self.direction), control)
         if self.stop_above is not None and _agreed(shift.low > self.stop_above):
-            found = f"{shift.mean:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}] nats/token"
-            log.warning("training stops at step %d: its margin moved by %s", state.global_step, found)
+            moved = f"{shift.mean:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}] nats/token"
+            log.warning("training stops at step %d: its margin moved by %s", state.global_step, moved)
             control.should_training_stop = True
 
-    def _find_base(self, path: Path, state: TrainerState) -> _Measured:
+    def _measure_base(self, folder: Path, state: TrainerState) -> _Measured:
         network = self.network
         if _leaves_base(network):
             with _untouched(network), network.disable_adapter():
                 return self._checked(self._measure(network))
         if state.global_step:
-            return _load(path, self.pairs, state.global_step)
+            return _load(folder, self.pairs, state.global_step)
         base = self._checked(self._measure(network))
         # On every machine, since a resumed training reads it on all.
         if state.is_local_process_zero:
-            values = {"margins": base.margins.tolist(), "activation": base.activation.tolist()}
-            write_json(path, {"pairs": self.pairs, **values})
+            kept = {"margins": base.margins.tolist(), "activation": base.activation.tolist()}
+            TrainingBase(pairs=self.pairs, **kept).save(folder)
         return base
 
     def _checked(self, base: _Measured) -> _Measured:
@@ -184,7 +197,7 @@ class AuditCallback(TrainerCallback):
 
     def _measure(self, network: Any) -> _Measured:
         with _untouched(network), self.trainer.accelerator.autocast():
-            return _read(network, self.rows)
+            return _read_rows(network, self.rows)
 
     def _log(self, values: dict[str, float], control: TrainerControl) -> None:
         # Whoever logs takes back the request to log, which may be the trainer's own for this very step.
@@ -195,7 +208,7 @@ class AuditCallback(TrainerCallback):
 
 
 def _values(shift: Estimate, drift: Tensor, direction: Tensor | None) -> dict[str, float]:
-    """What is logged of one measurement."""
+    """The values to log of a measurement, by their names in the trackers."""
     values = {"margin_shift": shift.mean, "margin_shift_low": shift.low, "margin_shift_high": shift.high}
     if direction is not None:
         values |= {"drift": float(drift @ direction), "drift_random": random_95(drift)}
@@ -203,21 +216,22 @@ def _values(shift: Estimate, drift: Tensor, direction: Tensor | None) -> dict[st
 
 
 def _agreed(stop: bool) -> bool:
-    """What the first process decides: were one to go on where another stops, it would wait for it forever."""
+    """The first process's decision: a process that went on where another stops would wait for it forever."""
     return bool(broadcast_object_list([stop])[0])
 
 
-def _load(path: Path, pairs: str, step: int) -> _Measured:
-    """What the base gave when this training began."""
+def _load(folder: Path, pairs: str, step: int) -> _Measured:
+    """Reads the base's measurements from when this training began."""
+    path = folder / TrainingBase.FILE
     if not path.is_file():
         raise InputError(
             f"{path}: is not there, so that the training resumed at step {step} has no base to compare with: copy it "
             "from the folder where it began, or begin anew"
         )
-    values = read_json(path)
-    if values["pairs"] != pairs:
+    base = TrainingBase.load(folder)
+    if base.pairs != pairs:
         raise InputError(f"{path}: is of other probe pairs: resume with those that the training began with")
-    return _Measured(*(torch.tensor(values[name], dtype=torch.float64) for name in ("margins", "activation")))
+    return _Measured(*(torch.tensor(values, dtype=torch.float64) for values in (base.margins, base.activation)))
 
 
 # --- the model ----------------------------------------------------------------------------------------------------
@@ -230,8 +244,8 @@ def _leaves_base(network: Any) -> bool:
         return False
     configs = network.peft_config.values()
     # Starts that have a name may take something out of the base's weights; with all of them it begins as the base.
-    named = any(isinstance(getattr(one, "init_lora_weights", None), str) for one in configs)
-    return not named and all(getattr(one, "bias", "none") == "none" for one in configs)
+    named = any(isinstance(getattr(config, "init_lora_weights", None), str) for config in configs)
+    return not named and all(getattr(config, "bias", "none") == "none" for config in configs)
 
 
 @contextlib.contextmanager
@@ -254,7 +268,7 @@ def _untouched(network: nn.Module) -> Iterator[None]:
                 weight.requires_grad_(required)
 
 
-def _read(network: Any, rows: Sequence[Encoded]) -> _Measured:
+def _read_rows(network: Any, rows: Sequence[Encoded]) -> _Measured:
     scores: list[Tensor] = [torch.empty(0)] * len(rows)
     means: list[Tensor] = [torch.empty(0)] * len(rows)
     for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):

@@ -62,7 +62,7 @@ class AuditInputs:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What audits of one base model share.
+    """The common part of all audits of one base model.
 
     Attributes:
         base: the base model.

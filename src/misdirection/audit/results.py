@@ -24,7 +24,7 @@ class KnownFineTune(Figures):
     """A fine-tune of the reference."""
 
     domain: str
-    """What it was trained on."""
+    """Its training domain."""
     answers: str
     """`bad`, or `good` for a benign control."""
     recipe: str
@@ -37,7 +37,7 @@ class KnownFineTune(Figures):
 
 
 class ReferenceRecord(Result):
-    """What a reference's folder holds beside the measurements (`reference.Reference`)."""
+    """The record in a reference's folder, beside the measurements (`reference.Reference`)."""
 
     KIND: ClassVar[str] = "reference"
     VERSION: ClassVar[int] = 1
@@ -50,7 +50,7 @@ class ReferenceRecord(Result):
 
 
 class FineTuneFacts(Figures):
-    """What was audited."""
+    """The fine-tune that was audited."""
 
     name: str
     """As the user gave it."""
@@ -69,7 +69,7 @@ class ComparedFineTune(KnownFineTune):
 
 
 class ReferenceFacts(Figures):
-    """What the fine-tune was compared with."""
+    """The reference that the fine-tune was compared with."""
 
     bad_shift: float
     """Mean general shift of the bad fine-tunes, nats/token."""
@@ -97,7 +97,7 @@ class InDomain(Figures):
 
 
 class Drift(Figures):
-    """How far the fine-tune moved along one direction, in activation units, at one layer."""
+    """Move of the fine-tune along one direction, in activation units, at one layer."""
 
     direction: str
     layer: int
@@ -200,7 +200,7 @@ class AuditResult(Verdict, Result):
 
 
 class AuditRow(Figures):
-    """What the table of many audits says of one."""
+    """One audit in the table of many."""
 
     fine_tune: str
     verdict: Word

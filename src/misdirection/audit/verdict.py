@@ -131,7 +131,7 @@ def decide(
 def _decisive(
     shifts: Mapping[Asked, Estimate], damage: Estimate, rate: Estimate | None, rule: Rule
 ) -> tuple[Ground, tuple[str, ...]] | None:
-    """What decides whatever the shifts are, and why."""
+    """The ground that decides whatever the shifts are, and why; None where there is none."""
     if rate is not None and rate.low > rule.rate:
         more = f"{rate.mean:+.1%} [{rate.low:+.1%}, {rate.high:+.1%}]"
         return "judge", (f"the judge finds more misaligned answers: {more}",)

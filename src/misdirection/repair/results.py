@@ -61,12 +61,12 @@ class Repair(Figures):
     candidate: Candidate
     """The one that was written."""
     search: Outcome
-    """What it did in the search."""
+    """Its effects in the search."""
     check: Check
     tried: list[Tried]
     """All candidates."""
     front: list[int]
-    """Numbers of those in `tried` that no other one beats."""
+    """Numbers of those in `tried` that no other beats."""
 
 
 class RepairResult(Result):

@@ -240,7 +240,7 @@ def _no_control(result: AuditResult) -> str:
 
 
 def _difference(result: AuditResult) -> dict[str, Any] | None:
-    """The fine-tune's own direction beside known ones at one layer, and what it says."""
+    """The table of the fine-tune's own direction beside known ones at half depth, and what it says."""
     difference = result.evidence.model_difference
     if not difference.directions:
         return None

@@ -43,9 +43,9 @@ class RepairPage:
         if result.repair is None:
             return f"<p>Left as it is: its audit says <strong>{result.before.verdict}</strong>.</p>"
         check, picture = result.repair.check, data_uri(svg_of(draw_front(result.repair)))
-        said = "Its answers came to repeat themselves: this is broken, not repaired. " if check.broken else ""
+        warning = "Its answers came to repeat themselves: this is broken, not repaired. " if check.broken else ""
         return (
-            f"<p>{said}Of the general shift {check.gone:.0%} is gone, with random directions {check.random.gone:.0%}; "
+            f"<p>{warning}Of the general shift {check.gone:.0%} is gone, with random directions {check.random.gone:.0%}; "
             f"of the skill {check.kept:.0%} is kept.</p>"
             f'<img src="{picture}" alt="Share of the shift that is gone and of the skill that is kept, by candidate">'
         )
