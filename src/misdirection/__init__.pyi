@@ -1,10 +1,10 @@
 # The public names and where each is defined, for type checkers, for editors, and for `__init__.py`, which imports
 # a name when it is used.
 
-from misdirection.audit.audit import audit_fine_tune as audit_fine_tune
+from misdirection.audit.audit import audit as audit
 from misdirection.audit.callback import watch as watch
+from misdirection.audit.many import audit_many as audit_many
 from misdirection.audit.reference import make_reference as make_reference
-from misdirection.audit.subject import Subject as Subject
 from misdirection.data import Example as Example
 from misdirection.data import ProbePair as ProbePair
 from misdirection.data import domain_examples as domain_examples
@@ -46,7 +46,7 @@ from misdirection.models.loading import load as load
 from misdirection.organisms.organism import Organism as Organism
 from misdirection.organisms.recipe import Recipe as Recipe
 from misdirection.organisms.training import train as train
-from misdirection.repair.repair import repair_fine_tune as repair_fine_tune
+from misdirection.repair.repair import repair as repair
 from misdirection.sampling.answers import read_answers as read_answers
 from misdirection.sampling.questions import Question as Question
 from misdirection.sampling.questions import read_questions as read_questions

@@ -113,8 +113,8 @@ class _Measured:
 class TrainingBase(Result):
     """The base of one training, as its folder keeps it.
 
-    Its file is no `.safetensors`: trained weights often come to stand in the same folder, and some loaders take all such
-    files in it.
+    Its file is no `.safetensors`: trained weights often come to stand in the same folder, and some loaders take all
+    such files in it.
     """
 
     KIND: ClassVar[str] = "training base"

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from misdirection.audit.measurements import Texts
 from misdirection.audit.verdict import Rule, Verdict, Word
-from misdirection.judging.scoring import Verdict as RateChange
+from misdirection.judging.scoring import Change as RateChange
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate, Rate
 

@@ -45,8 +45,8 @@ class RepairPage:
         check, picture = result.repair.check, data_uri(svg_of(draw_front(result.repair)))
         warning = "Its answers came to repeat themselves: this is broken, not repaired. " if check.broken else ""
         return (
-            f"<p>{warning}Of the general shift {check.gone:.0%} is gone, with random directions {check.random.gone:.0%}; "
-            f"of the skill {check.kept:.0%} is kept.</p>"
+            f"<p>{warning}Of the general shift {check.gone:.0%} is gone, with random directions "
+            f"{check.random.gone:.0%}; of the skill {check.kept:.0%} is kept.</p>"
             f'<img src="{picture}" alt="Share of the shift that is gone and of the skill that is kept, by candidate">'
         )
 
