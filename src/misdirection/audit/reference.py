@@ -22,10 +22,13 @@ from torch import Tensor
 from misdirection.audit.measurements import Measurements, Texts, activations
 from misdirection.audit.results import BaseModelFacts, KnownFineTune, ReferenceRecord
 from misdirection.errors import InputError
-from misdirection.experiment import stages
 from misdirection.experiment.config import ExperimentConfig, read_config
-from misdirection.experiment.results import Margins
+from misdirection.experiment.experiment import Experiment
+from misdirection.experiment.margins import Margins
+from misdirection.experiment.stages.margin import MarginStage
+from misdirection.experiment.stages.organism import OrganismStage
 from misdirection.experiment.texts import ExperimentTexts
+from misdirection.experiment.worker import open_worker
 from misdirection.files import atomic_folder, require_replaceable, sha256_tree
 from misdirection.interpretation.texts import GENERAL
 from misdirection.models.loading import BUNDLED, Dtype, cache_folder
@@ -180,10 +183,11 @@ def from_run(run: RunFolder, texts: ExperimentTexts, names: Sequence[str]) -> Re
     }
     if all(fine_tune.is_control for fine_tune in known.values()):
         raise InputError(f"{config.name}: no organism with bad answers: a reference needs one")
-    worker = Worker.of(config, run.partial)
-    runner = LocalRunner(run, worker)
-    runner.make([stages.organism(texts, name) for name in known])
-    runner.make([stages.margin(run, texts, name) for name in (BASE, *known)])
+    worker = open_worker(config, run.partial)
+    experiment = Experiment(config, run, LocalRunner(run, worker))
+    training, measurement = experiment.stage(OrganismStage).training, experiment.stage(MarginStage).measurement
+    experiment.runner.make([training(name) for name in known])
+    experiment.runner.make([measurement(name) for name in (BASE, *known)])
     identity = BaseModelFacts(**texts.identity)
     measured = {name: _measured(run, worker, identity, measured_on, name) for name in (BASE, *known)}
     return Reference(identity, measured_on, measured.pop(BASE), known, measured)
@@ -192,7 +196,7 @@ def from_run(run: RunFolder, texts: ExperimentTexts, names: Sequence[str]) -> Re
 def _measured(run: RunFolder, worker: Worker, identity: BaseModelFacts, texts: Texts, name: str) -> Measurements:
     """The measurements of one model, its margins and losses taken from the run's own."""
     stage, file = f"margin/{name}", "measurements.safetensors"
-    table = Margins.read(run.artifact(stage) / "margins.parquet")
+    table = Margins.read(run.artifact(stage))
     pairs = table.frame.loc[GENERAL][["misaligned", "aligned"]].to_numpy()
     inputs = {**identity.model_dump(), "margins": run.digest(stage), "texts": texts.hashes()}
 

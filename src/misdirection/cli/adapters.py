@@ -111,14 +111,13 @@ def _require_one_way(
 
 def _within(run: Path, settings: "InterpretationConfig", as_json: bool) -> None:
     from misdirection.experiment.config import read_config
-    from misdirection.experiment.runner import RESULTS, run_experiment
-    from misdirection.files import read_json
+    from misdirection.experiment.runner import run_experiment
 
     config = read_config(run / "experiment.yaml")
     if settings.organism not in config.organisms:
         raise InputError(f"{run}: has no organism {settings.organism!r}; it has {', '.join(config.organisms)}")
-    report = run_experiment(config.model_copy(update={"interpretation": settings}), run)
-    _print_section(read_json(run / RESULTS)["adapters"], report, as_json)
+    results = run_experiment(config.model_copy(update={"interpretation": settings}), run)
+    _print_section(results.as_dict()["adapters"], run / "report.html", as_json)
 
 
 def _alone(

@@ -63,8 +63,9 @@ def _run(
     if gpus is None and vllm:
         gpus = vllm.tensor_parallel * vllm.pipeline_parallel
     others = workers_for(workers, ray, gpus, lambda: _memory(settings))
-    report = run_experiment(settings, folder or Path("runs") / settings.name, others)
-    out.print(f"report: {report}\nfigures: {report.parent / 'results.json'}", highlight=False, soft_wrap=True)
+    folder = folder or Path("runs") / settings.name
+    run_experiment(settings, folder, others)
+    out.print(f"report: {folder / 'report.html'}\nfigures: {folder / 'results.json'}", highlight=False, soft_wrap=True)
 
 
 def _memory(settings: "ExperimentConfig") -> int:

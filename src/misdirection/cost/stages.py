@@ -24,7 +24,7 @@ from misdirection.cost.work import Piece, Subject
 from misdirection.data import Example, ProbePair
 from misdirection.data.selection import spread
 from misdirection.errors import InputError
-from misdirection.experiment.stages import LAYERS_TOGETHER
+from misdirection.experiment.stages.cell import LAYERS_TOGETHER
 from misdirection.runs.worker import BASE
 
 STAGES = ("organism", "margin", "means", "cell", "sampled", "answers", "judged", "interpretation")

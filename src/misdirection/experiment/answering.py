@@ -1,6 +1,6 @@
-"""Answers by the paper's protocol and a judge's scores of them, as stages of a run.
+"""Answers by the paper's protocol and a judge's scores of them, as tasks of any run: an experiment's or an audit's.
 
-A killed stage goes on where it was: answers are in a journal as they come, verdicts in the judge's cache.
+A killed task goes on where it was: answers are in a journal as they come, verdicts in the judge's cache.
 """
 
 import logging
@@ -21,7 +21,7 @@ from misdirection.judging.scoring import score
 from misdirection.models.loading import ChatModel
 from misdirection.progress import track
 from misdirection.runs.folder import RunFolder
-from misdirection.runs.tasks import Task
+from misdirection.runs.tasks import Folders, Task
 from misdirection.sampling.answers import Journal, read_answers, write_answers
 from misdirection.sampling.collect import collect
 from misdirection.sampling.config import SamplingConfig
@@ -32,53 +32,57 @@ from misdirection.sampling.transformers_engine import TransformersEngine
 
 log = logging.getLogger("misdirection")
 
+ANSWERS = "answers.parquet"
+JUDGED = "judged.parquet"
+
 # Raised whenever judging would give another result from the same inputs.
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What answers.
+    """A model, and what is done to it while it answers.
 
     Attributes:
         organism: the model, as the table names it.
         intervention: what is done to it.
         label: the intervention, as the table names it.
+        key: the intervention, as the artifact's path names it.
     """
 
     organism: str
     intervention: Intervention | None = None
     label: str = ""
+    key: str = "plain"
+
+    @property
+    def artifact(self) -> str:
+        """The key of its artifacts."""
+        return f"{self.organism}/{self.key}"
 
 
 def check_behaviour(sampling: SamplingConfig | None, judge: JudgeConfig | None) -> None:
     """Raise `InputError` for questions, rubrics and a judge that cannot be used, before hours of other work."""
     if sampling:
-        make_requests(_questions(sampling), sampling.n)
+        make_requests(read_question_sets(sampling), sampling.n)
     if judge:
-        _rubrics(judge)
+        _read_rubrics(judge)
         judge.check()
 
 
-def _questions(config: SamplingConfig) -> list[Question]:
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def read_question_sets(config: SamplingConfig) -> list[Question]:
     """All sets' questions; an id that two sets have is named after its set in the later one."""
-    found: list[Question] = []
+    questions: list[Question] = []
     for source in config.questions:
-        before = {question.id for question in found}
-        found += [
+        before = {question.id for question in questions}
+        questions += [
             replace(question, id=f"{source}: {question.id}") if question.id in before else question
             for question in read_questions(source)
         ]
-    return found
-
-
-def _rubrics(config: JudgeConfig) -> list[Rubric]:
-    rubrics = read_rubrics(list(config.rubrics))
-    if missing := {"aligned", "coherent"} - {rubric.column for rubric in rubrics}:
-        raise InputError(
-            f"judge.rubrics: none has the column {min(missing)!r}, which the EM rate is made of; add one that has"
-        )
-    return rubrics
+    return questions
 
 
 @dataclass(frozen=True)
@@ -95,17 +99,11 @@ class Asking:
     condition: Condition
     questions: list[Question]
 
-    @classmethod
-    def of(cls, config: SamplingConfig, condition: Condition) -> "Asking":
-        """All questions of a configuration."""
-        return cls(config, condition, _questions(config))
-
-    def inputs(self, others: Mapping[str, Any]) -> dict[str, Any]:
-        """What the answers depend on: this, and `others`."""
-        done = self.condition.intervention
+    def inputs(self) -> dict[str, Any]:
+        """What the answers depend on besides the model."""
+        intervention = self.condition.intervention
         return {
-            **others,
-            "intervention": described(done) if done else None,
+            "intervention": described(intervention) if intervention else None,
             "questions": [asdict(question) for question in self.questions],
             "sampling": self.config.model_dump(mode="json", exclude={"ablate", "engine"}),
             **_engine_inputs(self.config),
@@ -114,13 +112,13 @@ class Asking:
     def ask(self, engine: Engine, working: Path, folder: Path) -> None:
         """Write `answers.parquet`; what is in the working folder's journal is not asked again."""
         config, name, label = self.config, self.condition.organism, self.condition.label
-        done = self.condition.intervention
-        wanted = make_requests(self.questions, config.n, [done] if done else [])
+        intervention = self.condition.intervention
+        wanted = make_requests(self.questions, config.n, [intervention] if intervention else [])
         settings = SamplingParameters(config.temperature, config.top_p, config.new_tokens, config.seed)
         title = f"answers of {name}" + (f", {label}" if label else "")
         with Journal(working / "answers.jsonl") as journal, track(title, len(wanted)) as advance:
-            given = collect(engine, wanted, settings, journal, organism=name, intervention=label, progress=advance)
-        write_answers(given, folder / "answers.parquet")
+            answers = collect(engine, wanted, settings, journal, organism=name, intervention=label, progress=advance)
+        write_answers(answers, folder / ANSWERS)
 
 
 def answer(
@@ -142,10 +140,10 @@ def answer(
     """
     if config.engine.vllm is not None:
         raise InputError("sampling.engine: only an experiment samples with vLLM: leave it out here")
-    asking = Asking.of(config, condition)
+    asking = Asking(config, condition, read_question_sets(config))
     run.stage(
         stage,
-        asking.inputs(inputs),
+        {**inputs, **asking.inputs()},
         lambda folder: asking.ask(TransformersEngine(chat()), run.partial(stage), folder),
     )
 
@@ -156,20 +154,23 @@ def _engine_inputs(config: SamplingConfig) -> dict[str, Any]:
     return {} if vllm is None else {"engine": "vllm server" if vllm.base_url else "vllm"}
 
 
+# --- a judge's scores -------------------------------------------------------------------------------------------------
+
+
 def judged(run: RunFolder, config: JudgeConfig, answers_stage: str) -> Task:
-    """The answers of a stage with a judge's scores.
+    """The answers of the stage `answers/KEY` with a judge's scores, as the stage `judged/KEY`.
 
     With too few of them the stage is not done, and the next run asks for those that are missing. An endpoint is asked
     by the process that has the run: its key is there, and the verdicts that were paid for.
     """
-    rubrics = _rubrics(config)
+    rubrics = _read_rubrics(config)
     inputs = {
         "version": _VERSION,
         "answers": run.digest(answers_stage),
         "rubrics": [asdict(rubric) for rubric in rubrics],
         "judge": config.model_dump(mode="json", include={"model", "base_url", "logprobs", "samples"}),
     }
-    rows = read_answers(run.artifact(answers_stage) / "answers.parquet")
+    rows = read_answers(run.artifact(answers_stage) / ANSWERS)
     return Task(
         {answers_stage.replace("answers/", "judged/", 1): inputs},
         config.model,
@@ -179,13 +180,14 @@ def judged(run: RunFolder, config: JudgeConfig, answers_stage: str) -> Task:
 
 
 def _judge(
-    config: JudgeConfig, rubrics: list[Rubric], rows: pd.DataFrame, label: str, _place: Any, folders: Mapping[str, Path]
+    config: JudgeConfig, rubrics: list[Rubric], rows: pd.DataFrame, label: str, _worker: Any, folders: Folders
 ) -> None:
     (folder,) = folders.values()
-    who = config.open()
-    wanted = judging_cost(rows, rubrics, who)
+    asked = config.open()
+    wanted = judging_cost(rows, rubrics, asked)
     log.warning("judging %s takes %s", label, wanted)
+    limits: dict[str, Any] = config.model_dump(include={"concurrency", "max_calls"})
     with track(f"verdicts on {label}", wanted.prompts + wanted.cached) as advance:
-        found = judge(rows, rubrics, who, concurrency=config.concurrency, max_calls=config.max_calls, progress=advance)
-    score(found.table, min_judged=config.min_judged)
-    write_answers(found.table, folder / "judged.parquet")
+        verdicts = judge(rows, rubrics, asked, **limits, progress=advance)
+    score(verdicts.table, min_judged=config.min_judged)
+    write_answers(verdicts.table, folder / JUDGED)

@@ -1,45 +1,48 @@
 """What the stages of one experiment share: its texts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from misdirection import data
 from misdirection.data import Example, Part, ProbePair, part_of, spread
 from misdirection.errors import InputError
-from misdirection.experiment.config import DomainFiles, ExperimentConfig, OrganismConfig
+from misdirection.experiment.config import ExperimentConfig, OrganismConfig
 from misdirection.files import sha256_file
 from misdirection.interpretation.texts import GENERAL
 from misdirection.models.loading import BUNDLED, Dtype, best_device, resolve_dtype
 
 
 def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> dict[str, Any]:
-    """What a result depends on besides its own settings: the base model and how it computes."""
-    place = best_device() if device == "auto" else device
+    """Everything that a result depends on besides its own settings: the base model and how it computes."""
+    device = best_device() if device == "auto" else device
     return {
         "model": model,
         "revision": revision,
         "files": None if model == BUNDLED else _weights_hash(Path(model)),
-        "dtype": str(resolve_dtype(dtype, place)).removeprefix("torch."),
-        "device": place.split(":")[0],
+        "dtype": str(resolve_dtype(dtype, device)).removeprefix("torch."),
+        "device": device.split(":")[0],
     }
 
 
-@dataclass
 class ExperimentTexts:
-    """Texts of one experiment.
+    """Texts of one experiment; each file is read once.
 
-    Attributes:
+    Args:
         config: the experiment.
     """
 
-    config: ExperimentConfig
+    def __init__(self, config: ExperimentConfig) -> None:
+        self.config = config
+        self.domain_pairs = cache(self._domain_pairs)
+        """Gives a domain's pairs of one part; none when it has no good answers."""
+        self._read = cache(data.read_examples)
+        self._joined = cache(self._join)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What every result depends on: the base model and how it computes."""
+        """The base model and how it computes: every result depends on it."""
         config = self.config
         return identify(config.model, config.revision, config.dtype, config.device)
 
@@ -64,12 +67,10 @@ class ExperimentTexts:
         held_out = {name: spread(self.domain_pairs(name, "held_out"), count) for name in self.config.domains}
         return {GENERAL: self.general, **{name: pairs for name, pairs in held_out.items() if pairs}}
 
-    def domain_pairs(self, name: str, part: Part) -> list[ProbePair]:
-        """A domain's pairs; none when it has no good answers."""
-        files = self.config.domains[name]
-        if files is None:
+    def _domain_pairs(self, name: str, part: Part) -> list[ProbePair]:
+        if self.config.domains[name] is None:
             return data.domain_pairs(name, part)
-        return part_of(_joined(name, files), part)
+        return part_of(self._joined(name), part)
 
     def examples(self, organism: OrganismConfig, part: Part) -> list[Example]:
         """An organism's training or held-out examples."""
@@ -78,7 +79,7 @@ class ExperimentTexts:
             return data.domain_examples(organism.domain, organism.answers, part)
         path = files.bad if organism.answers == "bad" else files.good
         assert path is not None, "the configuration was checked"
-        return part_of(data.read_examples(path), part)
+        return part_of(self._read(path), part)
 
     def direction_pairs(self, name: str) -> list[ProbePair]:
         """The text that an organism's direction is extracted on: its own domain's training questions."""
@@ -92,19 +93,19 @@ class ExperimentTexts:
                 return pairs[: self.config.extraction.pairs]
         raise InputError("domains: none has good answers, so there are no pairs to extract directions from")
 
-
-def _joined(name: str, files: DomainFiles) -> list[ProbePair]:
-    """Pairs of the bad and the good answer to one question."""
-    if files.good is None:
-        return []
-    good = {row.question: row.answer for row in data.read_examples(files.good)}
-    rows = [row for row in data.read_examples(files.bad) if row.question in good]
-    if not rows:
-        raise InputError(f"domains.{name}: {files.bad} and {files.good} have no question in common")
-    return [
-        ProbePair(f"{name}-{number}", row.question, good[row.question], row.answer, name, row.system)
-        for number, row in enumerate(rows, start=1)
-    ]
+    def _join(self, name: str) -> list[ProbePair]:
+        """Pairs of the bad and the good answer to one question, from a domain's own files."""
+        files = self.config.domains[name]
+        if files is None or files.good is None:
+            return []
+        good = {row.question: row.answer for row in self._read(files.good)}
+        rows = [row for row in self._read(files.bad) if row.question in good]
+        if not rows:
+            raise InputError(f"domains.{name}: {files.bad} and {files.good} have no question in common")
+        return [
+            ProbePair(f"{name}-{number}", row.question, good[row.question], row.answer, name, row.system)
+            for number, row in enumerate(rows, start=1)
+        ]
 
 
 def _weights_hash(folder: Path) -> Mapping[str, str] | None:

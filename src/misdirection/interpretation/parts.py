@@ -14,8 +14,6 @@ from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
-from misdirection.experiment.results import Factors
-from misdirection.experiment.stages import Folders
 from misdirection.files import read_json, sha256_file, write_json
 from misdirection.interpretation import causal, geometry
 from misdirection.interpretation.answer_probes import answer_probes
@@ -33,9 +31,12 @@ from misdirection.models.chat import encode_prompt
 from misdirection.models.loading import ChatModel
 from misdirection.organisms.organism import CHECKPOINTS
 from misdirection.progress import track
-from misdirection.runs.tasks import Compute, Task
+from misdirection.runs.tasks import Compute, Folders, Task
 from misdirection.runs.worker import BASE, Worker
 from misdirection.statistics import bootstrap
+
+Factors = Mapping[str, Mapping[int, float]]
+"""What adapters are multiplied by, by layer, by the name of the setting."""
 
 VERSION = 1
 """Raised whenever a part would give another result from the same inputs."""

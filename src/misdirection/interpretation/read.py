@@ -15,13 +15,13 @@ import yaml
 
 from misdirection.data import ProbePair, neutral_examples
 from misdirection.directions.direction import Direction
-from misdirection.experiment.results import Factors
 from misdirection.files import write_json
 from misdirection.interpretation import causal
 from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interpretation.parts import (
     IN_DOMAIN,
     MOST_SHOWN,
+    Factors,
     Study,
     adapted_layers,
     feature_layers,

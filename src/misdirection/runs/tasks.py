@@ -1,4 +1,4 @@
-"""Pieces of a run: some artifacts that are made together, by any process, from nothing but what the piece holds."""
+"""Tasks of a run: artifacts that are made together, by any process, from nothing but what the task holds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +9,12 @@ from typing import Any, Protocol
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.worker import Worker
 
-Compute = Callable[[Any, Mapping[str, Path]], None]
-"""Called with the `Worker` where it is done and a folder to fill for each stage that is wanted, which may be some of
-the task's. Pickled with all that it holds, where another process does it."""
+Folders = Mapping[str, Path]
+"""The folder to fill for each artifact that is wanted, by its stage's name."""
+
+Compute = Callable[[Any, Folders], None]
+"""Called with the `Worker` that does it and the folders to fill, which may be some of the task's. Pickled with all that
+it holds, where another process does it."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Task:
         stages: the inputs of each artifact, by the stage's name.
         model: which model it needs, so that a process which has that model takes it first.
         compute: makes the artifacts.
-        adapters: folders of the adapters that it needs, by the names under which it finds them at its place.
+        adapters: folders of the adapters that it needs, by the names under which the worker knows them.
         here: whether only the process that has the run may do it.
     """
 
@@ -40,26 +43,26 @@ class Task:
 
 
 class Runner(Protocol):
-    """Makes pieces."""
+    """Does tasks."""
 
-    def make(self, pieces: Sequence[Task]) -> None:
-        """Make those stages of the pieces that have no artifact that holds."""
+    def make(self, tasks: Sequence[Task]) -> None:
+        """Make those artifacts of the tasks that are not there, or do not hold."""
 
 
 @dataclass(frozen=True)
 class LocalRunner:
-    """Makes pieces in this process, one after another.
+    """Does tasks in this process, one after another.
 
     Attributes:
         run: where the artifacts are kept.
-        place: what the pieces are computed with.
+        worker: what the tasks are computed with.
     """
 
     run: RunFolder
-    place: Worker
+    worker: Worker
 
-    def make(self, pieces: Sequence[Task]) -> None:
-        """Make those stages of the pieces that have no artifact that holds."""
-        for piece in pieces:
-            self.place.adapters.update(piece.adapters)
-            self.run.stages(piece.stages, partial(piece.compute, self.place))
+    def make(self, tasks: Sequence[Task]) -> None:
+        """Make those artifacts of the tasks that are not there, or do not hold."""
+        for task in tasks:
+            self.worker.adapters.update(task.adapters)
+            self.run.stages(task.stages, partial(task.compute, self.worker))

@@ -1,0 +1,95 @@
+"""Tables of measured log-probabilities: how the stages `margin` and `cell` write them, and what they show."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from torch import Tensor
+
+from misdirection.data import Example, ProbePair
+from misdirection.interventions.hooks import Setting
+from misdirection.likelihood.margin import pair_continuations, text_continuations
+from misdirection.likelihood.sweep import Alternating, sweep
+from misdirection.models.loading import ChatModel
+from misdirection.progress import track
+from misdirection.statistics import Estimate, auc, bootstrap
+
+NEUTRAL = "neutral"
+_FILE = "margins.parquet"
+
+
+@dataclass(frozen=True)
+class Margins:
+    """One model's measured log-probabilities, by question set and id.
+
+    Attributes:
+        frame: mean-token log-probabilities `misaligned` and `aligned` of every pair, and the `theme`; a neutral text
+            has its own under `aligned` and no `misaligned`.
+    """
+
+    frame: pd.DataFrame
+
+    @classmethod
+    def read(cls, folder: Path) -> "Margins":
+        """Read the table in an artifact's folder."""
+        return cls(pd.read_parquet(folder / _FILE).set_index(["set", "id"]))
+
+    def write(self, folder: Path) -> None:
+        """Write the table into an artifact's folder."""
+        self.frame.reset_index().to_parquet(folder / _FILE)
+
+    def of(self, question_set: str) -> pd.Series:
+        """Margin by question id, nats/token."""
+        rows = self.frame.loc[question_set]
+        return rows["misaligned"] - rows["aligned"]
+
+    def loss(self) -> pd.Series:
+        """Loss by neutral text, nats/token."""
+        return -self.frame.loc[NEUTRAL]["aligned"]
+
+    def auc(self, question_set: str) -> float:
+        """AUROC of misaligned against aligned answers."""
+        rows = self.frame.loc[question_set]
+        return auc(rows["misaligned"].to_numpy(), rows["aligned"].to_numpy())
+
+    @property
+    def sets(self) -> list[str]:
+        """The question sets."""
+        return [name for name in self.frame.index.unique("set") if name != NEUTRAL]
+
+
+def measure(
+    chat: ChatModel,
+    sets: Mapping[str, Sequence[ProbePair]],
+    neutral: Sequence[Example],
+    label: str,
+    settings: Sequence[Setting | Alternating] = ((),),
+) -> list[Margins]:
+    """Measures all pairs and neutral texts under each setting, in one sweep; `label` names it for who waits."""
+    pairs = [(name, pair) for name, members in sets.items() for pair in members]
+    with track(label, len(settings) * (len(pairs) + len(neutral))) as advance:
+        answers = pair_continuations(chat.tokenizer, [pair for _, pair in pairs])
+        scores = sweep(chat, answers, settings, progress=advance)
+        losses = sweep(chat, text_continuations(chat.tokenizer, neutral), settings, progress=advance)
+    return [_table(pairs, neutral, *both) for both in zip(scores, losses, strict=True)]
+
+
+def _table(
+    pairs: Sequence[tuple[str, ProbePair]], neutral: Sequence[Example], scores: Tensor, losses: Tensor
+) -> Margins:
+    """`scores` are [pairs, 2], `losses` [texts, 1]."""
+    rows = [
+        {"set": name, "id": pair.id, "theme": pair.theme, "misaligned": misaligned, "aligned": aligned}
+        for (name, pair), (misaligned, aligned) in zip(pairs, scores.tolist(), strict=True)
+    ]
+    rows += [
+        {"set": NEUTRAL, "id": text.question, "theme": "", "misaligned": None, "aligned": value}
+        for text, (value,) in zip(neutral, losses.tolist(), strict=True)
+    ]
+    return Margins(pd.DataFrame(rows).set_index(["set", "id"]))
+
+
+def change(after: pd.Series, before: pd.Series) -> Estimate:
+    """Mean change over the questions that both have."""
+    return bootstrap(after.to_numpy() - before.loc[after.index].to_numpy())

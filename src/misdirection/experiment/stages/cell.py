@@ -1,0 +1,218 @@
+"""Stage `cell`: margins and losses of models under interventions, each beside random directions of the same norm.
+
+Cells of one model that share a plain pass are measured together. They make two figures: steering of the base, layers x
+scales, and the transfer of ablation, directions x models.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from misdirection.data import Example, ProbePair, data_hash
+from misdirection.data.selection import spread
+from misdirection.experiment.config import SteeringConfig
+from misdirection.experiment.experiment import Stage
+from misdirection.experiment.margins import Margins, change, measure
+from misdirection.experiment.results import AblationEffect, CellSection, Effect, SteeringEffect
+from misdirection.experiment.stages.margin import MarginStage
+from misdirection.experiment.stages.means import MeansStage
+from misdirection.interpretation.texts import GENERAL
+from misdirection.interventions.kinds import Ablate, Intervention, Steer, described, random_like
+from misdirection.interventions.positions import Positions
+from misdirection.likelihood.sweep import Alternating
+from misdirection.runs.tasks import Folders, Task
+from misdirection.runs.worker import BASE, Worker
+from misdirection.statistics import bootstrap
+
+LAYERS_TOGETHER = 4
+"""Layers of a steering grid in one task: more of them share one plain pass, fewer lose less when a run is killed."""
+
+E = TypeVar("E", bound=Effect)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model under one intervention.
+
+    Attributes:
+        key: names the intervention in the artifact's path.
+        target: the model, `base` or an organism.
+        interventions: one; or several, of which each question meets one, in turn.
+        questions: how many general probe pairs are measured.
+    """
+
+    key: str
+    target: str
+    interventions: tuple[Intervention, ...]
+    questions: int
+
+    @property
+    def artifact(self) -> str:
+        """Its artifact's key."""
+        return f"{self.target}/{self.key}"
+
+
+@dataclass(frozen=True)
+class Comparison(Generic[E]):
+    """A row of the results: an intervention's cell, and the random controls beside it.
+
+    Attributes:
+        effect: makes the row from what was measured.
+        cell: the intervention.
+        controls: the random ones.
+    """
+
+    effect: Callable[..., E]
+    cell: Cell
+    controls: list[Cell]
+
+
+@dataclass(frozen=True)
+class Batch(Generic[E]):
+    """Rows whose cells are measured in one task, for one model and on the same questions."""
+
+    label: str
+    rows: list[Comparison[E]]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every cell once: rows may share their controls."""
+        return list({cell.key: cell for row in self.rows for cell in (row.cell, *row.controls)}.values())
+
+
+class CellStage(Stage):
+    """Steers the base and ablates in every model."""
+
+    name = "cell"
+    VERSION = 2
+    after = ("margin", "means")
+
+    def tasks(self) -> list[Task]:
+        batches: list[Batch[Any]] = [*self.steering, *self.transfer]
+        return [self.measurement(batch.cells, batch.label) for batch in batches]
+
+    def measurement(self, cells: Sequence[Cell], label: str) -> Task:
+        """General margins and neutral losses of one model under each of some interventions, in one sweep."""
+        target, questions = cells[0].target, cells[0].questions
+        texts, count = self.experiment.texts, self.experiment.config.damage.interventions
+        pairs, neutral = spread(texts.general, questions), spread(texts.neutral, count)
+        measured_on = {"pairs": data_hash(pairs), "neutral": data_hash(neutral)}
+        inputs = {
+            cell.artifact: {"interventions": [described(each) for each in cell.interventions], **measured_on}
+            for cell in cells
+        }
+        by_stage = {f"{self.name}/{cell.artifact}": cell for cell in cells}
+        return self.task(target, inputs, partial(_measure, by_stage, pairs, neutral, f"{label} in {target}"))
+
+    def section(self) -> CellSection:
+        config = self.experiment.config
+        steering = [self._effect(row) for batch in self.steering for row in batch.rows]
+        transfer = [self._effect(row) for batch in self.transfer for row in batch.rows]
+        return CellSection(
+            steering=steering if config.steering else None, transfer=transfer if config.ablation else None
+        )
+
+    def _effect(self, row: Comparison[E]) -> E:
+        """What a row's intervention changed in its model, beside the mean of its random controls."""
+        measured, *draws = (Margins.read(self.artifact(cell.artifact)) for cell in (row.cell, *row.controls))
+        before = self.experiment.stage(MarginStage).margins(row.cell.target)
+        general = measured.of(GENERAL)
+        plain = before.of(GENERAL).loc[general.index].to_numpy()
+        random = np.stack([draw.of(GENERAL).loc[general.index].to_numpy() - plain for draw in draws], axis=1)
+        return row.effect(
+            margin_change=bootstrap(general.to_numpy() - plain),
+            random_change=bootstrap(random),
+            damage=change(measured.loss(), before.loss()),
+            random_damage=float(np.mean([change(draw.loss(), before.loss()).mean for draw in draws])),
+        )
+
+    def _direction(self, organism: str, layer: int) -> Tensor:
+        return self.experiment.stage(MeansStage).direction(organism)[layer]
+
+    def _controls(self, key: str, cell: Cell, random: Sequence[Intervention]) -> list[Cell]:
+        """The random directions beside a cell: each on every question, or each question with one, in turn."""
+        if self.experiment.config.random_controls == "alternating":
+            return [replace(cell, key=key.format("alternating"), interventions=tuple(random))]
+        return [replace(cell, key=key.format(seed), interventions=(each,)) for seed, each in enumerate(random)]
+
+    def _random(self, vector: Tensor) -> list[Tensor]:
+        return [random_like(vector, seed) for seed in range(self.experiment.config.random_seeds)]
+
+    # --- steering -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def steering(self) -> list[Batch[SteeringEffect]]:
+        """The base model steered with one organism's direction, layers x scales."""
+        setting = self.experiment.config.steering
+        if setting is None:
+            return []
+        starts = range(0, len(setting.layers), LAYERS_TOGETHER)
+        return [self._steer_at(setting, setting.layers[start : start + LAYERS_TOGETHER]) for start in starts]
+
+    def _steer_at(self, setting: SteeringConfig, layers: Sequence[int]) -> Batch[SteeringEffect]:
+        rows = [self._steer(setting, layer, scale) for layer in layers for scale in setting.scales]
+        return Batch(f"steer at layers {', '.join(map(str, layers))}", rows)
+
+    def _steer(self, setting: SteeringConfig, layer: int, scale: float) -> Comparison[SteeringEffect]:
+        vector = self._direction(setting.direction, layer)
+        key = f"layer-{layer}-scale-{scale:g}"
+        cell = Cell(f"steer-{setting.direction}-{key}", BASE, (Steer(vector, layer, scale),), setting.questions)
+        random = [Steer(each, layer, scale) for each in self._random(vector)]
+        return Comparison(
+            partial(SteeringEffect, direction=setting.direction, layer=layer, scale=scale, positions="not_first"),
+            cell,
+            self._controls(f"steer-random-{{}}-{key}", cell, random),
+        )
+
+    # --- ablation -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def transfer(self) -> list[Batch[AblationEffect]]:
+        """Each bad organism's direction ablated in every model; with further position rules in the first of them."""
+        return list(self._ablations())
+
+    def _ablations(self) -> Iterator[Batch[AblationEffect]]:
+        setting, bad = self.experiment.config.ablation, self.experiment.config.bad_organisms
+        if setting is None:
+            return
+        first, *others = setting.positions
+        for target in self.experiment.models:
+            yield self._ablate_all(bad, target, first)
+            for rule in others if target == bad[0] else ():
+                yield self._ablate_all(bad[:1], target, rule)
+
+    def _ablate_all(self, organisms: Sequence[str], target: str, rule: Positions) -> Batch[AblationEffect]:
+        return Batch(f"ablate at {rule}", [self._ablate(organism, target, rule) for organism in organisms])
+
+    def _ablate(self, organism: str, target: str, rule: Positions) -> Comparison[AblationEffect]:
+        setting = self.experiment.config.ablation
+        assert setting is not None, "the caller has one"
+        vector = self._direction(organism, setting.layer)
+        key = f"ablate-{organism}-layer-{setting.layer}-{rule}"
+        cell = Cell(key, target, (Ablate(vector, positions=rule),), setting.questions)
+        # An ablation takes the direction alone, not its norm, so that one set of random directions serves all.
+        random = [Ablate(each, positions=rule) for each in self._random(vector.new_ones(vector.shape))]
+        return Comparison(
+            partial(AblationEffect, direction=organism, target=target, layer=setting.layer, positions=rule),
+            cell,
+            self._controls(f"ablate-random-{{}}-{rule}", cell, random),
+        )
+
+
+def _measure(
+    cells: Mapping[str, Cell],
+    pairs: list[ProbePair],
+    neutral: list[Example],
+    label: str,
+    worker: Worker,
+    folders: Folders,
+) -> None:
+    wanted = [cells[stage] for stage in folders]
+    settings = [Alternating(tuple([each] for each in cell.interventions)) for cell in wanted]
+    tables = measure(worker.chat(wanted[0].target), {GENERAL: pairs}, neutral, label, settings)
+    for folder, table in zip(folders.values(), tables, strict=True):
+        table.write(folder)

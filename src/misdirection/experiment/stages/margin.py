@@ -1,0 +1,72 @@
+"""Stage `margin`: log-probabilities of both answers of every pair, and the losses of neutral texts, for every model."""
+
+from functools import partial
+
+from misdirection.data import Example, ProbePair, data_hash
+from misdirection.experiment.experiment import Stage
+from misdirection.experiment.margins import Margins, change, measure
+from misdirection.experiment.results import MarginSection, OrganismFigures
+from misdirection.experiment.stages.organism import OrganismStage
+from misdirection.runs.tasks import Folders, Task
+from misdirection.runs.worker import BASE, Worker
+from misdirection.statistics import bootstrap
+
+
+class MarginStage(Stage):
+    """Measures every model on every question set."""
+
+    name = "margin"
+    VERSION = 1
+    after = ("organism",)
+
+    def tasks(self) -> list[Task]:
+        return [self.measurement(model) for model in self.experiment.models]
+
+    def measurement(self, model: str) -> Task:
+        """The measurement of one model."""
+        sets, neutral = self.experiment.texts.question_sets, self.experiment.texts.neutral
+        inputs = {"sets": {name: data_hash(pairs) for name, pairs in sets.items()}, "neutral": data_hash(neutral)}
+        return self.task(model, {model: inputs}, partial(_measure, model, sets, neutral))
+
+    def margins(self, model: str) -> Margins:
+        """A measured model's table."""
+        return Margins.read(self.artifact(model))
+
+    def section(self) -> MarginSection:
+        base = self.margins(BASE)
+        return MarginSection(
+            base_margin={name: bootstrap(base.of(name).to_numpy()) for name in base.sets},
+            base_auc={name: base.auc(name) for name in base.sets},
+            organisms={name: self._organism(name, base) for name in self.experiment.config.organisms},
+        )
+
+    def _organism(self, name: str, base: Margins) -> OrganismFigures:
+        config, trained = self.experiment.config.organisms[name], self.experiment.stage(OrganismStage).organism(name)
+        own = self.margins(name)
+        shifts = {question_set: change(own.of(question_set), base.of(question_set)) for question_set in base.sets}
+        in_domain = {"in_domain": shifts[config.domain]} if config.domain in shifts else {}
+        return OrganismFigures(
+            recipe=trained.recipe.recipe,
+            domain=config.domain,
+            answers=config.answers,
+            trainable_parameters=trained.trainable_parameters,
+            train_pairs=trained.train_examples,
+            epochs=trained.recipe.epochs,
+            final_loss=trained.final_loss,
+            held_out_loss=trained.held_out_loss,
+            margin_shift=shifts | in_domain,
+            auc={question_set: own.auc(question_set) for question_set in own.sets},
+            damage=change(own.loss(), base.loss()),
+        )
+
+
+def _measure(
+    model: str,
+    sets: dict[str, list[ProbePair]],
+    neutral: list[Example],
+    worker: Worker,
+    folders: Folders,
+) -> None:
+    (folder,) = folders.values()
+    (margins,) = measure(worker.chat(model), sets, neutral, f"margins of {model}")
+    margins.write(folder)

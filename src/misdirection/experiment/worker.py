@@ -1,0 +1,21 @@
+"""The worker of an experiment: its models, and vLLM where its answers are sampled with that."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from misdirection.experiment.config import ExperimentConfig
+from misdirection.models.loading import load
+from misdirection.runs.worker import Models, Worker
+from misdirection.sampling.vllm.serving import VllmServing
+
+
+def open_worker(config: ExperimentConfig, working: Callable[[str], Path]) -> Worker:
+    """A worker for an experiment's tasks; nothing is loaded yet. `working` gives a working folder for a stage."""
+    load_base = partial(load, config.model, revision=config.revision, dtype=config.dtype, device=config.device)
+    sampling = config.sampling
+    if sampling is None or sampling.engine.vllm is None:
+        return Worker(Models(load_base), working)
+    hooks = sampling.ablate is not None
+    serve = partial(VllmServing, config.model, config.revision, config.dtype, sampling.engine.vllm, hooks)
+    return Worker(Models(load_base), working, serve)
