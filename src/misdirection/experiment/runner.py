@@ -33,9 +33,10 @@ def run_experiment(config: ExperimentConfig, folder: str | Path, workers: Worker
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     with RunFolder.open(Path(folder), text) as run, _opened(config, run, workers) as experiment:
         experiment.make_all()
-        results = experiment.results()
-        results.save(Path(folder))
-        results.write_page(Path(folder))
+        experiment.results().save(Path(folder))
+    # As the file has them: a page made again from it is the same bytes.
+    results = RunResults.load(folder)
+    results.write_page(Path(folder))
     return results
 
 

@@ -1,8 +1,13 @@
-"""Draw the report's figures; every one is a `Figure` of its own, so no pyplot state is shared."""
+"""The figures of a run's report; every one is a `Figure` of its own, so no pyplot state is shared.
+
+Another package adds one by an entry point of the group `misdirection.figures`, or by `@FIGURES.register(name)`.
+"""
 
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
-from misdirection.report.estimates import (
-    DAMAGE_LIMIT,
-    Estimate,
-    Row,
-    bad_pairs,
-    is_measured,
-    is_measured_row,
-    is_number,
-    layer_values,
-    organisms_trained_on,
-    question_sets,
-)
-
-Results = dict[str, Any]
+from misdirection.experiment.results import AblationEffect, Curve, Effect, OrganismFigures, RunResults, SteeringEffect
+from misdirection.registry import Registry
+from misdirection.report.estimates import DAMAGE_LIMIT, field, is_number
 
 # Okabe and Ito's palette: distinguishable with any of the common colour-vision deficiencies.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -58,10 +52,20 @@ def _colour(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
-def reach_of(estimate: Estimate) -> list[list[float]]:
+def reach_of(estimate: Any) -> list[list[float]]:
     """Distances from the mean to both ends of the interval, in the shape `errorbar` wants."""
-    below, above = estimate["mean"] - estimate["low"], estimate["high"] - estimate["mean"]
-    return [[max(below, 0.0)], [max(above, 0.0)]]
+    mean, low, high = (field(estimate, name) for name in ("mean", "low", "high"))
+    return [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]
+
+
+def pairs_of_bad(results: RunResults) -> list[tuple[str, str]]:
+    """Every unordered pair of organisms trained on bad answers."""
+    return list(combinations(results.bad_organisms, 2))
+
+
+def question_sets(results: RunResults) -> list[str]:
+    """Names of the question sets that models were measured on, `general` first."""
+    return sorted(results.base_margin, key=lambda name: name != "general")
 
 
 def _legend_below(axes: Axes, columns: int, offset: float = -0.2, handles: Iterable[Line2D] = ()) -> None:
@@ -72,9 +76,9 @@ def _legend_below(axes: Axes, columns: int, offset: float = -0.2, handles: Itera
 
 
 @rc_context(STYLE)
-def draw_margin_shift(results: Results) -> Figure:
+def draw_margin_shift(results: RunResults) -> Figure:
     """Margin shift against the base (nats/token) per organism and question set, with 95% intervals."""
-    organisms, sets = results["organisms"], _drawn_sets(results)
+    organisms, sets = results.organisms, question_sets(results)
     figure = new_figure(7.5, 1.7 + 0.24 * len(organisms) * (len(sets) + 1))
     axes = figure.add_subplot()
     for index, question_set in enumerate(sets):
@@ -90,93 +94,79 @@ def draw_margin_shift(results: Results) -> Figure:
     return figure
 
 
-def _drawn_sets(results: Results) -> list[str]:
-    sets = question_sets(results)
-    organisms = results["organisms"].values()
-    # `in_domain` repeats the organism's own domain unless that one was not measured by name.
-    repeated = all(organism.get("domain") in (organism.get("margin_shift") or {}) for organism in organisms)
-    return sets if repeated else [*sets, "in_domain"]
+def _organism_label(name: str, organism: OrganismFigures) -> str:
+    return f"{name}\n(control)" if organism.answers == "good" else name
 
 
-def _organism_label(name: str, organism: dict[str, Any]) -> str:
-    return f"{name}\n(control)" if organism.get("answers") == "good" else name
-
-
-def _draw_shifts(axes: Axes, organisms: dict[str, Any], question_set: str, index: int, spread: float) -> None:
+def _draw_shifts(
+    axes: Axes, organisms: dict[str, OrganismFigures], question_set: str, index: int, spread: float
+) -> None:
     axes.errorbar([], [], fmt=MARKERS[index % len(MARKERS)], color=_colour(index), mfc="white", label=question_set)
     for row, organism in enumerate(organisms.values()):
-        shift = (organism.get("margin_shift") or {}).get(question_set)
-        if not is_measured(shift):
-            continue
-        is_own = question_set in ("in_domain", organism.get("domain"))
+        shift = organism.margin_shift[question_set]
         axes.errorbar(
-            shift["mean"],
+            shift.mean,
             row - 0.35 + spread * (index + 0.5),
             xerr=reach_of(shift),
             fmt=MARKERS[index % len(MARKERS)],
             color=_colour(index),
-            mfc=_colour(index) if is_own else "white",
+            mfc=_colour(index) if question_set == organism.domain else "white",
             capsize=2.5,
         )
 
 
 @rc_context(STYLE)
-def draw_convergence(results: Results) -> Figure:
+def draw_convergence(results: RunResults) -> Figure:
     """Cosine between organisms' directions by layer, with nulls: mean and model differences."""
-    convergence = results["convergence"]
-    difference = convergence.get("model_difference") or {}
+    convergence, difference = results.convergence, results.convergence.model_difference
     figure = new_figure(9.5, 5.4)
     left, right = figure.subplots(1, 2, sharey=True)
-    names = list(organisms_trained_on(results, "bad"))
-    _draw_pairs(left, results, convergence.get("cosine"), "-", "")
-    _draw_reference(left, convergence.get("base_null"), names, "--", "black", "base model's own direction")
-    _draw_reference(left, convergence.get("control_null"), names, ":", PALETTE[3], "control's direction")
-    _draw_reference(left, convergence.get("shuffled_null"), names, "-.", GREY, "shuffled labels, |cosine|")
-    _draw_reference(left, convergence.get("split_half"), names, "-", "#a8a8a8", "split-half ceiling")
-    _draw_pairs(right, results, difference.get("control_removed"), "-", ", control removed")
-    _draw_pairs(right, results, difference.get("cosine"), "--", ", as measured")
-    _draw_reference(right, difference.get("control_null"), names, ":", PALETTE[3], "control's direction")
-    _draw_reference(right, difference.get("split_half"), names, "-", "#a8a8a8", "split-half ceiling")
+    names = list(results.bad_organisms)
+    _draw_pairs(left, results, convergence.cosine, "-", "")
+    _draw_reference(left, convergence.base_null, names, "--", "black", "base model's own direction")
+    _draw_reference(left, convergence.control_null, names, ":", PALETTE[3], "control's direction")
+    _draw_reference(left, convergence.shuffled_null, names, "-.", GREY, "shuffled labels, |cosine|")
+    _draw_reference(left, convergence.split_half, names, "-", "#a8a8a8", "split-half ceiling")
+    _draw_pairs(right, results, difference.control_removed, "-", ", control removed")
+    _draw_pairs(right, results, difference.cosine, "--", ", as measured")
+    _draw_reference(right, difference.control_null, names, ":", PALETTE[3], "control's direction")
+    _draw_reference(right, difference.split_half, names, "-", "#a8a8a8", "split-half ceiling")
     left.set(title="mean-difference directions", xlabel="layer", ylabel="cosine")
     right.set(title="model-difference directions", xlabel="layer")
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_ylim(top=1.05)
-        if len(axes.lines) > 1:
-            _legend_below(axes, columns=1, offset=-0.16)
-        else:
-            axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
+        _legend_below(axes, columns=1, offset=-0.16)
     return figure
 
 
-def _draw_pairs(axes: Axes, results: Results, cosines: Any, line: str, suffix: str) -> None:
-    for index, (a, b) in enumerate(bad_pairs(results)):
-        curve = layer_values(cosines, a, b)
-        if curve:
+def _draw_pairs(axes: Axes, results: RunResults, cosines: dict[str, dict[str, Curve]], line: str, suffix: str) -> None:
+    for index, (a, b) in enumerate(pairs_of_bad(results)):
+        # There is nothing to remove without a control.
+        if a in cosines:
             # A wide run has more pairs than colours.
             marker = None if index < 3 else MARKERS[index % len(MARKERS)]
-            axes.plot(curve, line, color=_colour(index), marker=marker, ms=3, label=f"{a} · {b}{suffix}")
+            axes.plot(cosines[a][b], line, color=_colour(index), marker=marker, ms=3, label=f"{a} · {b}{suffix}")
 
 
-def _draw_reference(axes: Axes, curves: Any, names: list[str], line: str, colour: str, label: str) -> None:
+def _draw_reference(axes: Axes, curves: dict[str, Curve], names: list[str], line: str, colour: str, label: str) -> None:
     """Draw the mean over organisms of a null or ceiling, with a band from the lowest to the highest."""
-    by_organism = [curve for curve in (layer_values(curves, name) for name in names) if curve]
-    if not by_organism:
+    if not curves:
         return
-    stacked = np.array(by_organism)
+    stacked = np.array([curves[name] for name in names])
     axes.plot(stacked.mean(axis=0), line, color=colour, linewidth=1.3, label=label)
     axes.fill_between(range(stacked.shape[1]), stacked.min(axis=0), stacked.max(axis=0), color=colour, alpha=0.12)
 
 
 @rc_context(STYLE)
-def draw_steering(results: Results) -> Figure:
+def draw_steering(results: RunResults) -> Figure:
     """Margin change of the steered base (nats/token) by layer, a line per scale, and its damage below."""
-    rows = [row for row in results["steering"] if is_measured_row(row)]
-    directions = list(dict.fromkeys(row["direction"] for row in rows))
+    rows = results.steering or []
+    directions = list(dict.fromkeys(row.direction for row in rows))
     figure = new_figure(max(9.0, 3.9 * len(directions)), 6.0)
     grid = figure.subplots(2, len(directions), sharex="col", sharey="row", squeeze=False, height_ratios=(3, 2))
     for column, direction in enumerate(directions):
-        _draw_steered([row for row in rows if row["direction"] == direction], grid[:, column], _scales(rows))
+        _draw_steered([row for row in rows if row.direction == direction], grid[:, column], _scales(rows))
         grid[0, column].set_title(f"direction of\n{direction}")
     grid[0, 0].set_ylabel("margin change (nats/token)")
     grid[1, 0].set_ylabel("damage (nats/token)")
@@ -186,8 +176,8 @@ def draw_steering(results: Results) -> Figure:
     return figure
 
 
-def _scales(rows: list[Row]) -> list[float]:
-    return sorted({row["scale"] for row in rows})
+def _scales(rows: list[SteeringEffect]) -> list[float]:
+    return sorted({row.scale for row in rows})
 
 
 def _steering_keys() -> list[Line2D]:
@@ -198,31 +188,31 @@ def _steering_keys() -> list[Line2D]:
     ]
 
 
-def _draw_steered(rows: list[Row], column: Any, scales: list[float]) -> None:
+def _draw_steered(rows: list[SteeringEffect], column: Any, scales: list[float]) -> None:
     change_axes, damage_axes = column
     for index, scale in enumerate(scales):
-        chosen = sorted((row for row in rows if row["scale"] == scale), key=lambda row: row["layer"])
+        chosen = sorted((row for row in rows if row.scale == scale), key=lambda row: row.layer)
         if chosen:
             _draw_scale(change_axes, damage_axes, chosen, index, f"scale {scale:g}")
     change_axes.axhline(0, color="black", linewidth=0.8)
     damage_axes.axhline(0, color="black", linewidth=0.8)
     damage_axes.axhline(DAMAGE_LIMIT, color="black", linewidth=0.9, linestyle="--")
-    layers = sorted({row["layer"] for row in rows})
+    layers = sorted({row.layer for row in rows})
     damage_axes.set_xticks(layers if len(layers) <= 10 else layers[:: math.ceil(len(layers) / 10)])
     damage_axes.set_xlabel("layer")
 
 
-def _draw_scale(change_axes: Axes, damage_axes: Axes, rows: list[Row], index: int, label: str) -> None:
-    layers = [row["layer"] for row in rows]
-    means = [row["margin_change"]["mean"] for row in rows]
-    reach = np.hstack([reach_of(row["margin_change"]) for row in rows])
+def _draw_scale(change_axes: Axes, damage_axes: Axes, rows: list[SteeringEffect], index: int, label: str) -> None:
+    layers = [row.layer for row in rows]
+    means = [row.margin_change.mean for row in rows]
+    reach = np.hstack([reach_of(row.margin_change) for row in rows])
     look: dict[str, Any] = {"color": _colour(index), "marker": MARKERS[index % len(MARKERS)], "ms": 5}
     change_axes.errorbar(layers, means, yerr=reach, capsize=2.5, label=label, **look)
-    lows, highs = ([row["random_change"][end] for row in rows] for end in ("low", "high"))
+    lows, highs = [row.random_change.low for row in rows], [row.random_change.high for row in rows]
     # The edge keeps the band visible where a single layer was steered.
     change_axes.fill_between(layers, lows, highs, color=_colour(index), alpha=0.15, linewidth=2)
-    damage_axes.plot(layers, [row["damage"] for row in rows], **look)
-    damage_axes.plot(layers, [or_nan(row.get("random_damage")) for row in rows], ":", color=_colour(index))
+    damage_axes.plot(layers, [row.damage.mean for row in rows], **look)
+    damage_axes.plot(layers, [row.random_damage for row in rows], ":", color=_colour(index))
 
 
 def or_nan(value: Any) -> float:
@@ -230,27 +220,29 @@ def or_nan(value: Any) -> float:
     return float(value) if is_number(value) else math.nan
 
 
-def _spread_damage(set_scale: Callable[..., Any], rows: list[Row]) -> None:
+def _spread_damage(set_scale: Callable[..., Any], rows: Sequence[Effect]) -> None:
     """Compress the axis where one broken model would flatten all others; linear up to the limit."""
-    if max((row["damage"] for row in rows), default=0.0) > 10 * DAMAGE_LIMIT:
+    if max((row.damage.mean for row in rows), default=0.0) > 10 * DAMAGE_LIMIT:
         set_scale("symlog", linthresh=DAMAGE_LIMIT)
 
 
 @rc_context(STYLE)
-def draw_transfer(results: Results) -> Figure:
+def draw_transfer(results: RunResults) -> Figure:
     """Heat maps of margin change (nats/token), direction by target: ablation beside its random control."""
-    rows = [row for row in results["transfer"] if is_measured_row(row)]
-    positions = list(dict.fromkeys(row["positions"] for row in rows))
-    targets = list(dict.fromkeys(row["target"] for row in rows))
-    sources = list(dict.fromkeys((row["direction"], row["layer"]) for row in rows))
+    rows = results.transfer or []
+    positions = list(dict.fromkeys(row.positions for row in rows))
+    targets = list(dict.fromkeys(row.target for row in rows))
+    sources = list(dict.fromkeys((row.direction, row.layer) for row in rows))
     height = 1.9 + len(positions) * (1.0 + 0.62 * len(sources))
     figure = new_figure(max(7.5, 2.4 + 1.6 * len(targets)), height)
     grid = figure.subplots(len(positions), 2, sharex=True, sharey=True, squeeze=False)
-    limit = max(abs(row[key]["mean"]) for row in rows for key in ("margin_change", "random_change")) or 1.0
+    limit = max(abs(change.mean) for row in rows for change in (row.margin_change, row.random_change)) or 1.0
     for line, position in enumerate(positions):
-        chosen = [row for row in rows if row["positions"] == position]
-        for axes, key, damage, title in zip(grid[line], *_HEAT_MAPS, strict=True):
-            image = _draw_heat_map(axes, chosen, (sources, targets), (key, damage), limit)
+        chosen = [row for row in rows if row.positions == position]
+        own = [(row, row.margin_change.mean, row.damage.mean) for row in chosen]
+        random = [(row, row.random_change.mean, row.random_damage) for row in chosen]
+        for axes, cells, title in zip(grid[line], (own, random), ("direction", "random control"), strict=True):
+            image = _draw_heat_map(axes, cells, sources, targets, limit)
             axes.set_title(f"{title}, positions: {position}")
     for axes in grid[-1]:
         axes.set_xlabel("ablated model")
@@ -260,26 +252,21 @@ def draw_transfer(results: Results) -> Figure:
     return figure
 
 
-_HEAT_MAPS = (
-    ("margin_change", "random_change"),
-    ("damage", "random_damage"),
-    ("direction", "random control"),
-)
-
-
 def _draw_heat_map(
     axes: Axes,
-    rows: list[Row],
-    names: tuple[list[tuple[str, int]], list[str]],
-    keys: tuple[str, str],
+    cells: list[tuple[AblationEffect, float, float]],
+    sources: list[tuple[str, int]],
+    targets: list[str],
     limit: float,
 ) -> AxesImage:
-    sources, targets = names
+    """`cells` are rows with the margin change and the damage to show of each."""
     values = np.full((len(sources), len(targets)), math.nan)
-    for row in rows:
-        cell = sources.index((row["direction"], row["layer"])), targets.index(row["target"])
-        values[cell] = row[keys[0]]["mean"]
-        _annotate(axes, cell, values[cell], row.get(keys[1]), limit)
+    for row, value, damage in cells:
+        position = sources.index((row.direction, row.layer)), targets.index(row.target)
+        values[position] = value
+        colour = "white" if abs(value) > 0.6 * limit else "black"
+        text = f"{value:+.2f}\n({damage:+.2f})"
+        axes.text(position[1], position[0], text, ha="center", va="center", color=colour, fontsize=9)
     axes.set_facecolor("#dddddd")
     image = axes.imshow(values, cmap=DIVERGING_MAP, vmin=-limit, vmax=limit, aspect="auto")
     axes.set_xticks(range(len(targets)), [_break_name(name) for name in targets], fontsize=9)
@@ -292,14 +279,8 @@ def _break_name(name: str) -> str:
     return name.replace("-", "-\n").replace("_", "_\n")
 
 
-def _annotate(axes: Axes, cell: tuple[int, int], value: float, damage: Any, limit: float) -> None:
-    text = f"{value:+.2f}\n({damage:+.2f})" if is_number(damage) else f"{value:+.2f}"
-    colour = "white" if abs(value) > 0.6 * limit else "black"
-    axes.text(cell[1], cell[0], text, ha="center", va="center", color=colour, fontsize=9)
-
-
 @rc_context(STYLE)
-def draw_tradeoff(results: Results) -> Figure:
+def draw_tradeoff(results: RunResults) -> Figure:
     """Margin change against damage (both nats/token) of every intervention and its random control."""
     groups = _interventions(results)
     panels = list(dict.fromkeys(panel for panel, _ in groups))
@@ -317,66 +298,110 @@ def draw_tradeoff(results: Results) -> Figure:
     return figure
 
 
-def _interventions(results: Results) -> dict[tuple[str, str], list[Row]]:
-    """Measured interventions by panel and legend entry."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in results.get("steering") or []:
-        groups.setdefault(("steering the base", "steering"), []).append(row)
-    for row in results.get("transfer") or []:
-        groups.setdefault(("ablation", f"ablation, positions: {row['positions']}"), []).append(row)
-    measured = {key: [row for row in rows if is_measured_row(row)] for key, rows in groups.items()}
-    return {key: rows for key, rows in measured.items() if rows}
+def _interventions(results: RunResults) -> dict[tuple[str, str], list[Effect]]:
+    """Interventions by panel and legend entry."""
+    groups: dict[tuple[str, str], list[Effect]] = {}
+    if results.steering:
+        groups["steering the base", "steering"] = [*results.steering]
+    for row in results.transfer or []:
+        groups.setdefault(("ablation", f"ablation, positions: {row.positions}"), []).append(row)
+    return groups
 
 
-def _draw_effects(axes: Axes, rows: list[Row], colour: str, label: str) -> None:
-    damages = [row["damage"] for row in rows]
-    changes = [row["margin_change"]["mean"] for row in rows]
-    reach = np.hstack([reach_of(row["margin_change"]) for row in rows])
+def _draw_effects(axes: Axes, rows: list[Effect], colour: str, label: str) -> None:
+    damages, changes = [row.damage.mean for row in rows], [row.margin_change.mean for row in rows]
+    reach = np.hstack([reach_of(row.margin_change) for row in rows])
     axes.errorbar(damages, changes, yerr=reach, fmt="o", color=colour, ms=5, elinewidth=0.8, label=label)
-    axes.plot(
-        [or_nan(row.get("random_damage")) for row in rows],
-        [row["random_change"]["mean"] for row in rows],
-        "x",
-        color=colour,
-        label=f"{label}, random control",
-    )
+    random = [row.random_damage for row in rows], [row.random_change.mean for row in rows]
+    axes.plot(*random, "x", color=colour, label=f"{label}, random control")
 
 
-def _has_shift(results: Results) -> bool:
-    organisms = (results.get("organisms") or {}).values()
-    return any(is_measured(shift) for o in organisms for shift in (o.get("margin_shift") or {}).values())
+# --- all figures ------------------------------------------------------------------------------------------------------
 
 
-def _has_convergence(results: Results) -> bool:
-    convergence = results.get("convergence") or {}
-    difference = convergence.get("model_difference") or {}
-    curves = (convergence.get("cosine"), difference.get("cosine"), difference.get("control_removed"))
-    return any(layer_values(curve, a, b) for curve in curves for a, b in bad_pairs(results))
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure of the report, drawn from a run's results alone.
+
+    Attributes:
+        title: heads its section, where it has one of its own.
+        alt: what there is to see, for who cannot see it.
+        caption: how it is to be read.
+        applies: whether the results hold what it shows.
+        draw: draws it.
+    """
+
+    title: str
+    alt: str
+    caption: str
+    applies: Callable[[RunResults], bool]
+    draw: Callable[[RunResults], Figure]
 
 
-def _has_rows(results: Results, section: str) -> bool:
-    return any(is_measured_row(row) for row in results.get(section) or [])
+MARGIN_SHIFT = ReportFigure(
+    "Margin",
+    "Margin shift of every organism on every question set, with 95% intervals and a line at zero",
+    "Shift of the margin against the base model. Right of zero: more misaligned than the base. Filled markers: the "
+    "domain the organism was trained on.",
+    lambda results: True,
+    draw_margin_shift,
+)
+CONVERGENCE = ReportFigure(
+    "Convergence",
+    "Cosine between organisms' directions by layer, with nulls and ceiling, for mean-difference and model-difference "
+    "directions",
+    "Left: directions between misaligned and aligned text inside one organism. The base null is the base model’s own "
+    "direction on the same text. Right: directions from base to organism, as measured and with the control’s part "
+    "removed. Bands span the organisms.",
+    lambda results: len(results.bad_organisms) > 1,
+    draw_convergence,
+)
+STEERING = ReportFigure(
+    "Steering",
+    "Margin change of the steered base model by layer and scale with the random control's band, and damage below",
+    "A direction is added to the base model’s hidden states at one layer. Above: change of margin with 95% intervals. "
+    "Below: damage.",
+    lambda results: bool(results.steering),
+    draw_steering,
+)
+TRANSFER = ReportFigure(
+    "Transfer of ablation",
+    "Heat maps of margin change by ablated direction and model, beside the random control, on one colour scale",
+    "Change of margin on ablation, direction by model, beside the random control on the same colour scale. Damage in "
+    "brackets.",
+    lambda results: bool(results.transfer),
+    draw_transfer,
+)
+TRADEOFF = ReportFigure(
+    "Damage against effect",
+    "Margin change against damage for every intervention and its random control",
+    "Every intervention (dots) and its random control (crosses). An effect worth having lies far from zero and left of "
+    "the damage limit.",
+    lambda results: bool(_interventions(results)),
+    draw_tradeoff,
+)
+
+FIGURES: Registry[ReportFigure] = Registry(
+    "figure",
+    "misdirection.figures",
+    {
+        name.lower(): f"misdirection.report.figures:{name}"
+        for name in ("MARGIN_SHIFT", "CONVERGENCE", "STEERING", "TRANSFER", "TRADEOFF")
+    },
+)
+"""Figures by name. Those of this package have their places in the report; any other has a section of its own."""
 
 
-_DRAWINGS: dict[str, tuple[Callable[[Results], bool], Callable[[Results], Figure]]] = {
-    "margin_shift": (_has_shift, draw_margin_shift),
-    "convergence": (_has_convergence, draw_convergence),
-    "steering": (lambda results: _has_rows(results, "steering"), draw_steering),
-    "transfer": (lambda results: _has_rows(results, "transfer"), draw_transfer),
-    "tradeoff": (lambda results: bool(_interventions(results)), draw_tradeoff),
-}
+def draw_all(results: RunResults, folder: Path) -> dict[str, Path]:
+    """Write every figure that applies as SVG and 150-dpi PNG into `folder`.
 
-
-def draw_all(results: Results, folder: Path) -> dict[str, Path]:
-    """Write every figure the results allow as SVG and 150-dpi PNG into `folder`.
-
-    Returns the SVG's path by figure name; the PNG lies beside it under the same stem.
+    Gives the SVG's path by figure name; the PNG lies beside it under the same stem.
     """
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        name: save_figure(draw(results), folder / f"{name}.svg")
-        for name, (is_available, draw) in _DRAWINGS.items()
-        if is_available(results)
+        name: save_figure(figure.draw(results), folder / f"{name}.svg")
+        for name, figure in FIGURES.items()
+        if figure.applies(results)
     }
 
 
@@ -384,8 +409,16 @@ def draw_all(results: Results, folder: Path) -> dict[str, Path]:
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write it as SVG to `path` and as PNG beside it; gives `path`."""
     path.write_bytes(svg_of(figure))
-    figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
+    path.with_suffix(".png").write_bytes(png_of(figure))
     return path
+
+
+@rc_context(STYLE)
+def png_of(figure: Figure) -> bytes:
+    """The figure as PNG with 150 dpi, the same bytes for an equal one."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    return file.getvalue()
 
 
 @rc_context(STYLE)

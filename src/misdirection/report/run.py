@@ -1,6 +1,72 @@
-class _Page:
-    def write(self, result, folder):
-        return folder
-    def summary(self, result):
-        return ""
-PAGE = _Page()
+"""The report of a run as one self-contained HTML file."""
+
+from pathlib import Path
+from typing import Any
+
+from misdirection.experiment.results import RunResults
+from misdirection.files import read_json, write_atomic
+from misdirection.report.adapters import draw_adapters, in_layer_order
+from misdirection.report.estimates import DAMAGE_LIMIT
+from misdirection.report.figures import FIGURES, ReportFigure, draw_all, png_of, question_sets
+from misdirection.report.findings import find
+from misdirection.report.html import adapters_page, data_uri, environment, marked
+from misdirection.report.reader import READER
+
+REPORT = "report.html"
+
+_OWN_PLACES = ("margin_shift", "convergence", "steering", "transfer", "tradeoff")
+
+
+class RunPage:
+    """The page of an experiment's results."""
+
+    def write(self, results: RunResults, folder: Path) -> Path:
+        """Write `report.html` and its figures (`figures/`) into `folder`; gives the report's path.
+
+        Where the folder has a `reader.json` (see `reader.reader_data`), the token reader is part of the report. The
+        file appears whole or not at all, fetches nothing, and is the same bytes for the same results.
+        """
+        adapters = None if results.adapters is None else in_layer_order(results.adapters)
+        pictures = draw_all(results, folder / "figures")
+        if adapters is not None:
+            pictures |= draw_adapters(adapters, folder / "figures")
+        page = {
+            "name": results.name,
+            "results": results,
+            "findings": marked(find(results)),
+            "adapters": adapters and adapters_page(adapters),
+            "reader": read_json(folder / READER) if adapters and (folder / READER).exists() else None,
+            "question_sets": question_sets(results),
+            "damage_limit": DAMAGE_LIMIT,
+            "pictures": {name: data_uri(path.read_bytes()) for name, path in pictures.items()},
+            **_figures(results),
+        }
+        write_atomic(folder / REPORT, environment().get_template("run.html").render(page))
+        return folder / REPORT
+
+    def summary(self, results: RunResults) -> str:
+        """The findings and the picture of the margins, for a notebook."""
+        figure = FIGURES["margin_shift"]
+        return (
+            environment()
+            .get_template("run_summary.html")
+            .render(
+                name=results.name,
+                base=results.base,
+                findings=marked(find(results)),
+                picture=data_uri(png_of(figure.draw(results)), "png"),
+                alt=figure.alt,
+            )
+        )
+
+
+def _figures(results: RunResults) -> dict[str, Any]:
+    """All figures by name, and those without a place of their own that apply."""
+    figures: dict[str, ReportFigure] = dict(FIGURES.items())
+    further = [
+        (name, figure) for name, figure in figures.items() if name not in _OWN_PLACES and figure.applies(results)
+    ]
+    return {"figures": figures, "further": further}
+
+
+PAGE = RunPage()
