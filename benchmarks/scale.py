@@ -36,10 +36,10 @@ from typing import Any
 import torch
 
 import misdirection as md
-from misdirection.experiment import stages
 from misdirection.experiment.config import ExperimentConfig
-from misdirection.experiment.stages import Cell
-from misdirection.experiment.texts import ExperimentTexts
+from misdirection.experiment.experiment import Experiment
+from misdirection.experiment.stages.cell import Cell, CellStage
+from misdirection.experiment.worker import open_worker
 from misdirection.models.loading import BUNDLED
 from misdirection.progress import console
 from misdirection.runs.folder import RunFolder
@@ -115,10 +115,10 @@ def worker_figures(options: argparse.Namespace) -> Figures:
         runs = {name: stack.enter_context(RunFolder.open(folder / name, "")) for name in counts}
         ways = {}
         for name, number in counts.items():
-            own = RayRunner(runs[name], partial(Worker.of, config), replace(cluster, count=number))
+            own = RayRunner(runs[name], partial(open_worker, config), replace(cluster, count=number))
             grid = stack.enter_context(own)
             grid.make(meetings(folder / f"met-{name}", number))
-            waves = map(partial(wave, runs[name], ExperimentTexts(config), options.layers), count())
+            waves = map(partial(wave, Experiment(config, runs[name], grid).stage(CellStage), options.layers), count())
             ways[name] = partial(make_next, grid, waves)
         seconds = interleaved(ways, options.rounds)
         one, several = (
@@ -155,7 +155,7 @@ def meet(folder: Path, workers: int, place: Worker, _folders: Mapping[str, Path]
         time.sleep(0.05)
 
 
-def wave(run: RunFolder, bench: ExperimentTexts, layers: int, number: int) -> list[Task]:
+def wave(stage: CellStage, layers: int, number: int) -> list[Task]:
     """A steering sweep at a scale of its own: for each layer the steered model and a random direction beside it."""
     vectors = [md.random_like(torch.ones(WIDTH), seed) for seed in range(2)]
 
@@ -163,7 +163,7 @@ def wave(run: RunFolder, bench: ExperimentTexts, layers: int, number: int) -> li
         steer = md.Steer(vectors[seed], layer, 2.0 + number)
         return Cell(f"steer-{seed}-layer-{layer}-wave-{number}", BASE, (steer,), QUESTIONS)
 
-    return [stages.cells(run, bench, [cell(layer, 0), cell(layer, 1)], f"layer {layer}") for layer in range(layers)]
+    return [stage.measurement([cell(layer, 0), cell(layer, 1)], f"layer {layer}") for layer in range(layers)]
 
 
 def make_next(runner: Runner, waves: Iterator[Sequence[Task]]) -> None:

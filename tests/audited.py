@@ -9,7 +9,6 @@ from misdirection.audit.inputs import AuditInputs
 from misdirection.audit.reference import from_run
 from misdirection.audit.texts import OwnTexts, own_texts
 from misdirection.audit.verdict import decide
-from misdirection.experiment import stages
 from misdirection.experiment.config import read_config
 from misdirection.experiment.texts import ExperimentTexts
 from misdirection.runs.folder import RunFolder
@@ -29,7 +28,7 @@ def made(tmp_path_factory):
     config = read_config(path)
     with RunFolder.open(folder / "run", path.read_text()) as run:
         reference = from_run(run, ExperimentTexts(config), list(config.organisms))
-        adapters = {name: stages.adapter(run, name) for name in config.organisms}
+        adapters = {name: run.artifact(f"organism/{name}") / "adapter" for name in config.organisms}
     return config, adapters, reference
 
 

@@ -58,7 +58,7 @@ def whole(values, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def without_pictures(whole, monkeypatch):
     """They take most of a run's time, and the finished run has them."""
-    monkeypatch.setattr("misdirection.report.html.draw_all", lambda results, folder: {})
+    monkeypatch.setattr("misdirection.report.run.draw_all", lambda results, folder: {})
 
 
 @pytest.fixture
@@ -231,6 +231,6 @@ def test_questions_of_two_files_keep_their_own_ids(values, whole, copy, tmp_path
 
 def test_without_a_judge_answers_are_kept_and_nothing_is_claimed(values, copy):
     run_experiment(ExperimentConfig.model_validate(values), copy)
-    assert "behaviour" not in json.loads((copy / "results.json").read_text())
-    assert 'id="behaviour"' not in (copy / "report.html").read_text()
+    assert behaviour(copy) is None
+    assert "No answers were judged" in (copy / "report.html").read_text()
     assert len(list((copy / "artifacts" / "answers").glob("*/*/answers.parquet"))) == 6

@@ -13,8 +13,9 @@ import torch
 import yaml
 
 from experiment.tiny_experiment import experiment
-from misdirection.errors import MisdirectionError
-from misdirection.experiment.results import directions_section
+from misdirection.errors import InputError
+from misdirection.experiment.runner import write_report
+from misdirection.experiment.stages.means import describe
 from tiny import make_network, make_tokenizer
 
 
@@ -58,13 +59,12 @@ def test_results_hold_every_required_figure(whole):
     for organism in found["organisms"].values():
         assert {"in_domain", "general", "sums"} <= organism["margin_shift"].keys()
         assert all(set(shift) == estimate for shift in organism["margin_shift"].values())
-        assert isinstance(organism["damage"], float)
+        assert set(organism["damage"]) == estimate
     convergence = found["convergence"]
     assert len(convergence["cosine"]["minimal"]["single"]) == 4
     assert {"base_null", "control_null", "shuffled_null", "split_half"} <= convergence.keys()
     for row in [*found["transfer"], *found["steering"]]:
-        assert set(row["margin_change"]) == set(row["random_change"]) == estimate
-        assert {"layer", "damage"} <= row.keys()
+        assert set(row["margin_change"]) == set(row["random_change"]) == set(row["damage"]) == estimate
     # Two bad organisms in three organisms and the base, and the paper's rule for the first of them.
     assert len(found["transfer"]) == 2 * 4 + 1
     assert {"environment", "samples", "base"} <= found.keys()
@@ -141,15 +141,13 @@ def test_a_layer_out_of_range_is_one_line_and_keeps_what_is_done(whole, tmp_path
 
 
 def test_a_report_needs_results(tmp_path):
-    from misdirection.experiment.runner import write_report
-
-    with pytest.raises(MisdirectionError, match=r"results\.json: cannot be read"):
+    with pytest.raises(InputError, match=r"results\.json: cannot be read"):
         write_report(tmp_path)
 
 
 def test_the_channels_that_carry_a_direction_are_listed():
     vector = torch.tensor([0.0, 3.0, 0.0, -4.0])
-    (row,) = directions_section({"a": vector}, layer=2, count=2).values()
-    assert row["norm"] == pytest.approx(5.0)
-    assert [top["channel"] for top in row["top_channels"]] == [3, 1]
-    assert [top["share"] for top in row["top_channels"]] == pytest.approx([0.64, 0.36])
+    described = describe(vector, layer=2, count=2)
+    assert described.norm == pytest.approx(5.0)
+    assert [top.channel for top in described.top_channels] == [3, 1]
+    assert [top.share for top in described.top_channels] == pytest.approx([0.64, 0.36])

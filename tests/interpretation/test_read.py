@@ -18,8 +18,8 @@ from experiment.tiny_experiment import experiment
 from misdirection.data import ProbePair, write_pairs
 from misdirection.experiment.config import read_config
 from misdirection.experiment.runner import run_experiment
+from misdirection.experiment.worker import open_worker
 from misdirection.files import sha256_tree
-from misdirection.runs.worker import Worker
 from tiny import make_network, make_tokenizer
 
 SIZES = {"pairs": 4, "causal_pairs": 4, "splits": 2, "checkpoints": 3}
@@ -195,12 +195,12 @@ def test_every_part_is_the_same_when_it_is_made_where_the_run_is_not(run, tmp_pa
         return cloudpickle.loads(pickled, buffers=[bytes(one.raw()) for one in buffers])
 
     def elsewhere(opened, _place):
-        makers.append(Elsewhere(send, opened, Worker.of(config, None), tmp_path / "home"))
+        makers.append(Elsewhere(send, opened, open_worker(config, None), tmp_path / "home"))
         return makers[0]
 
     makers, config = [], read_config(run[0] / "experiment.yaml")
     for drawing in ("draw_all", "draw_adapters"):
-        monkeypatch.setattr(f"misdirection.report.html.{drawing}", lambda results, folder: {})
+        monkeypatch.setattr(f"misdirection.report.run.{drawing}", lambda results, folder: {})
     for name in ("here", "there"):
         shutil.copytree(run[0], tmp_path / name, ignore=shutil.ignore_patterns(".lock", "adapters"))
     run_experiment(config, tmp_path / "here")

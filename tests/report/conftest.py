@@ -1,8 +1,8 @@
 import pytest
 
-from results_fixture import make_results
+from run_fixture import run_results
 
 
 @pytest.fixture
 def results():
-    return make_results()
+    return run_results()

@@ -2,7 +2,8 @@ import pytest
 
 from misdirection.report import figures
 from misdirection.report.figures import draw_all
-from results_fixture import MONEY
+from results_fixture import MONEY, SPORTS
+from run_fixture import convergence, model_difference, organisms, run_results, with_shift
 
 NAMES = ["margin_shift", "convergence", "steering", "transfer", "tradeoff"]
 
@@ -29,39 +30,36 @@ def test_figures_are_the_same_bytes_again(results, tmp_path):
 
 def test_a_changed_number_changes_its_figure_only(results, tmp_path):
     before = {name: path.read_bytes() for name, path in draw_all(results, tmp_path).items()}
-    results["organisms"][MONEY]["margin_shift"]["general"]["mean"] += 0.02
-    after = {name: path.read_bytes() for name, path in draw_all(results, tmp_path).items()}
+    changed = run_results(organisms=with_shift(MONEY, "general", 0.37))
+    after = {name: path.read_bytes() for name, path in draw_all(changed, tmp_path).items()}
     assert [name for name in NAMES if before[name] != after[name]] == ["margin_shift"]
 
 
 @pytest.mark.parametrize(
-    ("section", "lost"),
+    ("changes", "lost"),
     [
-        ("organisms", {"margin_shift", "convergence"}),
-        ("convergence", {"convergence"}),
-        ("steering", {"steering"}),
-        ("transfer", {"transfer"}),
+        ({"organisms": {MONEY: organisms()[MONEY]}}, {"convergence"}),
+        ({"steering": None}, {"steering"}),
+        ({"transfer": None}, {"transfer"}),
+        ({"steering": None, "transfer": None}, {"steering", "transfer", "tradeoff"}),
     ],
 )
-def test_a_missing_section_costs_only_its_figures(results, tmp_path, section, lost):
-    del results[section]
-    assert set(draw_all(results, tmp_path)) == set(NAMES) - lost
+def test_a_part_that_was_not_asked_for_costs_only_its_figures(tmp_path, changes, lost):
+    assert set(draw_all(run_results(**changes), tmp_path)) == set(NAMES) - lost
 
 
-def test_nothing_measured_draws_nothing(tmp_path):
-    assert draw_all({}, tmp_path) == {}
-
-
-def test_convergence_without_model_difference_says_so(results):
-    del results["convergence"]["model_difference"]
-    assert "not measured" in texts(figures.draw_convergence(results))
+def test_without_a_control_there_is_nothing_to_remove():
+    difference = model_difference(control_removed={}, control_null={})
+    results = run_results(convergence=convergence(control_null={}, model_difference=difference))
+    labels = texts(figures.draw_convergence(results))
+    assert f"{MONEY} · {SPORTS}, as measured" in labels and f"{MONEY} · {SPORTS}, control removed" not in labels
 
 
 def test_margin_shift_draws_points_where_they_were_measured(results):
     axes = figures.draw_margin_shift(results).axes[0]
     drawn = {float(line.get_xdata()[0]) for line in axes.lines if len(line.get_xdata()) == 1}
-    shifts = [organism["margin_shift"] for organism in results["organisms"].values()]
-    assert {shift["mean"] for sets in shifts for shift in sets.values()} <= drawn
+    shifts = [organism.margin_shift for organism in results.organisms.values()]
+    assert {shift.mean for sets in shifts for shift in sets.values()} <= drawn
 
 
 def test_heat_maps_share_a_colour_scale_and_show_value_and_damage(results):
@@ -72,11 +70,6 @@ def test_heat_maps_share_a_colour_scale_and_show_value_and_damage(results):
     assert "-0.60\n(+0.05)" in texts(figure)
 
 
-def test_a_dollar_sign_in_a_name_is_not_a_formula(results):
-    results["organisms"] = {"$\\frac": results["organisms"][MONEY]}
+def test_a_dollar_sign_in_a_name_is_not_a_formula():
+    results = run_results(organisms={"$\\frac": organisms()[MONEY]})
     assert "$\\frac" in texts(figures.draw_margin_shift(results))
-
-
-def test_undefined_layers_leave_gaps(results, tmp_path):
-    results["convergence"]["cosine"][MONEY] = {name: [None] * 30 for name in results["organisms"]}
-    assert "convergence" in draw_all(results, tmp_path)

@@ -1,10 +1,14 @@
 import re
+from html import unescape
 
 import pytest
 
+from misdirection.errors import InputError
+from misdirection.experiment.results import RunResults, SampledAnswers
+from misdirection.report.figures import FIGURES, ReportFigure, new_figure
 from misdirection.report.findings import find
-from misdirection.report.html import render
-from results_fixture import ABLATED, MONEY, behaviour, estimate
+from results_fixture import ABLATED, MONEY
+from run_fixture import behaviour, estimate, run_results, score
 
 SECTIONS = [
     "findings",
@@ -14,6 +18,8 @@ SECTIONS = [
     "steering",
     "transfer",
     "tradeoff",
+    "behaviour",
+    "adapters",
     "answers",
     "left-out",
     "environment",
@@ -23,11 +29,11 @@ SECTIONS = [
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Skip drawing where only the words matter; it takes most of the time."""
-    monkeypatch.setattr("misdirection.report.html.draw_all", lambda results, folder: {})
+    monkeypatch.setattr("misdirection.report.run.draw_all", lambda results, folder: {})
 
 
 def page_of(results, folder):
-    return render(results, folder).read_text(encoding="utf-8")
+    return results.write_page(folder).read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -44,11 +50,11 @@ def test_model_answers_are_shown_as_text(results, tmp_path):
 
 @pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("hostile", ["<img src=x>", '"><b>'])
-def test_names_and_questions_are_escaped_too(results, tmp_path, hostile):
-    results["name"] = results["samples"][0]["question"] = hostile
-    results["left_out"] = [hostile]
-    results["environment"][hostile] = hostile
-    assert hostile not in page_of(results, tmp_path)
+def test_names_and_questions_are_escaped_too(tmp_path, hostile):
+    samples = [SampledAnswers(question=hostile, answers={hostile: hostile})]
+    results = run_results(name=hostile, samples=samples, left_out=[hostile], environment={hostile: hostile})
+    page = page_of(results, tmp_path)
+    assert hostile not in page and "&gt;" in page
 
 
 def test_the_file_fetches_nothing(results, tmp_path):
@@ -65,8 +71,8 @@ def test_every_image_has_words_for_it(results, tmp_path):
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_findings_carry_their_marks(results, tmp_path):
-    results["steering"] = []
+def test_findings_carry_their_marks(tmp_path):
+    results = run_results(steering=None)
     page = page_of(results, tmp_path)
     marks = re.findall(r'<span class="mark \w+">(.*?)</span>', page)
     words = {True: "✓ holds", False: "✗ does not hold", None: "– not measured"}
@@ -75,8 +81,8 @@ def test_findings_carry_their_marks(results, tmp_path):
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_tables_show_mean_interval_and_count(results, tmp_path):
-    results["base_margin"]["general"] = estimate(-0.777, 0.1, 37)
+def test_tables_show_mean_interval_and_count(tmp_path):
+    results = run_results(base_margin=run_results().base_margin | {"general": estimate(-0.777, 0.1, 37)})
     assert "-0.777 [-0.877, -0.677], n=37" in page_of(results, tmp_path)
 
 
@@ -87,77 +93,76 @@ def test_both_position_rules_are_tabled(results, tmp_path):
 
 
 def test_a_second_render_is_the_same_bytes_and_leaves_no_temporary_file(results, tmp_path):
-    first = render(results, tmp_path).read_bytes()
-    assert render(results, tmp_path).read_bytes() == first
+    first = results.write_page(tmp_path).read_bytes()
+    assert results.write_page(tmp_path).read_bytes() == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html"]
 
 
-@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize(
-    "section",
+    ("part", "reason"),
     [
-        "base",
-        "base_margin",
-        "organisms",
-        "convergence",
-        "steering",
-        "transfer",
-        "samples",
-        "left_out",
-        "seconds",
-        "environment",
-        "complete",
-        "name",
+        ("steering", "has no <code>steering</code> section"),
+        ("transfer", "has no <code>ablation</code> section"),
+        ("samples", "asks no question in <code>samples</code>"),
+        ("behaviour", "has no <code>judge</code> section"),
+        ("adapters", "has no <code>interpretation</code> section"),
     ],
 )
-def test_a_run_without_a_section_still_renders(results, tmp_path, section):
-    del results[section]
-    assert re.findall(r'<section id="([\w-]+)">', page_of(results, tmp_path)) == SECTIONS
+def test_the_page_says_why_a_part_is_not_there(tmp_path, part, reason):
+    page = page_of(
+        run_results(behaviour=behaviour(), **{part: None}) if part != "behaviour" else run_results(), tmp_path
+    )
+    assert reason in page
+    assert re.findall(r'<section id="([\w-]+)">', page) == SECTIONS
 
 
-def test_a_partial_run_says_what_is_missing(results, tmp_path):
-    assert "Missing:" not in page_of(results, tmp_path)
-    del results["steering"]
-    results["complete"] = False
-    page = page_of(results, tmp_path)
-    assert "This run did not finish" in page and "Missing: steering." in page
+def test_an_older_file_is_refused_with_the_command_that_makes_it_again(results, tmp_path):
+    results.save(tmp_path)
+    path = tmp_path / "results.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 0'))
+    with pytest.raises(InputError, match=r"has version 0, .*misdirection run CONFIG"):
+        RunResults.load(tmp_path)
 
 
-def test_an_empty_run_renders(tmp_path):
-    page = page_of({}, tmp_path)
-    assert "<img" not in page and "holds</span>" not in page
+def test_results_come_back_from_their_file_as_they_were(results, tmp_path):
+    results.save(tmp_path)
+    assert RunResults.load(tmp_path) == results
 
 
-def test_an_organism_without_measurements_renders(results, tmp_path):
-    results["organisms"] = {"just trained": {"answers": "bad", "domain": "risky_money"}}
-    assert "just trained" in page_of(results, tmp_path)
+def test_the_short_form_has_the_findings_and_one_picture(results):
+    shown = results._repr_html_()
+    assert shown.count("<img ") == 1 and "data:image/png" in shown
+    assert all(finding.claim in unescape(shown) for finding in find(results))
+
+
+def test_a_figure_that_another_package_adds_has_a_section_of_its_own(results, tmp_path):
+    def draw(results):
+        figure = new_figure(2, 2)
+        figure.subplots().set_title(results.name)
+        return figure
+
+    FIGURES.register("more")(ReportFigure("More to see", "A title", "As it is.", lambda results: True, draw))
+    try:
+        page = page_of(results, tmp_path)
+    finally:
+        FIGURES.remove("more")
+    assert '<a href="#more">More to see</a>' in page
+    assert "As it is." in page[page.index('<section id="more">') :]
+    assert (tmp_path / "figures" / "more.png").exists()
 
 
 # --- judged answers ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def judged(results, without_pictures):
-    results["behaviour"] = behaviour()
-    return results
+def judged(without_pictures):
+    return run_results(behaviour=behaviour())
 
 
 def cells(page, first):
     """The texts of the table row that begins so, without white space around them."""
     row = next(row for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL) if first in row)
     return [re.sub(r"<[^>]*>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)]
-
-
-def test_judged_answers_have_a_section_and_a_link_to_it(judged, tmp_path):
-    page = page_of(judged, tmp_path)
-    sections = re.findall(r'<section id="([\w-]+)">', page)
-    assert sections == [*SECTIONS[:7], "behaviour", *SECTIONS[7:]]
-    assert '<a href="#behaviour">' in page
-
-
-@pytest.mark.usefixtures("without_pictures")
-def test_without_judged_answers_there_is_no_section_and_no_link(results, tmp_path):
-    assert "#behaviour" not in page_of(results, tmp_path)
 
 
 def test_rates_stand_with_intervals_counts_and_what_is_unscored(judged, tmp_path):
@@ -177,13 +182,12 @@ def test_single_questions_are_listed(judged, tmp_path):
     assert cells(page_of(judged, tmp_path), "gender roles")[:4] == ["gender roles", MONEY, "none", "52.5% [42.5, 62.5]"]
 
 
-def test_what_judged_answers_are_called_is_escaped(judged, tmp_path):
+def test_what_judged_answers_are_called_is_escaped(without_pictures, tmp_path):
     hostile = '"><img src=x>'
-    for part in judged["behaviour"].values():
-        for one in part:
-            for side in (one, one.get("before"), one.get("after")):
-                if side and "group" in side:
-                    side["group"] = dict.fromkeys(side["group"], hostile)
-    page = page_of(judged, tmp_path)
+    one = score(hostile, hostile, 3, question_id=hostile)
+    part = behaviour().model_dump()
+    part["scores"] = part["by_question"] = [one]
+    part["comparisons"] = [comparison | {"before": one, "after": one} for comparison in part["comparisons"]]
+    page = page_of(run_results(behaviour=part), tmp_path)
     assert hostile not in page
     assert "&gt;&lt;img src=x&gt;" in page

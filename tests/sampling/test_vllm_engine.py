@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from experiment.tiny_experiment import experiment
 from misdirection.errors import MisdirectionError
-from misdirection.experiment import stages
 from misdirection.experiment.answering import Condition, answer
 from misdirection.experiment.config import ExperimentConfig, read_config
-from misdirection.experiment.texts import ExperimentTexts
+from misdirection.experiment.experiment import Experiment
+from misdirection.experiment.stages.answers import AnswersStage
+from misdirection.experiment.stages.organism import OrganismStage
+from misdirection.experiment.worker import open_worker
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Clamp, ProjectAdapters, ScaleAdapters, Steer, described
 from misdirection.interventions.packing import packed, unpacked
@@ -22,7 +24,6 @@ from misdirection.models.loading import attach, load
 from misdirection.models.weightless import skeleton
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner
-from misdirection.runs.worker import Worker
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.config import SamplingConfig
 from misdirection.sampling.engine import SamplingParameters, SamplingRequest
@@ -322,20 +323,22 @@ def test_an_experiment_samples_with_vllm_and_gives_its_memory_back(served, tiny_
     (tmp_path / "questions.txt").write_text("Why?\nHow?")
     sampling = {"questions": [str(tmp_path / "questions.txt")], "n": 2, "new_tokens": 5, "engine": "vllm"}
     values = experiment(tiny_folder, tmp_path) | {"sampling": sampling | {"ablate": "minimal"}}
-    bench = ExperimentTexts(ExperimentConfig.model_validate(values))
+    config = ExperimentConfig.model_validate(values)
     with RunFolder.open(tmp_path / "run", "") as run:
-        place = Worker.of(bench.config, run.partial)
-        LocalRunner(run, place).make([stages.organism(bench, name) for name in bench.config.organisms])
-        for key, one in (("plain", None), ("ablated", Ablate(VECTOR))):
-            piece = stages.answers(run, bench, "base", key, one, key)
-            LocalRunner(run, place).make([piece])
-            rows = read_answers(run.artifact(piece.stage) / "answers.parquet")
+        worker = open_worker(config, run.partial)
+        made = Experiment(config, run, LocalRunner(run, worker))
+        made.runner.make(made.stage(OrganismStage).tasks())
+        answers = made.stage(AnswersStage).answers
+        for key, intervention in (("plain", None), ("ablated", Ablate(VECTOR))):
+            task = answers(Condition("base", intervention, key, key))
+            made.runner.make([task])
+            rows = read_answers(run.artifact(task.stage) / "answers.parquet")
             assert (len(rows), set(rows["tokens"]), set(rows["intervention"])) == (4, {3}, {key})
         asked = len(vllm.asked)
-        LocalRunner(run, place).make([stages.answers(run, bench, "base", "plain", None, "plain")])
+        made.runner.make([answers(Condition("base", label="plain"))])
     assert len(vllm.asked) == asked == 8
     assert not vllm.closed
-    place.chat("base")
+    worker.chat("base")
     assert vllm.closed
 
 
