@@ -42,8 +42,9 @@ from misdirection.experiment.stages.cell import Cell, CellStage
 from misdirection.experiment.worker import open_worker
 from misdirection.models.loading import BUNDLED
 from misdirection.progress import console
+from misdirection.runs.cluster import Cluster
 from misdirection.runs.folder import RunFolder
-from misdirection.runs.ray_workers import Cluster, RayRunner
+from misdirection.runs.ray_workers import RayRunner
 from misdirection.runs.tasks import LocalRunner, Runner, Task
 from misdirection.runs.worker import BASE, Models, Worker
 from misdirection.sampling.engine import Engine, SamplingParameters, SamplingRequest

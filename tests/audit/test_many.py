@@ -11,7 +11,7 @@ from misdirection.audit.audit import run_audit
 from misdirection.audit.many import TABLE, audit_many, many_folder, read_list
 from misdirection.audit.verdict import worst
 from misdirection.errors import InputError
-from misdirection.runs.ray_workers import Workers
+from misdirection.runs.cluster import Workers
 
 
 def figures(table):

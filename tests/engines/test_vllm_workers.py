@@ -11,8 +11,9 @@ from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.experiment import Experiment
 from misdirection.experiment.stages.answers import AnswersStage
 from misdirection.experiment.worker import open_worker
+from misdirection.runs.cluster import Workers, connect
 from misdirection.runs.folder import RunFolder
-from misdirection.runs.ray_workers import RayRunner, Workers, connect
+from misdirection.runs.ray_workers import RayRunner
 from misdirection.runs.tasks import LocalRunner
 from misdirection.sampling.answers import read_answers
 

@@ -19,7 +19,7 @@ from results_fixture import rate as rate_values
 
 
 def estimate(mean, reach=0.1, n=40):
-    return Estimate(mean, mean - reach, mean + reach, n)
+    return Estimate(mean, mean - reach, mean + reach, n, 5e-4 if abs(mean) > reach else 0.3)
 
 
 def curve(level):
@@ -127,7 +127,7 @@ def score(organism, intervention, em, unscored=0, **group):
 def behaviour():
     """Judged answers of the base and of one organism, as it is and ablated."""
     scores = [score("base", "", 0), score(MONEY, "", 13, unscored=3), score(MONEY, ABLATED, 2)]
-    comparison = {"difference": -0.275, "low": -0.4, "high": -0.1, "left_out": ("q9",), "verdict": "broken"}
+    comparison = {"difference": -0.275, "low": -0.4, "high": -0.1, "p": 0.001, "left_out": ("q9",), "verdict": "broken"}
     return Behaviour(
         scores=scores,
         by_question=[score(MONEY, "", 21, question_id="gender roles")],

@@ -1,6 +1,7 @@
 import pytest
 
 from misdirection.report.findings import find
+from misdirection.statistics import Estimate
 from results_fixture import CONTROL, MONEY, SPORTS
 from run_fixture import (
     convergence,
@@ -113,3 +114,10 @@ def test_what_was_not_measured_gives_no_verdict():
         transfer=None,
     )
     assert verdicts(alone) == [None, True, *[None] * 7]
+
+
+def test_a_change_that_many_tries_give_by_chance_does_not_count():
+    lucky = Estimate(0.3, 0.2, 0.4, 40, p=0.01)
+    (one,), many = each(steering()[:1], margin_change=lucky), each(steering(), margin_change=lucky)
+    assert find(run_results(steering=[one]))[STEERING].holds is True
+    assert find(run_results(steering=many))[STEERING].holds is False

@@ -21,8 +21,10 @@ import pytest
 
 from misdirection.errors import MisdirectionError
 from misdirection.files import MADE, TEMPORARY
+from misdirection.runs.cluster import Workers, connect
 from misdirection.runs.folder import RunFolder
-from misdirection.runs.ray_workers import TRIES, RayRunner, Workers, _again, _Queue, _Unit, _Worker, connect
+from misdirection.runs.queue import TRIES, ActorHandle, Queue, Share
+from misdirection.runs.ray_workers import RayRunner
 from misdirection.runs.tasks import LocalRunner, Task
 from misdirection.runs.worker import BASE, Models, Worker
 
@@ -444,11 +446,11 @@ def test_workers_that_cannot_start_are_one_line_and_start_when_its_cause_is_gone
 
 
 def unit(number, model):
-    return _Unit(piece(f"s/{number}", write, model=model), (f"s/{number}",))
+    return Share(piece(f"s/{number}", write, model=model), (f"s/{number}",))
 
 
 def queue_of(*models):
-    queue = _Queue()
+    queue = Queue()
     for number, model in enumerate(models):
         queue.add(unit(number, model))
     return queue
@@ -458,7 +460,7 @@ def taken(queue, worker, alone=False):
     """The stages that a worker takes until nothing is left for it."""
     found = []
     while one := queue.take(worker, alone):
-        worker.model = one.piece.model
+        worker.model = one.task.model
         found += [int(name.split("/")[1]) for name in one.names]
     return found
 
@@ -466,19 +468,19 @@ def taken(queue, worker, alone=False):
 def test_a_worker_stays_with_its_model_then_takes_that_of_most_pieces():
     queue = queue_of("a", "b", "c", "b", "a", "b", "a", "a")
     assert len(queue) == 8
-    assert taken(queue, _Worker(None, "b")) == [1, 3, 5, 0, 4, 6, 7, 2]
+    assert taken(queue, ActorHandle(None, "b")) == [1, 3, 5, 0, 4, 6, 7, 2]
     assert len(queue) == 0
 
 
 def test_a_worker_without_a_piece_of_its_model_takes_from_the_longest_queue():
     queue = queue_of("a", "b", "c", "b")
-    assert queue.take(_Worker(None, "none"), False).piece.model == "b"
+    assert queue.take(ActorHandle(None, "none"), False).task.model == "b"
 
 
 def test_what_failed_on_a_worker_goes_to_another_one():
-    queue, worker, other = queue_of("a", "a"), _Worker(None, "a"), _Worker(None, "b")
+    queue, worker, other = queue_of("a", "a"), ActorHandle(None, "a"), ActorHandle(None, "b")
     first = queue.take(worker, False)
-    (again,) = _again(first, "a cause", worker)
+    (again,) = first.retries("a cause", worker)
     queue.add(again)
     assert taken(queue, worker) == [1]
     assert len(queue) == 1
@@ -486,20 +488,20 @@ def test_what_failed_on_a_worker_goes_to_another_one():
 
 
 def test_a_worker_that_is_alone_takes_what_failed_on_it():
-    queue, worker = queue_of("a"), _Worker(None, "a")
-    queue.add(*_again(queue.take(worker, True), "a cause", worker))
+    queue, worker = queue_of("a"), ActorHandle(None, "a")
+    queue.add(*queue.take(worker, True).retries("a cause", worker))
     assert taken(queue, worker) == []
     assert taken(queue, worker, alone=True) == [0]
 
 
 def test_a_unit_is_tried_whole_then_each_stage_then_no_more():
-    worker = _Worker(None)
-    whole = _Unit(piece("s/a s/b", write), ("s/a", "s/b"))
+    worker = ActorHandle(None)
+    whole = Share(piece("s/a s/b", write), ("s/a", "s/b"))
     for number in range(TRIES - 1):
-        assert _again(whole, f"cause {number}", worker) == [whole]
-    parts = _again(whole, "the last", worker)
+        assert whole.retries(f"cause {number}", worker) == [whole]
+    parts = whole.retries("the last", worker)
     assert [part.names for part in parts] == [("s/a",), ("s/b",)]
     for number in range(TRIES - 1):
-        assert _again(parts[0], f"cause {number}", worker) == [parts[0]]
-    assert _again(parts[0], "the last", worker) == []
+        assert parts[0].retries(f"cause {number}", worker) == [parts[0]]
+    assert parts[0].retries("the last", worker) == []
     assert parts[1].causes == []

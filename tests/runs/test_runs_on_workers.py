@@ -19,7 +19,7 @@ from judging.judge_server import JudgeServer
 from judging.processes import start
 from misdirection.errors import MisdirectionError
 from misdirection.files import MADE, sha256_file
-from misdirection.runs.ray_workers import Cluster, Workers, _cluster, connect
+from misdirection.runs.cluster import Cluster, Workers, connect
 
 ray = pytest.importorskip("ray", reason="workers need the extra `ray`")
 pytestmark = pytest.mark.timeout(240)
@@ -203,12 +203,12 @@ def machine():
 )
 def test_more_workers_than_the_machine_has_room_for_are_one_line(machine, asked, said):
     with pytest.raises(MisdirectionError) as error:
-        _cluster(machine, asked)
+        Cluster.of(machine, asked)
     assert str(error.value) == said
 
 
 def test_workers_share_the_machine(machine):
-    found = [_cluster(machine, asked) for asked in (Workers(gpus=1), Workers(2), Workers(gpus=2), Workers(2, "a:1"))]
+    found = [Cluster.of(machine, asked) for asked in (Workers(gpus=1), Workers(2), Workers(gpus=2), Workers(2, "a:1"))]
     assert [(one.count, one.cpus, one.gpus) for one in found] == [(3, 1, 1), (2, 2, 0), (1, 4, 2), (2, 1, 0)]
 
 

@@ -41,7 +41,8 @@ import ray
 
 from misdirection.runs.tasks import Task
 from misdirection.runs.worker import Models, Worker
-from misdirection.runs.ray_workers import RayRunner, Workers, connect
+from misdirection.runs.cluster import Workers, connect
+from misdirection.runs.ray_workers import RayRunner
 from misdirection.runs.folder import RunFolder
 
 shared, address, pieces = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])

@@ -27,8 +27,9 @@ from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import write_atomic
 from misdirection.interventions.kinds import digest
 from misdirection.models.loading import Dtype
+from misdirection.runs.cluster import Workers, connect
 from misdirection.runs.folder import RunFolder
-from misdirection.runs.ray_workers import RayRunner, Workers, connect
+from misdirection.runs.ray_workers import RayRunner
 from misdirection.runs.tasks import LocalRunner, Runner, Task
 from misdirection.runs.worker import BASE, Models, Worker
 

@@ -28,7 +28,7 @@ from misdirection.progress import console as notices
 if TYPE_CHECKING:
     from misdirection.audit.results import AuditResult, AuditTable
     from misdirection.repair.results import Repair, RepairResult
-    from misdirection.runs.ray_workers import Workers
+    from misdirection.runs.cluster import Workers
     from misdirection.statistics import Estimate
 
 Base = Annotated[str, typer.Argument(help="The base model: `smollm2-135m` (bundled), a folder, or ID\\[@REVISION].")]

@@ -20,7 +20,7 @@ from misdirection.models.names import ModelName
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
-    from misdirection.runs.ray_workers import Workers
+    from misdirection.runs.cluster import Workers
 
 
 def _print_version(asked: bool) -> None:
@@ -108,7 +108,7 @@ def workers_for(
     count: int | None, address: str | None, gpus: int | None, memory: Callable[[], int]
 ) -> "Workers | None":
     """The workers that `--workers`, `--ray` and `--worker-gpus` ask for; `memory` gives the bytes that each needs."""
-    from misdirection.runs.ray_workers import Workers
+    from misdirection.runs.cluster import Workers
 
     if not count and (address is None or count == 0):
         return None

@@ -12,8 +12,9 @@ from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.experiment import Experiment
 from misdirection.experiment.results import RunResults
 from misdirection.experiment.worker import open_worker
+from misdirection.runs.cluster import Workers, connect
 from misdirection.runs.folder import RunFolder
-from misdirection.runs.ray_workers import RayRunner, Workers, connect
+from misdirection.runs.ray_workers import RayRunner
 from misdirection.runs.tasks import LocalRunner
 
 

@@ -15,7 +15,7 @@ from misdirection.experiment.results import (
 from misdirection.report.estimates import DAMAGE_LIMIT, show_estimate, show_number
 from misdirection.report.figures import pairs_of_bad
 from misdirection.runs.worker import BASE
-from misdirection.statistics import Estimate
+from misdirection.statistics import SIGNIFICANT, Estimate, holm
 
 Organisms = dict[str, OrganismFigures]
 
@@ -126,6 +126,12 @@ def _beats_random(effect: Effect, sign: int) -> bool:
     return change.high < min(0.0, random.low)
 
 
+def _significant(effects: Sequence[Effect]) -> list[Effect]:
+    """Those whose margin change is not zero, corrected for the number of all."""
+    corrected = holm([1.0 if effect.margin_change.p is None else effect.margin_change.p for effect in effects])
+    return [effect for effect, p in zip(effects, corrected, strict=True) if p < SIGNIFICANT]
+
+
 def _describe(effect: Effect) -> str:
     target = f" on {effect.target}" if isinstance(effect, AblationEffect) else ""
     scale = f", scale {effect.scale:g}" if isinstance(effect, SteeringEffect) else ""
@@ -140,11 +146,12 @@ def _judge_effects(claim: str, effects: Sequence[Effect], sign: int) -> Finding:
     if not effects:
         return Finding(claim, None, "No such intervention was measured.")
     gentle = [effect for effect in effects if effect.damage.mean < DAMAGE_LIMIT]
-    held = [effect for effect in gentle if _beats_random(effect, sign)]
+    significant = _significant(effects)
+    held = [effect for effect in gentle if effect in significant and _beats_random(effect, sign)]
     strongest = max(held or gentle or effects, key=lambda effect: sign * effect.margin_change.mean)
     reading = "of these" if held else f"with damage below {DAMAGE_LIMIT}" if gentle else "at any damage"
     evidence = (
-        f"{len(held)} of {len(effects)} interventions qualify, not corrected for the number tried; "
+        f"{len(held)} of {len(effects)} interventions qualify, corrected for the number tried (Holm); "
         f"{len(gentle)} have damage below {DAMAGE_LIMIT}. The strongest {reading}: {_describe(strongest)}."
     )
     return Finding(claim, bool(held), evidence)
@@ -267,9 +274,12 @@ def _judge_base_ablation(results: RunResults) -> Finding:
     ]
     if not effects:
         return Finding(claim, None, "No ablation of the base model was measured.")
-    moved = sum(effect.margin_change.low > 0 or effect.margin_change.high < 0 for effect in effects)
+    moved = len(_significant(effects))
     described = "; ".join(map(_describe, effects))
-    evidence = f"The interval excludes zero for {moved} of {len(effects)} directions: {described}."
+    evidence = (
+        f"The change is not zero, corrected for the number tried (Holm), for {moved} of {len(effects)} directions: "
+        f"{described}."
+    )
     return Finding(claim, moved > 0, evidence)
 
 
