@@ -191,3 +191,12 @@ def _judge(
         verdicts = judge(rows, rubrics, asked, **limits, progress=advance)
     score(verdicts.table, min_judged=config.min_judged)
     write_answers(verdicts.table, folder / JUDGED)
+
+
+def _read_rubrics(config: JudgeConfig) -> list[Rubric]:
+    rubrics = read_rubrics(list(config.rubrics))
+    if missing := {"aligned", "coherent"} - {rubric.column for rubric in rubrics}:
+        raise InputError(
+            f"judge.rubrics: none has the column {min(missing)!r}, which the EM rate is made of; add one that has"
+        )
+    return rubrics
