@@ -16,7 +16,7 @@ from misdirection.errors import InputError
 from misdirection.interventions.kinds import Intervention, described
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.judge import judge, judging_cost
-from misdirection.judging.rubrics import Rubric
+from misdirection.judging.rubrics import Rubric, read_rubrics
 from misdirection.judging.scoring import score
 from misdirection.models.loading import ChatModel
 from misdirection.progress import track
