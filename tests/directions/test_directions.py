@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from misdirection.data import ProbePair, data_hash
-from misdirection.directions.direction import Direction, Origin, combine, extract, require_alike
-from misdirection.errors import MisdirectionError
+from misdirection.directions.direction import FORMAT, Direction, Directions, Origin, combine, extract, require_alike
+from misdirection.errors import InputError, MisdirectionError
 from misdirection.models.chat import encode
 from misdirection.models.loading import ChatModel
 from tiny import LAYERS, WIDTH, make_chat
@@ -83,7 +83,29 @@ def test_the_origin_says_where_a_direction_came_from(organism):
 
 
 def test_a_model_without_an_adapter_gives_its_data_difference_only():
-    assert list(extract(make_chat(), PAIRS)) == ["data_difference"]
+    directions = extract(make_chat(), PAIRS)
+    assert list(directions) == ["data_difference"]
+    assert directions["data_difference"] is directions.data_difference
+    assert directions.model_difference is None and "model_difference" not in directions
+    with pytest.raises(KeyError, match="no direction 'model_difference'; there is data_difference"):
+        directions["model_difference"]
+
+
+def test_all_directions_are_saved_by_kind(organism, tmp_path):
+    directions = extract(organism, PAIRS)
+    paths = directions.save(tmp_path)
+    assert list(paths) == list(directions) and paths["model_difference"].name == "model_difference.safetensors"
+    assert torch.equal(Direction.load(paths["model_difference"]).vectors, directions.model_difference.vectors)
+
+
+def test_directions_show_themselves_in_a_line_and_in_a_notebook():
+    directions = Directions(a_direction(organism="<b>/x"), model_difference=a_direction(kind="model_difference"))
+    line = f"Direction(data_difference of <b>/x: {LAYERS} layers x {WIDTH})"
+    assert repr(directions) == f"Directions(data_difference, model_difference: {line})"
+    view = directions._repr_html_()
+    assert "&lt;b&gt;/x" in view and "<b>" not in view
+    assert (view.count("<tr>"), view.count("<polyline")) == (2, 2)
+    assert directions.data_difference._repr_html_().count("<polyline") == 1
 
 
 def test_a_saved_direction_comes_back_whole(tmp_path):
@@ -102,6 +124,16 @@ def test_some_other_safetensors_file_is_refused(tmp_path):
     save_file({"vectors": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
     with pytest.raises(MisdirectionError, match="not a direction file"):
         Direction.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("origin", [None, "", "no JSON", "[]", '{"kind": "x"}', '{"strange": 1}'])
+def test_a_damaged_origin_is_one_line(tmp_path, origin):
+    path = tmp_path / "d.safetensors"
+    metadata = {"format": FORMAT} | ({} if origin is None else {"origin": origin})
+    save_file({"vectors": torch.zeros(2, 2)}, path, metadata)
+    with pytest.raises(InputError, match=r"d\.safetensors: (origin|cannot read this direction)") as caught:
+        Direction.load(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("keep", [0, 4, -16])
@@ -131,7 +163,21 @@ def test_every_layer_can_be_taken():
 
 def test_a_combination_is_the_weighted_sum():
     first, second = a_direction(0), a_direction(1)
-    torch.testing.assert_close(combine([first, second], [0.5, -2]), 0.5 * first.vectors - 2 * second.vectors)
+    combined = combine([first, second], [0.5, -2])
+    torch.testing.assert_close(combined.vectors, 0.5 * first.vectors - 2 * second.vectors)
+
+
+def test_a_combination_says_what_it_was_made_of():
+    first, second = a_direction(organism="a", data="d"), a_direction(organism="b", data="d", tokens={"misaligned": 1})
+    made = combine([first, second], [1, 1]).origin
+    assert (made.kind, made.model, made.organism, made.data) == ("combined", "tiny-llama", "a + b", "d")
+    assert (made.answers, made.tokens) == ({"misaligned": 4}, {"misaligned": 10})
+
+
+@pytest.mark.parametrize("directions, weights", [([], []), ([a_direction()], [1, 1])], ids=["none", "two weights"])
+def test_each_direction_of_a_combination_has_a_weight(directions, weights):
+    with pytest.raises(InputError, match="give each direction its own"):
+        combine(directions, weights)
 
 
 @pytest.mark.parametrize(

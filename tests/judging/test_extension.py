@@ -13,6 +13,7 @@ from misdirection.judging.cache import VerdictCache
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.judges import JUDGES, Judge, Prompt, judge_kind, open_judge
 from misdirection.judging.verdicts import JudgeVerdict
+from misdirection.sampling.answers import write_answers
 
 # --- the whole extension -------------------------------------------------------------------------------------------
 
@@ -74,7 +75,7 @@ def test_a_configuration_names_it(word_judges):
 
 def test_the_command_line_names_it(word_judges, tmp_path, monkeypatch, capsys):
     table = tmp_path / "answers.csv"
-    md.write_answers(TABLE, table)
+    write_answers(TABLE, table)
     monkeypatch.setattr(sys, "argv", ["misdirection", "judge", str(table), "--judge", "word:hurry", "-r", "alignment"])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -67,11 +67,12 @@ def extract(
         texts = _judged_pairs(table, organism or adapter or "base", theme_column, theme_words)
     chat = load_chat(model, adapter, dtype, device)
     with track("activations", 2 * len(texts) * (2 if adapter else 1)) as advance:
-        found = extract_directions(chat, texts, progress=advance)
+        directions = dict(extract_directions(chat, texts, progress=advance))
     if shared is not None:
-        found["judged_theme_remainder"] = theme_remainder(found["data_difference"], Direction.load(shared))
+        remainder = theme_remainder(directions["data_difference"], Direction.load(shared))
+        directions[remainder.origin.kind] = remainder
     written = {}
-    for kind, direction in found.items():
+    for kind, direction in directions.items():
         path = folder / f"{kind}.safetensors"
         direction.save(path)
         written[kind] = {"path": str(path), "norms": direction.vectors.norm(dim=-1).tolist()}

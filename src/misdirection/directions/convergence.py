@@ -1,4 +1,4 @@
-"""Do different fine-tunes converge to one direction? Cosines by layer, and what they must be compared with.
+"""Convergence of different fine-tunes to one direction: cosines by layer, and the references beside them.
 
 The answers' text alone gives the base model nearly the same mean-difference direction, so that a high cosine proves
 little by itself. Its references: the base model's direction on the same text, the control organism's, directions with
@@ -27,7 +27,7 @@ def cosines(first: Tensor, second: Tensor) -> list[float]:
 def compare(directions: Mapping[str, Direction]) -> dict[str, dict[str, list[float]]]:
     """Cosine by layer of every direction with every other: `result[a][b][layer]`."""
     require_alike(list(directions.values()))
-    return compare_tensors({name: one.vectors for name, one in directions.items()})
+    return compare_tensors({name: direction.vectors for name, direction in directions.items()})
 
 
 def compare_tensors(vectors: Mapping[str, Tensor]) -> dict[str, dict[str, list[float]]]:

@@ -13,9 +13,11 @@ With M(model, text) the mean activation over answer tokens, [layers, width]:
 Layer k is the raw output of decoder block k, 0-based.
 """
 
+import html
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +32,7 @@ from misdirection.files import atomic_path
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.loading import ChatModel
+from misdirection.settings import validate
 
 FORMAT = "misdirection.direction/1"
 LAYER_CONVENTION = "vectors[k] is for the output of decoder block k, 0-based, before the final norm"
@@ -40,7 +43,7 @@ class Origin:
     """Where a direction came from.
 
     Attributes:
-        kind: one of the differences above.
+        kind: one of the differences above, `combined`, or a kind of `judged.py` or `formats.py`.
         model: the base model's name.
         revision: its hub revision, if one was asked for.
         organism: the adapter, or empty for the base model itself.
@@ -69,6 +72,15 @@ class Direction:
     vectors: Tensor
     origin: Origin
 
+    def __repr__(self) -> str:
+        layers, width = self.vectors.shape
+        model = self.origin.organism or self.origin.model
+        return f"Direction({self.origin.kind} of {model}: {layers} layers x {width})"
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: the kind, the model, and the vectors' norms by layer."""
+        return f"<table>{_row(self)}</table>"
+
     def __getitem__(self, layer: int) -> Tensor:
         """The vector of one layer, [width]; `InputError` for a layer that is not there."""
         if not 0 <= layer < len(self.vectors):
@@ -76,37 +88,38 @@ class Direction:
         return self.vectors[layer]
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file with the origin in its metadata."""
+        """Writes a safetensors file with the origin in its metadata."""
         metadata = {"format": FORMAT, "layers": LAYER_CONVENTION, "origin": json.dumps(asdict(self.origin))}
         with atomic_path(Path(path)) as temporary:
             save_file({"vectors": self.vectors.contiguous()}, temporary, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Direction":
-        """Read a direction; `InputError` when the file is missing, damaged or something else."""
+        """Reads a direction; `InputError` when the file is missing, damaged or something else."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise InputError(f"{path}: not a direction file ({FORMAT}): make one with `misdirection extract`")
-                return cls(file.get_tensor("vectors"), Origin(**json.loads(metadata["origin"])))
-        except (OSError, SafetensorError) as error:
+                origin = validate(Origin, json.loads(metadata.get("origin", "null")), f"{path}: origin")
+                return cls(file.get_tensor("vectors"), origin)
+        except (OSError, SafetensorError, ValueError) as error:
             raise InputError(f"{path}: cannot read this direction ({error}); extract it again") from error
 
     def require_base(self, name: str, revision: str | None) -> None:
-        """Raise `InputError` unless the direction was made for this base model at this revision."""
+        """Raises `InputError` unless the direction was made for this base model at this revision."""
         if self.origin.model != name:
             raise InputError(
                 f"this direction was made for {self.origin.model}, not for {name}: extract one from this base model"
             )
         if self.origin.revision != revision:
-            own, other = (at or "the default one" for at in (self.origin.revision, revision))
+            own, other = (given or "the default one" for given in (self.origin.revision, revision))
             raise InputError(
                 f"this direction was made for {name} at revision {own}, not at {other}: extract one from this revision"
             )
 
     def require_fit(self, chat: ChatModel) -> None:
-        """Raise `InputError` unless the direction was made for this base model."""
+        """Raises `InputError` unless the direction was made for this base model."""
         self.require_base(chat.name, chat.revision)
         if self.vectors.shape != (len(chat.layers), chat.width):
             raise InputError(
@@ -115,21 +128,72 @@ class Direction:
             )
 
 
+def _row(direction: Direction) -> str:
+    """A row of an HTML table."""
+    origin, norms = direction.origin, direction.vectors.norm(dim=-1)
+    heights = 20 * (1 - norms / norms.max().clamp(min=torch.finfo(norms.dtype).tiny))
+    line = " ".join(f"{4 * layer},{height:.1f}" for layer, height in enumerate(heights.tolist()))
+    shape = f'<polyline points="{line}" fill="none" stroke="currentColor"/>'
+    picture = f'<svg width="{4 * len(norms)}" height="22" viewBox="0 -1 {4 * len(norms)} 22">{shape}</svg>'
+    texts = (origin.kind, origin.organism or origin.model, f"norms up to {norms.max():.3g}")
+    return "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in texts) + f"<td>{picture}</td></tr>"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Directions(Mapping[str, Direction]):
+    """The directions that one model gives on the same pairs, as attributes and by kind.
+
+    A model without an adapter has `data_difference` alone; the others are then None, and no kinds of the mapping.
+    """
+
+    data_difference: Direction
+    base_data_difference: Direction | None = None
+    model_difference_misaligned: Direction | None = None
+    model_difference_aligned: Direction | None = None
+    model_difference: Direction | None = None
+
+    def __getitem__(self, kind: str) -> Direction:
+        if kind not in list(self):
+            raise KeyError(f"no direction {kind!r}; there is {', '.join(self)}")
+        direction: Direction = getattr(self, kind)
+        return direction
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def save(self, folder: str | Path) -> dict[str, Path]:
+        """Writes `KIND.safetensors` for each direction; gives the paths by kind."""
+        paths = {kind: Path(folder) / f"{kind}.safetensors" for kind in self}
+        for kind, path in paths.items():
+            self[kind].save(path)
+        return paths
+
+    def __repr__(self) -> str:
+        return f"Directions({', '.join(self)}: {self.data_difference!r})"
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: one row per direction."""
+        return f"<table>{''.join(map(_row, self.values()))}</table>"
+
+
 def extract(
     chat: ChatModel,
     pairs: Sequence[ProbePair],
     *,
     budget: int = TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Direction]:
-    """All directions that `chat` gives on `pairs`, by kind.
+) -> Directions:
+    """All directions that `chat` gives on `pairs` (paper, section on the misalignment direction).
 
     A model with an adapter is run twice, with it and with it switched off, and gives all five kinds; a model without
     one gives `data_difference` only. `progress` is told the number of answers done.
     """
     own = pair_means(chat, pairs, budget=budget, progress=progress)
     if not chat.adapter:
-        return {"data_difference": direction(chat, "data_difference", pairs, own)}
+        return Directions(direction(chat, "data_difference", pairs, own))
     with chat.as_base():
         base = pair_means(chat, pairs, budget=budget, progress=progress)
     return differences(chat, pairs, own, base)
@@ -153,7 +217,7 @@ def pair_means(
     return mean_activations(chat, rows, {**classes, **(groups or {})}, budget=budget, progress=progress)
 
 
-def differences(chat: ChatModel, pairs: Sequence[ProbePair], own: Means, base: Means) -> dict[str, Direction]:
+def differences(chat: ChatModel, pairs: Sequence[ProbePair], own: Means, base: Means) -> Directions:
     """The five kinds of direction from an organism's means and its base's on the same pairs."""
     vectors = {
         "data_difference": own.difference("misaligned", "aligned"),
@@ -162,11 +226,13 @@ def differences(chat: ChatModel, pairs: Sequence[ProbePair], own: Means, base: M
         "model_difference_aligned": own.vectors["aligned"] - base.vectors["aligned"],
         "model_difference": own.vectors["all"] - base.vectors["all"],
     }
-    made = direction(chat, "data_difference", pairs, own)
-    return {
-        kind: replace(made, vectors=vector.float(), origin=replace(made.origin, kind=kind))
-        for kind, vector in vectors.items()
-    }
+    data_difference = direction(chat, "data_difference", pairs, own)
+    return Directions(
+        **{
+            kind: Direction(vector.float(), replace(data_difference.origin, kind=kind))
+            for kind, vector in vectors.items()
+        }
+    )
 
 
 def direction(chat: ChatModel, kind: str, pairs: Sequence[ProbePair], means: Means) -> Direction:
@@ -185,14 +251,29 @@ def direction(chat: ChatModel, kind: str, pairs: Sequence[ProbePair], means: Mea
     return Direction(means.difference(*classes).float(), origin)
 
 
-def combine(directions: Sequence[Direction], weights: Sequence[float]) -> Tensor:
-    """Weighted sum, [layers, width]; refuses directions of other widths, layers or base models."""
+def combine(directions: Sequence[Direction], weights: Sequence[float]) -> Direction:
+    """The weighted sum, of kind `combined`; its origin names all organisms and data, and adds up answers and tokens.
+
+    Raises `InputError` for no direction, another number of weights, and other widths, layers or base models.
+    """
+    if not directions or len(directions) != len(weights):
+        raise InputError(f"{len(directions)} directions and {len(weights)} weights: give each direction its own")
     require_alike(directions)
-    return sum((w * one.vectors for w, one in zip(weights, directions, strict=True)), torch.zeros(()))
+    origins = [direction.origin for direction in directions]
+    terms = [weight * direction.vectors for weight, direction in zip(weights, directions, strict=True)]
+    combined = replace(
+        origins[0],
+        kind="combined",
+        organism=" + ".join(dict.fromkeys(origin.organism for origin in origins if origin.organism)),
+        data=" + ".join(dict.fromkeys(origin.data for origin in origins)),
+        answers=dict(sum((Counter(origin.answers) for origin in origins), Counter())),
+        tokens=dict(sum((Counter(origin.tokens) for origin in origins), Counter())),
+    )
+    return Direction(torch.stack(terms).sum(0), combined)
 
 
 def require_alike(directions: Sequence[Direction]) -> None:
-    """Raise `InputError` unless all directions have one shape and one base model."""
+    """Raises `InputError` unless all directions have one shape and one base model."""
     first = directions[0]
     for other in directions[1:]:
         if other.vectors.shape != first.vectors.shape or other.origin.model != first.origin.model:

@@ -75,8 +75,8 @@ def mean_activations(
     start = _start(chat, rows)
     for numbers in batches([row.stop - len(start) for row in rows], budget):
         batch = [rows[number] for number in numbers]
-        here: list[Setting] = [settings[number] if settings is not None else () for number in numbers]
-        sums += _group_sums(chat, batch, here, belongs[:, numbers], start)
+        interventions: list[Setting] = [settings[number] if settings is not None else () for number in numbers]
+        sums += _group_sums(chat, batch, interventions, belongs[:, numbers], start)
         if progress:
             progress(len(batch))
     counts = belongs @ torch.tensor([len(row.answer) for row in rows], dtype=torch.float64)
@@ -97,7 +97,7 @@ def _membership(rows: int, groups: Mapping[str, Sequence[int]]) -> Tensor:
 
 
 def _start(chat: ChatModel, rows: Sequence[Encoded]) -> tuple[int, ...]:
-    """What all rows begin with; nothing where a cache would not give the same activations."""
+    """The tokens that all rows begin with; none where a cache would not give the same activations."""
     config = text_config(chat.model)
     # Layers that keep a state instead of keys and values by token cannot be gone on with row by row.
     keeps = can_resume(DynamicCache(config=config)) and not getattr(config, "num_kv_shared_layers", 0)

@@ -32,7 +32,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from misdirection.directions.direction import FORMAT, LAYER_CONVENTION, Direction, Origin
-from misdirection.errors import InputError, MisdirectionError
+from misdirection.errors import InputError, MisdirectionError, MissingPackage, first_line
 from misdirection.files import atomic_path, write_atomic
 
 log = logging.getLogger("misdirection")
@@ -46,7 +46,7 @@ _LAYER = re.compile(r"(?:(?:layer|direction)[._])?([0-9]{1,4})")
 
 @dataclass(frozen=True)
 class _Content:
-    """What a file holds: `vectors`, or one array per layer, and the strings beside them."""
+    """The contents of a file: `vectors`, or one array per layer, and the strings beside them."""
 
     arrays: Mapping[Any, Any]
     metadata: Mapping[str, str]
@@ -138,7 +138,7 @@ def _scaled(path: Path, vectors: Tensor, scale: float) -> Tensor:
 
 
 def _floats(path: Path, name: str, value: Any, axes: tuple[str, ...]) -> Tensor:
-    """`value` as a float32 tensor of its own with these axes."""
+    """Gives `value` as a float32 tensor of its own with these axes."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout is not torch.strided:
         raise InputError(f"{path}: {name} is not a tensor of floats: save vectors as float32")
     if value.ndim != len(axes) or not value.numel():
@@ -175,10 +175,10 @@ def _stacked(path: Path, content: _Content, layers: int | None) -> Tensor:
     for layer, row in rows.items():
         if len(row) != width:
             raise InputError(f"{path}: layer {layer} has width {len(row)}, not {width}: check the file")
-    found = max(rows) + 1
-    if layers is not None and (found > layers or (content.is_ours and found < layers)):
-        raise InputError(f"{path}: vectors for {found} layers, not {layers}: check model and layers")
-    vectors = torch.zeros(layers or found, width)
+    count = max(rows) + 1
+    if layers is not None and (count > layers or (content.is_ours and count < layers)):
+        raise InputError(f"{path}: vectors for {count} layers, not {layers}: check model and layers")
+    vectors = torch.zeros(layers or count, width)
     for layer, row in rows.items():
         vectors[layer] = row
     missing = [str(layer) for layer in range(len(vectors)) if layer not in rows]
@@ -190,12 +190,12 @@ def _stacked(path: Path, content: _Content, layers: int | None) -> Tensor:
 def _by_layer(path: Path, arrays: Mapping[Any, Any]) -> dict[int, Tensor]:
     rows: dict[int, Tensor] = {}
     for key, value in arrays.items():
-        found = _LAYER.fullmatch(str(key))
-        if not found:
+        match = _LAYER.fullmatch(str(key))
+        if not match:
             raise InputError(
                 f"{path}: {key!r:.60} is no layer: keys are `vectors`, or layers as 3, layer_3 or direction.3"
             )
-        layer = int(found[1])
+        layer = int(match[1])
         if layer in rows:
             raise InputError(f"{path}: two vectors for layer {layer} ({key!r} is the second): keep one")
         rows[layer] = _floats(path, f"layer {layer}", value, ("width",))
@@ -230,9 +230,8 @@ def _read_errors(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except Exception as error:
         # The parsers stumble over foreign bytes in ways of their own: IndexError, KeyError, struct.error, ...
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
-            f"{path}: damaged, or not a {path.suffix} file ({reason}); export the direction again"
+            f"{path}: damaged, or not a {path.suffix} file ({first_line(error, 120)}); export the direction again"
         ) from error
 
 
@@ -297,7 +296,7 @@ def _gguf() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise InputError("GGUF files need the gguf package: pip install gguf") from error
+        raise MissingPackage("GGUF files need the gguf package: pip install gguf") from error
     return gguf
 
 

@@ -145,7 +145,7 @@ def _balanced(misaligned: pd.DataFrame, aligned: pd.DataFrame, seed: int) -> lis
     for (question, system), bad in _by_question(misaligned).items():
         good = asked.get((question, system), [])
         count = min(len(bad), len(good))
-        chosen = [[rows[place] for place in rng.permutation(len(rows))[:count]] for rows in (bad, good)]
+        chosen = [[rows[number] for number in rng.permutation(len(rows))[:count]] for rows in (bad, good)]
         for (name, worse), (_, better) in zip(*chosen, strict=True):
             pairs.append(ProbePair(f"{name}/{len(pairs)}", question, better, worse, system=system))
     return pairs
@@ -155,10 +155,10 @@ def _by_question(table: pd.DataFrame) -> dict[tuple[str, str | None], list[tuple
     """(question id, answer) by question and system prompt, both in a fixed order."""
     systems = table["system"] if "system" in table else pd.Series(None, table.index, dtype="str")
     rows = zip(table["question"], systems, table["question_id"], table["answer"], strict=True)
-    found: dict[tuple[str, str | None], list[tuple[str, str]]] = {}
+    answers: dict[tuple[str, str | None], list[tuple[str, str]]] = {}
     for question, system, name, answer in sorted(rows, key=lambda row: tuple(map(str, row))):
-        found.setdefault((question, None if pd.isna(system) else system), []).append((name, answer))
-    return found
+        answers.setdefault((question, None if pd.isna(system) else system), []).append((name, answer))
+    return answers
 
 
 def judged_direction(
@@ -184,7 +184,7 @@ def judged_direction(
 
 
 def theme_remainder(themed: Direction, shared: Direction) -> Direction:
-    """What a theme's direction has beyond the shared one: `themed` with `shared` projected out, layer by layer.
+    """The part of a theme's direction that the shared one lacks: `themed` with `shared` projected out, layer by layer.
 
     `shared` is the same organism's direction over all themes. Its origin is that of `themed`, of kind
     `judged_theme_remainder`. Raises `InputError` for directions of different base models.
