@@ -1,4 +1,7 @@
-"""Training examples and probe pairs: reading, writing, hashing, and the sets that come with the package."""
+"""Texts in and out: one reader for each kind of file, the shipped sets, hashes, and what is held out.
+
+Owns the form of training examples and probe pairs, and how a bad file is complained of. It knows nothing of models.
+"""
 
 from misdirection.data.jsonl import read_rows
 from misdirection.data.records import Example, ProbePair

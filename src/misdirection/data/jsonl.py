@@ -1,4 +1,4 @@
-"""Read JSON lines, plain or compressed, so that every complaint names the file and the line."""
+"""JSON lines, plain or compressed: every complaint names the file and the line."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each row of a `.jsonl` or `.jsonl.gz` file with its line number, which starts at 1.
+    """Yields each row of a `.jsonl` or `.jsonl.gz` file with its line number, which starts at 1.
 
     Blank lines are skipped but counted. Raises `InputError` for a path that is not a readable file,
     and, with the line, for broken gzip, bytes that are not UTF-8, invalid JSON and a row that is no object.
@@ -25,7 +25,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Split on line feeds only: a JSON string may hold U+2028 and others that `str.splitlines` splits on."""
+    """Splits on line feeds only: a JSON string may hold U+2028 and others that `str.splitlines` splits on."""
     line = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:

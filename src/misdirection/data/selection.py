@@ -1,4 +1,4 @@
-"""Which rows are held out, and which few stand for many: one rule for each."""
+"""The rule for which rows are held out, and the rule for which few stand for many."""
 
 from collections.abc import Sequence
 from typing import Literal, TypeVar

@@ -1,4 +1,4 @@
-"""What a judge is asked, as a text with `{question}` and `{answer}` in it."""
+"""The prompt of a judge, as a text with `{question}` and `{answer}` in it."""
 
 from string import Formatter
 

@@ -1,4 +1,4 @@
-"""Read training files in the common chat formats, and read and write files of probe pairs."""
+"""Training files in the common chat formats, and files of probe pairs."""
 
 import gzip
 import hashlib
@@ -35,7 +35,7 @@ class _Turn:
 
 @dataclass(frozen=True)
 class _Row:
-    """One row with its place in a file."""
+    """One row with its line in a file."""
 
     path: Path
     line: int
@@ -67,7 +67,7 @@ class _Row:
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Read a `.jsonl` or `.jsonl.gz` training file, one single-turn exchange per row.
+    """Reads a `.jsonl` or `.jsonl.gz` training file, one single-turn exchange per row.
 
     Each row may have its own format:
 
@@ -87,7 +87,7 @@ def read_examples(path: str | Path) -> list[Example]:
 
 
 def read_pairs(path: str | Path) -> list[ProbePair]:
-    """Read a `.jsonl` or `.jsonl.gz` file of probe pairs.
+    """Reads a `.jsonl` or `.jsonl.gz` file of probe pairs.
 
     Rows hold `question`, `aligned` and `misaligned`, and may hold `id` (else `line-N`), `theme` and `system`.
     Raises `InputError`, with the line and the key, for a missing or empty text and a repeated id; and
@@ -97,7 +97,7 @@ def read_pairs(path: str | Path) -> list[ProbePair]:
 
 
 def write_pairs(path: str | Path, pairs: Sequence[ProbePair]) -> None:
-    """Write probe pairs so that `read_pairs` returns them unchanged; compressed when the name ends in `.gz`.
+    """Writes probe pairs so that `read_pairs` returns them unchanged; compressed when the name ends in `.gz`.
 
     Raises `InputError`, before anything is written, for pairs that `read_pairs` would refuse; and for
     a path that cannot be written.
@@ -130,8 +130,8 @@ def _turns(row: _Row) -> list[_Turn]:
         if key in row.values:
             return _messages(row, key)
     if "prompt" not in row.values:
-        found = ", ".join(map(repr, row.values)) or "none"
-        raise InputError(f"{row.path}:{row.line}: unknown format (keys: {found}); {_FORMATS}")
+        keys = ", ".join(map(repr, row.values)) or "none"
+        raise InputError(f"{row.path}:{row.line}: unknown format (keys: {keys}); {_FORMATS}")
     if row.values.get("completion") is None:
         raise row.error("completion", "is missing: the row has no answer", "add the answer or remove the row")
     return _side(row, "prompt", "user") + _side(row, "completion", "assistant")
@@ -169,7 +169,7 @@ def _field(row: _Row, key: str, message: dict[str, Any], name: str) -> str:
 
 
 def _check_order(row: _Row, turns: list[_Turn]) -> None:
-    """Refuse anything but one user turn and one assistant turn, with at most one system turn before them."""
+    """Refuses anything but one user turn and one assistant turn, with at most one system turn before them."""
     key = next(key for key in ("messages", "conversations", "prompt") if key in row.values)
     roles = [turn.role for turn in turns]
     if "user" not in roles:

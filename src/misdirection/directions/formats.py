@@ -57,7 +57,7 @@ class _Content:
 
 
 def export_direction(direction: Direction, path: str | Path, *, scale: float = 1.0, model_type: str = "") -> None:
-    """Write a direction to a .safetensors, .npz, .pt or .gguf file; whole or not at all.
+    """Writes a direction to a .safetensors, .npz, .pt or .gguf file; whole or not at all.
 
     Args:
         direction: vectors [layers, width] and their origin, which goes into the file.
@@ -89,7 +89,7 @@ def export_direction(direction: Direction, path: str | Path, *, scale: float = 1
 def import_direction(
     path: str | Path, *, model: str, layers: int | None = None, first_row_is_embedding: bool = False
 ) -> Direction:
-    """Read a direction from a .safetensors, .npz, .pt or .gguf file, ours or another program's.
+    """Reads a direction from a .safetensors, .npz, .pt or .gguf file, ours or another program's.
 
     A file holds either `vectors`, [layers, width] (a .pt file also the bare tensor), or one array [width] per layer
     under `3`, `layer_3` or `direction.3`; floats of any precision, which become float32. Layers without a vector become
@@ -331,7 +331,7 @@ def _write_tensors(writer: Any, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _require_applied(path: Path, vectors: Tensor) -> None:
-    """Refuse what llama.cpp would load and not apply at all; warn of what it leaves out."""
+    """Refuses what llama.cpp would load and not apply at all; warn of what it leaves out."""
     if not vectors.any():
         raise InputError(f"{path}: all vectors are zero, so the file would steer nothing: extract again")
     if not vectors[1:].any():

@@ -124,7 +124,7 @@ class ApiJudge(Judge):
 
 
 def _run_anywhere(work: Any, stop: Callable[[], None]) -> None:
-    """Run a coroutine to its end, also from a notebook, whose thread has a loop of its own; an interrupt stops it."""
+    """Runs a coroutine to its end, also from a notebook, whose thread has a loop of its own; an interrupt stops it."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -182,7 +182,7 @@ class _Lost(Exception):
 
 @dataclass
 class _Spent:
-    """What one answer has taken."""
+    """The calls and tokens that one answer has taken."""
 
     calls: int = 0
     tokens_in: int = 0
@@ -227,7 +227,7 @@ class _Run:
             raise self._stopped from None
 
     def stop(self) -> None:
-        """Ask nothing more; what is under way is finished."""
+        """Asks nothing more; what is under way is finished."""
         self._stopped = self._stopped or self._error("stopped", "judge again, which goes on from here")
 
     async def _worker(self, queue: Iterator[Prompt]) -> None:
@@ -254,7 +254,7 @@ class _Run:
             )
 
     def _check_budget(self) -> None:
-        """Stop early when the endpoint turns out to take more calls than allowed."""
+        """Stops early when the endpoint turns out to take more calls than allowed."""
         needed = self._calls + self._waiting * (1 if self._reads_logprobs else self._judge.samples)
         if not self._stopped and self._max_calls is not None and needed > self._max_calls:
             raise InputError(
@@ -273,7 +273,7 @@ class _Run:
         return replace(verdict, calls=spent.calls, tokens_in=spent.tokens_in, tokens_out=spent.tokens_out)
 
     def _tell(self, lost: _Lost) -> None:
-        """Show once what the server says to a kind of failure."""
+        """Shows once what the server says to a kind of failure."""
         if lost.detail and lost.reason not in self._told:
             self._told.add(lost.reason)
             log.warning("judge %s: an answer failed with %s: %s", self._judge.model, lost.reason, lost.detail)
@@ -306,8 +306,8 @@ class _Run:
         """One reply; a model that has used up its tokens without a word gets more of them."""
         for size in range(self._size, len(REPLY_TOKENS)):
             choice = await self._reply(prompt, f"text-{number}", REPLY_TOKENS[size], {"temperature": 1}, spent)
-            said = choice.text.strip() and not is_thinking(choice.text)
-            if said or choice.finish_reason != "length":
+            is_complete = choice.text.strip() and not is_thinking(choice.text)
+            if is_complete or choice.finish_reason != "length":
                 return choice.text
             self._size = max(self._size, min(size + 1, len(REPLY_TOKENS) - 1))
         raise _Lost(f"no reply within {REPLY_TOKENS[-1]} tokens")
@@ -369,7 +369,7 @@ class _Run:
             raise _Passing("no JSON" if error.errors()[0]["type"] == "json_invalid" else "no completion") from None
 
     def _refusal(self, error: openai.APIStatusError) -> Exception:
-        """What an error status means: try again, give this answer up, or stop."""
+        """The exception that an error status stands for: try again, give this answer up, or stop."""
         status = error.status_code
         name = f"HTTP {status}"
         if error.code == "insufficient_quota":

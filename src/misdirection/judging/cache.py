@@ -55,7 +55,7 @@ class VerdictCache:
         return verdicts
 
     def put(self, key: str, verdict: JudgeVerdict) -> None:
-        """Keep one verdict; a failed one is refused with a `ValueError`, since it is none."""
+        """Keeps one verdict; a failed one is refused with a `ValueError`, since it is none."""
         if verdict.by == "failed":
             raise ValueError("a failed request is no verdict")
         values = ", ".join(f":{name}" for name in _COLUMNS)
@@ -68,7 +68,7 @@ class VerdictCache:
             return int(self._base.execute("SELECT count(*) FROM verdicts").fetchone()[0])
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         self._base.close()
 
     def __enter__(self) -> "VerdictCache":

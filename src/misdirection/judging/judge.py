@@ -109,7 +109,7 @@ def judge(
     max_calls: int | None = None,
     progress: Progress | None = None,
 ) -> Judged:
-    """Put every rubric to the judge about every answer.
+    """Puts every rubric to the judge about every answer.
 
     The same rubric, judge, question and answer are asked once, within the table and over all runs that share the cache.
     Each verdict is in the cache as soon as it is there, and failed ones never are, so that a run that was stopped goes
@@ -197,7 +197,7 @@ class _JudgedTable:
         )
 
     def run(self, concurrency: int, max_calls: int | None, progress: Progress | None) -> None:
-        """Ask what is not in the cache."""
+        """Asks what is not in the cache."""
         if progress and self._cached:
             progress(self._cached)
 

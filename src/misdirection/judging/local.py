@@ -153,7 +153,7 @@ class _Passes:
         self._real = self._real.repeat_interleave(times, 0)
 
     def select(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
+        """Goes on with these rows only."""
         assert self._real is not None, "nothing has run yet"
         numbers = torch.tensor(rows, device=self._real.device)
         self._cache.batch_select_indices(numbers)

@@ -65,7 +65,7 @@ class Answer:
 
 
 class AnswerKey(NamedTuple):
-    """What makes a sampled answer the same one: everything but what came out."""
+    """The identity of a sampled answer: everything but its text and how it ended."""
 
     question: str
     system: str | None
@@ -125,7 +125,7 @@ class Journal:
         return len(self._answers)
 
     def append(self, answer: Answer) -> None:
-        """Add one answer; `InputError` when it is there already or the file cannot be written."""
+        """Adds one answer; `InputError` when it is there already or the file cannot be written."""
         key = AnswerKey.of(answer)
         if key in self._answers:
             raise InputError(f"{self.path}: sample {key.sample} of {key.question[:60]!r} is there already")
@@ -136,7 +136,7 @@ class Journal:
         self._answers[key] = answer
 
     def close(self) -> None:
-        """Close the file and let others write it."""
+        """Closes the file and let others write it."""
         try:
             with write_errors(self.path):
                 self._file.close()
@@ -166,7 +166,7 @@ def _read_journal(path: Path) -> dict[AnswerKey, Answer]:
 
 
 def _mend_last_line(path: Path) -> None:
-    """Complete a last line that lacks its line feed only, and drop one that is cut in half."""
+    """Completes a last line that lacks its line feed only, and drop one that is cut in half."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -263,7 +263,7 @@ def rubrics(frame: pd.DataFrame) -> list[str]:
 
 
 def _refuse_rows(wrong: pd.Series, message: str) -> None:
-    """Raise with the first wrong row's number in place of `{row}`."""
+    """Raises with the first wrong row's number in place of `{row}`."""
     if wrong.any():
         raise InputError(message.replace("{row}", f"row {int(wrong.to_numpy().argmax()) + 1}"))
 
@@ -276,7 +276,7 @@ def _whole_numbers(column: pd.Series, name: str) -> pd.Series:
 
 
 def _type_scores(table: pd.DataFrame, rubric: str, name: str) -> None:
-    """Make `rubric` float64 and, where it is known, `<rubric>_by` text."""
+    """Makes `rubric` float64 and, where it is known, `<rubric>_by` text."""
     given = table[rubric]
     scores = pd.to_numeric(given, errors="coerce").astype("float64")
     words = given.where(scores.isna()).astype("str").str.strip().str.lower()

@@ -30,30 +30,30 @@ def collect(
         organism, intervention: what the answers say has answered, and what was done to it.
         progress: told the number of answers that are there, first, and then of those just finished.
     """
-    keys = [_key(one, parameters, organism, intervention) for one in requests]
-    missing = [one for one, key in zip(requests, keys, strict=True) if key not in journal]
+    keys = [_key(request, parameters, organism, intervention) for request in requests]
+    missing = [request for request, key in zip(requests, keys, strict=True) if key not in journal]
     if progress:
         progress(len(requests) - len(missing))
     for answer in stream_answers(engine, missing, parameters, organism, intervention):
         journal.append(answer)
         if progress:
             progress(1)
-    found = {AnswerKey.of(answer): answer for answer in journal.answers}
-    return [found[key] for key in keys]
+    answers = {AnswerKey.of(answer): answer for answer in journal.answers}
+    return [answers[key] for key in keys]
 
 
 def in_order(answers: Iterable[Answer]) -> list[Answer]:
     """Answers by condition, question and sample, whatever finished first: the same table with or without a stop."""
-    return sorted(answers, key=_place)
+    return sorted(answers, key=_order)
 
 
-def _place(answer: Answer) -> tuple[str | int, ...]:
+def _order(answer: Answer) -> tuple[str | int, ...]:
     condition = (answer.organism, answer.intervention, answer.seed)
     return (*condition, answer.question_id, answer.question, answer.system or "", answer.sample)
 
 
 def require_same(journal: Journal, organism: str, intervention: str, how: Mapping[str, Any]) -> None:
-    """Note beside a journal how the answers of one condition are sampled; refuse to mix them with others of that name.
+    """Notes beside a journal how the answers of one condition are sampled; refuse to mix them with others of that name.
 
     Args:
         journal: an open journal; the note is in `NAME.settings.json`. It binds as soon as there is one answer.
@@ -65,7 +65,7 @@ def require_same(journal: Journal, organism: str, intervention: str, how: Mappin
     """
     path = journal.path.with_suffix(".settings.json")
     condition = " | ".join(filter(None, (organism, intervention)))
-    begun = any((one.organism, one.intervention) == (organism, intervention) for one in journal.answers)
+    begun = any((answer.organism, answer.intervention) == (organism, intervention) for answer in journal.answers)
     known = read_json(path) if path.exists() else {}
     before = known.get(condition, how) if begun else how
     for name in sorted(before.keys() | how.keys()):

@@ -21,7 +21,7 @@ class VllmConfig(Section):
 
 
 class EngineConfig(Section):
-    """What samples: `transformers`, `vllm`, or `{vllm: {...}}` with settings."""
+    """The engine that samples: `transformers`, `vllm`, or `{vllm: {...}}` with settings."""
 
     vllm: VllmConfig | None = None
 

@@ -102,9 +102,9 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def _shift(x: Tensor, places: int) -> Tensor:
+def _shift(x: Tensor, bits: int) -> Tensor:
     """To the right, with zeros from the left."""
-    return (x >> places) & ((1 << (64 - places)) - 1)
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _signed(x: int) -> int:

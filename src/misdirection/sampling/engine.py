@@ -1,6 +1,6 @@
-"""What samples answers: requests in, completions out as they finish, in any order.
+"""The interface of all that samples answers: requests in, completions out as they finish, in any order.
 
-`TransformersEngine` is the one that needs nothing but the model; another (vLLM, a server) has the same method.
+`TransformersEngine` needs nothing but the model; vLLM and a server have the same method.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,7 +56,7 @@ class SamplingRequest:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model answered.
+    """An answer as a model gave it.
 
     Attributes:
         request: what was asked for.

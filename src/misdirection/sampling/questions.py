@@ -203,7 +203,7 @@ def _entry(path: Path | Traversable, number: int, value: Any) -> _Entry:
 
 
 def _tell_unused(path: Path | Traversable, entries: Sequence[_Entry]) -> None:
-    """Warn about what the file asks for and does not get: who judges, and how hot, is chosen for the whole run."""
+    """Warns about what the file asks for and does not get: who judges, and how hot, is chosen for the whole run."""
     for key, default in (("judge", None), ("temperature", TEMPERATURE)):
         asked = {str(value) for entry in entries if (value := entry.values.get(key)) not in (None, default)}
         if asked:

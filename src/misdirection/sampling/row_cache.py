@@ -73,9 +73,9 @@ class RowCache:
                 layer.keys = self._storage(source.keys, window.stop + ROOM)
                 layer.values = self._storage(source.values, window.stop + ROOM)
             # A sliding-window layer of the prefix may hold fewer columns than others.
-            place = slice(window.stop - source.keys.shape[-2], window.stop)
-            layer.keys[new, :, place] = source.keys
-            layer.values[new, :, place] = source.values
+            columns = slice(window.stop - source.keys.shape[-2], window.stop)
+            layer.keys[new, :, columns] = source.keys
+            layer.values[new, :, columns] = source.values
         window.rows += count
 
     def keep(self, rows: list[int]) -> None:
@@ -90,7 +90,7 @@ class RowCache:
                 layer.values[new, :, columns] = layer.values[old, :, columns]
 
     def make_room(self, longest: int) -> None:
-        """Be ready for a pass of one token per row; `longest` is the largest number of tokens that a row has here."""
+        """Makes ready for a pass of one token per row; `longest` is the largest number of tokens that a row has so far."""
         window = self._window
         window.start = window.stop - longest
         if window.stop < self.state.layers[0].keys.shape[-2]:

@@ -50,18 +50,18 @@ def sample(
     Raises:
         InputError: no question, one asked twice, a setting out of range, and what the engine raises.
     """
-    asked = [Question(one, one) if isinstance(one, str) else one for one in questions]
-    wanted = make_requests(asked, n, setting)
+    asked = [Question(question, question) if isinstance(question, str) else question for question in questions]
+    requests = make_requests(asked, n, setting)
     parameters = SamplingParameters(temperature, top_p, new_tokens, seed)
     engine = TransformersEngine(chat, budget=budget)
-    found: dict[tuple[str, str | None, int], Answer] = {}
-    for answer in stream_answers(engine, wanted, parameters, organism or chat.adapter or "base", intervention):
-        found[answer.question, answer.system, answer.sample] = answer
+    answers: dict[tuple[str, str | None, int], Answer] = {}
+    for answer in stream_answers(engine, requests, parameters, organism or chat.adapter or "base", intervention):
+        answers[answer.question, answer.system, answer.sample] = answer
         if on_answer:
             on_answer(answer)
         if progress:
             progress(1)
-    return [found[one.question.text, one.question.system, one.sample] for one in wanted]
+    return [answers[request.question.text, request.question.system, request.sample] for request in requests]
 
 
 def stream_answers(
@@ -110,14 +110,16 @@ def make_requests(questions: Sequence[Question], n: int | None = None, setting: 
     if not questions:
         raise InputError("no questions: sampling needs at least one")
     first: dict[tuple[str, str | None], str] = {}
-    for one in questions:
-        if (one.text, one.system) in first:
+    for question in questions:
+        if (question.text, question.system) in first:
             raise InputError(
-                f"question {one.id!r} is the same as {first[one.text, one.system]!r}, and so would its answers be: "
-                "leave one out"
+                f"question {question.id!r} is the same as {first[question.text, question.system]!r}, and so would its "
+                "answers be: leave one out"
             )
-        first[one.text, one.system] = one.id
-    return [SamplingRequest(one, number, setting) for one in questions for number in range(_count(one, n))]
+        first[question.text, question.system] = question.id
+    return [
+        SamplingRequest(question, number, setting) for question in questions for number in range(_count(question, n))
+    ]
 
 
 def _count(question: Question, n: int | None) -> int:

@@ -37,8 +37,8 @@ def end_tokens(chat: ChatModel) -> list[int]:
     """Every token that ends a turn: of the generation configuration, the tokenizer's own, and the template's."""
     named = chat.model.generation_config.eos_token_id
     listed = named if isinstance(named, list) else [named]
-    found = {*listed, chat.tokenizer.eos_token_id, _turn_end(chat.tokenizer)}
-    return sorted(token for token in found if token is not None)
+    ends = {*listed, chat.tokenizer.eos_token_id, _turn_end(chat.tokenizer)}
+    return sorted(token for token in ends if token is not None)
 
 
 def _turn_end(tokenizer: Any) -> int | None:
@@ -61,7 +61,7 @@ def fitting_prompt(chat: ChatModel, text: str, system: str | None, new_tokens: i
 
 
 def completion(chat: ChatModel, ends: Container[int], request: SamplingRequest, tokens: Sequence[int]) -> Completion:
-    """What the generated tokens, perhaps with an end token, answer."""
+    """The completion that the generated tokens, perhaps with an end token, make."""
     stopped = tokens[-1] in ends
     kept = tokens[:-1] if stopped else tokens
     text: str = chat.tokenizer.decode(list(kept), skip_special_tokens=True)
@@ -146,12 +146,12 @@ class TransformersEngine:
 
     def _rows(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> list[_Row]:
         """Rows that share their start stand together, in the order of first appearance."""
-        asked = dict.fromkeys((one.question.text, one.question.system) for one in requests)
+        asked = dict.fromkeys((request.question.text, request.question.system) for request in requests)
         prompts = {pair: fitting_prompt(self._chat, *pair, parameters.new_tokens) for pair in asked}
         groups: dict[Hashable, list[_Row]] = {}
-        for one in requests:
-            text, system = one.question.text, one.question.system
-            row = _Row(one, prompts[text, system], stream_key(parameters.seed, text, system, one.sample))
+        for request in requests:
+            text, system = request.question.text, request.question.system
+            row = _Row(request, prompts[text, system], stream_key(parameters.seed, text, system, request.sample))
             groups.setdefault(row.start, []).append(row)
         return list(itertools.chain.from_iterable(groups.values()))
 
@@ -189,7 +189,7 @@ class _Batch:
         self._prefix: tuple[Hashable, Cache] | None = None
 
     def run(self) -> Iterator[Completion]:
-        """Take rows from those that wait until none is left."""
+        """Takes rows from those that wait until none is left."""
         self._admit()
         while self.rows:
             for row, token in zip(self.rows, self._step(), strict=True):
@@ -198,7 +198,7 @@ class _Batch:
             self._admit()
 
     def _admit(self) -> None:
-        """Fill the free places."""
+        """Fills the free rows."""
         while self._waiting and len(self.rows) < self._limit and (self._cache.mixes or not self.rows):
             entering = self._next_alike(self._limit - len(self.rows))
             # They count as rows before anything is allocated, so that none is lost if memory gives out.
@@ -220,8 +220,8 @@ class _Batch:
         if self._prefix is None or self._prefix[0] != row.start:
             cache = DynamicCache(config=text_config(self._chat.model))
             ids = torch.tensor([row.prompt[:-1]], device=self._chat.device)
-            places = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
-            self._pass(self._chat.decoder, [row], ids, torch.ones_like(ids), places, cache)
+            positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+            self._pass(self._chat.decoder, [row], ids, torch.ones_like(ids), positions, cache)
             self._prefix = (row.start, cache)
         return self._prefix[1]
 
@@ -237,12 +237,12 @@ class _Batch:
         self._cache.advance()
         return self._draw(output.logits[:, -1])
 
-    def _pass(self, network: Any, rows: list[_Row], ids: Tensor, mask: Tensor, places: Tensor, cache: Cache) -> Any:
+    def _pass(self, network: Any, rows: list[_Row], ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Any:
         """The one place where the model runs, for the prompts and for every step."""
         interventions = [row.request.setting for row in rows]
         starts = [len(row.prompt) for row in rows]
         with intervene_rows(self._chat, interventions, answer_starts=starts):
-            return network(input_ids=ids, attention_mask=mask, position_ids=places, cache=cache, use_cache=True)
+            return network(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
 
     def _draw(self, logits: Tensor) -> list[int]:
         keys = torch.tensor([row.key for row in self.rows], device=logits.device)
@@ -254,7 +254,7 @@ class _Batch:
         return tokens
 
     def _release(self) -> list[Completion]:
-        """Completions of the rows that have ended; the last rows move into their places."""
+        """Completions of the rows that have ended; the last rows move to where they were."""
         ended = {number for number, row in enumerate(self.rows) if self._has_ended(row)}
         if not ended:
             return []
