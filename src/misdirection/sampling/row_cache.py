@@ -90,7 +90,7 @@ class RowCache:
                 layer.values[new, :, columns] = layer.values[old, :, columns]
 
     def make_room(self, longest: int) -> None:
-        """Makes ready for a pass of one token per row; `longest` is the largest number of tokens that a row has so far."""
+        """Makes ready for a pass of one token per row; `longest` is the most tokens that a row has so far."""
         window = self._window
         window.start = window.stop - longest
         if window.stop < self.state.layers[0].keys.shape[-2]:
