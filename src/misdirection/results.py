@@ -8,11 +8,12 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
 from misdirection.registry import Registry
+from misdirection.settings import validate
 
 
 class Figures(BaseModel):
@@ -68,14 +69,8 @@ class Result(Figures):
             raise InputError(
                 f"{source}: has {said}, this program reads version {cls.VERSION}: make it again with `{cls.COMMAND}`"
             )
-        try:
-            return cls.model_validate({key: value for key, value in values.items() if key not in ("kind", "version")})
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InputError(
-                f"{source}: damaged at {where!r} ({first['msg']}); make it again with `{cls.COMMAND}`"
-            ) from error
+        figures = {key: value for key, value in values.items() if key not in ("kind", "version")}
+        return validate(cls, figures, source, f"make it again with `{cls.COMMAND}`")
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:

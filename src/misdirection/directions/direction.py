@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,7 +33,6 @@ from misdirection.files import atomic_path
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.loading import ChatModel
-from misdirection.settings import validate
 
 FORMAT = "misdirection.direction/1"
 LAYER_CONVENTION = "vectors[k] is for the output of decoder block k, 0-based, before the final norm"
@@ -65,7 +65,15 @@ class Origin:
     span: str = "answer"
 
 
-@dataclass(frozen=True, eq=False)
+def read_origin(metadata: Mapping[str, str], path: str | Path) -> Origin:
+    """Reads the origin in a file's metadata; `InputError` where it is damaged or missing."""
+    try:
+        return TypeAdapter(Origin).validate_json(metadata.get("origin", ""))
+    except ValidationError as error:
+        raise InputError(f"{path}: its origin is damaged: extract or export the direction again") from error
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Direction:
     """One vector per layer, [layers, width] float32, and its origin."""
 
@@ -101,9 +109,8 @@ class Direction:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise InputError(f"{path}: not a direction file ({FORMAT}): make one with `misdirection extract`")
-                origin = validate(Origin, json.loads(metadata.get("origin", "null")), f"{path}: origin")
-                return cls(file.get_tensor("vectors"), origin)
-        except (OSError, SafetensorError, ValueError) as error:
+                return cls(file.get_tensor("vectors"), read_origin(metadata, path))
+        except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot read this direction ({error}); extract it again") from error
 
     def require_base(self, name: str, revision: str | None) -> None:

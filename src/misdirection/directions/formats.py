@@ -27,11 +27,10 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
-from misdirection.directions.direction import FORMAT, LAYER_CONVENTION, Direction, Origin
+from misdirection.directions.direction import FORMAT, LAYER_CONVENTION, Direction, Origin, read_origin
 from misdirection.errors import InputError, MisdirectionError, MissingPackage, first_line
 from misdirection.files import atomic_path, write_atomic
 
@@ -208,10 +207,7 @@ def _origin(path: Path, content: _Content, model: str) -> Origin:
     """The origin that the file carries, or one that says that nothing but the model is known."""
     if not content.is_ours:
         return Origin("imported", model, None, "", "", {}, {}, dtype="unknown", span="unknown")
-    try:
-        origin = TypeAdapter(Origin).validate_json(content.metadata.get("origin", ""))
-    except ValidationError as error:
-        raise InputError(f"{path}: its origin is damaged: export the direction again") from error
+    origin = read_origin(content.metadata, path)
     if origin.model != model:
         raise InputError(f"{path}: made for {origin.model}, not for {model}: give {origin.model} as the model")
     return origin

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from misdirection.errors import InputError
+from misdirection.errors import InputError, MemoryProblem
 from misdirection.interventions.hooks import intervene_rows
 from misdirection.models.chat import encode_prompt, frame
 from misdirection.models.layers import text_config
@@ -124,8 +124,8 @@ class TransformersEngine:
         of 100 tokens in a thousand. In half precision they may move a thousand times as much, and long answers turn.
 
         Raises:
-            InputError: a prompt and `new_tokens` exceed the model's context, one row alone does not fit the
-                memory, logits are not numbers.
+            InputError: a prompt and `new_tokens` exceed the model's context; logits are not numbers.
+            MemoryProblem: one row alone does not fit the memory.
         """
         waiting = deque(self._rows(requests, parameters))
         longest = max((len(row.prompt) for row in waiting), default=0)
@@ -157,7 +157,7 @@ class TransformersEngine:
 
     def _halved(self, rows: int) -> int:
         if rows <= 1:
-            raise InputError(
+            raise MemoryProblem(
                 f"{self._chat.name}: out of memory with a single answer: lower new_tokens, load the model in a smaller "
                 "dtype or on another device"
             )
