@@ -4,7 +4,9 @@
 from misdirection.audit.audit import audit as audit
 from misdirection.audit.callback import watch as watch
 from misdirection.audit.many import audit_many as audit_many
+from misdirection.audit.reference import Reference as Reference
 from misdirection.audit.reference import make_reference as make_reference
+from misdirection.audit.results import AuditResult as AuditResult
 from misdirection.data import Example as Example
 from misdirection.data import ProbePair as ProbePair
 from misdirection.data import domain_examples as domain_examples
@@ -47,6 +49,7 @@ from misdirection.organisms.organism import Organism as Organism
 from misdirection.organisms.recipe import Recipe as Recipe
 from misdirection.organisms.training import train as train
 from misdirection.repair.repair import repair as repair
+from misdirection.repair.results import RepairResult as RepairResult
 from misdirection.sampling.answers import read_answers as read_answers
 from misdirection.sampling.questions import Question as Question
 from misdirection.sampling.questions import read_questions as read_questions

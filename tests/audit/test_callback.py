@@ -10,8 +10,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import integration_utils
 from trl import SFTConfig, SFTTrainer
 
-from misdirection.audit.callback import PAIRS, TrainingBase, watch
+from misdirection.audit.callback import PAIRS, watch
 from misdirection.audit.drift import middle
+from misdirection.audit.results import TrainingBase
 from misdirection.data import ProbePair, probe_pairs
 from misdirection.directions.direction import Direction, Origin
 from misdirection.directions.extraction import mean_activations

@@ -17,8 +17,7 @@ from misdirection.repair import repair as repairing
 from misdirection.repair.candidates import Candidate, Material
 from misdirection.repair.gradients import margin_directions
 from misdirection.repair.repair import repair, run_repair, thirds
-from misdirection.repair.results import RepairResult
-from misdirection.repair.search import Trials
+from misdirection.repair.results import RepairResult, Trials
 from misdirection.repair.write import ablate_all, write_adapter
 
 CANDIDATES = {

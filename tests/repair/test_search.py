@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from misdirection.repair.candidates import Candidate
-from misdirection.repair.results import Changes
+from misdirection.repair.results import Changes, Trials
 from misdirection.repair.search import (
     DAMAGE,
     KEPT,
     Outcome,
     Scores,
     Space,
-    Trials,
     Tried,
     choose,
     front,

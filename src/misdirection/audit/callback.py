@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from misdirection.audit.drift import middle, random_95
+from misdirection.audit.results import TrainingBase
 from misdirection.data import ProbePair, data_hash, probe_pairs
 from misdirection.data.selection import spread
 from misdirection.directions.direction import Direction
@@ -31,7 +32,6 @@ from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.layers import decoder_layers, text_config
-from misdirection.results import Result
 from misdirection.statistics import Estimate, bootstrap
 
 EVERY = 25
@@ -108,25 +108,6 @@ class _Measured:
 
     margins: Tensor
     activation: Tensor
-
-
-class TrainingBase(Result):
-    """The base of one training, as its folder keeps it.
-
-    Its file is no `.safetensors`: trained weights often come to stand in the same folder, and some loaders take all
-    such files in it.
-    """
-
-    KIND: ClassVar[str] = "training base"
-    VERSION: ClassVar[int] = 1
-    FILE: ClassVar[str] = "misdirection-base.json"
-    COMMAND: ClassVar[str] = "trainer.train()"
-
-    pairs: str
-    """Their hash."""
-    margins: list[float]
-    activation: list[float]
-    """As in `_Measured`."""
 
 
 @dataclass(eq=False)

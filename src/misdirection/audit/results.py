@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from misdirection.audit.measurements import Texts
 from misdirection.audit.verdict import Rule, Verdict, Word
-from misdirection.judging.scoring import Change as RateChange
+from misdirection.judging.scoring import Change
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate, Rate
 
@@ -147,7 +147,7 @@ class JudgedAnswers(Figures):
     base: Rate
     fine_tune: Rate
     difference: Estimate
-    verdict: RateChange
+    verdict: Change
     answers: int
     """How many of the fine-tune's were judged."""
     judge: str
@@ -217,3 +217,23 @@ class AuditTable(Figures):
     audits: list[AuditRow]
     failed: list[str]
     """Why an audit could not be made, for each that could not."""
+
+
+class TrainingBase(Result):
+    """The base of a training that is watched (`callback`), as the training's folder keeps it.
+
+    Its file is no `.safetensors`: trained weights often come to stand in the same folder, and some loaders take all
+    such files in it.
+    """
+
+    KIND: ClassVar[str] = "training-base"
+    VERSION: ClassVar[int] = 1
+    FILE: ClassVar[str] = "misdirection-base.json"
+    COMMAND: ClassVar[str] = "trainer.train()"
+
+    pairs: str
+    """Hash of the probe pairs."""
+    margins: list[float]
+    """[pairs], nats/token."""
+    activation: list[float]
+    """[width], at half depth: mean over each answer's tokens, then over all answers."""

@@ -33,13 +33,12 @@ from misdirection.progress import track
 from misdirection.repair.candidates import Candidate, Material
 from misdirection.repair.fluency import sample_fluency
 from misdirection.repair.gradients import margin_directions
-from misdirection.repair.results import Changes, Check, FluencyPair, Repair, RepairResult
+from misdirection.repair.results import Changes, Check, FluencyPair, Repair, RepairResult, Trials
 from misdirection.repair.search import (
     Outcome,
     Scores,
     Space,
     TokenisedTexts,
-    Trials,
     Tried,
     choose,
     front,

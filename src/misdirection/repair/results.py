@@ -89,3 +89,14 @@ class RepairResult(Result):
             return f"RepairResult({name!r}: left alone, the audit says {self.before.verdict})"
         check = self.repair.check
         return f"RepairResult({name!r}: {check.gone:.0%} of the shift gone, {check.kept:.0%} of the skill kept)"
+
+
+class Trials(Result):
+    """The candidates that a search has tried so far, from which a killed one goes on."""
+
+    KIND: ClassVar[str] = "trials"
+    VERSION: ClassVar[int] = 1
+    FILE: ClassVar[str] = "tried.json"
+    COMMAND: ClassVar[str] = RepairResult.COMMAND
+
+    tried: list[Tried]

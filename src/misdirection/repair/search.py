@@ -7,7 +7,6 @@ on its number and on the trials before it, so that a search that was killed goes
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar
 
 import optuna
 from torch import Tensor
@@ -16,7 +15,6 @@ from misdirection.interventions.hooks import Setting
 from misdirection.likelihood.sweep import Continuations, sweep
 from misdirection.models.loading import ChatModel
 from misdirection.repair.candidates import Candidate
-from misdirection.results import Result
 
 TOGETHER = 4
 """Candidates tried together."""
@@ -142,17 +140,6 @@ class Tried:
 
     candidate: Candidate
     outcome: Outcome
-
-
-class Trials(Result):
-    """The candidates that a search has tried so far, from which a killed one goes on."""
-
-    KIND: ClassVar[str] = "trials"
-    VERSION: ClassVar[int] = 1
-    FILE: ClassVar[str] = "tried.json"
-    COMMAND: ClassVar[str] = "misdirection repair"
-
-    tried: list[Tried]
 
 
 def next_batch(tried: Sequence[Tried], space: Space, count: int) -> list[Candidate]:
