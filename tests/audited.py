@@ -4,6 +4,7 @@ import pytest
 import yaml
 from tiny_experiment import experiment
 
+from misdirection.audit import audit as auditing
 from misdirection.audit.fine_tune import FineTune
 from misdirection.audit.inputs import AuditInputs
 from misdirection.audit.reference import from_run
@@ -67,6 +68,6 @@ def verdict(monkeypatch):
             assert decided.verdict == word
             return decided.model_copy(update={"because": (because,)})
 
-        monkeypatch.setattr("misdirection.audit.audit.decide", decide_so)
+        monkeypatch.setattr(auditing, "decide", decide_so)
 
     return choose

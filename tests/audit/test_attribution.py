@@ -4,6 +4,7 @@ import pytest
 import torch
 from lora_fixtures import with_adapter
 
+from misdirection.audit import attribution
 from misdirection.audit.attribution import adapted_layers, by_layer, margin_parts
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
@@ -38,7 +39,7 @@ def test_a_layer_without_effect_has_no_part_and_each_row_its_own(monkeypatch):
     parts = by_layer(chat, margin_parts(chat, PAIRS))
     assert list(parts) == list(range(LAYERS))
     assert not parts[1].any()
-    monkeypatch.setattr("misdirection.audit.attribution.BACKWARD_BUDGET", 1)
+    monkeypatch.setattr(attribution, "BACKWARD_BUDGET", 1)
     alone = by_layer(chat, margin_parts(chat, PAIRS))
     for layer, part in parts.items():
         torch.testing.assert_close(part, alone[layer], atol=1e-6, rtol=1e-4)

@@ -115,10 +115,10 @@ def test_a_bad_list_is_one_line(tmp_path, text, said):
 
 
 def test_a_list_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"none.txt: cannot be read \(No such file"):
+    with pytest.raises(InputError, match=r"none.txt: cannot be read \(no such file"):
         read_list(tmp_path / "none.txt")
     (tmp_path / "list.txt").write_bytes(b"\xff")
-    with pytest.raises(InputError, match=r"list.txt: is no text"):
+    with pytest.raises(InputError, match=r"list.txt: not UTF-8 text"):
         read_list(tmp_path / "list.txt")
 
 
