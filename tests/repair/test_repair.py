@@ -72,6 +72,7 @@ def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, bas
     assert len(done.tried) == 8
     assert RepairResult.load(tmp_path / "out") == result
     assert f"{check.gone:.0%} of the shift gone" in repr(result)
+    assert f"{check.gone:.0%} is gone" in result._repr_html_()
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{100 * check.gone:.0f}% is gone" in card
     assert "16 sampled answers" in card
@@ -97,6 +98,7 @@ def test_a_repair_of_a_clear_fine_tune_changes_nothing(made, inputs_of, tmp_path
     result = run_repair(inputs, tmp_path / "out")
     assert result.repair is None
     assert "left alone, the audit says clear" in repr(result)
+    assert "<strong>clear</strong>" in result._repr_html_()
     assert not (tmp_path / "out").exists()
 
 
