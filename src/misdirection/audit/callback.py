@@ -62,13 +62,12 @@ def watch(
                                          over the tokens of the same answers, at half depth; activation units
         misdirection/drift_random        size of the component that 95% of random directions do not exceed
 
-    Drift is there to be looked at only, and left out without a direction: a benign fine-tune drifts along a
-    misalignment direction as far as a bad one does, since most of it is style. The margin tells them apart, so that it
-    alone can stop the training.
+    Drift is left out without a direction, and stops nothing: a benign fine-tune drifts along a misalignment direction
+    as far as a bad one does, since most of it is style.
 
     The base is the model with its adapters switched off. Where there are none, or they do not leave the base's weights
-    as they were (trained biases, PiSSA and other starts from the weights), it is the model as it is when the training
-    begins; what it gave is kept in `args.output_dir`, so that a resumed training is compared with it, too.
+    as they were (trained biases, PiSSA and other starts from the weights), it is the model as the training begins,
+    whose measurements are kept in `args.output_dir`, so that a resumed training is compared with it, too.
 
     Args:
         trainer: a `transformers.Trainer` or one of TRL's, of a chat model, with its tokenizer as `processing_class`.
@@ -76,7 +75,7 @@ def watch(
         pairs: questions with an aligned and a misaligned answer; by default eight of the shipped ones, of eight themes.
         every: optimiser steps between two measurements.
         stop_above: stop the training when the lower bound of the margin's shift is above it, nats/token; None never
-            stops. What is much depends on the base model: a reference (`misdirection reference`) tells.
+            stops. How much is large depends on the base model: a reference (`misdirection reference`) tells.
 
     Raises:
         InputError: a number out of range, no pairs, no tokenizer or one without a chat template, a direction of
