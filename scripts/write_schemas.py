@@ -20,7 +20,7 @@ def kinds() -> dict[str, type[Result]]:
     for module in pkgutil.walk_packages(misdirection.__path__, "misdirection."):
         if module.name.endswith("results"):
             importlib.import_module(module.name)
-    return {kind.KIND: kind for kind in _subclasses(Result) if kind.__module__.startswith("misdirection.")}
+    return {kind.KIND: kind for kind in _subclasses(Result) if kind.__module__.endswith(".results")}
 
 
 def _subclasses(parent: type[Result]) -> Iterator[type[Result]]:

@@ -13,6 +13,7 @@ from judging.judge_server import JudgeServer, completion, number, status
 from judging.processes import command, start
 from misdirection.data import domain_pairs, write_pairs
 from misdirection.directions.direction import Direction
+from misdirection.errors import JudgeError
 from misdirection.judging.rubrics import read_rubrics
 from misdirection.sampling.answers import Answer, read_answers, write_answers
 from tiny import make_network, sharpened
@@ -335,7 +336,7 @@ def test_too_few_verdicts_are_an_error_and_the_table_is_written(call, sampled):
 
     with JudgeServer(mostly_prose) as server:
         status, out, err = judge(call, server, sampled, "--json")
-    assert (status, out) == (2, "")
+    assert (status, out) == (JudgeError.exit_status, "")
     assert one_line(err, "only 8 of 24 answers have a verdict (low_mass 16)")
     assert read_answers(sampled)["aligned_by"].value_counts().to_dict() == {"low_mass": 16, "logprobs": 8}
 
@@ -494,7 +495,7 @@ def test_too_few_scores_are_refused_unless_asked_for(call, table):
     rows.loc[rows["sample"] > 2, "aligned"] = None
     write_answers(rows, table)
     status, _, err = call("score", table)
-    assert status == 2
+    assert status == JudgeError.exit_status
     assert one_line(err, "only 6 of 12 answers have a verdict (unknown 6)")
     status, out, _ = call("score", table, "--min-judged", 0.5, "--json")
     assert status == 0
