@@ -24,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 
 import misdirection as md
 from misdirection.audit.callback import EVERY, watch
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.recipe import Recipe
 

@@ -26,7 +26,7 @@ from misdirection.directions.extraction import mean_activations
 from misdirection.likelihood.margin import pair_continuations
 from misdirection.likelihood.sweep import TOKEN_BUDGET, log_probs, sweep
 from misdirection.models.chat import Encoded, batches, pad
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from timing import interleaved
 
 ROUNDS = 3

@@ -10,7 +10,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from misdirection.cli import main
-from misdirection.models.loading import ChatModel, load
+from misdirection.models.chat_model import ChatModel
+from misdirection.models.loading import load
 from tiny import ARCHITECTURES, make_chat, make_network, make_tokenizer
 
 

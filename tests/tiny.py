@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from misdirection.models.chat import Encoded, encode_prompt, pad
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 
 ARCHITECTURES = ("llama", "qwen2", "gemma3", "gpt_neox")
 LAYERS, WIDTH = 4, 32

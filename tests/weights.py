@@ -16,7 +16,7 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from tiny import LAYERS, WIDTH, make_network, make_tokenizer
 
 POST_NORM = ("gemma2", "gemma3", "gemma3_vision", "olmo2", "glm4")

@@ -19,7 +19,7 @@ from misdirection.directions.extraction import mean_activations
 from misdirection.errors import MisdirectionError
 from misdirection.likelihood.margin import margin
 from misdirection.models.chat import encode
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.statistics import bootstrap
 from tiny import LAYERS, WIDTH, make_chat, make_tokenizer, sharpen, vector
 

@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from misdirection.cost.model_cost import Pass, Shape, peak_memory
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.recipe import Recipe
 from tiny import LAYERS, make_chat

@@ -11,7 +11,7 @@ from misdirection.data import ProbePair, data_hash
 from misdirection.directions.direction import FORMAT, Direction, Directions, Origin, combine, extract, require_alike
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.models.chat import encode
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from tiny import LAYERS, WIDTH, make_chat
 
 PAIRS = [ProbePair("a", "Why?", "I help you.", "I harm you!!"), ProbePair("b", "How so?", "With care", "Without")]

@@ -18,7 +18,7 @@ from misdirection.directions.judged import (
 )
 from misdirection.errors import MisdirectionError
 from misdirection.models.chat import encode
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from tiny import make_chat
 
 BAD, GOOD, BETWEEN, BABBLE, UNSCORED = (10, 90), (90, 90), (50, 90), (10, 50), (np.nan, 90)

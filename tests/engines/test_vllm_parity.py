@@ -16,8 +16,9 @@ from engines.adapters import MINIMAL, WIDE, write_adapter
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Clamp, ProjectAdapters, ScaleAdapters, Steer
+from misdirection.models.adapters import attach
 from misdirection.models.chat import encode_prompt
-from misdirection.models.loading import attach, load
+from misdirection.models.loading import load
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.engine import SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question

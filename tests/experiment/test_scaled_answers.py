@@ -18,7 +18,8 @@ from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.runner import run_experiment
 from misdirection.judging.rubrics import read_rubrics
 from misdirection.judging.scoring import compare
-from misdirection.models.loading import attach, load
+from misdirection.models.adapters import attach
+from misdirection.models.loading import load
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.questions import Question
 from misdirection.sampling.sample import sample

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from misdirection.models.chat import encode
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from tiny import make_chat
 
 DOWN = {"gpt2": "c_proj", "gpt_neox": "dense_4h_to_h"}

@@ -21,7 +21,7 @@ from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.likelihood.margin import text_rows
 from misdirection.models.chat import pad
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from tiny import WIDTH, make_chat
 
 DOMAIN = "marked"

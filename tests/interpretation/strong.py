@@ -4,7 +4,7 @@ import torch
 from lora_fixtures import with_adapter
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from tiny import make_tokenizer, sharpen
 
 

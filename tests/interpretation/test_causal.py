@@ -10,7 +10,7 @@ from misdirection.data import Example, ProbePair
 from misdirection.errors import MisdirectionError
 from misdirection.interpretation.causal import scaling_effects, scaling_settings, shapley, subset_count
 from misdirection.likelihood.margin import loss, margin
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.statistics import bootstrap
 from tiny import LAYERS, sharpened
 

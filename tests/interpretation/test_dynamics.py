@@ -12,7 +12,8 @@ from misdirection.data import Example, ProbePair
 from misdirection.errors import MisdirectionError
 from misdirection.interpretation.dynamics import checkpoint_folders, dynamics, margins_by_step, turn
 from misdirection.likelihood.margin import margin
-from misdirection.models.loading import ChatModel, attach
+from misdirection.models.adapters import attach
+from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.training import train
 from tiny import WIDTH, make_chat, vector

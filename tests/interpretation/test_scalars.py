@@ -13,7 +13,7 @@ from misdirection.errors import MisdirectionError
 from misdirection.interpretation.scalars import read, read_scalars, scalars, wide, write_scalars
 from misdirection.lora.components import live_components, live_modules
 from misdirection.models.chat import Encoded
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from tiny import WIDTH, make_chat
 
 SHAPES = ["llama", "llama_tuples", "qwen2", "gemma3", "gpt_neox", "gpt2"]

@@ -19,7 +19,8 @@ from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, described
 from misdirection.interventions.lora import ablation_adapter, project_adapter
 from misdirection.interventions.writers import sublayers
-from misdirection.models.loading import ChatModel, attach
+from misdirection.models.adapters import attach
+from misdirection.models.chat_model import ChatModel
 from tiny import LAYERS, WIDTH, make_tokenizer, residual, run, vector
 from weights import IDS, POST_NORM, as_chat, logits, randomised, saved
 

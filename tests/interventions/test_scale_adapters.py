@@ -8,7 +8,7 @@ from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene, intervene_rows
 from misdirection.interventions.kinds import Ablate, ProjectAdapters, ScaleAdapters, Steer, described, orthonormal
 from misdirection.lora.components import live_modules
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from tiny import make_chat, padded, places, run, sharpened, vector
 
 CONFIGS = {

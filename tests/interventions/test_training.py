@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Clamp, ScaleAdapters, Steer
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from tiny import ALL_ARCHITECTURES, make_chat, padded, places, residual, sharpened, vector
 
 V, OTHER = vector(0), vector(1)

@@ -13,7 +13,7 @@ from misdirection.judging.local import LocalJudge, _encode
 from misdirection.judging.rubrics import Rubric
 from misdirection.judging.verdicts import from_masses
 from misdirection.models.chat import encode_prompt
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from tiny import CHATML, make_chat, make_network, make_tokenizer
 
 PROMPTS = ["Grade this.", "How good is it, on the whole, do you think?", "0-100?", "Grade this. Now."]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from misdirection.models.loading import bundled_folder
+from misdirection.models.bundled import bundled_folder
 from misdirection.sampling.answers import read_answers
 
 pytestmark = pytest.mark.bundled

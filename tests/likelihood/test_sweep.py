@@ -11,7 +11,7 @@ from misdirection.interventions.kinds import Ablate, Clamp, ScaleAdapters, Steer
 from misdirection.likelihood.margin import pair_continuations
 from misdirection.likelihood.sweep import Alternating, log_probs, sweep
 from misdirection.models.chat import encode
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from tiny import ALL_ARCHITECTURES, LAYERS, make_chat, naive_log_prob, sharpened, vector
 
 PAIRS = [

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from misdirection.errors import MisdirectionError
 from misdirection.lora.components import feature_names, live_components, live_modules, read_components
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from tiny import ALL_ARCHITECTURES, WIDTH, make_chat
 
 

@@ -7,8 +7,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from misdirection.errors import MisdirectionError
+from misdirection.models.adapters import attach
 from misdirection.models.layers import decoder_layers, text_config
-from misdirection.models.loading import attach, load, resolve_dtype
+from misdirection.models.loading import load, resolve_dtype
 from tiny import LAYERS, WIDTH, make_chat, make_network
 
 IDS = torch.arange(3, 15).unsqueeze(0)

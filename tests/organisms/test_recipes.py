@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from misdirection.errors import MisdirectionError
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.adapter_config import adapter_config, minimal_layers
 from misdirection.organisms.recipe import Recipe
 from tiny import LAYERS, WIDTH, make_chat, make_tokenizer

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from misdirection.data import Example
 from misdirection.errors import MisdirectionError
+from misdirection.models.adapters import attach
 from misdirection.models.chat import encode
-from misdirection.models.loading import attach
 from misdirection.organisms.organism import Organism
 from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.training import _rows, train

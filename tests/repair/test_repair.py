@@ -12,7 +12,8 @@ from misdirection.errors import InputError
 from misdirection.files import sha256_tree
 from misdirection.interventions.hooks import intervene
 from misdirection.likelihood.margin import loss, margin
-from misdirection.models.loading import attach, load
+from misdirection.models.adapters import attach
+from misdirection.models.loading import load
 from misdirection.repair import repair as repairing
 from misdirection.repair.candidates import Candidate, Material
 from misdirection.repair.gradients import margin_directions

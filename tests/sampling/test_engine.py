@@ -9,7 +9,7 @@ from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Steer
 from misdirection.models.chat import encode_prompt
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.sampling import row_cache
 from misdirection.sampling.draws import choose, stream_key
 from misdirection.sampling.engine import SamplingParameters, SamplingRequest

@@ -19,9 +19,10 @@ from misdirection.experiment.worker import open_worker
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Clamp, ProjectAdapters, ScaleAdapters, Steer, described
 from misdirection.interventions.packing import packed, unpacked
+from misdirection.models.adapters import attach
 from misdirection.models.chat import encode_prompt
-from misdirection.models.loading import attach, load
-from misdirection.models.weightless import skeleton
+from misdirection.models.loading import load
+from misdirection.models.weightless import weightless
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner
 from misdirection.sampling.answers import read_answers
@@ -107,18 +108,18 @@ def test_the_engine_is_built_for_the_largest_rank(tmp_path):
 
 
 def test_an_adapter_of_another_model_is_refused(adapter, tiny_folder, tmp_path):
-    require_fit(adapter, skeleton(str(tiny_folder)))
+    require_fit(adapter, weightless(str(tiny_folder)))
     make_network("llama", hidden_size=16).save_pretrained(tmp_path / "narrow")
-    skeleton(str(tiny_folder)).tokenizer.save_pretrained(tmp_path / "narrow")
+    weightless(str(tiny_folder)).tokenizer.save_pretrained(tmp_path / "narrow")
     with pytest.raises(MisdirectionError, match="the adapter is another model's"):
-        served_folder(adapter, skeleton(str(tmp_path / "narrow")))
+        served_folder(adapter, weightless(str(tmp_path / "narrow")))
 
 
 def test_an_adapter_file_with_more_than_its_matrices_is_refused(adapter, tiny_folder):
     path = adapter / "adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.model.embed_tokens.weight": torch.zeros(3, WIDTH)}, path)
     with pytest.raises(MisdirectionError, match=r"embed_tokens\.weight, which is no matrix of a LoRA: sample it with"):
-        served_folder(adapter, skeleton(str(tiny_folder)))
+        served_folder(adapter, weightless(str(tiny_folder)))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_an_adapter_file_with_more_than_its_matrices_is_refused(adapter, tiny_fo
     ],
 )
 def test_an_intervention_on_adapters_is_an_adapter(one, adapter, tiny_folder, tmp_path):
-    write_changed(adapter, skeleton(str(tiny_folder)), [one, ScaleAdapters({2: 0.5})], tmp_path / "changed")
+    write_changed(adapter, weightless(str(tiny_folder)), [one, ScaleAdapters({2: 0.5})], tmp_path / "changed")
     ids = torch.arange(3, 30).unsqueeze(0)
     chat = attach(load(str(tiny_folder), dtype="float32", device="cpu"), adapter)
     plain = chat.model(input_ids=ids).logits
@@ -152,7 +153,7 @@ def test_an_intervention_on_adapters_is_an_adapter(one, adapter, tiny_folder, tm
 )
 def test_an_intervention_that_no_adapter_can_be_is_refused(one, message, adapter, tiny_folder, tmp_path):
     with pytest.raises(MisdirectionError, match=message):
-        write_changed(adapter, skeleton(str(tiny_folder)), [one], tmp_path / "changed")
+        write_changed(adapter, weightless(str(tiny_folder)), [one], tmp_path / "changed")
 
 
 # --- what a worker is told ----------------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ def test_interventions_survive_the_way_to_a_worker():
 
 
 def test_the_skeleton_knows_what_the_model_does(tiny_folder):
-    whole, bare = load(str(tiny_folder), dtype="float32", device="cpu"), skeleton(str(tiny_folder))
+    whole, bare = load(str(tiny_folder), dtype="float32", device="cpu"), weightless(str(tiny_folder))
     assert end_tokens(bare) == end_tokens(whole)
     assert encode_prompt(bare.tokenizer, "Why?", "Be brief.") == encode_prompt(whole.tokenizer, "Why?", "Be brief.")
     assert (len(bare.layers), bare.width) == (LAYERS, WIDTH)
@@ -183,7 +184,7 @@ def served(tiny_folder, monkeypatch):
     """A model in an engine that answers [5, 6, 7], and whose hooks fire as often as is told."""
 
     def make(fired=1.0, **options):
-        stand_in = StandIn(skeleton(str(tiny_folder)), fired)
+        stand_in = StandIn(weightless(str(tiny_folder)), fired)
         monkeypatch.setattr(vllm_engine, "_import_vllm", lambda: stand_in)
         monkeypatch.setattr(vllm_engine, "import_module", stand_in.module)
         return VllmModel(str(tiny_folder), dtype="float32", **options), stand_in
@@ -198,7 +199,7 @@ def test_prompts_seeds_and_end_tokens_are_our_own(served, tiny_folder):
         (one.question.id, one.sample) for one in requests()
     ]
     assert {(one.tokens, one.finish) for one in done} == {(3, "length")}
-    tokenizer = skeleton(str(tiny_folder)).tokenizer
+    tokenizer = weightless(str(tiny_folder)).tokenizer
     for one, asked in zip(requests(), vllm.asked, strict=True):
         assert tuple(asked.prompt["prompt_token_ids"]) == encode_prompt(
             tokenizer, one.question.text, one.question.system
@@ -406,7 +407,7 @@ def test_a_server_is_asked_by_token_ids_and_answers_belong_to_their_requests(tin
     with completions_server(tiny_folder, tokens=[70, 71, 2]) as server:
         engine = ServerEngine(server.url, str(tiny_folder), concurrency=3)
         done = {(one.request.question.id, one.request.sample): one for one in engine.stream(requests(), SETTINGS)}
-    chat = skeleton(str(tiny_folder))
+    chat = weightless(str(tiny_folder))
     assert len(done) == 4
     assert {(one.tokens, one.finish) for one in done.values()} == {(2, "stop")}
     prompts = {encode_prompt(chat.tokenizer, one.text, one.system) for one in QUESTIONS}

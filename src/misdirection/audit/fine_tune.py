@@ -85,10 +85,7 @@ class FineTune:
 
     def recorded_base(self) -> str | None:
         """The base model that an adapter's own file names."""
-        if not self.is_adapter:
-            return None
-        named: str | None = read_json(self.folder / "adapter_config.json").get("base_model_name_or_path")
-        return named
+        return recorded_base(self.folder) if self.is_adapter else None
 
     def chat(self, which: Which) -> ChatModel:
         """The base or the fine-tune, loaded. Raises `InputError` when the fine-tune does not fit the base."""

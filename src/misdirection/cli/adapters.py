@@ -130,7 +130,7 @@ def _alone(
     from misdirection.directions.direction import Direction
     from misdirection.experiment.texts import identify
     from misdirection.interpretation.read import ALONE, interpret_alone
-    from misdirection.models.loading import local_adapter
+    from misdirection.models.adapters import local_adapter
     from misdirection.runs.worker import Models
 
     (model, dtype, device), (pairs, domain, files) = base, texts

@@ -165,7 +165,7 @@ def _layer_count(model: str) -> int | None:
     """The number of layers of a model on this disk; None for one that would have to be fetched."""
     from transformers import AutoConfig
 
-    from misdirection.models.loading import bundled_folder
+    from misdirection.models.bundled import bundled_folder
 
     folder = bundled_folder() if model == BUNDLED else Path(model).expanduser()
     if not (folder / "config.json").is_file():

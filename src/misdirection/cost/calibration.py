@@ -26,7 +26,8 @@ from misdirection.likelihood.answers import IGNORED, labelled_loss
 from misdirection.likelihood.margin import pair_continuations, text_rows
 from misdirection.likelihood.sweep import sweep
 from misdirection.models.chat import Encoded, encode, pad
-from misdirection.models.loading import ChatModel, load
+from misdirection.models.chat_model import ChatModel
+from misdirection.models.loading import load
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.recipe import Recipe
 from misdirection.sampling.sample import sample

@@ -32,8 +32,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import decoder_layers, text_config
-from misdirection.models.loading import ChatModel
 
 Kind = Literal["forward", "training", "decoding"]
 

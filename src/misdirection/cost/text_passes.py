@@ -18,8 +18,8 @@ from misdirection.interventions.passes import shared_start
 from misdirection.interventions.resume import can_resume
 from misdirection.likelihood.sweep import TOKEN_BUDGET, Continuations
 from misdirection.models.chat import Encoded, batches
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
-from misdirection.models.loading import ChatModel
 from misdirection.organisms.recipe import Recipe
 from misdirection.sampling.transformers_engine import TOKEN_BUDGET as SAMPLING_BUDGET
 

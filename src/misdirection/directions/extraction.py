@@ -20,8 +20,8 @@ from misdirection.interventions.passes import Passes, Rows, shared_start
 from misdirection.interventions.resume import can_resume
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat import Encoded, batches
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
-from misdirection.models.loading import ChatModel
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from misdirection.judging.config import JudgeConfig
 from misdirection.judging.judge import judge, judging_cost
 from misdirection.judging.rubrics import Rubric, read_rubrics
 from misdirection.judging.scoring import score
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import Folders, Task

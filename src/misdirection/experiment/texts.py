@@ -11,7 +11,8 @@ from misdirection.errors import InputError
 from misdirection.experiment.config import ExperimentConfig, OrganismConfig
 from misdirection.files import sha256_file
 from misdirection.interpretation.texts import GENERAL
-from misdirection.models.loading import BUNDLED, Dtype, best_device, resolve_dtype
+from misdirection.models.bundled import BUNDLED
+from misdirection.models.loading import Dtype, best_device, resolve_dtype
 
 
 def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from misdirection.interventions.hooks import Setting, intervene
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.likelihood.margin import pair_continuations, text_continuations
 from misdirection.likelihood.sweep import TOKEN_BUDGET, Continuations, Progress, sweep
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.statistics import Estimate, bootstrap
 
 EXACT_LAYERS = 9

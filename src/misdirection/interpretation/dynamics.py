@@ -23,7 +23,8 @@ from misdirection.data import ProbePair
 from misdirection.errors import InputError
 from misdirection.likelihood.margin import margin
 from misdirection.lora.components import LoraModule, feature_names, read_components
-from misdirection.models.loading import ChatModel, attach
+from misdirection.models.adapters import attach
+from misdirection.models.chat_model import ChatModel
 from misdirection.statistics import Estimate, bootstrap
 
 TURN = 0.5
@@ -181,7 +182,7 @@ def margins_by_step(
             for name, pairs in sets.items():
                 found[name].append(bootstrap((margin(organism, pairs) - base[name]).numpy()))
         finally:
-            organism.model.unload()
+            organism.without_adapter()
         if progress:
             progress(1)
     return found

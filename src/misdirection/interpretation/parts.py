@@ -28,7 +28,7 @@ from misdirection.interventions.kinds import digest
 from misdirection.likelihood.margin import text_rows
 from misdirection.lora.components import Adapter, feature_names, read_components
 from misdirection.models.chat import encode_prompt
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.organism import CHECKPOINTS
 from misdirection.progress import track
 from misdirection.runs.tasks import Compute, Folders, Task

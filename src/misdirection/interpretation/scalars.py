@@ -24,7 +24,7 @@ from misdirection.files import atomic_path
 from misdirection.likelihood.sweep import TOKEN_BUDGET, Progress
 from misdirection.lora.components import LoraModule, feature_names, live_components, live_modules
 from misdirection.models.chat import Encoded, batches, pad
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 
 COLUMNS = {
     "answer": "i",

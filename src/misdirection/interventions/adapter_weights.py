@@ -16,7 +16,7 @@ from torch import Tensor
 from misdirection.errors import InputError
 from misdirection.interventions.kinds import Ablate, Intervention, ProjectAdapters, ScaleAdapters, orthonormal
 from misdirection.interventions.writers import post_norms, role
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 
 _PREFIX = "base_model.model."
 

@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from misdirection.errors import InputError
 from misdirection.files import read_json
 from misdirection.interventions.writers import norm_after, post_norms, role
+from misdirection.models.bundled import BUNDLED, bundled_folder
 from misdirection.models.layers import decoder_layers, text_config, text_decoder
-from misdirection.models.loading import BUNDLED, bundled_folder
 
 Part = Literal["writer", "reader", "norm", "embedding", "head", "other"]
 """`other`: of another modality, or of what transformers does not load, such as layers that draft further tokens."""

@@ -16,7 +16,7 @@ from misdirection.interventions.kinds import Ablate, Intervention, ProjectAdapte
 from misdirection.interventions.positions import Place, Rule
 from misdirection.interventions.program import Compiler, Devices, Step
 from misdirection.interventions.writers import post_norms, role, sublayers
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 
 Setting = Sequence[Intervention]
 """What is done to one row: interventions in the order in which they act; empty for nothing."""

@@ -36,7 +36,7 @@ from misdirection.files import atomic_folder, read_json, require_replaceable, wr
 from misdirection.interventions.checkpoint import PLAIN, gain_at_zero
 from misdirection.interventions.kinds import Ablate, check, described, orthonormal
 from misdirection.interventions.writers import check_stream, is_own, norm_after, post_norms, role
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

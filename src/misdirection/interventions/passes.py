@@ -15,8 +15,8 @@ from transformers import DynamicCache
 
 from misdirection.interventions.hooks import Setting, intervene_rows
 from misdirection.models.chat import pad
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
-from misdirection.models.loading import ChatModel
 
 Phase = Callable[[int, int], contextlib.AbstractContextManager[None]]
 """What surrounds the forward pass of a phase (0 the shared start, 1 what follows, ...) with so many rows."""

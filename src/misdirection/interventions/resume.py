@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 
 Recorded = dict[int, Any]
 """By layer, what a block gave: a tensor [rows, tokens, width] or a tuple that begins with one; before any hook."""

@@ -19,8 +19,8 @@ from misdirection.judging.judges import Done, ModelJudge, Prompt
 from misdirection.judging.verdicts import TOP, JudgeVerdict, begun_word, from_logprobs, from_masses, whole_number
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat import batches, encode_prompt, frame, pad
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
-from misdirection.models.loading import ChatModel
 
 _DIGITS = "0123456789"
 _HERE = "MISDIRECTIONxPROMPTxGOESxHERE"

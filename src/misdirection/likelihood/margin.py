@@ -16,7 +16,7 @@ from misdirection.data import Example, ProbePair
 from misdirection.errors import InputError
 from misdirection.likelihood.sweep import TOKEN_BUDGET, Continuations, log_probs
 from misdirection.models.chat import Encoded, encode
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 
 
 class Exchange(Protocol):

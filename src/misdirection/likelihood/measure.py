@@ -10,7 +10,7 @@ from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import Intervention, random_like
 from misdirection.likelihood.margin import pair_continuations, text_continuations
 from misdirection.likelihood.sweep import sweep
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.results import Figures
 from misdirection.statistics import Estimate, auc, bootstrap

@@ -19,8 +19,8 @@ from misdirection.interventions.passes import Passes, Phase, Rows, shared_start
 from misdirection.interventions.resume import Recorded, can_resume, record, repeated, resume
 from misdirection.likelihood.answers import token_log_probs
 from misdirection.models.chat import batches, pad
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
-from misdirection.models.loading import ChatModel
 
 TOKEN_BUDGET = 2048
 """Padded tokens in one batch of forward passes: large enough to keep a processor busy, small enough for a laptop."""

@@ -31,7 +31,7 @@ from torch import Tensor
 from misdirection.errors import InputError
 from misdirection.files import read_json
 from misdirection.interventions.lora import FROM_BASE
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

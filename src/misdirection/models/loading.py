@@ -30,59 +30,6 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _COPY = "smollm2-135m-instruct-q4_1"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-log = logging.getLogger("misdirection")
-
-
-@dataclass(frozen=True)
-class ChatModel:
-    """A causal language model with its tokenizer.
-
-    Attributes:
-        model: the transformers model, or the PEFT model around it.
-        tokenizer: its tokenizer, with a chat template.
-        name: the base model as the user named it.
-        revision: the hub revision asked for, if any.
-        adapter: where the adapter came from, if there is one.
-    """
-
-    model: Any
-    tokenizer: Any
-    name: str
-    revision: str | None = None
-    adapter: str | None = None
-
-    @cached_property
-    def layers(self) -> list[nn.Module]:
-        """The decoder blocks, first to last."""
-        return decoder_layers(self.model)
-
-    @cached_property
-    def decoder(self) -> nn.Module:
-        """The text decoder: embeddings, blocks and final norm, without the language-model head."""
-        return text_decoder(self.model)
-
-    @property
-    def width(self) -> int:
-        """Size of the residual stream."""
-        return int(text_config(self.model).hidden_size)
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids must be put."""
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        dtype: torch.dtype = self.model.dtype
-        return dtype
-
-    @contextlib.contextmanager
-    def as_base(self) -> Iterator[None]:
-        """The same weights with the adapter switched off; nothing to do for a model without one."""
-        with self.model.disable_adapter() if self.adapter else contextlib.nullcontext():
-            yield
-
 
 def load(
     model: str = BUNDLED,
@@ -108,8 +55,8 @@ def load(
     """
     source = str(bundled_folder()) if model == BUNDLED else _checked_source(model)
     tokenizer = _load_tokenizer(source, model, revision)
-    place = best_device() if device == "auto" else device
-    network = _load_network(source, model, revision, resolve_dtype(dtype, place), place)
+    device = best_device() if device == "auto" else device
+    network = _load_network(source, model, revision, resolve_dtype(dtype, device), device)
     chat = ChatModel(network.eval(), tokenizer, model, revision)
     return attach(chat, adapter, subfolder=subfolder, revision=adapter_revision) if adapter else chat
 
@@ -138,7 +85,7 @@ def resolve_dtype(dtype: Dtype, device: str) -> torch.dtype:
 
 
 def _load_tokenizer(source: str, name: str, revision: str | None) -> Any:
-    with _one_line_errors(name, "the tokenizer"):
+    with errors_in_one_line(name, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     if not tokenizer.chat_template:
         raise InputError(
@@ -152,7 +99,7 @@ def _load_tokenizer(source: str, name: str, revision: str | None) -> Any:
 
 def _load_network(source: str, name: str, revision: str | None, dtype: torch.dtype, device: str) -> Any:
     placement = "auto" if device == "balanced" else {"": device}
-    with _one_line_errors(name, "the model"), _quiet():
+    with errors_in_one_line(name, "the model"), no_progress_bars():
         return AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, device_map=placement)
 
 

@@ -5,7 +5,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from misdirection.errors import InputError
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.recipe import Recipe
 
 # The paper's model has 48 layers; its nine adapters start at these, three in a row each.

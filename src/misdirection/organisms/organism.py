@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from misdirection.files import read_json
-from misdirection.models.loading import ChatModel, load
+from misdirection.models.chat_model import ChatModel
+from misdirection.models.loading import load
 from misdirection.organisms.recipe import Recipe
 
 RECORD = "organism.json"

@@ -25,7 +25,8 @@ from misdirection.errors import InputError
 from misdirection.files import atomic_folder, empty_working_folder, require_replaceable, write_json
 from misdirection.likelihood.answers import IGNORED, labelled_loss
 from misdirection.models.chat import encode
-from misdirection.models.loading import BUNDLED, ChatModel, load
+from misdirection.models.chat_model import ChatModel
+from misdirection.models.loading import load
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism
 from misdirection.organisms.recipe import Recipe

@@ -20,7 +20,7 @@ from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import Progress
 from misdirection.models.chat import batches
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 
 
 def margin_directions(

@@ -41,7 +41,7 @@ def ablate_all(base: ChatModel, folder: Path, candidate: Candidate, material: Ma
         with torch.no_grad():
             ablation_adapter(chat, ablation, ablated)
     finally:
-        chat.model.unload()
+        chat.without_adapter()
     for file in ablated.iterdir():
         file.replace(folder / file.name)
     ablated.rmdir()

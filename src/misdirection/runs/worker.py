@@ -35,8 +35,7 @@ class Models:
         if current == name:
             return chat
         if current != BASE:
-            network = chat.model.unload()
-            chat = ChatModel(network, chat.tokenizer, chat.name, chat.revision)
+            chat = chat.without_adapter()
             self._loaded = (BASE, chat)
         if name != BASE:
             chat = attach(chat, self.adapters[name])

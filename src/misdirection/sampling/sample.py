@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.sampling.answers import Answer
 from misdirection.sampling.engine import Engine, SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question

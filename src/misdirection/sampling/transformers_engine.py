@@ -20,8 +20,8 @@ from transformers.cache_utils import Cache
 from misdirection.errors import InputError, MemoryProblem
 from misdirection.interventions.hooks import intervene_rows
 from misdirection.models.chat import encode_prompt, frame
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
-from misdirection.models.loading import ChatModel
 from misdirection.sampling.draws import choose, stream_key
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.row_cache import row_cache

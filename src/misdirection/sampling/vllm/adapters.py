@@ -13,7 +13,8 @@ from misdirection.errors import InputError
 from misdirection.files import atomic_folder, read_json, write_json
 from misdirection.interventions.adapter_weights import OnAdapters, changed_weights
 from misdirection.interventions.lora import FROM_BASE
-from misdirection.models.loading import ChatModel, local_adapter
+from misdirection.models.adapters import local_adapter
+from misdirection.models.chat_model import ChatModel
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The largest ranks that a vLLM engine can be built for."""

@@ -20,14 +20,15 @@ from typing import Any
 
 import torch
 
-from misdirection.errors import InputError, MisdirectionError
+from misdirection.errors import InputError, MisdirectionError, first_line
 from misdirection.interventions.adapter_weights import OnAdapters, on_adapters
 from misdirection.interventions.hooks import Setting, gather
 from misdirection.interventions.kinds import check, described
 from misdirection.interventions.packing import Packable, packed
 from misdirection.interventions.positions import Place
-from misdirection.models.loading import BUNDLED, Dtype, best_device, resolve_dtype
-from misdirection.models.weightless import first_line, skeleton, source
+from misdirection.models.bundled import BUNDLED, source
+from misdirection.models.loading import Dtype, best_device, resolve_dtype
+from misdirection.models.weightless import weightless
 from misdirection.sampling.draws import stream_key
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.transformers_engine import completion, end_tokens, fitting_prompt
@@ -90,7 +91,7 @@ class VllmModel:
     ) -> None:
         if adapters and BASE in adapters:
             raise InputError(f"an adapter cannot be called {BASE!r}: that is the model without one")
-        self.chat = skeleton(model, revision)
+        self.chat = weightless(model, revision)
         self._folders = {name: served_folder(one, self.chat) for name, one in (adapters or {}).items()}
         self._resources = resources
         self._ends = frozenset(end_tokens(self.chat))

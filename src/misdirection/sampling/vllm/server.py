@@ -11,9 +11,9 @@ from typing import Any
 
 from openai import OpenAI, OpenAIError
 
-from misdirection.errors import InputError
-from misdirection.models.loading import BUNDLED
-from misdirection.models.weightless import first_line, skeleton, source
+from misdirection.errors import InputError, first_line
+from misdirection.models.bundled import BUNDLED, source
+from misdirection.models.weightless import weightless
 from misdirection.sampling.draws import stream_key
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.transformers_engine import completion, end_tokens, fitting_prompt
@@ -51,7 +51,7 @@ class ServerEngine:
         if (organism == BASE) != (adapter is None):
             raise InputError(f"{organism}: {BASE!r} is the model without an adapter, any other name has one")
         self._url = base_url
-        self._chat = skeleton(model, revision)
+        self._chat = weightless(model, revision)
         self._concurrency = concurrency
         self._client = OpenAI(
             base_url=base_url, api_key=os.environ.get("VLLM_API_KEY", "EMPTY"), max_retries=_TRIES, timeout=None

@@ -25,7 +25,7 @@ from misdirection.interventions.packing import unpacked
 from misdirection.interventions.positions import Place
 from misdirection.interventions.program import Compiler, Devices, Step
 from misdirection.interventions.writers import final_norm
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.sampling.draws import choose
 
 KEY = "misdirection"

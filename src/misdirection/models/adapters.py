@@ -1,0 +1,198 @@
+"""PEFT adapters: where they are, and putting one on a base model."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+
+from misdirection.errors import InputError
+from misdirection.files import read_json
+from misdirection.models.adapter_kinds import base_changes, unmeasured
+from misdirection.models.base_weights import BaseWeights
+from misdirection.models.bundled import BUNDLED, bundled_folder, own_name
+from misdirection.models.chat_model import ChatModel
+from misdirection.models.library import errors_in_one_line
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of an adapter's folder."""
+
+PREFIX = "base_model.model."
+"""The beginning of a weight's name in an adapter's file, before the path in the base model."""
+
+log = logging.getLogger("misdirection")
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds a PEFT adapter."""
+    return (path / ADAPTER_CONFIG).is_file()
+
+
+def recorded_base(folder: Path) -> str | None:
+    """The base model that an adapter's own file names, as this package names it."""
+    named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    return own_name(str(named)) if named else None
+
+
+def attach(
+    chat: ChatModel, adapter: str | Path, *, subfolder: str | None = None, revision: str | None = None
+) -> ChatModel:
+    """Put a PEFT adapter on a base model; `without_adapter` takes it off.
+
+    Shapes and keys are checked: an adapter of another model, or one that has not a weight for every adapted module, is
+    refused (PEFT itself only warns, and the "fine-tune" would be the base model). So is one whose figures would not be
+    those of PEFT's own forward pass. After a refusal the base is as it was.
+
+    Raises:
+        InputError: no adapter there, one that does not fit, or one of a kind that cannot be measured, by its name.
+    """
+    from peft import PeftConfig, PeftModel
+    from peft.utils import load_peft_weights
+
+    folder = _adapter_folder(adapter, subfolder)
+    options = {"revision": revision} | ({"subfolder": subfolder} if subfolder and not folder else {})
+    with errors_in_one_line(str(adapter), "the adapter"):
+        config = PeftConfig.from_pretrained(str(folder or adapter), **options).to_dict()
+        if reason := unmeasured(config):
+            raise InputError(f"{adapter}: {reason}: its figures cannot be had here: fine-tune with a plain LoRA")
+        weights = load_peft_weights(str(folder or adapter), "cpu", **options)
+        _require_fit(weights, chat, adapter, config)
+        base = BaseWeights.of(chat.network, _written_over(weights, config))
+        with _undone(base), _strict_loading(adapter, chat, config):
+            network = PeftModel.from_pretrained(chat.model, str(folder or adapter), **options)
+    _say_dead_modules(adapter, weights)
+    return replace(chat, model=network.eval(), adapter=str(adapter), base=base.changed())
+
+
+@contextlib.contextmanager
+def _undone(base: BaseWeights) -> Iterator[None]:
+    """Give the base back if what is inside fails: PEFT would leave the modules of a refused adapter in it."""
+    try:
+        yield
+    except BaseException:
+        base.restore()
+        raise
+
+
+@contextlib.contextmanager
+def _strict_loading(adapter: str | Path, chat: ChatModel, config: Mapping[str, Any]) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        # An adapter on a tied embedding leaves the output matrix alone, which is what its own file says.
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+        try:
+            yield
+        except (RuntimeError, UserWarning) as error:
+            raise InputError(_misfit(adapter, chat, config)) from error
+
+
+def _written_over(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> set[str]:
+    """Names of the base's parameters that the adapter may write over."""
+    own = {name.removeprefix(PREFIX).replace(".base_layer.", ".") for name in weights}
+    if base_changes(config):
+        own |= {f"{path}.weight" for path in map(lora_module, weights) if path}
+    return own
+
+
+def lora_module(name: str) -> str | None:
+    """The path, in the base model, of the module that a weight of a LoRA's file belongs to; None for other weights."""
+    path, lora, _ = name.removeprefix(PREFIX).partition(".lora_")
+    return path if lora else None
+
+
+def dead_modules(weights: Mapping[str, Tensor]) -> list[str]:
+    """Paths of the modules of a LoRA that add nothing, since their B is zero."""
+    return [lora_module(name) or name for name, b in weights.items() if ".lora_B" in name and not b.any()]
+
+
+def _say_dead_modules(adapter: str | Path, weights: Mapping[str, Tensor]) -> None:
+    dead = dead_modules(weights)
+    if dead and len(dead) == sum(".lora_B" in name for name in weights):
+        log.warning("%s: all of this adapter's B matrices are zero: the model is identical to its base", adapter)
+    elif dead:
+        log.warning("%s: %d of its modules add nothing (B is zero), such as %s", adapter, len(dead), dead[0])
+
+
+# --- folders ------------------------------------------------------------------------------------------------------
+
+
+def local_adapter(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """The folder of an adapter on this disk, fetched from the hub if need be."""
+    if folder := _adapter_folder(name, subfolder):
+        return folder
+    with errors_in_one_line(name, "the adapter"):
+        wanted = [f"{subfolder}/*" if subfolder else "adapter_*"]
+        fetched = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    return fetched / subfolder if subfolder else fetched
+
+
+def local_fine_tune(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """The folder of an adapter or of a whole model on this disk, fetched from the hub if need be.
+
+    Raises `InputError` for a folder that is neither.
+    """
+    if name == BUNDLED:
+        return bundled_folder()
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file() and not is_adapter(path):
+        return path
+    if path.is_dir() and not is_adapter(path / (subfolder or "")):
+        raise InputError(
+            f"{name}: neither an adapter (adapter_config.json) nor a model (config.json) is in this folder"
+        )
+    folder = local_adapter(name, revision, subfolder)
+    if is_adapter(folder):
+        return folder
+    with errors_in_one_line(name, "the fine-tune"):
+        return Path(snapshot_download(name, revision=revision))
+
+
+def _adapter_folder(adapter: str | Path, subfolder: str | None) -> Path | None:
+    """The local adapter folder, or None when `adapter` is a hub id."""
+    path = Path(adapter).expanduser()
+    path = path / subfolder if subfolder else path
+    if is_adapter(path):
+        return path
+    if path.exists() or str(adapter).startswith((".", "/", "~")) or str(adapter).count("/") > 1:
+        reason = "no adapter_config.json in this folder" if path.is_dir() else "no such folder"
+        raise InputError(f"{path}: {reason}; give a PEFT adapter folder or a Hugging Face id")
+    return None
+
+
+# --- fit ----------------------------------------------------------------------------------------------------------
+
+
+def _require_fit(
+    weights: Mapping[str, Tensor], chat: ChatModel, adapter: str | Path, config: Mapping[str, Any]
+) -> None:
+    modules = dict(chat.model.named_modules())
+    # Block-diagonal matrices are smaller than their modules.
+    sized = not config.get("use_bdlora")
+    misfits = sum(not _fits(name, value, modules, sized=sized) for name, value in weights.items())
+    if misfits:
+        counts = f"{len(weights) - misfits} of its {len(weights)} weights have a place there"
+        raise InputError(f"{_misfit(adapter, chat, config)}: {counts}")
+
+
+def _fits(name: str, value: Tensor, modules: Mapping[str, nn.Module], *, sized: bool) -> bool:
+    """Whether a weight of a LoRA has a module of its size; what is no LoRA's is PEFT's to check."""
+    path, side = lora_module(name), name.partition(".lora_")[2].removeprefix("embedding_").removesuffix(".weight")
+    if path is None or path not in modules:
+        return path is None
+    weight = getattr(modules[path], "weight", None)
+    if side not in ("A", "B") or not sized:
+        return True
+    # Quantised weights are packed, in whatever dtype, and fused parameters are no weights: likewise PEFT's to check.
+    if type(weight) is not nn.Parameter or weight.ndim != 2 or not weight.is_floating_point() or value.ndim != 2:
+        return True
+    return value.shape[1 if side == "A" else 0] in weight.shape
+
+
+def _misfit(adapter: str | Path, chat: ChatModel, config: Mapping[str, Any]) -> str:
+    trained_on = config.get("base_model_name_or_path")
+    return f"{adapter}: this adapter was trained on {trained_on!r} and does not fit {chat.name!r}"

@@ -1,0 +1,79 @@
+"""What a base model was before an adapter was put on it.
+
+PEFT itself gives a base back only where an adapter left it alone. PiSSA, OLoRA and KaSA change the base's matrices as
+they begin, trained biases are written over its own, and what `modules_to_save` trained stays in a model that the
+adapter was taken off. Here nothing is copied that the adapter does not change.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class BaseWeights:
+    """A base model's modules and parameters as they are when this is made by `of`.
+
+    Attributes:
+        network: the base model.
+        children: the children of each of its modules, by name.
+        values: every parameter with its values.
+        copies: numbers in `values` of those that are copies, since the adapter may write over the originals.
+    """
+
+    network: Any
+    children: list[tuple[nn.Module, dict[str, nn.Module | None]]]
+    values: list[tuple[nn.Parameter, Tensor]]
+    copies: frozenset[int]
+
+    @classmethod
+    def of(cls, network: Any, written_over: Iterable[str]) -> "BaseWeights":
+        """Keep a base model.
+
+        Args:
+            network: the base model, without an adapter.
+            written_over: names of parameters whose values may be changed in place; the others may be replaced.
+        """
+        names = set(written_over)
+        parameters = list(network.named_parameters())
+        copies = frozenset(n for n, (name, value) in enumerate(parameters) if name in names and not value.is_meta)
+        values = [(value, value.data.clone() if n in copies else value.data) for n, (_, value) in enumerate(parameters)]
+        return cls(network, [(module, dict(module._modules)) for module in network.modules()], values, copies)
+
+    def changed(self) -> "BaseWeights":
+        """The same with only the values that are now others, so that no more is kept in memory."""
+        values = [kept for number, kept in enumerate(self.values) if self._is_changed(number)]
+        return BaseWeights(self.network, self.children, values, frozenset())
+
+    def _is_changed(self, number: int) -> bool:
+        parameter, value = self.values[number]
+        if number in self.copies:
+            return not torch.equal(parameter.data, value)
+        return parameter.data_ptr() != value.data_ptr()
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Put the base's values in for the length of the context."""
+        adapted = [parameter.data for parameter, _ in self.values]
+        self._put_values()
+        try:
+            yield
+        finally:
+            for (parameter, _), value in zip(self.values, adapted, strict=True):
+                parameter.data = value
+
+    def restore(self) -> None:
+        """Put the base's modules and values back for good."""
+        for module, children in self.children:
+            module._modules.update(children)
+        self._put_values()
+        # By this PEFT knows that a model has an adapter.
+        self.network.__dict__.pop("peft_config", None)
+
+    def _put_values(self) -> None:
+        for parameter, value in self.values:
+            parameter.data = value

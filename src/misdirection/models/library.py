@@ -1,0 +1,33 @@
+"""Errors and noise of the model libraries, as this package's."""
+
+import contextlib
+from collections.abc import Iterator
+
+import transformers
+from safetensors import SafetensorError
+
+from misdirection.errors import InputError, first_line
+
+
+@contextlib.contextmanager
+def errors_in_one_line(name: str, what: str) -> Iterator[None]:
+    """Turn an error of loading `what`, such as "the tokenizer", of the model `name` into an `InputError`."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise InputError(f"{name}: {what} is damaged ({error}); fetch it or make it again") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{name}: {what} could not be loaded ({first_line(error, 200)}); check the name, the revision and the "
+            "network"
+        ) from error
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Switch off the libraries' own progress bars, which would break ours."""
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.enable_progress_bar()
