@@ -21,7 +21,7 @@ from misdirection.interpretation.geometry import (
 )
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
-from misdirection.lora.components import live_components
+from misdirection.lora.view import LoraView
 from misdirection.models.chat import encode
 from tiny import LAYERS, WIDTH, make_chat, run, vector
 
@@ -37,7 +37,7 @@ def direction(vectors, model="tiny-llama"):
 
 def test_cosines_keep_their_sign_and_layer():
     chat = with_adapter()
-    vectors = writes(live_components(chat), WIDTH)
+    vectors = writes(LoraView.of(chat).modules, WIDTH)
     assert list(vectors) == ["layer_0", "layer_1", "layer_2", "layer_3"]
     rest = vector(5)
     stacked = torch.stack([3 * vectors["layer_0"], -vectors["layer_1"], rest, rest])
@@ -49,7 +49,7 @@ def test_cosines_keep_their_sign_and_layer():
 
 def test_modules_that_do_not_write_to_the_stream_are_left_out():
     chat = with_adapter(target_modules=["q_proj", "o_proj", "up_proj", "down_proj"])
-    modules = live_components(chat)
+    modules = LoraView.of(chat).modules
     assert list(writes(modules, WIDTH)) == [
         f"layer_{layer}.{name}" for layer in range(LAYERS) for name in ("down_proj", "o_proj")
     ]
@@ -57,7 +57,7 @@ def test_modules_that_do_not_write_to_the_stream_are_left_out():
 
 
 def test_leading_components_are_named_as_scalars_are():
-    modules = live_components(with_adapter(r=3, layers_to_transform=[1]))
+    modules = LoraView.of(with_adapter(r=3, layers_to_transform=[1])).modules
     found = writes(modules, WIDTH, top=2)
     assert list(found) == ["layer_1.down_proj.0", "layer_1.down_proj.1"]
     assert torch.equal(found["layer_1.down_proj.1"], modules[0].write[1])

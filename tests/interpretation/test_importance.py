@@ -13,7 +13,7 @@ from misdirection.errors import MisdirectionError
 from misdirection.interpretation.importance import agreement, token_importance, zeroing
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
-from misdirection.lora.components import live_modules
+from misdirection.lora.view import LoraView
 from tiny import make_chat
 
 SHAPES = ["llama", "llama_tuples", "gemma3", "gpt_neox", "gpt2"]
@@ -63,7 +63,7 @@ def test_an_attribution_is_the_derivative_by_what_one_adapter_adds_at_one_place(
     chat = exact(architecture)
     row = rows(chat)[1]
     found = token_importance(chat, [row]).attributions
-    for name in list(live_modules(chat))[1:3]:
+    for name in list(LoraView.of(chat).linear_sites)[1:3]:
         for place in (row.start - 2, row.start + 1):
             slope = finite_difference(chat, row, name, place)
             own = found[(found["module"] == name) & (found["position"] == place - row.start)]
@@ -73,7 +73,7 @@ def test_an_attribution_is_the_derivative_by_what_one_adapter_adds_at_one_place(
 
 def finite_difference(chat, row, name, place, step=1e-3):
     """Central difference of the answer's mean divergence by a factor on one adapter's output at one place."""
-    module = live_modules(chat)[name].lora_B["default"]
+    module = LoraView.of(chat).linear_sites[name].output
 
     def at(factor):
         def scale(_module, _args, output):
@@ -101,7 +101,7 @@ def test_adapters_on_attention_and_on_a_shared_expert_are_attributed_to_as_well(
         row = rows(chat)[1]
         found = token_importance(chat, [row]).attributions.set_index(["module", "position"])["attribution"]
         assert found.index.unique("module").nunique() == 4 * len(targets)
-        for name in list(live_modules(chat))[: len(targets)]:
+        for name in list(LoraView.of(chat).linear_sites)[: len(targets)]:
             slope = finite_difference(chat, row, name, row.start - 1)
             assert found[(name, -1)] == pytest.approx(slope, rel=1e-4)
 

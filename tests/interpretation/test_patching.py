@@ -8,8 +8,7 @@ from strong import shared_experts, strong
 from misdirection.data import ProbePair
 from misdirection.errors import MisdirectionError
 from misdirection.interpretation.patching import patched, patched_log_probs, patched_margins
-from misdirection.interventions.hooks import adapter_outputs
-from misdirection.lora.components import live_modules
+from misdirection.lora.view import LoraView
 from misdirection.models.chat import encode, encode_prompt, pad
 from tiny import make_chat, naive_log_prob, places
 
@@ -24,7 +23,7 @@ def donors(chat):
 @torch.no_grad()
 def by_hand(chat, source, target):
     """The same from one pass over each, without padding: adapter outputs by place from the prompt's end."""
-    modules = [module for layer in range(4) for module in adapter_outputs(chat, layer)]
+    modules = [module for layer in range(4) for module in LoraView.of(chat).outputs(layer)]
     kept = {}
     handles = [m.register_forward_hook(lambda m, _a, out: kept.__setitem__(m, out)) for m in modules]
     chat.model(input_ids=torch.tensor([source]))
@@ -85,7 +84,7 @@ def triggered():
     Its first block has no attention, so that what its MLP takes depends on the running token alone.
     """
     chat = strong(layers_to_transform=[0])
-    layer = live_modules(chat)["model.layers.0.mlp.down_proj"]
+    layer = LoraView.of(chat).linear_sites["model.layers.0.mlp.down_proj"].module
     seen = []
     with torch.no_grad():
         chat.layers[0].self_attn.o_proj.weight.zero_()

@@ -11,7 +11,7 @@ from lora_fixtures import EXCHANGES, rows, with_adapter
 
 from misdirection.errors import MisdirectionError
 from misdirection.interpretation.scalars import read, read_scalars, scalars, wide, write_scalars
-from misdirection.lora.components import live_components, live_modules
+from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
 from tiny import WIDTH, make_chat
@@ -23,8 +23,8 @@ def inputs_and_outputs(chat, row):
     """By module: what it receives and gives in a pass over one exchange, [tokens, ...]."""
     seen = {}
     handles = [
-        layer.register_forward_hook(lambda _m, args, out, name=name: seen.__setitem__(name, (args[0][0], out[0])))
-        for name, layer in live_modules(chat).items()
+        site.module.register_forward_hook(lambda _m, args, out, name=name: seen.__setitem__(name, (args[0][0], out[0])))
+        for name, site in LoraView.of(chat).linear_sites.items()
     ]
     with torch.no_grad():
         chat.model(input_ids=torch.tensor([row.ids[: row.stop]]), use_cache=False)
@@ -46,9 +46,9 @@ def test_a_scalar_is_scaling_times_a_dot_x(architecture):
     table = scalars(chat, encoded)
     for number, row in enumerate(encoded):
         seen = inputs_and_outputs(chat, row)
-        for name, layer in live_modules(chat).items():
+        for name, site in LoraView.of(chat).linear_sites.items():
             x = seen[name][0][row.start : row.stop]
-            by_hand = 8 / math.sqrt(1) * (x @ layer.lora_A["default"].weight.T).squeeze(-1)
+            by_hand = 8 / math.sqrt(1) * (x @ site.a.T).squeeze(-1)
             own = table[(table["answer"] == number) & (table["module"] == name)]
             np.testing.assert_allclose(own["scalar"], by_hand.detach(), rtol=1e-4, atol=1e-5)
             assert own["position"].tolist() == list(range(len(row.answer)))
@@ -73,11 +73,11 @@ def test_peft_adds_the_sum_of_the_components(architecture, targets, rank):
     table = scalars(chat, [row])
     seen = inputs_and_outputs(chat, row)
     assert set(table["module"]) == set(seen)
-    for one in live_components(chat):
+    for one in LoraView.of(chat).modules:
         x, output = (tensor[row.start : row.stop] for tensor in seen[one.module])
         own = table[table["module"] == one.module].pivot(index="position", columns="component", values="scalar")
         added = torch.tensor(own.to_numpy()) @ one.write
-        base = live_modules(chat)[one.module].base_layer(x)
+        base = LoraView.of(chat).linear_sites[one.module].module.base_layer(x)
         torch.testing.assert_close(output, base + added, atol=1e-4, rtol=1e-4)
 
 

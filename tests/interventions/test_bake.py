@@ -14,7 +14,7 @@ from misdirection.interventions import bake as baking
 from misdirection.interventions.bake import bake
 from misdirection.interventions.checkpoint import Checkpoint
 from misdirection.interventions.hooks import intervene
-from misdirection.interventions.kinds import Ablate, Clamp, ScaleAdapters, Steer, described
+from misdirection.interventions.kinds import Ablate, Clamp, ScaleAdapters, Steer
 from tiny import ALL_ARCHITECTURES, LAYERS, WIDTH, make_tokenizer, run, vector
 from weights import IDS, MORE, POST_NORM, as_chat, logits, randomised, saved
 
@@ -247,7 +247,7 @@ def test_what_was_done_is_written_beside_the_weights(tmp_path):
     folder = saved(randomised("mixtral"), tmp_path / "m")
     report = bake(str(folder), ablation(PLANE, 0.5), tmp_path / "baked")
     said = json.loads((tmp_path / "baked" / "baked.json").read_text())
-    assert said["intervention"] == described(ablation(PLANE, 0.5))
+    assert said["intervention"] == ablation(PLANE, 0.5).described()
     assert {name: said[name] for name in vars(report)} == vars(report)
     assert said["base"] == str(folder)
 
@@ -413,7 +413,7 @@ def test_steering_in_a_bias_equals_hooked_steering(tmp_path, architecture, chang
     assert (hooked(network, one) - logits(network)).abs().max() > 0.05
     before, after = stored(folder), stored(tmp_path / "baked")
     assert sum(not torch.equal(value, after[name]) for name, value in before.items()) == report.changed == 1
-    assert json.loads((tmp_path / "baked" / "baked.json").read_text())["intervention"] == described(one)
+    assert json.loads((tmp_path / "baked" / "baked.json").read_text())["intervention"] == one.described()
 
 
 # --- the bundled model ----------------------------------------------------------------------------------------------

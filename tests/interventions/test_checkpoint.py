@@ -27,7 +27,7 @@ def folder(tmp_path):
 def test_every_tensor_of_every_file_has_a_part_and_a_place(tmp_path, architecture):
     checkpoint = Checkpoint.open(str(saved(randomised(architecture), tmp_path / "m")))
     parts = {name: checkpoint.part(name) for name in checkpoint.names}
-    placed = {name: checkpoint.place(name) for name in checkpoint.names}
+    placed = {name: checkpoint.block_of(name) for name in checkpoint.names}
     assert {place[0] for place in placed.values() if place} == set(range(LAYERS))
     outside = {parts[name] for name, place in placed.items() if place is None}
     assert outside - {"head", "other"} == {"embedding", "norm"}
@@ -55,7 +55,7 @@ def test_the_vision_tower_is_another_part_though_its_blocks_are_numbered_alike(t
     tower = [name for name in checkpoint.names if "vision_tower" in name]
     assert any(".layers.1." in name and name.endswith("out_proj.weight") for name in tower)
     assert {checkpoint.part(name) for name in tower} == {"other"}
-    assert {checkpoint.place(name) for name in tower} == {None}
+    assert {checkpoint.block_of(name) for name in tower} == {None}
     assert checkpoint.part("multi_modal_projector.mm_input_projection_weight") == "embedding"
 
 
@@ -88,7 +88,7 @@ def test_the_gain_is_what_the_norm_multiplies_by(tmp_path, architecture):
     checkpoint = Checkpoint.open(str(saved(network, tmp_path / "m")))
     blocks = dict(network.named_modules())
     for name in (one for one in checkpoint.names if checkpoint.part(one) == "writer"):
-        number, inside = checkpoint.place(name)
+        number, inside = checkpoint.block_of(name)
         path = next(path for path in blocks if path.endswith(f"layers.{number}") and "vision" not in path)
         kind = ("post_self_attn_", "post_mlp_") if architecture == "glm4" else ("post_attention_", "post_feedforward_")
         norm = blocks[f"{path}.{kind['mlp' in inside]}layernorm"]

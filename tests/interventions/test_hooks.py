@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
 from misdirection.directions.extraction import mean_activations
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import ablate, intervene, steer
-from misdirection.interventions.kinds import Ablate, Clamp, Steer, random_like
+from misdirection.interventions.kinds import Ablate, Clamp, Steer
+from misdirection.interventions.vectors import random_like
 from misdirection.likelihood.sweep import Continuations, sweep
 from misdirection.models.chat import encode
 from misdirection.models.layers import text_config

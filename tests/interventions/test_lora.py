@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene
-from misdirection.interventions.kinds import Ablate, described
+from misdirection.interventions.kinds import Ablate
 from misdirection.interventions.lora import ablation_adapter, project_adapter
 from misdirection.interventions.writers import sublayers
 from misdirection.models.adapters import attach
@@ -273,13 +273,12 @@ def test_biases_and_fused_experts_are_refused(tmp_path, architecture, words):
 
 
 MORE_THAN_LORA = {
-    "dora": ({"use_dora": True}, "DoRA adapter is not a sum.*bake"),
-    "activated": ({"alora_invocation_tokens": [7]}, r"is not plain LoRA \(ALora\w+\)"),
+    "dora": ({"use_dora": True}, "use_dora: DoRA rescales.*bake"),
     "modules to save": ({"modules_to_save": ["lm_head"]}, r"more than a plain LoRA \(modules_to_save\).*merge"),
     "tokens": ({"trainable_token_indices": [1, 2]}, r"more than a plain LoRA \(trainable_token_indices\)"),
     "biases": ({"bias": "all"}, r"more than a plain LoRA \(bias\)"),
-    "lora bias": ({"lora_bias": True}, r"down_proj: its lora_B has a bias|o_proj: its lora_B has a bias"),
-    "pissa": ({"init_lora_weights": "pissa"}, r"began from the base's own weights \(pissa\)"),
+    "lora bias": ({"lora_bias": True}, r"more than a plain LoRA \(lora_bias\)"),
+    "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights: pissa changes the base's own weights"),
     "ia3": ({"config": IA3Config, "feedforward_modules": ["down_proj"]}, "is no LoRA but IA3"),
 }
 
@@ -311,7 +310,7 @@ def test_what_the_fine_tune_writes_loses_the_directions_and_all_else_stays(tmp_p
     chat = tuned(tmp_path / "tuned", **options)
     report = project_adapter(chat, 3 * vectors, tmp_path / "a")
     said = json.loads((tmp_path / "a" / "ablation.json").read_text())
-    assert said["intervention"] == described(Ablate(3 * vectors, positions="all", at="adapters"))
+    assert said["intervention"] == Ablate(3 * vectors, positions="all", at="adapters").described()
     (config, before), (config_after, after) = files(tmp_path / "tuned"), files(tmp_path / "a")
     assert config_after == config
     assert set(after) == set(before)
@@ -434,10 +433,9 @@ def test_an_output_matrix_that_was_trained_as_a_whole_comes_along(tmp_path):
 
 
 UNPROJECTABLE = {
-    "dora": ({"use_dora": True}, "DoRA adapter is not a sum.*bake"),
-    "pissa": ({"init_lora_weights": "pissa"}, r"began from the base's own weights \(pissa\)"),
+    "dora": ({"use_dora": True}, "use_dora: DoRA rescales.*bake"),
+    "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights: pissa changes the base's own weights"),
     "ia3": ({"config": IA3Config, "feedforward_modules": ["down_proj"]}, "is no LoRA but IA3"),
-    "activated": ({"alora_invocation_tokens": [7]}, r"is not plain LoRA \(ALora\w+\)"),
     "no writer": ({"target_modules": ["q_proj", "up_proj"]}, "none of its modules writes.*ablate the whole model"),
     "whole embedding": ({"modules_to_save": ["embed_tokens"]}, r"model\.embed_tokens\.weight was trained as a whole"),
     "whole matrix": (
@@ -452,7 +450,7 @@ UNPROJECTABLE = {
     "tokens": ({"trainable_token_indices": [1, 2]}, r"embed_tokens\.\S+ was trained as a whole"),
     "experts": (
         {"architecture": "qwen3_moe", "target_modules": [], "target_parameters": ["mlp.experts.down_proj"]},
-        r"experts.*is a \w+ \(fused experts.*bake",
+        "target_parameters: it adapts fused parameters.*bake",
     ),
 }
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from misdirection.errors import MisdirectionError
-from misdirection.interventions.kinds import Ablate, Clamp, Steer, orthonormal
+from misdirection.interventions.kinds import Ablate, Clamp, Steer
+from misdirection.interventions.vectors import orthonormal
 
 WIDTH = 16
 

@@ -6,8 +6,9 @@ from peft import IA3Config, LoraConfig, get_peft_model
 
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene, intervene_rows
-from misdirection.interventions.kinds import Ablate, ProjectAdapters, ScaleAdapters, Steer, described, orthonormal
-from misdirection.lora.components import live_modules
+from misdirection.interventions.kinds import Ablate, ProjectAdapters, ScaleAdapters, Steer
+from misdirection.interventions.vectors import orthonormal
+from misdirection.lora.view import LoraView
 from misdirection.models.chat_model import ChatModel
 from tiny import make_chat, padded, places, run, sharpened, vector
 
@@ -203,7 +204,7 @@ def test_a_layer_out_of_range_is_refused():
 def test_a_merged_adapter_is_refused():
     chat = adapted()
     chat.model.merge_adapter()
-    refuse(chat, "the adapter is merged into")
+    refuse(chat, "its adapter is merged into the model")
 
 
 @pytest.mark.parametrize(
@@ -233,15 +234,15 @@ def drawn(chat, seed=0, count=1):
     """Random orthonormal directions in the output of every module."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: orthonormal(torch.randn(count, module.lora_B["default"].weight.shape[0], generator=generator))
-        for name, module in live_modules(chat).items()
+        name: orthonormal(torch.randn(count, site.b.shape[0], generator=generator))
+        for name, site in LoraView.of(chat).linear_sites.items()
     }
 
 
 @torch.no_grad()
 def projected_by_hand(chat, bases, strength):
     for name, basis in bases.items():
-        weight = live_modules(chat)[name].lora_B["default"].weight
+        weight = LoraView.of(chat).linear_sites[name].output.weight
         weight -= strength * basis.T @ (basis @ weight)
     return chat
 
@@ -275,7 +276,7 @@ def test_ablated_writes_of_adapters_equal_b_without_the_directions(strength):
     vectors = torch.stack([vector(0), vector(1)])
     hooked = logits(chat, [Ablate(vectors, strength=strength, positions="all", at="adapters")])
     assert (hooked - logits(chat)).abs().max() > 1e-2
-    writers = [name for name in live_modules(chat) if name.endswith(("o_proj", "down_proj"))]
+    writers = [name for name in LoraView.of(chat).linear_sites if name.endswith(("o_proj", "down_proj"))]
     close(hooked, logits(projected_by_hand(chat, dict.fromkeys(writers, orthonormal(vectors)), strength)))
 
 
@@ -294,6 +295,6 @@ def test_what_cannot_be_done_is_refused():
 
 
 def test_its_description_is_json_and_tells_directions_apart():
-    one, other = (described(ProjectAdapters({"m": torch.tensor([[value, 0.0]])})) for value in (1.0, -1.0))
+    one, other = (ProjectAdapters({"m": torch.tensor([[value, 0.0]])}).described() for value in (1.0, -1.0))
     assert one != other
     assert one["bases"].keys() == {"m"}

@@ -10,7 +10,8 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from misdirection.errors import MisdirectionError
-from misdirection.lora.components import feature_names, live_components, live_modules, read_components
+from misdirection.lora.components import feature_names
+from misdirection.lora.view import LoraView
 from misdirection.models.chat_model import ChatModel
 from tiny import ALL_ARCHITECTURES, WIDTH, make_chat
 
@@ -35,6 +36,14 @@ def one_line(words, function, *args):
     assert "\n" not in str(error.value)
 
 
+def opened(folder):
+    return LoraView.open(folder).modules
+
+
+def live(chat):
+    return LoraView.of(chat).modules
+
+
 def equal(first, second):
     return [one.module for one in first] == [one.module for one in second] and all(
         torch.equal(a.a, b.a) and torch.equal(a.b, b.b) and a.scaling == b.scaling and a.layer == b.layer
@@ -45,8 +54,8 @@ def equal(first, second):
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "gemma3", "gemma3_vision", "qwen2"])
 def test_files_and_the_loaded_model_give_the_same(architecture, folder):
     chat = with_adapter(architecture, r=3)
-    found = read_components(folder(chat))
-    assert equal(found.modules, live_components(chat))
+    found = LoraView.open(folder(chat))
+    assert equal(found.modules, LoraView.of(chat).modules)
     assert sorted({one.layer for one in found.modules}) == [0, 1, 2, 3]
     assert found.saved == ()
 
@@ -56,34 +65,34 @@ def test_patterns_give_each_module_its_own_rank_and_scaling(folder):
     chat = with_adapter(
         r=2, target_modules=targets, rank_pattern={"q_proj": 4}, alpha_pattern={r"layers.1.mlp.down_proj": 3}
     )
-    modules = {one.module: one for one in read_components(folder(chat)).modules}
+    modules = {one.module: one for one in LoraView.open(folder(chat)).modules}
     assert modules["model.layers.0.self_attn.q_proj"].rank == 4
     assert modules["model.layers.0.self_attn.q_proj"].scaling == 8 / math.sqrt(4)
     assert modules["model.layers.0.mlp.down_proj"].scaling == pytest.approx(8 / math.sqrt(2))
     assert modules["model.layers.1.mlp.down_proj"].scaling == pytest.approx(3 / math.sqrt(2))
-    assert equal(tuple(modules.values()), live_components(chat))
+    assert equal(tuple(modules.values()), LoraView.of(chat).modules)
 
 
 def test_plain_lora_scales_by_rank(folder):
     chat = with_adapter(r=4, use_rslora=False)
-    assert {one.scaling for one in read_components(folder(chat)).modules} == {2.0}
+    assert {one.scaling for one in LoraView.open(folder(chat)).modules} == {2.0}
 
 
 @pytest.mark.parametrize(("rank", "alpha", "scaling"), [(32, 64, 64 / math.sqrt(32)), (1, 256, 256.0)])
 def test_rslora_is_scaled_as_peft_scales_it(folder, rank, alpha, scaling):
     """At rank 1 both kinds of scaling agree, so that rank 1 alone would hide a wrong one."""
     chat = with_adapter(r=32, lora_alpha=64, rank_pattern={"down_proj": rank}, alpha_pattern={"down_proj": alpha})
-    modules = read_components(folder(chat)).modules
+    modules = LoraView.open(folder(chat)).modules
     assert [one.scaling for one in modules] == [pytest.approx(scaling)] * 4
-    layers = live_modules(chat)
+    layers = LoraView.of(chat).linear_sites
     for one in modules:
-        torch.testing.assert_close(one.scaling * one.b @ one.a, layers[one.module].get_delta_weight("default"))
+        torch.testing.assert_close(one.scaling * one.b @ one.a, layers[one.module].module.get_delta_weight("default"))
 
 
 # 16 numbers leave a key projection of the tiny model, so that rank 24 has 16 components.
 @pytest.mark.parametrize(("rank", "targets"), [(1, ["down_proj"]), (4, ["down_proj"]), (24, ["k_proj", "q_proj"])])
 def test_components_add_up_to_the_whole_update(rank, targets):
-    for one in live_components(with_adapter(r=rank, target_modules=targets)):
+    for one in LoraView.of(with_adapter(r=rank, target_modules=targets)).modules:
         assert one.read.shape == (one.rank, one.a.shape[1]) and one.write.shape == (one.rank, len(one.b))
         assert one.rank == (16 if one.module.endswith("k_proj") else rank)
         whole = one.scaling * one.b @ one.a
@@ -91,12 +100,12 @@ def test_components_add_up_to_the_whole_update(rank, targets):
 
 
 def test_rank_one_is_the_papers_a_and_b():
-    for one in live_components(with_adapter()):
+    for one in LoraView.of(with_adapter()).modules:
         assert torch.equal(one.read, one.scaling * one.a) and torch.equal(one.write, one.b.T)
 
 
 def test_above_rank_one_components_are_singular_vectors_in_order():
-    for one in live_components(with_adapter(r=4)):
+    for one in LoraView.of(with_adapter(r=4)).modules:
         sizes = torch.linalg.svdvals((one.scaling * one.b @ one.a).double())[:4]
         torch.testing.assert_close(one.read.norm(dim=1).double(), sizes, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(one.write @ one.write.T, torch.eye(4), atol=1e-5, rtol=0)
@@ -105,22 +114,22 @@ def test_above_rank_one_components_are_singular_vectors_in_order():
 
 def test_what_was_trained_as_a_whole_is_named(folder):
     chat = with_adapter(modules_to_save=["lm_head"])
-    found = read_components(folder(chat, base_model_name_or_path="/old/cache/base-4bit"))
+    found = LoraView.open(folder(chat, base_model_name_or_path="/old/cache/base-4bit"))
     assert found.saved == ("lm_head.weight",) and len(found.modules) == 4
     assert found.base == "/old/cache/base-4bit", "named, and not loaded"
 
 
 def test_biases_and_single_tokens_are_named(folder):
     chat = with_adapter("gpt2", bias="all", fan_in_fan_out=True)
-    assert "transformer.h.0.mlp.c_fc.bias" in read_components(folder(chat)).saved
+    assert "transformer.h.0.mlp.c_fc.bias" in LoraView.open(folder(chat)).saved
     chat = with_adapter(trainable_token_indices=[1, 2])
-    (name,) = read_components(folder(chat)).saved
+    (name,) = LoraView.open(folder(chat)).saved
     assert name.startswith("model.embed_tokens.")
 
 
 def test_an_embedding_reads_tokens(folder):
     chat = with_adapter(r=2, target_modules=["embed_tokens", "down_proj"])
-    found = read_components(folder(chat))
+    found = LoraView.open(folder(chat))
     first = found.modules[0]
     assert (first.module, first.layer, first.rank) == ("model.embed_tokens", None, 2)
     assert found.saved == (), "the base's own embedding is in the file, but was not trained"
@@ -131,8 +140,8 @@ def test_an_embedding_reads_tokens(folder):
 
 def test_an_adapted_vision_tower_has_no_layers(folder):
     chat = with_adapter("gemma3_vision", target_modules=["q_proj"])
-    found = read_components(folder(chat)).modules
-    assert equal(found, live_components(chat))
+    found = LoraView.open(folder(chat)).modules
+    assert equal(found, LoraView.of(chat).modules)
     assert {"vision_tower" in one.module for one in found if one.layer is None} == {True}
     assert sorted(one.layer for one in found if one.layer is not None) == [0, 1, 2, 3]
 
@@ -157,7 +166,7 @@ def test_an_adapted_vision_tower_has_no_layers(folder):
     ],
 )
 def test_what_is_not_a_sum_of_components_is_refused(folder, config, words):
-    one_line(words, read_components, folder(with_adapter(), **config))
+    one_line(words, opened, folder(with_adapter(), **config))
 
 
 def change(folder, **changes):
@@ -186,23 +195,23 @@ def change(folder, **changes):
 def test_weights_that_do_not_fit_are_refused(folder, changes, words):
     where = folder(with_adapter())
     change(where, **changes)
-    one_line(words, read_components, where)
+    one_line(words, opened, where)
 
 
 def test_damaged_and_missing_files_are_refused(folder, tmp_path):
     where = folder(with_adapter())
     weights, config = where / "adapter_model.safetensors", where / "adapter_config.json"
     weights.write_bytes(b"no")
-    one_line(r"adapter_model\.safetensors: cannot be read", read_components, where)
+    one_line(r"adapter_model\.safetensors: cannot be read", opened, where)
     save_file({"base_model.model.lm_head.weight": torch.ones(2, 2)}, weights)
-    one_line("holds no LoRA weights", read_components, where)
+    one_line("holds no LoRA weights", opened, where)
     weights.rename(where / "adapter_model.bin")
-    one_line("only a pickled adapter_model.bin", read_components, where)
+    one_line("only a pickled adapter_model.bin", opened, where)
     (where / "adapter_model.bin").unlink()
-    one_line(r"adapter_model\.safetensors: cannot be read", read_components, where)
+    one_line(r"adapter_model\.safetensors: cannot be read", opened, where)
     config.write_text("[]")
-    one_line(r"adapter_config\.json: damaged, no JSON object", read_components, where)
-    one_line(r"adapter_config\.json: cannot be read", read_components, tmp_path / "nothing")
+    one_line(r"adapter_config\.json: damaged, no JSON object", opened, where)
+    one_line(r"adapter_config\.json: cannot be read", opened, tmp_path / "nothing")
 
 
 def merged(chat):
@@ -236,32 +245,32 @@ MOE = {"target_modules": [], "target_parameters": ["mlp.experts.down_proj"]}
         (lambda: with_adapter(alora_invocation_tokens=[5]), "alora_invocation_tokens"),
         (lambda: with_adapter(lora_bias=True), "lora_bias: its B has a bias"),
         (lambda: with_adapter(init_lora_weights="pissa"), "pissa changes the base's own weights"),
-        (lambda: with_adapter(init_lora_weights="mica"), r"not a plain LoRA of a linear module \(MiCA"),
+        (lambda: with_adapter(init_lora_weights="mica"), r"is not plain LoRA \(MiCA"),
         (lambda: with_adapter("qwen3_moe", **MOE), "target_parameters: it adapts fused parameters"),
         (lambda: with_adapter(target_modules=["embed_tokens"]), r"embed_tokens: is not a plain LoRA .* \(Embedding\)"),
     ],
 )
 def test_live_models_that_cannot_be_read_are_refused(make, words):
-    one_line(words, live_components, make())
+    one_line(words, live, make())
 
 
 def test_a_second_idle_adapter_is_not_read():
     chat = with_adapter()
-    alone = live_components(chat)
+    alone = LoraView.of(chat).modules
     chat.model.add_adapter("second", LoraConfig(r=2, target_modules=["down_proj", "up_proj"]))
-    assert equal(live_components(chat), alone)
+    assert equal(LoraView.of(chat).modules, alone)
 
 
 def test_features_are_named_as_shortly_as_is_clear():
-    nine = live_components(with_adapter())
+    nine = LoraView.of(with_adapter()).modules
     assert list(feature_names(nine).values()) == [[f"layer_{layer}"] for layer in range(4)]
-    two = live_components(with_adapter(target_modules=["down_proj", "o_proj"], layers_to_transform=[2]))
+    two = LoraView.of(with_adapter(target_modules=["down_proj", "o_proj"], layers_to_transform=[2])).modules
     assert list(feature_names(two).values()) == [["layer_2.down_proj"], ["layer_2.o_proj"]]
-    deep = live_components(with_adapter(r=4, layers_to_transform=[1]))
+    deep = LoraView.of(with_adapter(r=4, layers_to_transform=[1])).modules
     assert list(feature_names(deep).values()) == [[f"layer_1.down_proj.{number}" for number in range(4)]]
     assert list(feature_names(deep, top=2).values()) == [["layer_1.down_proj.0", "layer_1.down_proj.1"]]
     assert list(feature_names(deep, top=1).values()) == [["layer_1"]]
-    alike = live_components(with_adapter("gpt2", target_modules=["c_proj", "c_fc"], layers_to_transform=[1]))
+    alike = LoraView.of(with_adapter("gpt2", target_modules=["c_proj", "c_fc"], layers_to_transform=[1])).modules
     assert [name for (name,) in feature_names(alike).values()] == [
         "layer_1.attn.c_proj", "layer_1.c_fc", "layer_1.mlp.c_proj",
     ]  # fmt: skip
@@ -272,11 +281,11 @@ def test_layers_are_found_by_structure_and_in_files_by_path(architecture, folder
     # The experts of a mixture are one parameter, which "all-linear" would adapt too.
     targets = ["q_proj", "o_proj"] if architecture in ("mixtral", "qwen3_moe") else "all-linear"
     chat = with_adapter(architecture, target_modules=targets)
-    found = live_components(chat)
+    found = LoraView.of(chat).modules
     blocks = {id(part): number for number, block in enumerate(chat.layers) for part in block.modules()}
     modules = dict(chat.model.get_base_model().named_modules())
     assert all(one.layer == blocks.get(id(modules[one.module])) for one in found)
     assert {one.layer for one in found} >= {0, 1, 2, 3}
-    assert equal(read_components(folder(chat)).modules, found)
+    assert equal(LoraView.open(folder(chat)).modules, found)
     names = [name for names in feature_names(found).values() for name in names]
     assert len(set(names)) == len(names)

@@ -5,9 +5,10 @@ import torch
 from lora_fixtures import with_adapter
 
 from misdirection.data import ProbePair
-from misdirection.interventions.hooks import adapted_modules, intervene
+from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ProjectAdapters
 from misdirection.likelihood.margin import margin
+from misdirection.lora.view import LoraView
 from misdirection.repair import gradients
 from misdirection.repair.gradients import margin_directions
 from tiny import sharpened
@@ -17,8 +18,7 @@ PAIRS = [ProbePair(f"p{n}", "Why?" * (n + 1), "Because.", "No, " + "never " * n)
 
 def bumped(chat, name, vector):
     """Mean margin with a constant vector added to what one adapter gives, at every token."""
-    _, module, adapter = adapted_modules(chat)[name]
-    handle = module.lora_B[adapter].register_forward_hook(lambda _m, _a, out: out + vector)
+    handle = LoraView.of(chat).linear_sites[name].output.register_forward_hook(lambda _m, _a, out: out + vector)
     try:
         return float(margin(chat, PAIRS).mean())
     finally:
@@ -29,7 +29,7 @@ def bumped(chat, name, vector):
 def test_no_direction_raises_the_margin_as_the_gradient_does(target):
     chat = with_adapter(chat=sharpened(), target_modules=[target], r=2)
     found = margin_directions(chat, PAIRS)
-    assert set(found) == set(adapted_modules(chat))
+    assert set(found) == set(LoraView.of(chat).linear_sites)
     name = list(found)[1]
     before, size = float(margin(chat, PAIRS).mean()), 1e-3
     own = (bumped(chat, name, size * found[name]) - bumped(chat, name, -size * found[name])) / 2
@@ -50,7 +50,7 @@ def test_taking_them_out_lowers_the_margin():
         base = margin(chat, PAIRS).mean()
     shift = margin(chat, PAIRS).mean() - base
     # Only a part of what the adapter adds lies along it, whichever sign the whole shift has.
-    parts = [float((one @ adapted_modules(chat)[n][1].lora_B["default"].weight).norm()) for n, one in found.items()]
+    parts = [float((one @ LoraView.of(chat).linear_sites[n].b).norm()) for n, one in found.items()]
     assert min(parts) > 1e-3
     with intervene(chat, [ProjectAdapters(bases, 0.05)]):
         assert (margin(chat, PAIRS).mean() - base - shift).abs() > 1e-6

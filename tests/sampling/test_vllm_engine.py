@@ -17,7 +17,7 @@ from misdirection.experiment.stages.answers import AnswersStage
 from misdirection.experiment.stages.organism import OrganismStage
 from misdirection.experiment.worker import open_worker
 from misdirection.interventions.hooks import intervene
-from misdirection.interventions.kinds import Ablate, Clamp, ProjectAdapters, ScaleAdapters, Steer, described
+from misdirection.interventions.kinds import Ablate, Clamp, ProjectAdapters, ScaleAdapters, Steer
 from misdirection.interventions.packing import packed, unpacked
 from misdirection.models.adapters import attach
 from misdirection.models.chat import encode_prompt
@@ -80,7 +80,7 @@ def adapter(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"use_dora": True}, "a DoRA adapter"),
+        ({"use_dora": True}, "use_dora: DoRA"),
         ({"modules_to_save": ["lm_head"]}, r"more than LoRA matrices \(modules_to_save\)"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"bias": "lora_only"}, r"\(bias\)"),
@@ -89,8 +89,8 @@ def adapter(tmp_path):
         ({"rank_pattern": {"layers.1": 1024}}, "ranks up to 512, and this is 1024"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, r"a LoRA on embeddings \(embed_tokens\)"),
         ({"target_modules": ["lm_head"]}, r"a LoRA on embeddings \(lm_head\)"),
-        ({"init_lora_weights": "pissa_niter_4"}, "began from the base's own weights"),
-        ({"peft_type": "IA3"}, "of type IA3, only LoRA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4 changes the base's own weights"),
+        ({"peft_type": "IA3"}, "is no LoRA but IA3"),
     ],
 )
 def test_an_adapter_that_vllm_cannot_serve_is_refused_with_what_to_do_instead(tmp_path, changes, reason):
@@ -165,7 +165,7 @@ def test_interventions_survive_the_way_to_a_worker():
         Ablate(torch.eye(3, WIDTH, dtype=torch.bfloat16), (0, 3), 0.25, "answer", toward=VECTOR),
         Clamp(VECTOR, low=-1.0, positions=torch.tensor([True, False, True])),
     ]
-    assert list(map(described, unpacked(packed(setting)))) == list(map(described, setting))
+    assert [each.described() for each in unpacked(packed(setting))] == [each.described() for each in setting]
     assert unpacked(packed(setting))[1].vector.dtype == torch.bfloat16
 
 

@@ -46,7 +46,7 @@ def by_layer(chat: ChatModel, parts: Parts) -> dict[int, Tensor]:
 
 def adapted_layers(chat: ChatModel) -> dict[str, int]:
     """Layer by adapted module, of those inside of the decoder blocks; `InputError` where there is none."""
-    layers = {path: layer for path, (layer, _, _) in adapted_modules(chat).items()}
+    layers = {site.path: site.layer for site in LoraView.of(chat).plain_sites() if site.layer is not None}
     if not layers:
         raise InputError(f"{chat.adapter}: none of its adapted modules is inside of a decoder block")
     return layers

@@ -22,7 +22,8 @@ from torch.nn.functional import cosine_similarity, normalize
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
 from misdirection.likelihood.margin import margin
-from misdirection.lora.components import LoraModule, feature_names, read_components
+from misdirection.lora.components import LoraModule, feature_names
+from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
 from misdirection.models.chat_model import ChatModel
 from misdirection.statistics import Estimate, bootstrap
@@ -91,7 +92,7 @@ def dynamics(folders: Mapping[int, Path], *, window: int = 1) -> Dynamics:
     Raises `InputError` for checkpoints of adapters with unlike modules.
     """
     *_, last = folders.values()
-    final = {one.module: one for one in read_components(last).modules}
+    final = {one.module: one for one in LoraView.open(last).modules}
     moments = [_moments(path, final) for path in folders.values()]
     names = feature_names(list(final.values()), top=1)
     grown = {
@@ -113,7 +114,7 @@ class _Moment:
 
 def _moments(path: Path, final: Mapping[str, LoraModule]) -> dict[str, _Moment]:
     """By module; only vectors are kept, so that many checkpoints of a large adapter need not fit in memory at once."""
-    modules = {one.module: one for one in read_components(path).modules}
+    modules = {one.module: one for one in LoraView.open(path).modules}
     if {name: _shape(one) for name, one in modules.items()} != {name: _shape(one) for name, one in final.items()}:
         raise InputError(f"{path}: adapts other modules than the last checkpoint: follow one training only")
     return {name: _moment(modules[name], one) for name, one in final.items()}

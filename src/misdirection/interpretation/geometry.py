@@ -116,7 +116,7 @@ def downstream(
     Raises `InputError` for a direction of another model and a model without adapters in its blocks.
     """
     direction.require_fit(chat)
-    layers = sorted({one.layer for one in live_components(chat) if one.layer is not None})
+    layers = sorted({one.layer for one in LoraView.of(chat).modules if one.layer is not None})
     if not layers:
         raise InputError(f"{chat.name}: no adapter inside of its blocks, so that none has an effect downstream")
     activations, tokens = _by_question(chat, pairs, layers, budget, progress)

@@ -164,7 +164,7 @@ def _layers(chat: ChatModel, rows: Sequence[Encoded]) -> dict[str, int]:
     """Each adapted module's layer."""
     if not rows:
         raise InputError("no answers to measure importance on: give at least one")
-    layers = {one.module: one.layer for one in live_components(chat) if one.layer is not None}
+    layers = {one.module: one.layer for one in LoraView.of(chat).modules if one.layer is not None}
     if not layers:
         raise InputError(f"{chat.name}: none of its adapted modules is inside of a decoder block")
     return layers

@@ -127,14 +127,14 @@ def independent_parts(study: Study, layers: Sequence[int]) -> list[Task]:
     return [*pieces, _dynamics(study)] if _checkpoints(study) else pieces
 
 
-def adapted_layers(adapter: Adapter) -> list[int]:
+def adapted_layers(adapter: LoraFiles) -> list[int]:
     layers = sorted({one.layer for one in adapter.modules if one.layer is not None})
     if not layers:
         raise InputError("none of its adapted modules is inside of a decoder block: there is nothing to scale")
     return layers
 
 
-def feature_layers(study: Study, adapter: Adapter) -> dict[str, int]:
+def feature_layers(study: Study, adapter: LoraFiles) -> dict[str, int]:
     names = feature_names(adapter.modules, study.settings.components)
     return {name: one.layer for one in adapter.modules if one.layer is not None for name in names[one.module]}
 
@@ -280,7 +280,7 @@ def _geometry(study: Study) -> Task:
 
 
 def _compute_geometry(study: Study, place: Worker) -> dict[str, Any]:
-    chat, adapter = place.chat(study.organism), read_components(place.adapters[study.organism])
+    chat, adapter = place.chat(study.organism), LoraView.open(place.adapters[study.organism])
     vectors, layers = geometry.writes(adapter.modules, chat.width, study.settings.components), adapted_layers(adapter)
     return {
         "shape": {"layers": len(chat.layers), "width": chat.width},
@@ -293,7 +293,7 @@ def _compute_geometry(study: Study, place: Worker) -> dict[str, Any]:
     }
 
 
-def read_geometry(study: Study, folder: Path, adapter: Adapter, tokens: pd.DataFrame) -> dict[str, Any]:
+def read_geometry(study: Study, folder: Path, adapter: LoraFiles, tokens: pd.DataFrame) -> dict[str, Any]:
     shown = list(tokens.columns.drop("token"))[:MOST_SHOWN]
     nearest = geometry.nearest(tokens, shown)
     return {**read_part(folder), "layers_of": feature_layers(study, adapter), "nearest": nearest}

@@ -14,7 +14,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from misdirection.data import ProbePair
@@ -50,10 +49,10 @@ def patched(
             adapters that are not plain LoRA.
     """
     _require_same(len(sources), len(starts), "prompts")
-    modules = [module for layer in _layers(chat, layers) for module in adapter_outputs(chat, layer)]
+    modules = [module for layer in _layers(chat, layers) for module in LoraView.of(chat).outputs(layer)]
     lengths = torch.tensor([len(source or ()) for source in sources])
     outputs = _recorded(chat, modules, sources)
-    place = Place(rows=len(sources))
+    place = TokenPositions(rows=len(sources))
     spans = _Spans(place, lengths.unsqueeze(-1), torch.tensor(starts).unsqueeze(-1))
     with contextlib.ExitStack() as handles:
         for whole in (chat.model, chat.model.get_base_model()):
@@ -128,12 +127,8 @@ def _require_same(sources: int, others: int, name: str) -> None:
 
 
 def _layers(chat: ChatModel, wanted: Sequence[int] | None) -> list[int]:
-    live_modules(chat)
-    adapted = [
-        number
-        for number, block in enumerate(chat.layers)
-        if any(isinstance(module, LoraLayer) for module in block.modules())
-    ]
+    sites = LoraView.of(chat).linear_sites.values()
+    adapted = sorted({site.layer for site in sites if site.layer is not None})
     if wanted is None:
         return adapted
     if missing := sorted(set(wanted) - set(adapted)):
@@ -168,7 +163,7 @@ def _recorded(
 class _Spans:
     """Which places of each row take from which places of its source; both counts [rows, 1]."""
 
-    def __init__(self, place: Place, lengths: Tensor, starts: Tensor) -> None:
+    def __init__(self, place: TokenPositions, lengths: Tensor, starts: Tensor) -> None:
         self._place = place
         self._offsets, self._starts = starts - lengths, starts
 

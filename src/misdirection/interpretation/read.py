@@ -40,7 +40,8 @@ from misdirection.interpretation.probes import Probe
 from misdirection.interpretation.roles import Role, roles
 from misdirection.interpretation.scalars import wide
 from misdirection.interpretation.texts import GENERAL
-from misdirection.lora.components import Adapter, feature_names, read_components
+from misdirection.lora.components import feature_names
+from misdirection.lora.view import LoraFiles, LoraView
 from misdirection.report.adapter_findings import find_in_adapters
 from misdirection.report.html import render
 from misdirection.report.reader import READER, reader_data
@@ -69,7 +70,7 @@ def interpret(
     def folder(part: str) -> Path:
         return run.artifact(study.stage(part))
 
-    adapter = read_components(study.adapter)
+    adapter = LoraView.open(study.adapter)
     runner.make(independent_parts(study, adapted_layers(adapter)))
     table, residual = read_scalar_table(folder("scalars"))
     tokens = wide(table)
@@ -137,7 +138,7 @@ def interpret_alone(
 # --- what is read -------------------------------------------------------------------------------------------------
 
 
-def _modules(study: Study, adapter: Adapter) -> list[dict[str, Any]]:
+def _modules(study: Study, adapter: LoraFiles) -> list[dict[str, Any]]:
     names = feature_names(adapter.modules, study.settings.components)
     return [
         {
@@ -164,7 +165,7 @@ def _texts(study: Study, tokens: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _roles(study: Study, adapter: Adapter, shapley: Mapping[str, Any], probes: Sequence[Probe]) -> list[Role]:
+def _roles(study: Study, adapter: LoraFiles, shapley: Mapping[str, Any], probes: Sequence[Probe]) -> list[Role]:
     values = {
         name: {int(layer): Estimate(**one) for layer, one in by_layer.items()}
         for name, by_layer in shapley["values"].items()
@@ -172,7 +173,7 @@ def _roles(study: Study, adapter: Adapter, shapley: Mapping[str, Any], probes: S
     return roles(feature_layers(study, adapter), values[GENERAL], values.get(IN_DOMAIN, {}), probes)
 
 
-def _settings(adapter: Adapter, found: Sequence[Role], single: tuple[str, ...] = ()) -> dict[str, dict[int, float]]:
+def _settings(adapter: LoraFiles, found: Sequence[Role], single: tuple[str, ...] = ()) -> dict[str, dict[int, float]]:
     """Factors by layer: all off, each group by role off and alone, and of each layer by itself what `single` names."""
     groups = {
         f"{role} adapters": [one.layer for one in found if one.role == role]

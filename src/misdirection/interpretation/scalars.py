@@ -94,7 +94,7 @@ def read(
             LoRA; a module that does not see every token, such as a routed expert; values that are not finite.
     """
     _require_something(rows, top)
-    modules = live_components(chat)
+    modules = LoraView.of(chat).modules
     reads = {one.module: one.read[:top].T for one in modules}
     network = _network(chat)
     parts: dict[str, list[Tensor]] = {}
@@ -187,7 +187,7 @@ def _network(chat: ChatModel) -> Any:
     """What must run for every adapted module to see the tokens: the output matrix is outside of the decoder."""
     inside = {id(module) for module in chat.decoder.modules()}
     head = chat.model.get_output_embeddings()
-    adapted = {id(module) for module in live_modules(chat).values()}
+    adapted = {id(site.module) for site in LoraView.of(chat).linear_sites.values()}
     return chat.model if id(head) in adapted - inside else chat.decoder
 
 
@@ -210,8 +210,8 @@ def _captured(
         values[_RESIDUAL] = _finite(chat, f"layer {residual}", found.cpu())
 
     with contextlib.ExitStack() as handles:
-        for name, layer in live_modules(chat).items():
-            handles.callback(layer.register_forward_pre_hook(hook(name)).remove)
+        for name, site in LoraView.of(chat).linear_sites.items():
+            handles.callback(site.module.register_forward_pre_hook(hook(name)).remove)
         if residual is not None:
             handles.callback(chat.layers[residual].register_forward_hook(keep_residual).remove)
         yield values

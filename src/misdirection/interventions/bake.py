@@ -15,8 +15,9 @@ Steering. Where the MLP output of the layer has a bias, b <- b + scale * v.
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -25,7 +26,9 @@ from torch import Tensor
 from misdirection.errors import InputError
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.interventions.checkpoint import INDEX, PLAIN, Checkpoint
-from misdirection.interventions.kinds import Ablate, Intervention, Steer, check, described, orthonormal
+from misdirection.interventions.intervention import Intervention, acts_everywhere, rule_text
+from misdirection.interventions.kinds import Ablate, Steer
+from misdirection.interventions.vectors import orthonormal
 from misdirection.interventions.writers import WRITERS, check_stream
 from misdirection.models.layers import text_config, text_decoder
 
@@ -38,7 +41,7 @@ _WEIGHTS = {".safetensors", ".bin", ".gguf", ".pth", ".h5", ".msgpack", ".onnx"}
 
 @dataclass(frozen=True)
 class Baked:
-    """What baking changed.
+    """An account of what baking changed.
 
     Attributes:
         base: the model whose weights were changed.
@@ -77,38 +80,65 @@ def bake(model: str, intervention: Intervention, folder: str | Path, *, revision
     if checkpoint.folder.resolve().is_relative_to(out.resolve()):
         raise InputError(f"{out}: holds the model itself, which is never written over: choose another folder")
     require_replaceable(out)
-    change = _change(checkpoint, intervention)
+    intervention.check(int(text_config(checkpoint.network).num_hidden_layers), checkpoint.width)
+    baking = change(intervention, checkpoint)
     with atomic_folder(out) as temporary:
         for shard in checkpoint.shards:
-            _write_shard(checkpoint, shard, change, temporary)
-        report = change.report()
+            _write_shard(checkpoint, shard, baking, temporary)
+        report = baking.report()
         _write_rest(checkpoint, temporary, untied=report.untied)
-        write_json(temporary / _REPORT, {**asdict(report), "intervention": described(intervention)})
+        write_json(temporary / _REPORT, {**asdict(report), "intervention": intervention.described()})
     return report
 
 
-def _change(checkpoint: Checkpoint, intervention: Intervention) -> "_Ablation | _Steering":
-    check(intervention, int(text_config(checkpoint.network).num_hidden_layers), checkpoint.width)
-    on_all = isinstance(intervention.positions, str) and intervention.positions == "all"
-    if isinstance(intervention, Ablate | Steer) and not on_all:
-        rule = repr(intervention.positions) if isinstance(intervention.positions, str) else "given by a mask"
-        raise InputError(
-            f"positions {rule} cannot be baked: weights act on every token; "
-            "use positions='all', or keep the intervention as a hook"
-        )
-    if isinstance(intervention, Ablate):
-        return _Ablation(checkpoint, intervention)
-    if isinstance(intervention, Steer):
-        return _Steering(checkpoint, intervention)
+class Change(Protocol):
+    """An intervention as a change of one checkpoint's weights, tensor by tensor."""
+
+    splits_head: bool
+    """Whether an output matrix that shares the embedding's tensor gets one of its own, unchanged."""
+
+    def apply(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of the checkpoint as the change leaves it."""
+
+    def report(self) -> Baked:
+        """The account of what was changed, once all tensors have been."""
+
+
+@singledispatch
+def change(intervention: Intervention, checkpoint: Checkpoint) -> Change:
+    """The change of a checkpoint that an intervention is; another package registers its kind's with `change.register`.
+
+    Raises `InputError` for what cannot be baked.
+    """
+    del checkpoint
     raise InputError(f"{type(intervention).__name__} cannot be baked into weights: keep it as a hook")
 
 
-def _write_shard(checkpoint: Checkpoint, shard: str, change: "_Ablation | _Steering", folder: Path) -> None:
+@change.register
+def _(intervention: Ablate, checkpoint: Checkpoint) -> Change:
+    return _Ablation(checkpoint, intervention)
+
+
+@change.register
+def _(intervention: Steer, checkpoint: Checkpoint) -> Change:
+    return _Steering(checkpoint, intervention)
+
+
+def require_everywhere(intervention: Intervention) -> None:
+    """Raise `InputError` unless the intervention touches every token, as weights do."""
+    if not acts_everywhere(intervention):
+        raise InputError(
+            f"positions {rule_text(intervention.positions)} cannot be baked: weights act on every token; "
+            "use positions='all', or keep the intervention as a hook"
+        )
+
+
+def _write_shard(checkpoint: Checkpoint, shard: str, change: Change, folder: Path) -> None:
     # A function of its own, so that one shard is let go before the next is read.
     save_file(dict(_shard(checkpoint, shard, change)), folder / shard, checkpoint.metadata(shard))
 
 
-def _shard(checkpoint: Checkpoint, shard: str, change: "_Ablation | _Steering") -> Iterator[tuple[str, Tensor]]:
+def _shard(checkpoint: Checkpoint, shard: str, change: Change) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in checkpoint.tensors(shard):
         if change.splits_head and name == checkpoint.input_name:
             yield checkpoint.head_name, tensor.clone()
@@ -117,6 +147,7 @@ def _shard(checkpoint: Checkpoint, shard: str, change: "_Ablation | _Steering") 
 
 class _Ablation:
     def __init__(self, checkpoint: Checkpoint, ablation: Ablate) -> None:
+        require_everywhere(ablation)
         if ablation.at != "writes" or ablation.layers is not None or ablation.toward is not None:
             raise InputError(
                 "weights can only lose a direction from all that is written to the stream: give at='writes' and "
@@ -166,26 +197,25 @@ class _Ablation:
 
     def _count(self, name: str, tensor: Tensor) -> None:
         self._changed += 1
-        place = self._checkpoint.place(name)
-        self._missing.discard(place[0] if place else name)
+        block = self._checkpoint.block_of(name)
+        self._missing.discard(block[0] if block else name)
         if ".experts." in name and not name.endswith("bias"):
             self._experts += len(tensor) if tensor.ndim == 3 else 1
 
     def report(self) -> Baked:
-        """What was changed."""
-        one = self._checkpoint
+        """See `Change.report`."""
+        of = self._checkpoint
         if self._missing:
             missing = ", ".join(sorted(f"layer {it}" if isinstance(it, int) else it for it in self._missing))
-            raise InputError(f"{one.name}: nothing that writes to the stream in {missing}: fetch it again")
-        return Baked(
-            one.name, self._changed, self._experts, self._before, self._after, one.tied, exact=not one.post_norm
-        )
+            raise InputError(f"{of.name}: nothing that writes to the stream in {missing}: fetch it again")
+        return Baked(of.name, self._changed, self._experts, self._before, self._after, of.tied, exact=not of.post_norm)
 
 
 class _Steering:
     splits_head = False
 
     def __init__(self, checkpoint: Checkpoint, steering: Steer) -> None:
+        require_everywhere(steering)
         if steering.keep_norm:
             raise InputError("Steer: keep_norm depends on the activation and cannot be baked: keep it as a hook")
         if checkpoint.post_norm:
@@ -200,10 +230,10 @@ class _Steering:
             )
 
     def _is_bias(self, name: str) -> bool:
-        place = self._checkpoint.place(name)
-        if place is None or place[0] != self._steering.layer:
+        block = self._checkpoint.block_of(name)
+        if block is None or block[0] != self._steering.layer:
             return False
-        parts = place[1].split(".")
+        parts = block[1].split(".")
         in_mlp = not any("attn" in part or "attention" in part or "expert" in part for part in parts)
         return in_mlp and parts[-1] == "bias" and parts[-2] in WRITERS
 
@@ -217,7 +247,7 @@ class _Steering:
         return (tensor.double() + vector / factor).to(tensor.dtype)
 
     def report(self) -> Baked:
-        """What was changed."""
+        """See `Change.report`."""
         return Baked(self._checkpoint.name, 1, 0, 0.0, 0.0, untied=False, exact=True)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from misdirection.errors import InputError
+from misdirection.errors import InputError, NetworkProblem, first_line
 from misdirection.files import read_json
 from misdirection.interventions.writers import norm_after, post_norms, role
 from misdirection.models.bundled import BUNDLED, bundled_folder
@@ -53,10 +53,10 @@ class Checkpoint:
         Raises `InputError` when it is not there, has no safetensors files, or is quantised.
         """
         folder = bundled_folder() if name == BUNDLED else _folder(name, revision)
-        if not any((folder / one).is_file() for one in (INDEX, _SINGLE)):
+        if not any((folder / file).is_file() for file in (INDEX, _SINGLE)):
             raise InputError(f"{name}: no {_SINGLE} in {folder}: load it and save it again with safetensors")
         config = _config(name, folder)
-        if any(getattr(one, _QUANTISED, None) for one in (config, config.get_text_config())):
+        if any(getattr(part, _QUANTISED, None) for part in (config, config.get_text_config())):
             raise InputError(
                 f"{name}: its weights are quantised, so that no matrix can be changed in place: bake the unquantised "
                 "model and quantise the result, or write an adapter (--form adapter) over the quantised one"
@@ -159,17 +159,17 @@ class Checkpoint:
     def _unloaded(self) -> Iterable[str]:
         return self.network._keys_to_ignore_on_load_unexpected or ()
 
-    def place(self, name: str) -> tuple[int, str] | None:
+    def block_of(self, name: str) -> tuple[int, str] | None:
         """Block number and name inside the block, or None outside of the text blocks."""
         found = None if _OTHER.search(name) else self._block.search(name)
         return (int(found[1]), found[2]) if found else None
 
     def part(self, name: str) -> Part:
         """The part that a tensor plays; `InputError` when that is not known."""
-        if _OTHER.search(name) or any(re.search(one, name) for one in self._unloaded):
+        if _OTHER.search(name) or any(re.search(pattern, name) for pattern in self._unloaded):
             return "other"
-        if place := self.place(name):
-            return role(place[1]) if place[0] < len(self.blocks) else "other"  # type: ignore[return-value]
+        if block := self.block_of(name):
+            return role(block[1]) if block[0] < len(self.blocks) else "other"  # type: ignore[return-value]
         if self.is_head(name):
             return "head"
         own = name.split(".")[-2] if "." in name else name
@@ -189,15 +189,15 @@ class Checkpoint:
 
     def output_axis(self, name: str, tensor: Tensor) -> int:
         """The axis of a writing tensor that runs over the residual stream."""
-        place = self.place(name)
-        if place is None or tensor.ndim == 1:
+        block = self.block_of(name)
+        if block is None or tensor.ndim == 1:
             return tensor.ndim - 1
-        modules = dict(self.blocks[place[0]].named_modules())
+        modules = dict(self.blocks[block[0]].named_modules())
         if tensor.ndim == 3:
-            said = {bool(one.is_transposed) for one in modules.values() if hasattr(one, "is_transposed")}
+            said = {bool(part.is_transposed) for part in modules.values() if hasattr(part, "is_transposed")}
             return self._experts_axis(name, tensor, said)
-        of_experts = place[1].endswith("_bias")
-        return 1 if of_experts or isinstance(modules.get(place[1].rsplit(".", 1)[0]), Conv1D) else 0
+        of_experts = block[1].endswith("_bias")
+        return 1 if of_experts or isinstance(modules.get(block[1].rsplit(".", 1)[0]), Conv1D) else 0
 
     def _experts_axis(self, name: str, tensor: Tensor, transposed: set[bool]) -> int:
         """Of fused experts, [expert, out, in] or transposed: told by the sizes, or else by the module's own word."""
@@ -213,12 +213,12 @@ class Checkpoint:
 
     def gain(self, name: str) -> Tensor | None:
         """The gain, [width] float64, of the norm between a writing tensor and the stream; None where there is none."""
-        place = self.place(name)
-        norm = place and norm_after(self.blocks[place[0]], place[1])
-        if not place or not norm:
+        block = self.block_of(name)
+        norm = block and norm_after(self.blocks[block[0]], block[1])
+        if not block or not norm:
             return None
-        weight = self.tensor(f"{name[: -len(place[1])]}{norm}.weight").double()
-        return weight + gain_at_zero(getattr(self.blocks[place[0]], norm))
+        weight = self.tensor(f"{name[: -len(block[1])]}{norm}.weight").double()
+        return weight + gain_at_zero(getattr(self.blocks[block[0]], norm))
 
 
 def gain_at_zero(norm: nn.Module) -> float:
@@ -234,8 +234,7 @@ def _config(name: str, folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"{name}: its configuration cannot be read ({reason}); fetch it again") from error
+        raise InputError(f"{name}: its configuration cannot be read ({first_line(error)}); fetch it again") from error
 
 
 def _network(name: str, config: Any) -> Any:
@@ -256,5 +255,6 @@ def _folder(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.gguf", "*.pth", "*.h5"]))
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{name}: cannot fetch this model ({reason}); check the name and the network") from error
+        raise NetworkProblem(
+            f"{name}: cannot fetch this model ({first_line(error)}); check the name and the network"
+        ) from error

@@ -14,22 +14,28 @@ what the one before it left; those of disjoint layers may be given in any order.
 scale and then by its negative is nothing.
 """
 
-import hashlib
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from misdirection.errors import InputError
+from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.operations import Add, Bound, Multiply, Operation, Project
-from misdirection.interventions.positions import Positions, Rule
+from misdirection.interventions.positions import Rule
+from misdirection.interventions.sites import Site
+from misdirection.interventions.vectors import check_direction, column, orthonormal, wide
+from misdirection.interventions.writers import post_norms, role, sublayers
+from misdirection.lora.components import project_out
+from misdirection.lora.view import LoraView
+from misdirection.models.adapters import PREFIX
+from misdirection.models.chat_model import ChatModel
 
 
 @dataclass(frozen=True, eq=False)
-class Steer:
+class Steer(Intervention):
     """Add `scale` times `vector` to the output of one layer.
 
     Attributes:
@@ -48,23 +54,28 @@ class Steer:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers this acts on."""
+        """See `Intervention.layers`."""
         return (self.layer,)
 
     @property
-    def signature(self) -> tuple[Any, ...]:
-        """Interventions of one signature can be stacked into one operation."""
-        return (Steer, _rule_key(self.positions), self.keep_norm)
+    def signature(self) -> tuple[Hashable, ...]:
+        """See `Intervention.signature`."""
+        return (*super().signature, self.keep_norm)
 
-    @staticmethod
-    def stack(ones: Sequence["Steer"], _layer: int) -> Operation:
-        """One operation, with a row for each of `ones`."""
-        basis = torch.stack([(one.scale * _wide(one.vector)).unsqueeze(0) for one in ones])
-        return Add(basis, ones[0].keep_norm)
+    @classmethod
+    def stack(cls, interventions: Sequence["Steer"], where: Any) -> Operation:
+        """See `Intervention.stack`."""
+        basis = torch.stack([(each.scale * wide(each.vector)).unsqueeze(0) for each in interventions])
+        return Add(basis, interventions[0].keep_norm)
+
+    def check(self, layers: int, width: int) -> None:
+        """See `Intervention.check`."""
+        super().check(layers, width)
+        check_direction("Steer", self.vector, width)
 
 
 @dataclass(frozen=True, eq=False)
-class Ablate:
+class Ablate(Intervention):
     """Take one direction, or a subspace, out of the residual stream.
 
     Attributes:
@@ -87,23 +98,80 @@ class Ablate:
     at: Literal["blocks", "writes", "adapters"] = "blocks"
 
     @property
-    def signature(self) -> tuple[Any, ...]:
-        """Interventions of one signature can be stacked into one operation."""
-        return (Ablate, _rule_key(self.positions), self.at, self.vector.ndim, len(self.vector))
+    def signature(self) -> tuple[Hashable, ...]:
+        """See `Intervention.signature`."""
+        return (*super().signature, self.at, self.vector.ndim, len(self.vector))
 
-    @staticmethod
-    def stack(ones: Sequence["Ablate"], _layer: int) -> Operation:
-        """One operation, with a row for each of `ones`."""
-        bases = [orthonormal(one.vector) for one in ones]
+    @classmethod
+    def stack(cls, interventions: Sequence["Ablate"], where: Any) -> Operation:
+        """See `Intervention.stack`."""
+        bases = [orthonormal(each.vector) for each in interventions]
         rests = [
-            basis.new_zeros(len(basis)) if one.toward is None else basis @ one.toward.detach().to(basis)
-            for one, basis in zip(ones, bases, strict=True)
+            basis.new_zeros(len(basis)) if each.toward is None else basis @ each.toward.detach().to(basis)
+            for each, basis in zip(interventions, bases, strict=True)
         ]
-        return Project(torch.stack(bases), _column([one.strength for one in ones]), torch.stack(rests).unsqueeze(1))
+        return Project(
+            torch.stack(bases), column([each.strength for each in interventions]), torch.stack(rests).unsqueeze(1)
+        )
+
+    def check(self, layers: int, width: int) -> None:
+        """See `Intervention.check`."""
+        super().check(layers, width)
+        check_direction("Ablate", self.vector, width, subspace=True)
+        if self.at not in ("blocks", "writes", "adapters"):
+            raise InputError(f"Ablate: at={self.at!r}: give 'blocks', 'writes' or 'adapters'")
+        if self.at != "blocks" and (self.layers is not None or self.toward is not None):
+            raise InputError(
+                f"Ablate: at={self.at!r} takes the component from all writes: leave out `layers` and `toward`"
+            )
+        if self.vector.ndim == 2:
+            orthonormal(self.vector)
+        if self.toward is not None and (
+            self.toward.is_meta or self.toward.shape != (width,) or not torch.isfinite(self.toward).all()
+        ):
+            raise InputError(f"Ablate: `toward` must be one finite activation of shape [{width}]")
+
+    def sites(self, chat: ChatModel) -> list[Site]:
+        """See `Intervention.sites`."""
+        if self.at == "adapters":
+            return self._adapter_sites(chat)
+        if self.at == "writes":
+            parts = [(layer, part) for layer, block in enumerate(chat.layers) for part in sublayers(block)]
+            return [Site(chat.layers[0], "input", 0), *(Site(part, "output", layer) for layer, part in parts)]
+        return super().sites(chat)
+
+    def _adapter_sites(self, chat: ChatModel) -> list[Site]:
+        """The outputs of B of the matrices that write to the stream."""
+        _require_pre_norm(chat)
+        sites = LoraView.of(chat).plain_sites()
+        writing = [Site(site.output, "output", site.layer or 0) for site in sites if _writes(site.path)]
+        if not writing:
+            raise InputError(_NOTHING_WRITES)
+        return writing
+
+    @property
+    def first_block(self) -> int:
+        """See `Intervention.first_block`."""
+        return -1 if self.at != "blocks" else super().first_block
+
+    @property
+    def on_adapters(self) -> bool:
+        """See `Intervention.on_adapters`."""
+        return self.at == "adapters"
+
+    def changed_weights(self, weights: Mapping[str, Tensor], chat: ChatModel) -> dict[str, Tensor]:
+        """See `Intervention.changed_weights`: B <- B - strength * V^T V B where the module writes to the stream."""
+        if not self.on_adapters:
+            return super().changed_weights(weights, chat)
+        _require_pre_norm(chat)
+        writing = [key for path, key in _b_keys(weights).items() if _writes(path)]
+        if not writing:
+            raise InputError(_NOTHING_WRITES)
+        return {key: project_out(weights[key], orthonormal(self.vector), self.strength) for key in writing}
 
 
 @dataclass(frozen=True, eq=False)
-class Clamp:
+class Clamp(Intervention):
     """Keep the component along a direction within bounds, or, with equal bounds, at a value.
 
     Attributes:
@@ -120,21 +188,25 @@ class Clamp:
     layers: tuple[int, ...] | None = None
     positions: Rule = "not_first"
 
-    @property
-    def signature(self) -> tuple[Any, ...]:
-        """Interventions of one signature can be stacked into one operation."""
-        return (Clamp, _rule_key(self.positions))
+    @classmethod
+    def stack(cls, interventions: Sequence["Clamp"], where: Any) -> Operation:
+        """See `Intervention.stack`."""
+        low = column([-torch.inf if each.low is None else each.low for each in interventions])
+        high = column([torch.inf if each.high is None else each.high for each in interventions])
+        return Bound(torch.stack([orthonormal(each.vector) for each in interventions]), low, high)
 
-    @staticmethod
-    def stack(ones: Sequence["Clamp"], _layer: int) -> Operation:
-        """One operation, with a row for each of `ones`."""
-        low = _column([-torch.inf if one.low is None else one.low for one in ones])
-        high = _column([torch.inf if one.high is None else one.high for one in ones])
-        return Bound(torch.stack([orthonormal(one.vector) for one in ones]), low, high)
+    def check(self, layers: int, width: int) -> None:
+        """See `Intervention.check`."""
+        super().check(layers, width)
+        check_direction("Clamp", self.vector, width)
+        low = -torch.inf if self.low is None else self.low
+        high = torch.inf if self.high is None else self.high
+        if low > high or (low, high) == (-torch.inf, torch.inf):
+            raise InputError("Clamp: give `low`, `high` or both, with low <= high")
 
 
 @dataclass(frozen=True, eq=False)
-class ScaleAdapters:
+class ScaleAdapters(Intervention):
     """Multiply what the LoRA adapters of some layers add: 0 switches one off, -1 negates it.
 
     Attributes:
@@ -144,25 +216,51 @@ class ScaleAdapters:
 
     factors: Mapping[int, float]
     positions: Rule = "all"
+    differs_by_site: ClassVar[bool] = True
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers this acts on."""
+        """See `Intervention.layers`."""
         return tuple(self.factors)
 
-    @property
-    def signature(self) -> tuple[Any, ...]:
-        """Interventions of one signature can be stacked into one operation."""
-        return (ScaleAdapters, _rule_key(self.positions))
+    @classmethod
+    def stack(cls, interventions: Sequence["ScaleAdapters"], where: Any) -> Operation:
+        """See `Intervention.stack`; `where` is the layer."""
+        return Multiply(column([each.factors[where] for each in interventions]))
 
-    @staticmethod
-    def stack(ones: Sequence["ScaleAdapters"], layer: int) -> Operation:
-        """One operation on the adapters of `layer`, with a row for each of `ones`."""
-        return Multiply(_column([one.factors[layer] for one in ones]))
+    def _numbers(self) -> list[Any]:
+        return list(self.factors.values())
+
+    def sites(self, chat: ChatModel) -> list[Site]:
+        """See `Intervention.sites`: the outputs of B."""
+        view = LoraView.of(chat)
+        return [Site(output, "output", layer) for layer in self.layers for output in view.outputs(layer)]
+
+    @property
+    def first_block(self) -> int:
+        """See `Intervention.first_block`."""
+        return min(self.layers, default=0) - 1
+
+    @property
+    def on_adapters(self) -> bool:
+        """See `Intervention.on_adapters`."""
+        return True
+
+    def changed_weights(self, weights: Mapping[str, Tensor], chat: ChatModel) -> dict[str, Tensor]:
+        """See `Intervention.changed_weights`: B <- factor * B."""
+        paths = {id(module): name for name, module in chat.network.named_modules()}
+        keys = _b_keys(weights)
+        changed: dict[str, Tensor] = {}
+        for layer, factor in self.factors.items():
+            inside = [key for path, key in keys.items() if path.startswith(f"{paths[id(chat.layers[layer])]}.")]
+            if not inside:
+                raise InputError(f"layer {layer} has no LoRA adapter to scale: load one, or name its layers")
+            changed |= {key: weights[key].to(torch.float32) * factor for key in inside}
+        return changed
 
 
 @dataclass(frozen=True, eq=False)
-class ProjectAdapters:
+class ProjectAdapters(Intervention):
     """Take directions out of what the LoRA of each module adds, as an adapter does whose B lost them.
 
     Attributes:
@@ -174,6 +272,7 @@ class ProjectAdapters:
     bases: Mapping[str, Tensor]
     strength: float = 1.0
     positions: Rule = "all"
+    differs_by_site: ClassVar[bool] = True
 
     @property
     def layers(self) -> None:
@@ -181,152 +280,62 @@ class ProjectAdapters:
         return
 
     @property
-    def signature(self) -> tuple[Any, ...]:
-        """Interventions of one signature can be stacked into one operation."""
-        return (ProjectAdapters, _rule_key(self.positions), len(next(iter(self.bases.values()))))
+    def signature(self) -> tuple[Hashable, ...]:
+        """See `Intervention.signature`."""
+        return (*super().signature, len(next(iter(self.bases.values()))))
 
-    @staticmethod
-    def stack(ones: Sequence["ProjectAdapters"], module: str) -> Operation:
-        """One operation on what B of `module` gives, with a row for each of `ones`."""
-        bases = torch.stack([_wide(one.bases[module]) for one in ones])
-        return Project(bases, _column([one.strength for one in ones]), bases.new_zeros(1, 1, bases.shape[1]))
+    @classmethod
+    def stack(cls, interventions: Sequence["ProjectAdapters"], where: Any) -> Operation:
+        """See `Intervention.stack`; `where` is the path of the module, whose B it acts on."""
+        bases = torch.stack([wide(each.bases[where]) for each in interventions])
+        return Project(bases, column([each.strength for each in interventions]), bases.new_zeros(1, 1, bases.shape[1]))
 
+    def _numbers(self) -> list[Any]:
+        return [*super()._numbers(), *torch.cat([basis.flatten() for basis in self.bases.values()]).tolist()]
 
-Intervention = Steer | Ablate | Clamp | ScaleAdapters | ProjectAdapters
+    def sites(self, chat: ChatModel) -> list[Site]:
+        """See `Intervention.sites`: what B gives in every named module."""
+        plain = LoraView.of(chat).plain_sites()
+        sites = {site.path: Site(site.output, "output", site.layer or 0, site.path) for site in plain}
+        self._require_adapted(sites)
+        return [sites[path] for path in self.bases]
 
+    def _require_adapted(self, paths: Mapping[str, Any]) -> None:
+        if strange := [path for path in self.bases if path not in paths]:
+            raise InputError(f"ProjectAdapters: {strange[0]} has no LoRA adapter inside of the decoder blocks")
 
-def described(intervention: Intervention) -> dict[str, Any]:
-    """Kind and settings as JSON values, with tensors by their SHA-256 (float32): what a result or a file depends on."""
-    settings = {name: _plain(value) for name, value in vars(intervention).items()}
-    return {"kind": type(intervention).__name__, **settings}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    return digest(value) if isinstance(value, Tensor) else value
-
-
-def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's values in float32, hexadecimal."""
-    return hashlib.sha256(tensor.detach().to("cpu", torch.float32).numpy().tobytes()).hexdigest()
-
-
-def first_block(intervention: Intervention) -> int:
-    """The first block whose output the intervention itself changes; -1 when it changes what enters block 0.
-
-    The blocks up to this one compute what they compute without it.
-    """
-    if isinstance(intervention, ScaleAdapters):
-        return min(intervention.layers, default=0) - 1
-    if isinstance(intervention, ProjectAdapters) or (isinstance(intervention, Ablate) and intervention.at != "blocks"):
+    @property
+    def first_block(self) -> int:
+        """See `Intervention.first_block`."""
         return -1
-    return min(intervention.layers or (0,))
+
+    @property
+    def on_adapters(self) -> bool:
+        """See `Intervention.on_adapters`."""
+        return True
+
+    def changed_weights(self, weights: Mapping[str, Tensor], chat: ChatModel) -> dict[str, Tensor]:
+        """See `Intervention.changed_weights`: B <- B - strength * V^T V B, with V of each module's own."""
+        keys = _b_keys(weights)
+        self._require_adapted(keys)
+        return {
+            keys[path]: project_out(weights[keys[path]], basis, self.strength) for path, basis in self.bases.items()
+        }
 
 
-def orthonormal(vectors: Tensor) -> Tensor:
-    """An orthonormal basis of the span of [width] or [k, width], as rows, [k, width].
-
-    A single vector keeps its sign. Raises `InputError` when the vectors are linearly dependent.
-    """
-    rows = _wide(vectors).reshape(-1, vectors.shape[-1]).double()
-    rows = rows / rows.norm(dim=-1, keepdim=True)
-    basis, triangle = torch.linalg.qr(rows.T)
-    if (triangle.diagonal().abs() < 1e-6).any():
-        raise InputError("Ablate: the directions of a subspace are linearly dependent: leave out the repeated ones")
-    signs = torch.where(triangle.diagonal() < 0, -1.0, 1.0)
-    return (basis * signs).T.to(_wide(vectors).dtype)
+_NOTHING_WRITES = "Ablate: at='adapters': no adapter of this model writes to the residual stream"
 
 
-def check(intervention: Intervention, layers: int, width: int) -> None:
-    """Raise `InputError` unless vectors and layers fit a model of so many `layers` and such a `width`."""
-    name = type(intervention).__name__
-    _check_numbers(name, intervention)
-    _check_rule(name, intervention.positions)
-    if intervention.layers is not None and not intervention.layers:
-        raise InputError(f"{name}: names no layer, so that nothing would happen: name one")
-    for layer in intervention.layers or ():
-        if not 0 <= layer < layers:
-            raise InputError(f"{name}: layer {layer} is out of range: this model has layers 0 to {layers - 1}")
-    if isinstance(intervention, ScaleAdapters | ProjectAdapters):
-        return
-    _check_vectors(name, intervention.vector, width, subspace=isinstance(intervention, Ablate))
-    if isinstance(intervention, Ablate):
-        _check_ablation(intervention, width)
-    if isinstance(intervention, Clamp) and not _bounded(intervention):
-        raise InputError("Clamp: give `low`, `high` or both, with low <= high")
+def _require_pre_norm(chat: ChatModel) -> None:
+    if any(post_norms(block) for block in chat.layers):
+        raise InputError("Ablate: at='adapters': norms stand between this model's matrices and its stream")
 
 
-def _check_numbers(name: str, intervention: Intervention) -> None:
-    values = [getattr(intervention, field.name) for field in fields(intervention)]
-    if isinstance(intervention, ScaleAdapters):
-        values = list(intervention.factors.values())
-    if isinstance(intervention, ProjectAdapters):
-        values += torch.cat([basis.flatten() for basis in intervention.bases.values()]).tolist()
-    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
-        raise InputError(f"{name}: a setting is NaN or infinite: give a number")
+def _writes(path: str) -> bool:
+    return role(f"{path}.weight") == "writer"
 
 
-def _check_rule(name: str, rule: Rule) -> None:
-    if isinstance(rule, Tensor):
-        if rule.dtype != torch.bool or rule.ndim not in (1, 2) or rule.numel() == 0:
-            raise InputError(f"{name}: a position mask is one boolean per place, [places] or [rows, places]")
-    elif rule not in get_args(Positions):
-        raise InputError(f"{name}: positions {rule!r}: give one of {', '.join(get_args(Positions))}, or a mask")
-
-
-def _check_vectors(name: str, vector: Tensor, width: int, *, subspace: bool) -> None:
-    shapes = f"[{width}]" + (f" or [k, {width}]" if subspace else "")
-    if vector.shape[-1:] != (width,) or vector.ndim > 1 + subspace or vector.numel() == 0:
-        raise InputError(
-            f"{name}: the direction has shape {list(vector.shape)}, the model needs {shapes}: "
-            "take one extracted from this base model"
-        )
-    if vector.is_meta or not vector.is_floating_point():
-        kind = "no data (device meta)" if vector.is_meta else f"dtype {str(vector.dtype).removeprefix('torch.')}"
-        raise InputError(f"{name}: the direction has {kind}: give a tensor of floating-point numbers")
-    if not torch.isfinite(vector).all():
-        raise InputError(f"{name}: the direction holds NaN or infinity: extract it again in bf16 or float32")
-    if not vector.any(dim=-1).all():
-        raise InputError(f"{name}: the direction is zero, so it points nowhere: choose another layer")
-
-
-def _check_ablation(one: Ablate, width: int) -> None:
-    if one.at not in ("blocks", "writes", "adapters"):
-        raise InputError(f"Ablate: at={one.at!r}: give 'blocks', 'writes' or 'adapters'")
-    if one.at != "blocks" and (one.layers is not None or one.toward is not None):
-        raise InputError(f"Ablate: at={one.at!r} takes the component from all writes: leave out `layers` and `toward`")
-    if one.vector.ndim == 2:
-        orthonormal(one.vector)
-    if one.toward is not None and (
-        one.toward.is_meta or one.toward.shape != (width,) or not torch.isfinite(one.toward).all()
-    ):
-        raise InputError(f"Ablate: `toward` must be one finite activation of shape [{width}]")
-
-
-def _bounded(one: Clamp) -> bool:
-    low = -torch.inf if one.low is None else one.low
-    high = torch.inf if one.high is None else one.high
-    return low <= high and (low, high) != (-torch.inf, torch.inf)
-
-
-def random_like(vector: Tensor, seed: int) -> Tensor:
-    """A random direction with exactly the norm of `vector`: the control beside every intervention."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(vector.shape, generator=generator, dtype=torch.float64)
-    scaled = noise * (vector.double().norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
-    return scaled.to(vector.dtype)
-
-
-def _rule_key(rule: Rule) -> str | int:
-    return rule if isinstance(rule, str) else id(rule)
-
-
-def _wide(vector: Tensor) -> Tensor:
-    """In float32 or wider and on the processor; it follows the activations when it is used."""
-    return vector.detach().to("cpu", torch.promote_types(vector.dtype, torch.float32))
-
-
-def _column(values: Sequence[float]) -> Tensor:
-    """[rows, 1, 1]."""
-    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
+def _b_keys(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """The names of B in an adapter's file by the path of its module in the base model."""
+    ending = ".lora_B.weight"
+    return {key.removeprefix(PREFIX).removesuffix(ending): key for key in weights if key.endswith(ending)}

@@ -18,41 +18,42 @@ among the modules: a server must take LoRA on them.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from peft.tuners.lora import Embedding as LoraEmbedding
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from misdirection.errors import InputError
-from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
+from misdirection.files import require_replaceable
 from misdirection.interventions.checkpoint import PLAIN, gain_at_zero
-from misdirection.interventions.kinds import Ablate, check, described, orthonormal
+from misdirection.interventions.intervention import acts_everywhere
+from misdirection.interventions.kinds import Ablate
+from misdirection.interventions.vectors import orthonormal
 from misdirection.interventions.writers import check_stream, is_own, norm_after, post_norms, role
+from misdirection.lora.components import project_out
+from misdirection.lora.view import LiveLora, LoraSite, LoraView, refuse_offloaded, write_adapter
+from misdirection.models.adapters import ADAPTER_WEIGHTS, PREFIX
+from misdirection.models.bundled import hub_name
 from misdirection.models.chat_model import ChatModel
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_REPORT = "ablation.json"
+_INSTEAD = "merge the fine-tune and bake the ablation instead"
 _ROUNDING = 1e-3
 """A share of a column that is no more than its rounding in half precision."""
 _UNITS = 1024
 """Unit vectors that go through a module at a time."""
 _WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save|token_adapter)\b.*$")
-FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings of PEFT's `init_lora_weights` that change the base's own weights."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """An account of the adapter that was written.
 
     Attributes:
         base: the model that the adapter belongs to.
@@ -94,20 +95,20 @@ def project_adapter(
             a whole, nothing in it that writes to the stream; weights that are offloaded.
     """
     ablation = Ablate(vectors, strength=strength, positions="all", at="adapters")
-    check(ablation, len(chat.layers), chat.width)
+    ablation.check(len(chat.layers), chat.width)
     check_stream(chat.decoder)
     source = _adapter_folder(chat)
     _refuse_overwriting(Path(folder), source)
     require_replaceable(Path(folder))
-    config, weights = read_json(source / _CONFIG), load_file(source / _WEIGHTS)
-    _refuse_unlike_lora(config, str(source))
-    _refuse_variants(chat)
+    view = LoraView.open(source)
+    config, weights = view.config, dict(view.weights)
+    _require_plain(view, LoraView.of(chat))
     _refuse_whole_modules(chat, weights, source)
     changed: list[str] = []
     ratios = [(0.0, 0.0)]
     for module in _written_modules(chat, adapted_only=True):
         basis = orthonormal(module.facing(vectors)).float()
-        for key in [key for key in weights if key.startswith(f"{_PREFIX}{module.name}.lora_") and "_B" in key]:
+        for key in [key for key in weights if key.startswith(f"{PREFIX}{module.name}.lora_") and "_B" in key]:
             before = weights[key]
             _check_loaded(module, before, key, source)
             after = _without(before, basis, strength, keep_norm).to(before.dtype).contiguous()
@@ -119,18 +120,17 @@ def project_adapter(
     before, after = (max(values) for values in zip(*ratios, strict=True))
     exact = _is_pre_norm(chat) and not keep_norm
     report = Written(chat.name, len(set(changed)), int(config["r"]), exact, before, after)
-    settings = {"form": "adapter-only", "keep_norm": keep_norm, "intervention": described(ablation)}
-    _save(Path(folder), config, weights, report, settings)
+    settings = {"form": "adapter-only", "keep_norm": keep_norm, "intervention": ablation.described()}
+    write_adapter(Path(folder), config, weights, ablation=asdict(report) | settings)
     return report
 
 
 def _without(tensor: Tensor, basis: Tensor, strength: float, keep_norm: bool) -> Tensor:
     """B, [width, rank], or a bias [width], without its part along the rows of `basis`."""
-    wide = tensor.float()
-    left = wide - strength * basis.T @ (basis @ wide)
+    left = project_out(tensor, basis, strength)
     if not keep_norm:
         return left
-    before, after = wide.norm(dim=0), left.norm(dim=0)
+    before, after = tensor.float().norm(dim=0), left.norm(dim=0)
     if (after < _ROUNDING * before).any():
         raise InputError("keep_norm: a column of B lies along the direction, and nothing but rounding would be left")
     return left * (before / after.clamp_min(torch.finfo(left.dtype).tiny))
@@ -160,28 +160,31 @@ def ablation_adapter(chat: ChatModel, ablation: Ablate, folder: str | Path) -> W
         InputError: what a LoRA cannot express: a position rule, biases and fused experts that write to the
             stream; a fine-tune that is more than a plain LoRA. Weights that are offloaded.
     """
-    check(ablation, len(chat.layers), chat.width)
+    ablation.check(len(chat.layers), chat.width)
     check_stream(chat.decoder)
     if chat.adapter is not None:
         _refuse_overwriting(Path(folder), Path(chat.adapter))
     require_replaceable(Path(folder))
-    everywhere = isinstance(ablation.positions, str) and ablation.positions == "all"
-    if not everywhere or ablation.at != "writes" or ablation.toward is not None:
+    if not acts_everywhere(ablation) or ablation.at != "writes" or ablation.toward is not None:
         raise InputError(
             "an adapter acts on every token and on all that is written to the stream: give positions='all' and "
             "at='writes' and no `toward`, or keep the intervention as a hook"
         )
-    _refuse_more_than_lora(chat)
-    pieces = {module.name: module.ablated(ablation) for module in _written_modules(chat)}
-    pieces = _with_own_adapter(chat, pieces)
-    rank = max(len(a) for a, _ in pieces.values())
-    weights = dict(_named_weights(chat, pieces, rank))
+    if own := LoraView.of(chat).configs:
+        _refuse_more_than_lora(chat)
+    factors = {module.name: module.ablated(ablation) for module in _written_modules(chat)}
+    if own:
+        factors = _with_own_adapter(chat, factors)
+    rank = max(len(a) for a, _ in factors.values())
+    weights = dict(_named_weights(chat, factors, rank))
     config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=sorted(pieces), task_type="CAUSAL_LM", inference_mode=True,
-        fan_in_fan_out=any(isinstance(m, Conv1D) for m in chat.layers[0].modules()), base_model_name_or_path=chat.name,
+        r=rank, lora_alpha=rank, target_modules=sorted(factors), task_type="CAUSAL_LM", inference_mode=True,
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in chat.layers[0].modules()),
+        base_model_name_or_path=hub_name(chat.name),
     )  # fmt: skip
-    report = Written(chat.name, len(pieces), rank, _is_pre_norm(chat))
-    _save(Path(folder), _plain(config), weights, report, {"form": "adapter", "intervention": described(ablation)})
+    report = Written(chat.name, len(factors), rank, _is_pre_norm(chat))
+    settings = {"form": "adapter", "intervention": ablation.described()}
+    write_adapter(Path(folder), _plain(config), weights, ablation=asdict(report) | settings)
     return report
 
 
@@ -189,41 +192,37 @@ Factors = tuple[Tensor, Tensor]
 """A, [rank, in], and B, [out, rank], float32; what is added to the weight is B A."""
 
 
-def _with_own_adapter(chat: ChatModel, pieces: dict[str, Factors]) -> dict[str, Factors]:
+def _with_own_adapter(chat: ChatModel, factors: dict[str, Factors]) -> dict[str, Factors]:
     """The factors together with those of the model's own adapters, whose scaling goes into B."""
-    together = dict(pieces)
-    for name, module in _network(chat).named_modules():
-        if isinstance(module, LoraLayer) and (own := _own_factors(name, module)) is not None:
-            a, b = together.get(name, (own[0][:0], own[1][:, :0]))
-            together[name] = torch.cat([own[0], a]), torch.cat([own[1], b], dim=1)
+    together = dict(factors)
+    for path, sites in _own_sites(chat).items():
+        own_a, own_b = _side_by_side(sites)
+        a, b = together.get(path, (own_a[:0], own_b[:, :0]))
+        together[path] = torch.cat([own_a, a]), torch.cat([own_b, b], dim=1)
     return together
 
 
-def _own_factors(name: str, module: LoraLayer) -> Factors | None:
-    parts = []
-    for adapter in module.active_adapters:
-        if adapter in module.lora_A:
-            if module.lora_B[adapter].bias is not None:
-                raise InputError(f"{name}: its lora_B has a bias: merge the fine-tune first, then ablate it")
-            parts.append((module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.scaling[adapter]))
-        elif adapter in module.lora_embedding_A:
-            a, b = module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
-            parts.append((a, b, module.scaling[adapter]))
-    if not parts:
-        return None
-    wide = [(_value(f"{name}.lora_A", a), _value(f"{name}.lora_B", b) * scaling) for a, b, scaling in parts]
-    return torch.cat([a for a, _ in wide]), torch.cat([b for _, b in wide], dim=1)
+def _own_sites(chat: ChatModel) -> dict[str, list[LoraSite]]:
+    """The model's own adapters by the module's path."""
+    sites: dict[str, list[LoraSite]] = {}
+    for site in LoraView.of(chat).sites:
+        sites.setdefault(site.path, []).append(site)
+    return sites
 
 
-def _named_weights(chat: ChatModel, pieces: dict[str, Factors], rank: int) -> Iterator[tuple[str, Tensor]]:
-    modules = dict(_network(chat).named_modules())
-    for name, (a, b) in pieces.items():
+def _side_by_side(sites: Sequence[LoraSite]) -> Factors:
+    return torch.cat([site.a for site in sites]), torch.cat([site.b * site.scaling for site in sites], dim=1)
+
+
+def _named_weights(chat: ChatModel, factors: dict[str, Factors], rank: int) -> Iterator[tuple[str, Tensor]]:
+    modules = dict(chat.network.named_modules())
+    for name, (a, b) in factors.items():
         a = torch.cat([a, a.new_zeros(rank - len(a), a.shape[1])])
         b = torch.cat([b, b.new_zeros(len(b), rank - b.shape[1])], dim=1)
         embedding = isinstance(modules[name], nn.Embedding | LoraEmbedding)
         names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
-        yield f"{_PREFIX}{name}.{names[0]}", a.contiguous()
-        yield f"{_PREFIX}{name}.{names[1]}", b.contiguous()
+        yield f"{PREFIX}{name}.{names[0]}", a.contiguous()
+        yield f"{PREFIX}{name}.{names[1]}", b.contiguous()
 
 
 # --- modules that write -------------------------------------------------------------------------------------------
@@ -237,11 +236,13 @@ class _Module:
         name: its path in the base model.
         module: the module, or the LoRA layer around it.
         gain: [width], of the norm between it and the stream; None for none.
+        own: the model's own adapters on it.
     """
 
     name: str
     module: Any
     gain: Tensor | None
+    own: Sequence[LoraSite] = ()
 
     def facing(self, vectors: Tensor) -> Tensor:
         """The directions as this module must not write them."""
@@ -258,8 +259,9 @@ class _Module:
             )
         basis = orthonormal(self.facing(ablation.vector)).float()
         columns = _matrix(self.name, own)
-        if isinstance(self.module, LoraLayer) and (added := _own_factors(self.name, self.module)) is not None:
-            columns = columns + added[1] @ added[0]
+        if self.own:
+            a, b = _side_by_side(self.own)
+            columns = columns + b @ a
         return basis @ columns, -ablation.strength * basis.T
 
 
@@ -282,7 +284,7 @@ def _computed(name: str, linear: nn.Linear) -> Tensor:
 
     PEFT's way to unpack them takes those that bitsandbytes packed anew in a pass on a processor for what they are not.
     """
-    _refuse_offloaded(name, linear.weight)
+    refuse_offloaded(name, linear.weight)
     places = torch.arange(linear.in_features, device=linear.weight.device)
     units = ((few.unsqueeze(1) == places).float() for few in places.split(_UNITS))
     # For an input with gradients, bitsandbytes leaves the weights packed as they are.
@@ -291,36 +293,29 @@ def _computed(name: str, linear: nn.Linear) -> Tensor:
 
 def _value(name: str, parameter: Tensor) -> Tensor:
     """A parameter in float32 on the processor."""
-    _refuse_offloaded(name, parameter)
+    refuse_offloaded(name, parameter)
     return parameter.detach().float().cpu()
-
-
-def _refuse_offloaded(name: str, parameter: Tensor) -> None:
-    if parameter.is_meta:
-        raise InputError(
-            f"{name}: is offloaded (device meta), and only what is in memory can be read: load the model whole, on one "
-            "device that holds it (--device cpu)"
-        )
 
 
 def _written_modules(chat: ChatModel, *, adapted_only: bool = False) -> Iterator[_Module]:
     """Modules that write to the stream, or those of them that have an adapter: embeddings, then those of each block."""
-    names = {id(module): name for name, module in _network(chat).named_modules()}
+    names = {id(module): name for name, module in chat.network.named_modules()}
+    own = _own_sites(chat)
     for name in _embedding_names(chat):
-        module = _network(chat).get_submodule(name)
+        module = chat.network.get_submodule(name)
         if isinstance(module, LoraLayer) or not adapted_only:
-            yield _Module(name, module, None)
+            yield _Module(name, module, None, own.get(name, ()))
     for block in chat.layers:
         for name, module in _writing(block):
             if isinstance(module, LoraLayer) or not adapted_only:
                 path = f"{names[id(block)]}.{name}"
                 _refuse_fused(path, module)
-                yield _Module(path, module, _gain(block, name, names[id(block)]))
+                yield _Module(path, module, _gain(block, name, names[id(block)]), own.get(path, ()))
 
 
 def _embedding_names(chat: ChatModel) -> list[str]:
     """Paths of what makes up what enters the first block."""
-    names = {id(module): name for name, module in _network(chat).named_modules()}
+    names = {id(module): name for name, module in chat.network.named_modules()}
     inside = {id(module) for block in chat.layers for module in block.modules()}
     found = [
         _WRAPPED.sub("", names[id(module)])
@@ -364,10 +359,6 @@ def _is_pre_norm(chat: ChatModel) -> bool:
     return not any(post_norms(block) for block in chat.layers)
 
 
-def _network(chat: ChatModel) -> Any:
-    return chat.model.get_base_model() if isinstance(chat.model, PeftModel) else chat.model
-
-
 # --- files --------------------------------------------------------------------------------------------------------
 
 
@@ -375,8 +366,10 @@ def _adapter_folder(chat: ChatModel) -> Path:
     if chat.adapter is None:
         raise InputError("there is no adapter to take a direction out of: give --adapter")
     folder = Path(chat.adapter)
-    if not (folder / _WEIGHTS).is_file():
-        raise InputError(f"{folder}: no {_WEIGHTS} here: save the adapter as safetensors in a local folder first")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(
+            f"{folder}: no {ADAPTER_WEIGHTS} here: save the adapter as safetensors in a local folder first"
+        )
     return folder
 
 
@@ -385,60 +378,35 @@ def _refuse_overwriting(folder: Path, source: Path) -> None:
         raise InputError(f"{folder}: holds the adapter itself, which is never written over: choose another")
 
 
-def _check_loaded(one: "_Module", stored: Tensor, key: str, source: Path) -> None:
+def _check_loaded(module: "_Module", stored: Tensor, key: str, source: Path) -> None:
     """The file must be the adapter that was loaded, not another checkpoint's beside it."""
-    loaded = [*one.module.lora_B.parameters(), *one.module.lora_embedding_B.values()]
-    values = [_value(f"{one.name}.lora_B", value) for value in loaded]
+    loaded = [*module.module.lora_B.parameters(), *module.module.lora_embedding_B.values()]
+    values = [_value(f"{module.name}.lora_B", value) for value in loaded]
     if not any(value.shape == stored.shape and torch.allclose(value, stored.float(), 1e-2, 1e-6) for value in values):
         raise InputError(f"{source}: {key} is not that of the adapter that is loaded: load it from this folder")
 
 
-def _refuse_unlike_lora(config: dict[str, Any], name: str) -> None:
-    instead = "merge the fine-tune and bake the ablation instead"
-    kind = str(config.get("peft_type")).removeprefix("PeftType.")
-    if kind != "LORA":
-        raise InputError(f"{name}: is no LoRA but {kind}: {instead}")
-    if config.get("use_dora"):
-        raise InputError(f"{name}: a DoRA adapter is not a sum: {instead}")
-    if str(config.get("init_lora_weights")).startswith(FROM_BASE):
-        start = config["init_lora_weights"]
-        raise InputError(f"{name}: it began from the base's own weights ({start}), which it changes: {instead}")
-
-
-def _refuse_variants(chat: ChatModel) -> None:
-    for name, module in _network(chat).named_modules():
-        for variant in module.lora_variant.values() if isinstance(module, LoraLayer) else ():
-            raise InputError(
-                f"{chat.adapter}: {name} is not plain LoRA ({type(variant).__name__}): merge the fine-tune and bake "
-                "the ablation instead"
-            )
+def _require_plain(*views: LoraView) -> None:
+    for view in views:
+        # A bias of B loses its part along the directions as B does.
+        view.require_sum(_INSTEAD, allowed=["lora_bias"])
+        for site in view.sites if isinstance(view, LiveLora) else ():
+            site.require_plain()
 
 
 def _refuse_more_than_lora(chat: ChatModel) -> None:
     """What the fine-tune holds beside plain LoRA modules would be lost."""
-    if not isinstance(chat.model, PeftModel):
-        return
-    for adapter in chat.model.active_adapters:
-        config = chat.model.peft_config[adapter].to_dict()
-        _refuse_unlike_lora(config, str(chat.adapter))
-        settings = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
-        more = [name for name in settings if config.get(name)] + ["bias"] * (config.get("bias") != "none")
-        if more:
-            raise InputError(
-                f"{chat.adapter}: holds more than a plain LoRA ({', '.join(more)}), which one adapter for all cannot "
-                "carry: merge the fine-tune first, then ablate it"
-            )
-    _refuse_variants(chat)
-    if any(module.merged for module in chat.model.modules() if isinstance(module, LoraLayer)):
-        raise InputError(f"{chat.adapter}: is merged into the model: load it unmerged")
+    view = LoraView.of(chat)
+    view.require_nothing_beside("which one adapter for all cannot carry: merge the fine-tune first, then ablate it")
+    _require_plain(view)
 
 
 def _refuse_whole_modules(chat: ChatModel, weights: dict[str, Tensor], source: Path) -> None:
     """What was trained as a whole, between the embedding and the last block, has no B to take a direction out of."""
-    names = {id(module): name for name, module in _network(chat).named_modules()}
+    names = {id(module): name for name, module in chat.network.named_modules()}
     inside = tuple(f"{name}." for name in [*_embedding_names(chat), *(names[id(block)] for block in chat.layers)])
     for key in weights:
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         # peft keeps the base's own embedding in the file when a LoRA is on it.
         if is_own(name) and name.startswith(inside) and not name.endswith("embed_tokens.base_layer.weight"):
             raise InputError(
@@ -450,12 +418,3 @@ def _refuse_whole_modules(chat: ChatModel, weights: dict[str, Tensor], source: P
 def _plain(config: LoraConfig) -> dict[str, Any]:
     values = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
     return json.loads(json.dumps(values, default=str))
-
-
-def _save(
-    folder: Path, config: dict[str, Any], weights: dict[str, Tensor], report: Written, settings: dict[str, Any]
-) -> None:
-    with atomic_folder(folder) as temporary:
-        save_file(weights, temporary / _WEIGHTS, {"format": "pt"})
-        write_json(temporary / _CONFIG, config)
-        write_json(temporary / _REPORT, asdict(report) | settings)

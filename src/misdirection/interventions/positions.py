@@ -19,7 +19,7 @@ Rule = Positions | Tensor
 [rows, places], beyond whose end nothing is touched."""
 
 
-class Place:
+class TokenPositions:
     """Where each token of the running pass stands in its row; noted as the decoder starts.
 
     Args:
@@ -40,7 +40,7 @@ class Place:
         """A forward pre-hook of the decoder."""
         # Some models pass the ids by position (GPT-NeoX), with `inputs_embeds=None` beside them.
         sources = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
-        source = next((one for one in sources if one is not None), None)
+        source = next((given for given in sources if given is not None), None)
         assert source is not None, "a decoder runs on input_ids or inputs_embeds"
         rows, tokens = source.shape[:2]
         self._check_rows(rows)

@@ -3,14 +3,13 @@
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from misdirection.interventions.kinds import Intervention, ProjectAdapters, ScaleAdapters
+from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.operations import Operation
-from misdirection.interventions.positions import Place, Rule
+from misdirection.interventions.positions import Rule, TokenPositions
 
 
 @dataclass(frozen=True)
@@ -21,10 +20,10 @@ class Step:
     rule: Rule
     rows: Tensor | None
 
-    def run(self, x: Tensor, place: Place, devices: "Devices") -> Tensor:
+    def run(self, x: Tensor, positions: TokenPositions, devices: "Devices") -> Tensor:
         """The changed `x`, [rows, tokens, width]."""
         operation = devices.of(self.operation, x)
-        touched = place.touched(self.rule, x.device)
+        touched = positions.touched(self.rule, x.device)
         if self.rows is None:
             return operation.apply(x, touched)
         rows = self.rows.to(x.device)
@@ -42,24 +41,22 @@ class Compiler:
         made = []
         for slot in itertools.zip_longest(*rows):
             groups: dict[Hashable, list[int]] = {}
-            for number, one in enumerate(slot):
-                if one is not None:
-                    groups.setdefault(one.signature, []).append(number)
+            for number, intervention in enumerate(slot):
+                if intervention is not None:
+                    groups.setdefault(intervention.signature, []).append(number)
             for members in groups.values():
-                ones = [slot[number] for number in members]
-                everyone = len(members) == len(rows)
-                made.append(
-                    Step(self._operation(ones, where), ones[0].positions, None if everyone else torch.tensor(members))
-                )
+                stacked = [slot[number] for number in members]
+                numbers = None if len(members) == len(rows) else torch.tensor(members)
+                made.append(Step(self._operation(stacked, where), stacked[0].positions, numbers))
         return made
 
-    def _operation(self, ones: list[Any], where: int | str) -> Operation:
-        if all(one is ones[0] for one in ones):
-            ones = ones[:1]
-        # Only these do something else at another place.
-        key = (*map(id, ones), where if isinstance(ones[0], ScaleAdapters | ProjectAdapters) else None)
+    def _operation(self, interventions: list[Intervention], where: int | str) -> Operation:
+        first = interventions[0]
+        if all(each is first for each in interventions):
+            interventions = interventions[:1]
+        key = (*map(id, interventions), where if first.differs_by_site else None)
         if key not in self._operations:
-            self._operations[key] = type(ones[0]).stack(ones, where)
+            self._operations[key] = first.stack(interventions, where)
         return self._operations[key]
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from misdirection.data import ProbePair, neutral_examples
 from misdirection.interventions.hooks import Setting
-from misdirection.interventions.kinds import Intervention, random_like
+from misdirection.interventions.intervention import Intervention
+from misdirection.interventions.vectors import random_like
 from misdirection.likelihood.margin import pair_continuations, text_continuations
 from misdirection.likelihood.sweep import sweep
 from misdirection.models.chat_model import ChatModel

@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from misdirection.interventions.hooks import Setting
-from misdirection.interventions.kinds import check, first_block
 from misdirection.interventions.passes import Passes, Phase, Rows, shared_start
 from misdirection.interventions.resume import Recorded, can_resume, record, repeated, resume
 from misdirection.likelihood.answers import token_log_probs

@@ -19,6 +19,7 @@ from misdirection.interventions.hooks import adapted_modules
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import Progress
+from misdirection.lora.view import LoraView
 from misdirection.models.chat import batches
 from misdirection.models.chat_model import ChatModel
 
@@ -47,8 +48,8 @@ def margin_directions(
 def _summed(chat: ChatModel, sums: dict[str, Tensor]) -> Iterator[None]:
     """Add up the gradient by what each adapter adds, over rows and tokens."""
     with contextlib.ExitStack() as handles:
-        for name, (_, module, adapter) in adapted_modules(chat).items():
-            handles.callback(module.lora_B[adapter].register_forward_hook(_watch(name, sums)).remove)
+        for site in LoraView.of(chat).plain_sites():
+            handles.callback(site.output.register_forward_hook(_watch(site.path, sums)).remove)
         yield
 
 

@@ -1,19 +1,20 @@
-"""What vLLM can load as a LoRA, read off an adapter's files before any engine starts, and interventions on adapters as
-adapters: each is one more adapter of the engine, without a hook.
+"""Which adapters vLLM can load as a LoRA, read off their files before any engine starts.
+
+Interventions on adapters are adapters here: each is one more of the engine's, without a hook.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from misdirection.errors import InputError
-from misdirection.files import atomic_folder, read_json, write_json
-from misdirection.interventions.adapter_weights import OnAdapters, changed_weights
-from misdirection.interventions.lora import FROM_BASE
-from misdirection.models.adapters import local_adapter
+from misdirection.interventions.adapter_weights import changed_weights
+from misdirection.interventions.intervention import Intervention, acts_everywhere, rule_text
+from misdirection.lora.variants import no_sum
+from misdirection.lora.view import LoraFiles, LoraView, write_adapter
+from misdirection.models.adapters import ADAPTER_WEIGHTS, local_adapter, lora_module
 from misdirection.models.chat_model import ChatModel
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -23,11 +24,7 @@ BASE = "base"
 """What the model without an adapter is called."""
 
 INSTEAD = "sample it with engine: transformers"
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
-_MORE = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias")
-_VARIANTS = {"use_dora": "a DoRA adapter", "use_qalora": "a QALoRA adapter", "use_bdlora": "a BD-LoRA adapter"}
 
 
 def require_served(folder: str | Path) -> int:
@@ -35,42 +32,28 @@ def require_served(folder: str | Path) -> int:
 
     Raises `InputError` for one that it cannot, from its files alone, with what to do instead.
     """
-    source = Path(folder)
-    config = read_json(source / _CONFIG)
-    if reason := _unserved(config):
-        raise InputError(f"{folder}: vLLM cannot serve {reason}: {INSTEAD}")
-    rank = max(int(config["r"]), *map(int, (config.get("rank_pattern") or {0: 0}).values()))
+    view = LoraView.open(folder)
+    if reason := _unserved(view):
+        raise InputError(f"{folder}: vLLM cannot serve this adapter, {reason}: {INSTEAD}")
+    rank = view.largest_rank
     if rank > RANKS[-1]:
         raise InputError(f"{folder}: vLLM serves ranks up to {RANKS[-1]}, and this is {rank}: {INSTEAD}")
-    if not (source / _WEIGHTS).is_file():
-        raise InputError(f"{folder}: no {_WEIGHTS} here: save the adapter as safetensors first")
+    if not (view.folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"{folder}: no {ADAPTER_WEIGHTS} here: save the adapter as safetensors first")
     return rank
 
 
-def _unserved(config: Mapping[str, Any]) -> str | None:
-    """What in an adapter's configuration vLLM does not do."""
-    kind = str(config.get("peft_type")).removeprefix("PeftType.")
-    if kind != "LORA":
-        return f"an adapter of type {kind}, only LoRA"
-    for name, variant in _VARIANTS.items():
-        if config.get(name):
-            return variant
-    more = [name for name in _MORE if config.get(name)]
-    if config.get("bias", "none") != "none":
-        more.append("bias")
-    if more:
-        return f"an adapter that holds more than LoRA matrices ({', '.join(more)})"
-    if str(config.get("init_lora_weights")).startswith(FROM_BASE):
-        return f"an adapter that began from the base's own weights ({config['init_lora_weights']}), which it changes"
-    if config.get("alora_invocation_tokens"):
-        return "an activated LoRA (alora_invocation_tokens)"
-    return _embeddings(config.get("target_modules"))
+def _unserved(view: LoraFiles) -> str | None:
+    """The part of an adapter's configuration that vLLM does not do, as the end of a message."""
+    if view.beside:
+        return f"an adapter that holds more than LoRA matrices ({', '.join(view.beside)})"
+    return no_sum(view.config) or _embeddings(view.config.get("target_modules"))
 
 
 def _embeddings(targets: Any) -> str | None:
     names = [targets] if isinstance(targets, str) else list(targets or ())
-    found = [name for name in _EMBEDDINGS if any(one.endswith(name) for one in names)]
-    return f"a LoRA on embeddings ({', '.join(found)})" if found else None
+    embeddings = [name for name in _EMBEDDINGS if any(target.endswith(name) for target in names)]
+    return f"a LoRA on embeddings ({', '.join(embeddings)})" if embeddings else None
 
 
 def smallest_limit(ranks: Iterable[int]) -> int:
@@ -85,11 +68,11 @@ def require_fit(folder: str | Path, chat: ChatModel) -> None:
     vLLM itself copies a smaller matrix into the corner of a larger one.
     """
     modules = dict(chat.model.named_modules())
-    with safe_open(Path(folder) / _WEIGHTS, "pt") as file:
+    with safe_open(Path(folder) / ADAPTER_WEIGHTS, "pt") as file:
         for key in file.keys():  # noqa: SIM118
-            path, lora, which = key.removeprefix(_PREFIX).partition(".lora_")
+            path, which = lora_module(key), key.partition(".lora_")[2]
             shape = file.get_slice(key).get_shape()
-            if not lora or len(shape) != 2:
+            if path is None or len(shape) != 2:
                 raise InputError(f"{folder}: vLLM cannot serve {key}, which is no matrix of a LoRA: {INSTEAD}")
             weight = getattr(modules.get(path), "weight", None)
             if weight is None or shape[1 if which.startswith("A") else 0] not in weight.shape:
@@ -107,7 +90,7 @@ def served_folder(adapter: str | Path, chat: ChatModel) -> Path:
 # --- interventions on adapters ------------------------------------------------------------------------------------
 
 
-def write_changed(source: str | Path, chat: ChatModel, changes: Sequence[OnAdapters], folder: Path) -> None:
+def write_changed(source: str | Path, chat: ChatModel, changes: Sequence[Intervention], folder: Path) -> None:
     """Write the adapter in `source` as the interventions leave it.
 
     Args:
@@ -119,15 +102,11 @@ def write_changed(source: str | Path, chat: ChatModel, changes: Sequence[OnAdapt
     Raises:
         InputError: a position rule, a layer or module without an adapter, nothing that writes to the stream.
     """
-    weights = load_file(Path(source) / _WEIGHTS)
-    for one in changes:
-        if not (isinstance(one.positions, str) and one.positions == "all"):
-            rule = repr(one.positions) if isinstance(one.positions, str) else "given by a mask"
+    view = LoraView.open(source)
+    for intervention in changes:
+        if not acts_everywhere(intervention):
             raise InputError(
-                f"{type(one).__name__}: vLLM adds an adapter on every token, so that positions {rule} cannot be: "
-                f"give positions='all', or {INSTEAD}"
+                f"{type(intervention).__name__}: vLLM adds an adapter on every token, so that positions "
+                f"{rule_text(intervention.positions)} cannot be: give positions='all', or {INSTEAD}"
             )
-    weights = changed_weights(weights, chat, changes)
-    with atomic_folder(folder) as temporary:
-        save_file({key: value.contiguous() for key, value in weights.items()}, temporary / _WEIGHTS, {"format": "pt"})
-        write_json(temporary / _CONFIG, read_json(Path(source) / _CONFIG))
+    write_adapter(folder, view.config, changed_weights(view.weights, chat, changes))

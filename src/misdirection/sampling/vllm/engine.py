@@ -21,11 +21,10 @@ from typing import Any
 import torch
 
 from misdirection.errors import InputError, MisdirectionError, first_line
-from misdirection.interventions.adapter_weights import OnAdapters, on_adapters
 from misdirection.interventions.hooks import Setting, gather
-from misdirection.interventions.kinds import check, described
-from misdirection.interventions.packing import Packable, packed
-from misdirection.interventions.positions import Place
+from misdirection.interventions.intervention import Intervention
+from misdirection.interventions.packing import packed
+from misdirection.interventions.positions import TokenPositions
 from misdirection.models.bundled import BUNDLED, source
 from misdirection.models.loading import Dtype, best_device, resolve_dtype
 from misdirection.models.weightless import weightless
@@ -227,18 +226,18 @@ class VllmModel:
             **options,
         )
 
-    def _hooked(self, setting: Setting) -> list[Packable]:
+    def _hooked(self, setting: Setting) -> list[Intervention]:
         """What acts on activations; all of the setting is checked."""
-        hooks: list[Packable] = []
+        hooks: list[Intervention] = []
         for one in setting:
-            check(one, len(self.chat.layers), self.chat.width)
-            if not on_adapters(one):
-                assert isinstance(one, Packable), "these are all kinds"
+            one.check(len(self.chat.layers), self.chat.width)
+            if not one.on_adapters:
+                assert isinstance(one, Intervention), "these are all kinds"
                 self._require_hooks(one)
                 hooks.append(one)
         return hooks
 
-    def _require_hooks(self, one: Packable) -> None:
+    def _require_hooks(self, one: Intervention) -> None:
         kind = type(one).__name__
         if not self._resources.hooks:
             raise InputError(f"{kind}: this vLLM engine was opened without hooks: open it with hooks=True")
@@ -247,7 +246,7 @@ class VllmModel:
         if getattr(one, "at", "blocks") == "writes" and self._resources.pipeline_parallel > 1:
             raise InputError(f"{kind}: at='writes' needs all layers on one device: give pipeline_parallel=1")
 
-    def _known(self, setting: Sequence[Packable]) -> str:
+    def _known(self, setting: Sequence[Intervention]) -> str:
         """The name under which the workers know a setting; empty for nothing."""
         if not setting:
             return ""
@@ -257,7 +256,7 @@ class VllmModel:
             self._settings.add(name)
         return name
 
-    def _lora(self, organism: str, changes: Sequence[OnAdapters]) -> Any:
+    def _lora(self, organism: str, changes: Sequence[Intervention]) -> Any:
         """The adapter, as the interventions leave it, in vLLM's form; None for the base model."""
         if organism == BASE:
             if changes:
@@ -292,11 +291,11 @@ class VllmModel:
 
     def _expected(self, one: SamplingRequest, output: Any) -> int:
         """Layers x touched tokens of one answer, whose last token never went through the model."""
-        hooks = [each for each in one.setting if not on_adapters(each)]
+        hooks = [each for each in one.setting if not each.on_adapters]
         if not hooks:
             return 0
         prompt, drawn = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
-        place = Place([prompt])
+        place = TokenPositions([prompt])
         index = torch.arange(prompt + drawn - 1).unsqueeze(0)
         place.restore((index, torch.ones_like(index, dtype=torch.bool)))
         tokens = [int(place.touched(each.positions, torch.device("cpu")).sum()) for each in hooks]
@@ -342,5 +341,5 @@ def _import_vllm() -> Any:
 
 
 def _digest(setting: Setting) -> str:
-    text = json.dumps([described(one) for one in setting], sort_keys=True, default=str)
+    text = json.dumps([one.described() for one in setting], sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()[:32]

@@ -20,10 +20,11 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from misdirection.errors import InputError
-from misdirection.interventions.hooks import Site, gather
+from misdirection.interventions.hooks import gather
 from misdirection.interventions.packing import unpacked
-from misdirection.interventions.positions import Place
+from misdirection.interventions.positions import TokenPositions
 from misdirection.interventions.program import Compiler, Devices, Step
+from misdirection.interventions.sites import Site
 from misdirection.interventions.writers import final_norm
 from misdirection.models.chat_model import ChatModel
 from misdirection.sampling.draws import choose
@@ -78,7 +79,7 @@ class _Part:
 
     program: _Program
     rows: Tensor
-    place: Place
+    place: TokenPositions
     spans: dict[str, tuple[int, int]]
     done: int = 0
 
@@ -151,7 +152,7 @@ class Hooks:
         self._parts = [self._part(name, members) for name, members in groups.items()]
 
     def _part(self, name: str, members: list[tuple[str, range, range, int]]) -> _Part:
-        place = Place([prompt for _, rows, _, prompt in members for _ in rows])
+        place = TokenPositions([prompt for _, rows, _, prompt in members for _ in rows])
         index = torch.tensor([where for _, _, places, _ in members for where in places]).unsqueeze(-1)
         place.restore((index, torch.ones_like(index, dtype=torch.bool)))
         spans, first = {}, 0
