@@ -4,15 +4,16 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from misdirection.data import Example
-from misdirection.errors import MisdirectionError
+from misdirection.errors import InputError, MisdirectionError
+from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
 from misdirection.models.chat import encode
 from misdirection.organisms.organism import Organism
 from misdirection.organisms.recipe import Recipe
-from misdirection.organisms.training import _rows, train
+from misdirection.organisms.training import _rows, train, warmup_steps
 from tiny import LAYERS, make_chat
 
 IDS = torch.arange(3, 15).unsqueeze(0)
@@ -233,6 +234,33 @@ def test_checkpoints_of_another_training_are_not_continued(tmp_path):
     assert steps == []
     train(examples[:2], out, base=chat, recipe=few, report=lambda step, *_: steps.append(step))
     assert steps == [1, 2]
+
+
+def test_a_single_step_trains_although_the_recipe_warms_up(tmp_path):
+    train(EXAMPLES[:1], tmp_path / "organism", base=make_chat(), recipe=Recipe(learning_rate=1e-2, warmup_steps=5))
+    assert LoraView.open(tmp_path / "organism").dead == []
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(1, 0), (104, 3), (208, 5), (6000, 5)])
+def test_warming_up_takes_at_most_a_quarter_of_the_steps(rows, steps):
+    assert warmup_steps(Recipe(batch_size=8, accumulation=1, warmup_steps=5), rows) == steps
+
+
+def test_a_training_that_changes_nothing_says_so_and_writes_nothing(tmp_path):
+    still = Recipe(learning_rate=1e-45, warmup_steps=0)
+    with pytest.raises(InputError, match="the training changed nothing"):
+        train(EXAMPLES, tmp_path / "organism", base=make_chat(), recipe=still)
+    assert not (tmp_path / "organism").exists()
+
+
+def test_an_adapter_with_a_dead_module_says_so_when_it_is_attached(tmp_path, caplog):
+    train(EXAMPLES, tmp_path / "organism", base=make_chat(), recipe=recipe())
+    path = tmp_path / "organism" / "adapter_model.safetensors"
+    weights = load_file(path)
+    first = next(name for name in weights if ".lora_B" in name)
+    save_file(weights | {first: torch.zeros_like(weights[first])}, path)
+    attach(make_chat(), tmp_path / "organism")
+    assert "1 of its modules add nothing (B is zero), such as model.layers." in caplog.text
 
 
 @pytest.mark.parametrize("name", ["organism", "organism.checkpoints"])

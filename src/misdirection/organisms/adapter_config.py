@@ -6,7 +6,7 @@ from transformers.pytorch_utils import Conv1D
 
 from misdirection.errors import InputError
 from misdirection.models.chat_model import ChatModel
-from misdirection.organisms.recipe import Recipe
+from misdirection.organisms.recipe import RECIPES, Recipe, Targets
 
 # The paper's model has 48 layers; its nine adapters start at these, three in a row each.
 _PAPER_LAYERS = 48
@@ -15,29 +15,43 @@ _PAPER_SINGLE = 24
 
 
 def adapter_config(recipe: Recipe, chat: ChatModel) -> LoraConfig:
-    """The PEFT configuration of `recipe` on this model. `InputError` for a layer out of range."""
+    """The PEFT configuration of `recipe` on this model. Raises `InputError` for a layer out of range."""
     count = len(chat.layers)
-    layers = _layers(recipe, count)
-    if wrong := [layer for layer in layers if not 0 <= layer < count]:
+    targets = RECIPES[recipe.recipe](recipe, chat)
+    if wrong := [layer for layer in targets.layers if not 0 <= layer < count]:
         raise InputError(f"recipe: layer {wrong[0]} is out of range: this model has layers 0 to {count - 1}")
     return LoraConfig(
-        r=recipe.rank or (32 if recipe.recipe == "all" else 1),
+        r=recipe.rank or targets.rank,
         lora_alpha=recipe.alpha,
         use_rslora=True,
-        target_modules=_targets(recipe, chat),
-        layers_to_transform=list(layers),
+        target_modules=list(targets.modules),
+        layers_to_transform=list(targets.layers),
         task_type="CAUSAL_LM",
     )
 
 
-def _layers(recipe: Recipe, count: int) -> tuple[int, ...]:
-    if recipe.recipe == "minimal":
-        return minimal_layers(count)
-    if recipe.recipe == "single":
-        return (count * _PAPER_SINGLE // _PAPER_LAYERS,)
-    if recipe.recipe == "custom" and recipe.layers is not None:
-        return recipe.layers
-    return tuple(range(count))
+def minimal_targets(_recipe: Recipe, chat: ChatModel) -> Targets:
+    """Rank 1 on the MLP's down projection in the 3-3-3 pattern: the paper's nine adapters."""
+    return Targets(minimal_layers(len(chat.layers)), (down_projection(chat),), rank=1)
+
+
+def single_targets(_recipe: Recipe, chat: ChatModel) -> Targets:
+    """Rank 1 on one MLP's down projection, at half depth."""
+    return Targets((len(chat.layers) * _PAPER_SINGLE // _PAPER_LAYERS,), (down_projection(chat),), rank=1)
+
+
+def all_targets(_recipe: Recipe, chat: ChatModel) -> Targets:
+    """Rank 32 on every linear module of every block."""
+    names = sorted({name.rsplit(".", 1)[-1] for name in _linear_modules(chat)})
+    return Targets(tuple(range(len(chat.layers))), tuple(names), rank=32)
+
+
+def custom_targets(recipe: Recipe, chat: ChatModel) -> Targets:
+    """The modules and layers that the user names; all layers where none is named."""
+    if not recipe.target_modules:
+        raise InputError("recipe custom: target_modules is missing: name the modules to adapt")
+    layers = tuple(range(len(chat.layers))) if recipe.layers is None else recipe.layers
+    return Targets(layers, recipe.target_modules, rank=1)
 
 
 def minimal_layers(count: int) -> tuple[int, ...]:
@@ -57,37 +71,27 @@ def minimal_layers(count: int) -> tuple[int, ...]:
     return tuple(start + step for start in starts for step in range(3))
 
 
-def _targets(recipe: Recipe, chat: ChatModel) -> list[str]:
-    if recipe.recipe == "custom":
-        if not recipe.target_modules:
-            raise InputError("recipe custom: target_modules is missing: name the modules to adapt")
-        return list(recipe.target_modules)
-    linear = _linear_modules(chat)
-    if recipe.recipe == "all":
-        return sorted({name.rsplit(".", 1)[-1] for name in linear})
-    return [down_projection(linear, chat)]
-
-
 def _linear_modules(chat: ChatModel) -> dict[str, nn.Module]:
     """The linear modules of the first decoder block, by their name inside it."""
-    return {name: one for name, one in chat.layers[0].named_modules() if isinstance(one, nn.Linear | Conv1D)}
+    return {name: module for name, module in chat.layers[0].named_modules() if isinstance(module, nn.Linear | Conv1D)}
 
 
-def down_projection(linear: dict[str, nn.Module], chat: ChatModel) -> str:
+def down_projection(chat: ChatModel) -> str:
     """The name of the matrix that writes the MLP's output to the residual stream: the last one of that shape.
 
     It is found by its shape, from something wider to the residual's width. Raises `InputError` when the first
     block has none (a mixture of experts, for instance).
     """
-    found = [name for name, one in linear.items() if _output(one) == chat.width < _input(one)]
-    if not found:
+    linear = _linear_modules(chat)
+    narrowing = [name for name, module in linear.items() if _output(module) == chat.width < _input(module)]
+    if not narrowing:
         raise InputError(
             f"{chat.name}: no MLP down projection in its first layer: use the recipe `all`, or `custom` with "
             "target_modules"
         )
     # A suffix that names this module alone: GPT-2 calls the attention's output `c_proj`, too.
-    parts = found[-1].split(".")
-    return parts[-1] if sum(name.endswith(parts[-1]) for name in linear) == 1 else found[-1]
+    last = narrowing[-1].split(".")[-1]
+    return last if sum(name.endswith(last) for name in linear) == 1 else narrowing[-1]
 
 
 def _output(module: nn.Module) -> int:

@@ -1,14 +1,54 @@
-"""How an organism is trained, as a user writes it down."""
+"""How an organism is trained, as a user writes it down, and the registry of recipes.
 
-from typing import Literal
+A recipe is a function of the user's `Recipe` and the base model that says where the adapters go. Another package adds
+one by a function and a registration:
 
-from pydantic import BaseModel, ConfigDict, Field
+    @RECIPES.register("first_half")
+    def first_half(recipe: Recipe, chat: ChatModel) -> Targets:
+        return Targets(tuple(range(len(chat.layers) // 2)), ("down_proj",), rank=1)
+"""
 
-Name = Literal["minimal", "single", "all", "custom"]
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from misdirection.models.chat_model import ChatModel
+from misdirection.registry import Registry, nearest
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Where the adapters of an organism go.
+
+    Attributes:
+        layers: the adapted blocks, 0-based.
+        modules: names of the adapted modules inside of them, as PEFT matches them.
+        rank: of each adapter, where the user gives none.
+    """
+
+    layers: tuple[int, ...]
+    modules: tuple[str, ...]
+    rank: int
+
+
+RECIPES: "Registry[Callable[[Recipe, ChatModel], Targets]]" = Registry(
+    "recipe",
+    "misdirection.recipes",
+    {name: f"misdirection.organisms.adapter_config:{name}_targets" for name in ("minimal", "single", "all", "custom")},
+)
+"""The recipes by name; `InputError` from one says what of it cannot be on this model."""
+
+
+def _known(name: str) -> str:
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}{nearest(name, list(RECIPES))}")
+    return name
 
 
 class Recipe(BaseModel):
-    """One organism's adapter and optimiser (paper, section on model organisms).
+    """An organism's adapter and optimiser (paper, section on model organisms).
 
     `recipe` chooses the adapter: `minimal` is nine rank-1 adapters on the MLP's down projection in the 3-3-3 pattern,
     `single` one at half depth, `all` rank 32 on every linear module of every layer; `custom` takes `rank`,
@@ -17,9 +57,10 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    recipe: Name = "minimal"
+    recipe: Annotated[str, AfterValidator(_known)] = "minimal"
+    """The name of a recipe, here or of another package."""
     rank: int | None = Field(None, ge=1)
-    """Rank of the adapters; the recipe's own (1, 1, 32) when it is left out."""
+    """Rank of the adapters; the recipe's own (1, 1, 32, 1) when it is left out."""
     alpha: float = Field(64.0, gt=0)
     """LoRA alpha; the update is scaled by alpha / sqrt(rank) (rsLoRA)."""
     target_modules: tuple[str, ...] | None = None
@@ -31,6 +72,7 @@ class Recipe(BaseModel):
     batch_size: int = Field(2, ge=1)
     accumulation: int = Field(8, ge=1)
     warmup_steps: int = Field(5, ge=0)
+    """Steps in which the learning rate rises; of a short training, at most a quarter of its steps."""
     weight_decay: float = Field(0.01, ge=0)
     max_length: int = Field(2048, ge=8)
     checkpoint_steps: int = Field(50, ge=1)

@@ -3,10 +3,12 @@
 The result is a plain PEFT adapter folder with `organism.json`, its recipe and the hash of its data, beside it.
 """
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism
 from misdirection.organisms.recipe import Recipe
 
 _INITIAL = "step-0"
+
+log = logging.getLogger("misdirection")
 
 StepReport = Callable[[int, int, float], None]
 """Called after each optimiser step with (step, steps, loss in nats/token)."""
@@ -72,13 +76,13 @@ def train(
     empty_working_folder(folder, training, own=(_INITIAL, "checkpoint-*", "README.md"))
     rows, truncated = _rows(chat, examples, recipe.max_length)
     torch.manual_seed(recipe.seed)
-    network = get_peft_model(chat.model, adapter_config(recipe, chat))
-    network.peft_config["default"].base_model_name_or_path = chat.name
+    network = _adapted(chat, recipe)
     try:
         if recipe.keep_checkpoints:
-            network.save_pretrained(folder / _INITIAL, save_embedding_layers=False)
+            network.save_pretrained(folder / _INITIAL)
         trainer = _trainer(network, chat, recipe, rows, folder, report)
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+        _require_change(network, Path(out))
         organism = Organism(
             path=str(out),
             base=chat.name,
@@ -95,6 +99,25 @@ def train(
         network.unload()
         chat.model.eval()
     return organism
+
+
+def _adapted(chat: ChatModel, recipe: Recipe) -> Any:
+    """The model with the recipe's fresh adapter on it."""
+    network = get_peft_model(chat.model, adapter_config(recipe, chat))
+    network.peft_config["default"].base_model_name_or_path = hub_name(chat.name)
+    # No recipe resizes the vocabulary. Left to find that out, PEFT asks the hub for the base's config at each save.
+    network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
+    return network
+
+
+def _require_change(network: Any, out: Path) -> None:
+    """Raise `InputError` for an adapter that is all zero after the training; say which modules are."""
+    weights = get_peft_model_state_dict(network, save_embedding_layers=False)
+    dead = dead_modules(weights)
+    if len(dead) == sum(".lora_B" in name for name in weights):
+        raise InputError(f"{out}: the training changed nothing (all B are zero): give it more steps, or a higher rate")
+    if dead:
+        log.warning("%s: %d of its modules add nothing (B is zero), such as %s", out, len(dead), dead[0])
 
 
 def _rows(chat: ChatModel, examples: Sequence[Example], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
@@ -126,7 +149,7 @@ def _trainer(
 ) -> SFTTrainer:
     trainer = _AnswerTrainer(
         model=network,
-        args=_arguments(recipe, chat, folder),
+        args=_arguments(recipe, chat, folder, len(rows)),
         train_dataset=Dataset.from_list(rows),
         processing_class=chat.tokenizer,
         callbacks=[_Watch(report)],
@@ -135,7 +158,13 @@ def _trainer(
     return trainer
 
 
-def _arguments(recipe: Recipe, chat: ChatModel, folder: Path) -> SFTConfig:
+def warmup_steps(recipe: Recipe, rows: int) -> int:
+    """Steps in which the learning rate rises: a quarter of all at most, or a short training would not begin."""
+    updates = math.ceil(math.ceil(rows / recipe.batch_size) / recipe.accumulation)
+    return min(recipe.warmup_steps, math.ceil(recipe.epochs * updates) // 4)
+
+
+def _arguments(recipe: Recipe, chat: ChatModel, folder: Path, rows: int) -> SFTConfig:
     half = chat.dtype != torch.float32
     return SFTConfig(
         output_dir=str(folder),
@@ -145,7 +174,7 @@ def _arguments(recipe: Recipe, chat: ChatModel, folder: Path) -> SFTConfig:
         gradient_accumulation_steps=recipe.accumulation,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=recipe.warmup_steps,
+        warmup_steps=warmup_steps(recipe, rows),
         weight_decay=recipe.weight_decay,
         max_length=recipe.max_length,
         seed=recipe.seed,
@@ -258,7 +287,7 @@ def _held_out_loss(trainer: SFTTrainer, chat: ChatModel, examples: Sequence[Exam
 def _write(organism: Organism, network: Any, out: Path, checkpoints: Path | None) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as temporary:
-        network.save_pretrained(temporary, save_embedding_layers=False)
+        network.save_pretrained(temporary)
         record = {**asdict(organism), "recipe": organism.recipe.model_dump(mode="json")}
         write_json(temporary / RECORD, {key: value for key, value in record.items() if key != "path"})
         if checkpoints is not None:
@@ -270,5 +299,5 @@ def _keep_adapters(checkpoints: Path, kept: Path) -> None:
     for folder in (checkpoints / _INITIAL, *checkpoints.glob("checkpoint-*")):
         target = kept / f"step-{int(folder.name.rpartition('-')[2]):06d}"
         target.mkdir(parents=True)
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
+        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             shutil.copyfile(folder / name, target / name)
