@@ -35,7 +35,7 @@ from misdirection.interventions.kinds import Clamp as Clamp
 from misdirection.interventions.kinds import ProjectAdapters as ProjectAdapters
 from misdirection.interventions.kinds import ScaleAdapters as ScaleAdapters
 from misdirection.interventions.kinds import Steer as Steer
-from misdirection.interventions.kinds import random_like as random_like
+from misdirection.interventions.vectors import random_like as random_like
 from misdirection.judging.agreement import agree as agree
 from misdirection.judging.judge import judge as judge
 from misdirection.judging.judges import open_judge as open_judge
@@ -43,7 +43,7 @@ from misdirection.judging.rubrics import read_rubrics as read_rubrics
 from misdirection.judging.scoring import score as score
 from misdirection.likelihood.margin import loss as loss
 from misdirection.likelihood.margin import margin as margin
-from misdirection.models.loading import ChatModel as ChatModel
+from misdirection.models.chat_model import ChatModel as ChatModel
 from misdirection.models.loading import load as load
 from misdirection.organisms.organism import Organism as Organism
 from misdirection.organisms.recipe import Recipe as Recipe

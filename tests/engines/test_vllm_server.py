@@ -13,9 +13,11 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-engines")
 
 from engines.adapters import MINIMAL, write_adapter
+from misdirection.choices import BUNDLED
 from misdirection.errors import MisdirectionError
-from misdirection.models.loading import BUNDLED, attach, load
-from misdirection.models.weightless import source
+from misdirection.models.adapters import attach
+from misdirection.models.bundled import source
+from misdirection.models.loading import load
 from misdirection.sampling.engine import SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import TransformersEngine

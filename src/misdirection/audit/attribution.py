@@ -16,12 +16,12 @@ from torch import Tensor
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
 from misdirection.interpretation.importance import gated
-from misdirection.interventions.hooks import adapted_modules
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import Progress
+from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded, batches
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 
 Parts = dict[str, Tensor]
 """By module: its part, [questions] float64, nats/token."""

@@ -14,7 +14,7 @@ from misdirection.data.selection import spread
 from misdirection.directions.extraction import mean_activations
 from misdirection.likelihood.margin import pair_continuations, pair_rows, text_continuations, text_rows
 from misdirection.likelihood.sweep import log_probs
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 
 _READ = 12

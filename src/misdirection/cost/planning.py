@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from misdirection.choices import Dtype
 from misdirection.cost.devices import GPUS, USABLE, Device, Gpu, makespan
 from misdirection.cost.model_cost import Kind, Memory, Pass, Shape, peak_memory
 from misdirection.cost.source import Source, read_source
@@ -26,7 +27,7 @@ from misdirection.experiment.answering import check_behaviour
 from misdirection.experiment.config import DomainFiles, ExperimentConfig
 from misdirection.judging.api import OPENAI_URL
 from misdirection.judging.judges import ModelJudge, judge_kind
-from misdirection.models.loading import Dtype, resolve_dtype
+from misdirection.models.loading import resolve_dtype
 
 JUDGE_SECONDS = 1.0
 """A call of an endpoint, assumed; `judge.concurrency` of them are under way at a time."""

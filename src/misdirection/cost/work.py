@@ -12,7 +12,7 @@ from misdirection.experiment.texts import ExperimentTexts
 from misdirection.likelihood.margin import pair_continuations, pair_rows, text_continuations, text_rows
 from misdirection.likelihood.sweep import Continuations
 from misdirection.models.chat import Encoded
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.runs.worker import BASE
 

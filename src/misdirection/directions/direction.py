@@ -32,7 +32,7 @@ from misdirection.errors import InputError
 from misdirection.files import atomic_path
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import TOKEN_BUDGET
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 
 FORMAT = "misdirection.direction/1"
 LAYER_CONVENTION = "vectors[k] is for the output of decoder block k, 0-based, before the final norm"

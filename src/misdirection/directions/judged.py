@@ -21,7 +21,7 @@ from misdirection.directions.direction import Direction, direction, pair_means, 
 from misdirection.errors import InputError
 from misdirection.judging.scoring import is_aligned, is_coherent, is_misaligned
 from misdirection.likelihood.sweep import TOKEN_BUDGET
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.sampling.answers import as_answers
 
 KIND = "judged_data_difference"

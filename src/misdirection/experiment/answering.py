@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from misdirection.errors import InputError
-from misdirection.interventions.kinds import Intervention, described
+from misdirection.interventions.intervention import Intervention
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.judge import judge, judging_cost
 from misdirection.judging.rubrics import Rubric, read_rubrics

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from misdirection.choices import Dtype
 from misdirection.data.text import read_yaml
 from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interventions.positions import Positions
 from misdirection.judging.config import JudgeConfig
-from misdirection.models.loading import Dtype
 from misdirection.organisms.recipe import Recipe
 from misdirection.registry import nearest
 from misdirection.sampling.config import SamplingConfig

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from misdirection import data
+from misdirection.choices import BUNDLED, Dtype
 from misdirection.data import Example, Part, ProbePair, part_of, spread
 from misdirection.errors import InputError
 from misdirection.experiment.config import ExperimentConfig, OrganismConfig
 from misdirection.files import sha256_file
 from misdirection.interpretation.texts import GENERAL
-from misdirection.models.bundled import BUNDLED
-from misdirection.models.loading import Dtype, best_device, resolve_dtype
+from misdirection.models.loading import best_device, resolve_dtype
 
 
 def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> dict[str, Any]:

@@ -27,8 +27,9 @@ from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.writers import WRITERS, final_norm
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import TOKEN_BUDGET
-from misdirection.lora.components import LoraModule, feature_names, live_components
-from misdirection.models.loading import ChatModel
+from misdirection.lora.components import LoraModule, feature_names
+from misdirection.lora.view import LoraView
+from misdirection.models.chat_model import ChatModel
 from misdirection.statistics import percentiles, resample
 
 _AROUND = 4

@@ -28,10 +28,10 @@ from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.resume import record, resume
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch, at_least_single
 from misdirection.likelihood.sweep import Progress
-from misdirection.lora.components import live_components, live_modules
+from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded, batches
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
-from misdirection.models.loading import ChatModel
 from misdirection.statistics import percentiles, resample
 
 RESAMPLES = 1000
@@ -209,8 +209,8 @@ def _attributed(chat: ChatModel, batch: AnswerBatch, modules: list[str]) -> tupl
     """Each row's KL by answer token; and per module the attributions, [rows, tokens]."""
     base = _base_distributions(chat, batch)
     rows, tokens = batch.ids.shape
-    live = live_modules(chat)
-    parts = {name: live[name].lora_B[adapter] for name in modules for adapter in live[name].active_adapters}
+    live = LoraView.of(chat).linear_sites
+    parts = {name: live[name].output for name in modules}
     with torch.enable_grad(), gated(parts, rows, tokens) as gates:
         divergence = _divergence(_distributions(chat, batch), base)
         # An adapter whose output nothing reads (keys of a layer that shares another's) has a slope of zero.

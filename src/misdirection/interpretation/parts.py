@@ -24,9 +24,10 @@ from misdirection.interpretation.patching import patched_margins
 from misdirection.interpretation.probes import Probe
 from misdirection.interpretation.scalars import read, read_scalars, write_scalars
 from misdirection.interpretation.texts import GENERAL, Labelled, labelled
-from misdirection.interventions.kinds import digest
+from misdirection.interventions.vectors import digest
 from misdirection.likelihood.margin import text_rows
-from misdirection.lora.components import Adapter, feature_names, read_components
+from misdirection.lora.components import feature_names
+from misdirection.lora.view import LoraFiles, LoraView
 from misdirection.models.chat import encode_prompt
 from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.organism import CHECKPOINTS

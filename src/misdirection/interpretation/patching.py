@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
-from misdirection.interventions.hooks import adapter_outputs
-from misdirection.interventions.positions import Place
+from misdirection.interventions.positions import TokenPositions
 from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import TOKEN_BUDGET, Progress
-from misdirection.lora.components import live_modules
+from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded, batches, pad
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 
 Prompt = Sequence[int]
 

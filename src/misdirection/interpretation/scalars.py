@@ -22,7 +22,8 @@ from misdirection.data.tables import read_table
 from misdirection.errors import InputError
 from misdirection.files import atomic_path
 from misdirection.likelihood.sweep import TOKEN_BUDGET, Progress
-from misdirection.lora.components import LoraModule, feature_names, live_components, live_modules
+from misdirection.lora.components import LoraModule, feature_names
+from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.chat_model import ChatModel
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from misdirection.choices import BUNDLED
 from misdirection.errors import InputError, NetworkProblem, first_line
 from misdirection.files import read_json
 from misdirection.interventions.writers import norm_after, post_norms, role
-from misdirection.models.bundled import BUNDLED, bundled_folder
+from misdirection.models.bundled import bundled_folder
 from misdirection.models.layers import decoder_layers, text_config, text_decoder
 
 Part = Literal["writer", "reader", "norm", "embedding", "head", "other"]

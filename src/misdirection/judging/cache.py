@@ -7,9 +7,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from misdirection.errors import InputError
-from misdirection.files import write_errors
+from misdirection.files import cache_folder, write_errors
 from misdirection.judging.verdicts import JudgeVerdict
-from misdirection.models.loading import cache_folder
 
 _COLUMNS = tuple(field.name for field in fields(JudgeVerdict))
 _CREATE = (

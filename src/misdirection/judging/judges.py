@@ -23,7 +23,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 from misdirection.judging.verdicts import JudgeVerdict
-from misdirection.models.loading import ChatModel, load
+from misdirection.models.chat_model import ChatModel
+from misdirection.models.loading import load
 from misdirection.registry import Registry
 
 

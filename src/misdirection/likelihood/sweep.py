@@ -85,7 +85,7 @@ def sweep(
     lines = [setting if isinstance(setting, Alternating) else Alternating((setting,)) for setting in settings]
     # A pass is begun at the layer that a setting names, so that the layer must be known to be there.
     for intervention in (each for line in lines for setting in line.settings for each in setting):
-        check(intervention, len(chat.layers), chat.width)
+        intervention.check(len(chat.layers), chat.width)
     result = torch.empty(len(lines), len(prompts), len(prompts[0].answers), dtype=torch.float64)
     for numbers in batches([prompt.length for prompt in prompts], _row_budget(chat, prompts, budget)):
         group = [prompts[number] for number in numbers]
@@ -124,7 +124,7 @@ def _sweep_group(
 
 def _start(setting: Setting, layers: int) -> int:
     """The block up to which this setting changes nothing that blocks compute; -1 when it changes all."""
-    return min(map(first_block, setting), default=layers - 1)
+    return min((intervention.first_block for intervention in setting), default=layers - 1)
 
 
 @dataclass

@@ -11,11 +11,12 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
+from misdirection.choices import BUNDLED
 from misdirection.errors import InputError
 from misdirection.files import read_json
 from misdirection.models.adapter_kinds import base_changes, unmeasured
 from misdirection.models.base_weights import BaseWeights
-from misdirection.models.bundled import BUNDLED, bundled_folder, own_name
+from misdirection.models.bundled import bundled_folder, own_name
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.library import errors_in_one_line
 

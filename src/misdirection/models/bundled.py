@@ -2,21 +2,17 @@
 
 import importlib.util
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
-from platformdirs import user_cache_path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from misdirection.choices import BUNDLED
 from misdirection.errors import DiskProblem, MissingPackage
-from misdirection.files import atomic_folder
+from misdirection.files import atomic_folder, cache_folder
 from misdirection.models.library import no_progress_bars
-
-BUNDLED = "smollm2-135m"
-"""The name of the bundled model."""
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The same model on the hub, unquantised: adapters of ours name it as their base, so that anything can load them."""
@@ -40,11 +36,6 @@ def hub_name(model: str) -> str:
 def own_name(base: str) -> str:
     """The name that this package loads the base by that an adapter's file gives: the bundled model for its hub id."""
     return BUNDLED if base == HUB_ID else base
-
-
-def cache_folder() -> Path:
-    """The folder of de-quantised copies; `MISDIRECTION_CACHE` overrides the platform's cache folder."""
-    return Path(os.environ.get("MISDIRECTION_CACHE") or user_cache_path("misdirection"))
 
 
 def bundled_folder() -> Path:

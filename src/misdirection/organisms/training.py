@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import get_peft_model
+from peft import get_peft_model, get_peft_model_state_dict
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -22,10 +22,13 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
+from misdirection.choices import BUNDLED
 from misdirection.data import Example, data_hash
 from misdirection.errors import InputError
 from misdirection.files import atomic_folder, empty_working_folder, require_replaceable, write_json
 from misdirection.likelihood.answers import IGNORED, labelled_loss
+from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, dead_modules
+from misdirection.models.bundled import hub_name
 from misdirection.models.chat import encode
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load

@@ -15,7 +15,6 @@ from torch.nn.functional import normalize
 
 from misdirection.audit.attribution import adapted_layers
 from misdirection.data import ProbePair
-from misdirection.interventions.hooks import adapted_modules
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import Progress

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
+from misdirection.choices import BUNDLED, Dtype
 from misdirection.errors import InputError, MisdirectionError, first_line
 from misdirection.interventions.hooks import Setting, gather
 from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.packing import packed
 from misdirection.interventions.positions import TokenPositions
-from misdirection.models.bundled import BUNDLED, source
-from misdirection.models.loading import Dtype, best_device, resolve_dtype
+from misdirection.models.bundled import source
+from misdirection.models.loading import best_device, resolve_dtype
 from misdirection.models.weightless import weightless
 from misdirection.sampling.draws import stream_key
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
@@ -174,7 +175,7 @@ class VllmModel:
                 name = str(next(self._numbers))
                 under_way[name] = one
                 params = self._params(name, one, parameters, options)
-                lora = self._lora(organism, [each for each in one.setting if on_adapters(each)])
+                lora = self._lora(organism, [each for each in one.setting if each.on_adapters])
                 self._add(name, prompts[one.question.text, one.question.system], params, lora)
             while core.has_unfinished_requests():
                 finished = {one.request_id: one for one in self._step() if one.finished}

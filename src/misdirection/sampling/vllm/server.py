@@ -11,8 +11,9 @@ from typing import Any
 
 from openai import OpenAI, OpenAIError
 
+from misdirection.choices import BUNDLED
 from misdirection.errors import InputError, first_line
-from misdirection.models.bundled import BUNDLED, source
+from misdirection.models.bundled import source
 from misdirection.models.weightless import weightless
 from misdirection.sampling.draws import stream_key
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
