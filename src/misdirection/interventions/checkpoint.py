@@ -29,7 +29,7 @@ _OTHER = re.compile(r"(^|[._])(vision|visual|audio)(_|\.|$)")
 _QUANTISED = "quantization_config"
 INDEX = "model.safetensors.index.json"
 PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-"""What weights are kept in when they are numbers and not packed."""
+"""The dtypes of weights when they are numbers and not packed."""
 _SINGLE = "model.safetensors"
 
 
@@ -73,10 +73,10 @@ class Checkpoint:
     def shards(self) -> dict[str, list[str]]:
         """Names of tensors by file."""
         if (self.folder / INDEX).is_file():
-            found: dict[str, list[str]] = {}
+            shards: dict[str, list[str]] = {}
             for tensor, file in read_json(self.folder / INDEX)["weight_map"].items():
-                found.setdefault(file, []).append(tensor)
-            return found
+                shards.setdefault(file, []).append(tensor)
+            return shards
         with self._reading(_SINGLE) as file:
             return {_SINGLE: list(file.keys())}
 
@@ -93,7 +93,7 @@ class Checkpoint:
             return file.get_tensor(name)
 
     def metadata(self, shard: str) -> dict[str, str]:
-        """What the file says of itself."""
+        """The metadata of a file."""
         with self._reading(shard) as file:
             return file.metadata() or {"format": "pt"}
 
@@ -162,8 +162,8 @@ class Checkpoint:
 
     def block_of(self, name: str) -> tuple[int, str] | None:
         """Block number and name inside the block, or None outside of the text blocks."""
-        found = None if _OTHER.search(name) else self._block.search(name)
-        return (int(found[1]), found[2]) if found else None
+        match = None if _OTHER.search(name) else self._block.search(name)
+        return (int(match[1]), match[2]) if match else None
 
     def part(self, name: str) -> Part:
         """The part that a tensor plays; `InputError` when that is not known."""
@@ -223,7 +223,7 @@ class Checkpoint:
 
 
 def gain_at_zero(norm: nn.Module) -> float:
-    """What a norm multiplies by when its weight is zero: Gemma's norms multiply by one plus the weight."""
+    """The factor of a norm when its weight is zero: Gemma's norms multiply by one plus the weight."""
     real = copy.deepcopy(norm).to_empty(device="cpu").float()
     with torch.no_grad():
         for weight in real.parameters():

@@ -19,7 +19,7 @@ from misdirection.interventions.sites import Site
 from misdirection.models.chat_model import ChatModel
 
 Setting = Sequence[Intervention]
-"""What is done to one row: interventions in the order in which they act; empty for nothing."""
+"""The interventions on one row in the order in which they act; empty for none."""
 
 
 @contextlib.contextmanager

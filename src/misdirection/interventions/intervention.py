@@ -1,4 +1,4 @@
-"""What every kind of intervention is, and the registry by which another package adds one.
+"""The base of all kinds of interventions, and the registry by which another package adds one.
 
 A kind is a frozen dataclass under `Intervention` that says which layers it acts on and which operation it is. With that
 it works in hooks, in sweeps of margins, in sampling (vLLM, too) and in the hashes of results. For instance:
@@ -154,7 +154,7 @@ def rule_text(rule: Rule) -> str:
 
 
 def rule_key(rule: Rule) -> str | int:
-    """What tells position rules apart: a mask is itself alone."""
+    """The key of a position rule: its name, or the identity of a mask."""
     return rule if isinstance(rule, str) else id(rule)
 
 

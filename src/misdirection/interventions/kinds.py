@@ -29,7 +29,7 @@ from misdirection.interventions.sites import Site
 from misdirection.interventions.vectors import check_direction, column, orthonormal, wide
 from misdirection.interventions.writers import post_norms, role, sublayers
 from misdirection.lora.components import project_out
-from misdirection.lora.view import LoraView
+from misdirection.lora.view import LoraView, not_adapted
 from misdirection.models.adapters import PREFIX
 from misdirection.models.chat_model import ChatModel
 
@@ -254,7 +254,7 @@ class ScaleAdapters(Intervention):
         for layer, factor in self.factors.items():
             inside = [key for path, key in keys.items() if path.startswith(f"{paths[id(chat.layers[layer])]}.")]
             if not inside:
-                raise InputError(f"layer {layer} has no LoRA adapter to scale: load one, or name its layers")
+                raise not_adapted(layer)
             changed |= {key: weights[key].to(torch.float32) * factor for key in inside}
         return changed
 

@@ -285,8 +285,8 @@ def _computed(name: str, linear: nn.Linear) -> Tensor:
     PEFT's way to unpack them takes those that bitsandbytes packed anew in a pass on a processor for what they are not.
     """
     refuse_offloaded(name, linear.weight)
-    places = torch.arange(linear.in_features, device=linear.weight.device)
-    units = ((few.unsqueeze(1) == places).float() for few in places.split(_UNITS))
+    columns = torch.arange(linear.in_features, device=linear.weight.device)
+    units = ((few.unsqueeze(1) == columns).float() for few in columns.split(_UNITS))
     # For an input with gradients, bitsandbytes leaves the weights packed as they are.
     return torch.cat([linear(few.requires_grad_()).float().cpu() for few in units]).T
 
@@ -317,12 +317,12 @@ def _embedding_names(chat: ChatModel) -> list[str]:
     """Paths of what makes up what enters the first block."""
     names = {id(module): name for name, module in chat.network.named_modules()}
     inside = {id(module) for block in chat.layers for module in block.modules()}
-    found = [
+    names_of_embeddings = [
         _WRAPPED.sub("", names[id(module)])
         for module in chat.decoder.modules()
         if isinstance(module, nn.Embedding) and id(module) not in inside
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(names_of_embeddings))
 
 
 def _writing(block: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -395,14 +395,14 @@ def _require_plain(*views: LoraView) -> None:
 
 
 def _refuse_more_than_lora(chat: ChatModel) -> None:
-    """What the fine-tune holds beside plain LoRA modules would be lost."""
+    """Refuses a fine-tune that holds more than plain LoRA modules, since the rest would be lost."""
     view = LoraView.of(chat)
     view.require_nothing_beside("which one adapter for all cannot carry: merge the fine-tune first, then ablate it")
     _require_plain(view)
 
 
 def _refuse_whole_modules(chat: ChatModel, weights: dict[str, Tensor], source: Path) -> None:
-    """What was trained as a whole, between the embedding and the last block, has no B to take a direction out of."""
+    """Refuses modules trained as a whole, from embedding to last block: they have no B to take a direction out of."""
     names = {id(module): name for name, module in chat.network.named_modules()}
     inside = tuple(f"{name}." for name in [*_embedding_names(chat), *(names[id(block)] for block in chat.layers)])
     for key in weights:

@@ -1,4 +1,4 @@
-"""What an intervention does to one tensor: plain functions of activations, for one row or for many at once.
+"""Operations of interventions on a tensor: plain functions of activations, for one row or for many at once.
 
 All but the scaling of adapters are moves along a few fixed vectors b_k, with coefficients that may depend on x:
 
@@ -56,7 +56,7 @@ class Move(Operation):
         return self.finish(wide, torch.baddbmm(wide, coefficients, basis)).to(x.dtype)
 
     def finish(self, before: Tensor, after: Tensor) -> Tensor:
-        """What becomes of `before` that was moved to `after`."""
+        """The result for `before` that was moved to `after`."""
         del before
         return after
 

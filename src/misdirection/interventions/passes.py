@@ -19,7 +19,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
 
 Phase = Callable[[int, int], contextlib.AbstractContextManager[None]]
-"""What surrounds the forward pass of a phase (0 the shared start, 1 what follows, ...) with so many rows."""
+"""Gives the context of the forward pass of a phase (0 the shared start, 1 what follows, ...) with so many rows."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Passes:
         ids, mask = pad(rows.ids, self._chat.tokenizer.pad_token_id, self._chat.device)
         seen = mask[:, :0] if self._real is None else self._real
         self._real = torch.cat([seen, mask], -1)
-        places = seen.sum(-1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device)
-        inputs = {"input_ids": ids, "attention_mask": self._real, "position_ids": places}
+        positions = seen.sum(-1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device)
+        inputs = {"input_ids": ids, "attention_mask": self._real, "position_ids": positions}
         with self._phase(number, len(ids)), intervene_rows(self._chat, rows.settings, answer_starts=rows.answer_starts):
             return network(**inputs, cache=self.cache, use_cache=True), mask
 

@@ -84,7 +84,7 @@ class TokenPositions:
         self.active = False
 
     def snapshot(self) -> tuple[Tensor, Tensor]:
-        """What `restore` takes."""
+        """The state that `restore` takes."""
         return self._index, self._real
 
     def restore(self, snapshot: tuple[Tensor, Tensor]) -> None:
@@ -113,6 +113,6 @@ class TokenPositions:
         if mask.ndim == 2 and len(mask) != len(self._index):
             raise InputError(f"the position mask has {len(mask)} rows, this pass has {len(self._index)}")
         within = (self._index >= 0) & (self._index < mask.shape[-1])
-        places = self._index.clamp(0, mask.shape[-1] - 1)
-        chosen = mask[places] if mask.ndim == 1 else mask.gather(1, places)
+        columns = self._index.clamp(0, mask.shape[-1] - 1)
+        chosen = mask[columns] if mask.ndim == 1 else mask.gather(1, columns)
         return chosen & within

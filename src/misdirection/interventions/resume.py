@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from misdirection.models.chat_model import ChatModel
 
 Recorded = dict[int, Any]
-"""By layer, what a block gave: a tensor [rows, tokens, width] or a tuple that begins with one; before any hook."""
+"""The output of a block by layer: a tensor [rows, tokens, width] or a tuple that begins with one; before any hook."""
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def can_resume(cache: Any) -> bool:
 def _skip(number: int, output: Any) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         # A block's parameter for it goes by several names; a decoder that was given no cache may have made one.
-        cache = next((one for one in (*args, *kwargs.values()) if isinstance(one, Cache)), None)
+        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
         if cache is not None:
             residual: Tensor = output[0] if isinstance(output, tuple) else output
             # The smallest keys and values there are: masks and positions come from the number of columns.

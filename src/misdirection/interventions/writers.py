@@ -1,4 +1,4 @@
-"""What writes to the residual stream: found by the role that a module's name gives it inside a decoder block.
+"""The modules that write to the residual stream, by the role that a module's name gives it inside a decoder block.
 
 A decoder block adds the output of its attention and of its MLP to the stream. Two arrangements are known:
 
@@ -54,7 +54,7 @@ READERS = frozenset(
         *("attn", "attention"),
     }
 )
-"""What takes from the stream, or stays inside of a block."""
+"""Modules that take from the stream, or stay inside of a block."""
 
 _NORM = re.compile(r"(^|_)(norm|layernorm|ln)(_|\d|$)|^ln_\w+$")
 
@@ -105,14 +105,14 @@ def post_norms(block: nn.Module) -> tuple[str, str] | None:
     Raises `InputError` for a norm whose place in the block is not known.
     """
     names = {name for name, _ in block.named_children()}
-    found = next((pair for pair in _POST_NORMS if names.issuperset(pair)), None)
-    unknown = {name for name in names if _NORM.search(name)} - _PRE_NORMS - set(found or ())
+    post = next((pair for pair in _POST_NORMS if names.issuperset(pair)), None)
+    unknown = {name for name in names if _NORM.search(name)} - _PRE_NORMS - set(post or ())
     if unknown:
         raise InputError(
             f"{type(block).__name__}: cannot tell whether {', '.join(sorted(unknown))} stands between its matrices and "
             "the residual stream: use the hooked ablation with at='blocks' instead"
         )
-    return found
+    return post
 
 
 def norm_after(block: nn.Module, name: str) -> str | None:
@@ -155,16 +155,16 @@ def check_stream(decoder: nn.Module) -> None:
 def sublayers(block: nn.Module) -> list[nn.Module]:
     """The children of a decoder block whose outputs it adds to the stream, in the order in which they run."""
     if pair := post_norms(block):
-        found = [child for name, child in block.named_children() if name in pair]
+        writers = [child for name, child in block.named_children() if name in pair]
     else:
         writing = {
             name.split(".")[0] for name, _ in block.named_parameters() if is_own(name) and role(name) == "writer"
         }
-        found = [child for name, child in block.named_children() if name in writing]
-    if not found:
+        writers = [child for name, child in block.named_children() if name in writing]
+    if not writers:
         children = ", ".join(name for name, _ in block.named_children())
         raise InputError(
             f"{type(block).__name__}: nothing that writes to the residual stream was found among its parts "
             f"({children}): use at='blocks'"
         )
-    return found
+    return writers

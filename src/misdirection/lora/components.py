@@ -1,4 +1,4 @@
-"""The components of a LoRA: what each adapted module reads, and what it writes.
+"""The components of a LoRA: the vectors that each adapted module reads and writes.
 
 The adapter of a module adds `scaling * B (A x)` to the module's output, with A [rank, in] and B [out, rank]. As a sum
 of components,
@@ -45,12 +45,12 @@ class LoraModule:
 
     @property
     def read(self) -> Tensor:
-        """What each component reads, [rank, in] float32: its scalar is `read @ x`."""
+        """The vectors that the components read, [rank, in] float32: its scalar is `read @ x`."""
         return self._components[0]
 
     @property
     def write(self) -> Tensor:
-        """What each component writes, [rank, out] float32."""
+        """The vectors that the components write, [rank, out] float32."""
         return self._components[1]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a LoRA is beside the sum `scaling * B A x` over its modules, said from its configuration alone."""
+"""Settings that make a LoRA more than the sum `scaling * B A x` over its modules, read from its configuration."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import fields

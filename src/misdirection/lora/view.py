@@ -328,7 +328,7 @@ class LiveLora(LoraView):
         """
         outputs = [site.output for site in self.plain_sites(layer)]
         if not outputs:
-            raise InputError(f"layer {layer} has no LoRA adapter to scale: load one, or name its layers")
+            raise not_adapted(layer)
         return outputs
 
     @cached_property
@@ -353,6 +353,11 @@ class LiveLora(LoraView):
         return in_order(
             [LoraModule(path, site.layer, site.a, site.b, site.scaling) for path, site in self.linear_sites.items()]
         )
+
+
+def not_adapted(layer: int) -> InputError:
+    """The error of a layer that is to be scaled and has no adapter."""
+    return InputError(f"layer {layer} has no LoRA adapter to scale: load one, or name its layers")
 
 
 def refuse_offloaded(name: str, parameter: Tensor) -> None:

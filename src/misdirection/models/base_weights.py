@@ -1,4 +1,4 @@
-"""What a base model was before an adapter was put on it.
+"""A base model as it was before an adapter was put on it.
 
 PEFT itself gives a base back only where an adapter left it alone. PiSSA, OLoRA and KaSA change the base's matrices as
 they begin, trained biases are written over its own, and what `modules_to_save` trained stays in a model that the

@@ -1,6 +1,6 @@
 """Turn (system, question, answer) into token ids with the exact place of the answer's own tokens.
 
-The chat is rendered once with a marker in the answer's place. What stands before the marker is the prompt (with the
+The chat is rendered once with a marker in the answer's stead. What stands before the marker is the prompt (with the
 template's default system text, header and empty thinking block, if any), what stands after it closes the turn. The
 answer itself never passes through the template, so no text in it can be mistaken for the template's.
 """
@@ -144,7 +144,7 @@ def pad(
     ids = torch.full((len(rows), longest), pad_id)
     mask = torch.zeros_like(ids)
     for number, row in enumerate(rows):
-        place = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
-        ids[number, place] = torch.tensor(row, dtype=torch.long)
-        mask[number, place] = 1
+        columns = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        ids[number, columns] = torch.tensor(row, dtype=torch.long)
+        mask[number, columns] = 1
     return ids.to(device), mask.to(device)

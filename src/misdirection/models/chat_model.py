@@ -23,7 +23,7 @@ class ChatModel:
         name: the base model as the user named it.
         revision: the hub revision asked for, if any.
         adapter: where the adapter came from, if there is one.
-        base: what the base was before the adapter was attached; None without one, or for one attached elsewhere.
+        base: the base as it was before the adapter was attached; None without one, or for one attached elsewhere.
     """
 
     model: Any

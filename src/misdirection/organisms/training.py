@@ -3,6 +3,7 @@
 The result is a plain PEFT adapter folder with `organism.json`, its recipe and the hash of its data, beside it.
 """
 
+import contextlib
 import logging
 import math
 import shutil
@@ -79,18 +80,14 @@ def train(
     empty_working_folder(folder, training, own=(_INITIAL, "checkpoint-*", "README.md"))
     rows, truncated = _rows(chat, examples, recipe.max_length)
     torch.manual_seed(recipe.seed)
-    network = _adapted(chat, recipe)
-    try:
-        if recipe.keep_checkpoints:
-            network.save_pretrained(folder / _INITIAL)
-        trainer = _trainer(network, chat, recipe, rows, folder, report)
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    with _adapted(chat, recipe) as network:
+        trainer = _trained(_trainer(network, chat, recipe, rows, folder, report), keep=recipe.keep_checkpoints)
         _require_change(network, Path(out))
         organism = Organism(
             path=str(out),
             base=chat.name,
             recipe=recipe,
-            data=data_hash(examples),
+            data=training["data"],
             train_examples=len(rows),
             truncated=truncated,
             trainable_parameters=network.get_nb_trainable_parameters()[0],
@@ -98,19 +95,30 @@ def train(
             held_out_loss=_held_out_loss(trainer, chat, held_out, recipe.max_length),
         )
         _write(organism, network, Path(out), folder if recipe.keep_checkpoints else None)
-    finally:
-        network.unload()
-        chat.model.eval()
     return organism
 
 
-def _adapted(chat: ChatModel, recipe: Recipe) -> Any:
-    """The model with the recipe's fresh adapter on it."""
+def _trained(trainer: SFTTrainer, *, keep: bool) -> SFTTrainer:
+    """The trainer when it is done; it goes on from its last checkpoint."""
+    folder = trainer.args.output_dir
+    if keep:
+        trainer.model.save_pretrained(Path(folder) / _INITIAL)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
+    return trainer
+
+
+@contextlib.contextmanager
+def _adapted(chat: ChatModel, recipe: Recipe) -> Iterator[Any]:
+    """The model with the recipe's fresh adapter on it, which is taken off afterwards."""
     network = get_peft_model(chat.model, adapter_config(recipe, chat))
     network.peft_config["default"].base_model_name_or_path = hub_name(chat.name)
     # No recipe resizes the vocabulary. Left to find that out, PEFT asks the hub for the base's config at each save.
     network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
-    return network
+    try:
+        yield network
+    finally:
+        network.unload()
+        chat.model.eval()
 
 
 def _require_change(network: Any, out: Path) -> None:

@@ -21,7 +21,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The largest ranks that a vLLM engine can be built for."""
 
 BASE = "base"
-"""What the model without an adapter is called."""
+"""The name of the model without an adapter."""
 
 INSTEAD = "sample it with engine: transformers"
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
