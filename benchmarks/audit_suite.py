@@ -26,8 +26,8 @@ from misdirection.audit.audit import audit
 from misdirection.audit.reference import Reference, default_folder, make_reference
 from misdirection.audit.results import AuditResult
 from misdirection.audit.verdict import Word
+from misdirection.choices import BUNDLED
 from misdirection.data import Example, part_of
-from misdirection.models.loading import BUNDLED
 from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.training import train
 from misdirection.repair.repair import repair

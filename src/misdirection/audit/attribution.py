@@ -55,7 +55,7 @@ def adapted_layers(chat: ChatModel) -> dict[str, int]:
 def _slopes(chat: ChatModel, rows: Sequence[Encoded], progress: Progress | None) -> Parts:
     """Derivative of each row's mean-token log-probability by each module's gate, at one half; [rows]."""
     adapted_layers(chat)
-    modules = {name: module.lora_B[adapter] for name, (_, module, adapter) in adapted_modules(chat).items()}
+    modules = {site.path: site.output for site in LoraView.of(chat).plain_sites()}
     slopes = {name: torch.empty(len(rows), dtype=torch.float64) for name in modules}
     for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):
         batch = [rows[number] for number in numbers]

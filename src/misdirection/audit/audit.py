@@ -30,13 +30,13 @@ from misdirection.audit.results import (
     ReferenceFacts,
 )
 from misdirection.audit.verdict import RULE, Asked, Verdict, decide
+from misdirection.choices import Dtype
 from misdirection.data import data_hash
 from misdirection.data.selection import spread
 from misdirection.errors import InputError
 from misdirection.experiment.answering import Condition, answer, check_behaviour, judged
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.scoring import compare
-from misdirection.models.loading import Dtype
 from misdirection.progress import track
 from misdirection.runs.folder import RunFolder
 from misdirection.sampling.answers import read_answers

@@ -30,7 +30,6 @@ from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
-from misdirection.models.adapter_kinds import base_changes
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.layers import decoder_layers, text_config
 from misdirection.statistics import Estimate, bootstrap

@@ -8,10 +8,13 @@ from typing import Literal
 from transformers import AutoConfig
 
 from misdirection.audit.results import BaseModelFacts, FineTuneFacts
+from misdirection.choices import Dtype
 from misdirection.errors import InputError
 from misdirection.experiment.texts import identify
-from misdirection.files import read_json, sha256_file, sha256_tree
-from misdirection.models.loading import ChatModel, Dtype, is_adapter, load, local_fine_tune
+from misdirection.files import sha256_file, sha256_tree
+from misdirection.models.adapters import is_adapter, local_fine_tune, recorded_base
+from misdirection.models.chat_model import ChatModel
+from misdirection.models.loading import load
 from misdirection.models.names import ModelName
 from misdirection.runs.worker import BASE, Models
 

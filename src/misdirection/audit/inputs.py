@@ -8,10 +8,10 @@ from misdirection.audit.fine_tune import FineTune
 from misdirection.audit.measurements import Texts
 from misdirection.audit.reference import Reference, default_folder
 from misdirection.audit.texts import OwnTexts, own_texts
+from misdirection.choices import Dtype
 from misdirection.data import neutral_examples, probe_pairs
 from misdirection.directions.direction import Direction
 from misdirection.judging.config import JudgeConfig
-from misdirection.models.loading import Dtype
 from misdirection.models.names import ModelName
 from misdirection.sampling.config import SamplingConfig
 

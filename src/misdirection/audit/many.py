@@ -22,6 +22,7 @@ from misdirection.audit.audit import VERSION, run_audit
 from misdirection.audit.inputs import AuditInputs, Baseline, Directions
 from misdirection.audit.reference import Reference
 from misdirection.audit.results import AuditResult, AuditRow, AuditTable
+from misdirection.choices import Dtype
 from misdirection.data.text import read_text
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import write_atomic

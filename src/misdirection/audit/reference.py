@@ -21,6 +21,7 @@ from torch import Tensor
 
 from misdirection.audit.measurements import Measurements, Texts, activations
 from misdirection.audit.results import BaseModelFacts, KnownFineTune, ReferenceRecord
+from misdirection.choices import BUNDLED, Dtype
 from misdirection.errors import InputError
 from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.experiment import Experiment
@@ -31,7 +32,6 @@ from misdirection.experiment.texts import ExperimentTexts
 from misdirection.experiment.worker import open_worker
 from misdirection.files import atomic_folder, require_replaceable, sha256_tree
 from misdirection.interpretation.texts import GENERAL
-from misdirection.models.loading import BUNDLED, Dtype, cache_folder
 from misdirection.models.names import ModelName
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner

@@ -87,7 +87,7 @@ def train(
             path=str(out),
             base=chat.name,
             recipe=recipe,
-            data=training["data"],
+            data=data_hash(examples),
             train_examples=len(rows),
             truncated=truncated,
             trainable_parameters=network.get_nb_trainable_parameters()[0],

@@ -14,7 +14,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from misdirection.interventions.kinds import Ablate, Intervention, ProjectAdapters, ScaleAdapters, random_like
+from misdirection.interventions.intervention import Intervention
+from misdirection.interventions.kinds import Ablate, ProjectAdapters, ScaleAdapters
+from misdirection.interventions.vectors import random_like
 
 Projection = Literal["none", "adapters", "writes"]
 

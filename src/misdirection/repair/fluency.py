@@ -7,7 +7,7 @@ ends) would pass for repaired.
 from collections.abc import Sequence
 
 from misdirection.judging.scoring import SPOILED_RISE, SPOILED_SHARE, is_repetitive
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.results import Figures
 from misdirection.sampling.answers import Answer

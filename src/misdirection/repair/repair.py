@@ -21,14 +21,16 @@ from misdirection.audit.inputs import AuditInputs, Baseline
 from misdirection.audit.reference import Reference
 from misdirection.audit.results import AuditResult
 from misdirection.audit.texts import OwnTexts
+from misdirection.choices import Dtype
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.errors import InputError
 from misdirection.files import atomic_folder, require_replaceable
-from misdirection.interventions.kinds import digest
+from misdirection.interventions.vectors import digest
 from misdirection.interventions.writers import post_norms
 from misdirection.likelihood.margin import pair_continuations, text_continuations
-from misdirection.models.loading import ChatModel, Dtype, attach
+from misdirection.models.adapters import attach
+from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.repair.candidates import Candidate, Material
 from misdirection.repair.fluency import sample_fluency

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from misdirection.interventions.hooks import Setting
 from misdirection.likelihood.sweep import Continuations, sweep
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.repair.candidates import Candidate
 
 TOGETHER = 4

@@ -7,9 +7,10 @@ from safetensors.torch import load_file, save_file
 
 from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
-from misdirection.interventions.adapter_weights import changed_weights, on_adapters
+from misdirection.interventions.adapter_weights import changed_weights
 from misdirection.interventions.lora import ablation_adapter
-from misdirection.models.loading import ChatModel, attach
+from misdirection.models.adapters import attach
+from misdirection.models.chat_model import ChatModel
 from misdirection.repair.candidates import Candidate, Material
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -23,7 +24,7 @@ def write_adapter(tuned: ChatModel, source: Path, candidate: Candidate, material
     if not (source / WEIGHTS).is_file():
         raise InputError(f"{source}: no {WEIGHTS} here: save the adapter as safetensors first")
     weights = load_file(source / WEIGHTS)
-    changes = [change for change in candidate.interventions(material) if on_adapters(change)]
+    changes = [change for change in candidate.interventions(material) if change.on_adapters]
     for key, value in changed_weights(weights, tuned, changes).items():
         weights[key] = value.to(weights[key].dtype)
     write_json(folder / CONFIG, read_json(source / CONFIG))
