@@ -165,10 +165,16 @@ def test_base_pass_is_bitwise_the_same_around_two_adapters(tmp_path):
         with organism.as_base():
             assert torch.equal(logits(organism), expected)
         assert torch.equal(logits(organism), tuned[-1])
-        organism.model.unload()
+        assert organism.without_adapter().adapter is None
         assert torch.equal(logits(base), expected)
     assert not torch.allclose(tuned[0], expected)
     assert not torch.allclose(tuned[0], tuned[1])
+
+
+def test_a_chat_model_prints_one_line_and_not_its_network(tmp_path):
+    assert repr(make_chat()) == "ChatModel(tiny-llama: 4 layers x 32, float32, cpu)"
+    tuned = attach(make_chat(), make_adapter(tmp_path / "a"))
+    assert repr(tuned) == f"ChatModel(tiny-llama + {tmp_path / 'a'}: 4 layers x 32, float32, cpu)"
 
 
 def test_as_base_of_a_plain_model_changes_nothing():

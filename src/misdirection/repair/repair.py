@@ -281,7 +281,7 @@ class _Repair:
         repaired = attach(plain, folder)
         (own,) = measure(repaired, self.thirds[2].tokenised(repaired), [()])
         after = sample_fluency(repaired, "the repaired adapter")
-        repaired.model.unload()
+        repaired.without_adapter()
         check = Check(
             **asdict(outcome(own, base, tuned)),
             random=outcome(control, base, tuned),

@@ -9,9 +9,12 @@ from lora_fixtures import with_adapter
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from misdirection.choices import BUNDLED
 from misdirection.errors import MisdirectionError
 from misdirection.lora.components import feature_names
 from misdirection.lora.view import LoraView
+from misdirection.models.adapters import recorded_base
+from misdirection.models.bundled import hub_name
 from misdirection.models.chat_model import ChatModel
 from tiny import ALL_ARCHITECTURES, WIDTH, make_chat
 
@@ -259,6 +262,21 @@ def test_a_second_idle_adapter_is_not_read():
     alone = LoraView.of(chat).modules
     chat.model.add_adapter("second", LoraConfig(r=2, target_modules=["down_proj", "up_proj"]))
     assert equal(LoraView.of(chat).modules, alone)
+
+
+def test_more_than_the_matrices_and_modules_that_add_nothing_are_named(folder):
+    chat = with_adapter(modules_to_save=["lm_head"], bias="all")
+    with torch.no_grad():
+        chat.layers[2].mlp.down_proj.lora_B["default"].weight.zero_()
+    for view in (LoraView.open(folder(chat)), LoraView.of(chat)):
+        assert view.beside == ["modules_to_save", "bias"]
+    assert LoraView.open(folder(chat)).dead == ["model.layers.2.mlp.down_proj"]
+
+
+def test_an_adapter_of_the_bundled_model_names_the_hub_and_is_read_as_the_bundled_ones(folder):
+    where = folder(with_adapter(), base_model_name_or_path=hub_name(BUNDLED))
+    assert hub_name(BUNDLED) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert LoraView.open(where).base == recorded_base(where) == BUNDLED
 
 
 def test_features_are_named_as_shortly_as_is_clear():
