@@ -114,16 +114,6 @@ def change(intervention: Intervention, checkpoint: Checkpoint) -> Change:
     raise InputError(f"{type(intervention).__name__} cannot be baked into weights: keep it as a hook")
 
 
-@change.register
-def _(intervention: Ablate, checkpoint: Checkpoint) -> Change:
-    return _Ablation(checkpoint, intervention)
-
-
-@change.register
-def _(intervention: Steer, checkpoint: Checkpoint) -> Change:
-    return _Steering(checkpoint, intervention)
-
-
 def require_everywhere(intervention: Intervention) -> None:
     """Raise `InputError` unless the intervention touches every token, as weights do."""
     if not acts_everywhere(intervention):
@@ -146,7 +136,7 @@ def _shard(checkpoint: Checkpoint, shard: str, change: Change) -> Iterator[tuple
 
 
 class _Ablation:
-    def __init__(self, checkpoint: Checkpoint, ablation: Ablate) -> None:
+    def __init__(self, ablation: Ablate, checkpoint: Checkpoint) -> None:
         require_everywhere(ablation)
         if ablation.at != "writes" or ablation.layers is not None or ablation.toward is not None:
             raise InputError(
@@ -214,7 +204,7 @@ class _Ablation:
 class _Steering:
     splits_head = False
 
-    def __init__(self, checkpoint: Checkpoint, steering: Steer) -> None:
+    def __init__(self, steering: Steer, checkpoint: Checkpoint) -> None:
         require_everywhere(steering)
         if steering.keep_norm:
             raise InputError("Steer: keep_norm depends on the activation and cannot be baked: keep it as a hook")
@@ -249,6 +239,10 @@ class _Steering:
     def report(self) -> Baked:
         """See `Change.report`."""
         return Baked(self._checkpoint.name, 1, 0, 0.0, 0.0, untied=False, exact=True)
+
+
+change.register(Ablate, _Ablation)
+change.register(Steer, _Steering)
 
 
 def _write_rest(checkpoint: Checkpoint, folder: Path, *, untied: bool) -> None:
