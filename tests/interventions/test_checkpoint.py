@@ -169,9 +169,9 @@ def test_a_quantised_model_is_refused_wherever_its_configuration_says_so(tmp_pat
 
 def test_what_is_not_a_causal_language_model_gets_one_line(folder):
     refused(configured(folder, model_type="siglip_vision_model"), "is not of a causal language model")
-    refused(configured(folder, model_type="never_heard_of"), "its configuration cannot be read.*never_heard_of")
+    refused(configured(folder, model_type="never_heard_of"), "its configuration could not be loaded.*never_heard_of")
     (folder / "config.json").unlink()
-    refused(folder, "its configuration cannot be read")
+    refused(folder, "its configuration could not be loaded")
 
 
 def test_a_model_that_is_not_there_gets_one_line(tmp_path):

@@ -12,7 +12,6 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from misdirection.choices import BUNDLED
@@ -21,6 +20,7 @@ from misdirection.files import read_json
 from misdirection.interventions.writers import norm_after, post_norms, role
 from misdirection.models.bundled import bundled_folder
 from misdirection.models.layers import decoder_layers, text_config, text_decoder
+from misdirection.models.weightless import network_of, read_config
 
 Part = Literal["writer", "reader", "norm", "embedding", "head", "other"]
 """`other`: of another modality, or of what transformers does not load, such as layers that draft further tokens."""
@@ -56,13 +56,13 @@ class Checkpoint:
         folder = bundled_folder() if name == BUNDLED else _folder(name, revision)
         if not any((folder / file).is_file() for file in (INDEX, _SINGLE)):
             raise InputError(f"{name}: no {_SINGLE} in {folder}: load it and save it again with safetensors")
-        config = _config(name, folder)
+        config = read_config(name, folder)
         if any(getattr(part, _QUANTISED, None) for part in (config, config.get_text_config())):
             raise InputError(
                 f"{name}: its weights are quantised, so that no matrix can be changed in place: bake the unquantised "
                 "model and quantise the result, or write an adapter (--form adapter) over the quantised one"
             )
-        return cls(name, folder, _network(name, config))
+        return cls(name, folder, network_of(name, config))
 
     @property
     def width(self) -> int:
@@ -229,22 +229,6 @@ def gain_at_zero(norm: nn.Module) -> float:
         for weight in real.parameters():
             weight.zero_()
         return float(real(torch.ones(1, next(real.parameters()).shape[0])).mean().round())
-
-
-def _config(name: str, folder: Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{name}: its configuration cannot be read ({first_line(error)}); fetch it again") from error
-
-
-def _network(name: str, config: Any) -> Any:
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        kind = type(config).__name__
-        raise InputError(f"{name}: {kind} is not of a causal language model: give a chat model") from error
 
 
 def _folder(name: str, revision: str | None) -> Path:

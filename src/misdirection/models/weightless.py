@@ -3,12 +3,19 @@
 import contextlib
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from misdirection.errors import InputError, first_line
 from misdirection.models.bundled import source
@@ -26,7 +33,7 @@ def weightless(model: str, revision: str | None = None) -> ChatModel:
     Raises `InputError` when the model is not there, is none of a causal language, or has no chat template.
     """
     read_from = source(model)
-    network = _network(model, read_from, revision)
+    network = network_of(model, read_config(model, read_from, revision))
     # Not every model has one.
     with contextlib.suppress(OSError):
         network.generation_config = GenerationConfig.from_pretrained(read_from, revision=revision)
@@ -69,28 +76,40 @@ def read_structure(model: str, revision: str | None = None, folder: Path | None 
     if (folder or Path(read_from).is_dir()) and not (Path(read_from) / "config.json").is_file():
         raise InputError(f"{read_from}: no config.json in this folder; save the model's own there")
     revision_there = None if folder else revision
-    network = _network(model, read_from, revision_there)
+    network = network_of(model, read_config(model, read_from, revision_there))
     tokenizer = _own_tokenizer(read_from, revision_there)
     chat = ChatModel(network.eval(), tokenizer or EstimatingTokenizer(), model, revision)
     return Structure(chat, tokenizer is not None)
 
 
-def _network(model: str, read_from: str, revision: str | None) -> Any:
-    """The network on the meta device, with at least one block."""
-    try:
-        config = AutoConfig.from_pretrained(read_from, revision=revision)
+def read_config(model: str, read_from: str | Path, revision: str | None = None) -> Any:
+    """The configuration of `model` in a folder or on the hub; `InputError` where it cannot be read."""
+    with _errors_in_one_line(model):
+        return AutoConfig.from_pretrained(read_from, revision=revision)
+
+
+def network_of(model: str, config: Any) -> Any:
+    """The network of a configuration on the meta device; `InputError` without a block, or for no language model."""
+    with _errors_in_one_line(model):
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(f"{type(config).__name__} is not of a causal language model")
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config)
-        blocks = decoder_layers(network)
+        if not decoder_layers(network):
+            raise ValueError("it has no layers")
+    return network
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(model: str) -> Iterator[None]:
+    try:
+        yield
     # The libraries raise whatever they like of a file that is somebody else's.
     except Exception as error:
         raise InputError(
             f"{model}: its configuration could not be loaded ({first_line(error, 200)}); check the name and the "
             "network, or save its config.json in a folder and give that as --model"
         ) from error
-    if not blocks:
-        raise InputError(f"{model}: its configuration has no layers; save the model's own")
-    return network
 
 
 def _own_tokenizer(read_from: str, revision: str | None) -> Any:
