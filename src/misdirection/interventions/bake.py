@@ -26,7 +26,7 @@ from torch import Tensor
 from misdirection.errors import InputError
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.interventions.checkpoint import INDEX, PLAIN, Checkpoint
-from misdirection.interventions.intervention import Intervention, acts_everywhere, rule_text
+from misdirection.interventions.intervention import Intervention, rule_text
 from misdirection.interventions.kinds import Ablate, Steer
 from misdirection.interventions.vectors import orthonormal
 from misdirection.interventions.writers import WRITERS, check_stream
@@ -116,7 +116,7 @@ def change(intervention: Intervention, checkpoint: Checkpoint) -> Change:
 
 def require_everywhere(intervention: Intervention) -> None:
     """Raise `InputError` unless the intervention touches every token, as weights do."""
-    if not acts_everywhere(intervention):
+    if not intervention.acts_everywhere:
         raise InputError(
             f"positions {rule_text(intervention.positions)} cannot be baked: weights act on every token; "
             "use positions='all', or keep the intervention as a hook"

@@ -114,6 +114,11 @@ class Intervention(ABC):
         return {"kind": type(self).__name__, **settings}
 
     @property
+    def acts_everywhere(self) -> bool:
+        """Whether it touches every token."""
+        return isinstance(self.positions, str) and self.positions == "all"
+
+    @property
     def on_adapters(self) -> bool:
         """Whether it changes what adapters add, and nothing else, so that it can be one more adapter."""
         return False
@@ -141,11 +146,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     return digest(value) if isinstance(value, Tensor) else value
-
-
-def acts_everywhere(intervention: Intervention) -> bool:
-    """Whether it touches every token."""
-    return isinstance(intervention.positions, str) and intervention.positions == "all"
 
 
 def rule_text(rule: Rule) -> str:

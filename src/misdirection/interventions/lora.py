@@ -33,7 +33,6 @@ from transformers.pytorch_utils import Conv1D
 from misdirection.errors import InputError
 from misdirection.files import require_replaceable
 from misdirection.interventions.checkpoint import PLAIN, gain_at_zero
-from misdirection.interventions.intervention import acts_everywhere
 from misdirection.interventions.kinds import Ablate
 from misdirection.interventions.vectors import orthonormal
 from misdirection.interventions.writers import check_stream, is_own, norm_after, post_norms, role
@@ -165,7 +164,7 @@ def ablation_adapter(chat: ChatModel, ablation: Ablate, folder: str | Path) -> W
     if chat.adapter is not None:
         _refuse_overwriting(Path(folder), Path(chat.adapter))
     require_replaceable(Path(folder))
-    if not acts_everywhere(ablation) or ablation.at != "writes" or ablation.toward is not None:
+    if not ablation.acts_everywhere or ablation.at != "writes" or ablation.toward is not None:
         raise InputError(
             "an adapter acts on every token and on all that is written to the stream: give positions='all' and "
             "at='writes' and no `toward`, or keep the intervention as a hook"

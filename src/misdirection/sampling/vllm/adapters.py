@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from misdirection.errors import InputError
 from misdirection.interventions.adapter_weights import changed_weights
-from misdirection.interventions.intervention import Intervention, acts_everywhere, rule_text
+from misdirection.interventions.intervention import Intervention, rule_text
 from misdirection.lora.variants import no_sum
 from misdirection.lora.view import LoraFiles, LoraView, write_adapter
 from misdirection.models.adapters import ADAPTER_WEIGHTS, local_adapter, lora_module
@@ -104,7 +104,7 @@ def write_changed(source: str | Path, chat: ChatModel, changes: Sequence[Interve
     """
     view = LoraView.open(source)
     for intervention in changes:
-        if not acts_everywhere(intervention):
+        if not intervention.acts_everywhere:
             raise InputError(
                 f"{type(intervention).__name__}: vLLM adds an adapter on every token, so that positions "
                 f"{rule_text(intervention.positions)} cannot be: give positions='all', or {INSTEAD}"
