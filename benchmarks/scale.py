@@ -36,11 +36,11 @@ from typing import Any
 import torch
 
 import misdirection as md
+from misdirection.choices import BUNDLED
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.experiment import Experiment
 from misdirection.experiment.stages.cell import Cell, CellStage
 from misdirection.experiment.worker import open_worker
-from misdirection.models.loading import BUNDLED
 from misdirection.progress import console
 from misdirection.runs.cluster import Cluster
 from misdirection.runs.folder import RunFolder

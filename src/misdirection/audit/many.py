@@ -26,8 +26,7 @@ from misdirection.choices import Dtype
 from misdirection.data.text import read_text
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import write_atomic
-from misdirection.interventions.kinds import digest
-from misdirection.models.loading import Dtype
+from misdirection.interventions.vectors import digest
 from misdirection.runs.cluster import Workers, connect
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.ray_workers import RayRunner

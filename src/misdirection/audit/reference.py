@@ -30,7 +30,7 @@ from misdirection.experiment.stages.margin import MarginStage
 from misdirection.experiment.stages.organism import OrganismStage
 from misdirection.experiment.texts import ExperimentTexts
 from misdirection.experiment.worker import open_worker
-from misdirection.files import atomic_folder, require_replaceable, sha256_tree
+from misdirection.files import atomic_folder, cache_folder, require_replaceable, sha256_tree
 from misdirection.interpretation.texts import GENERAL
 from misdirection.models.names import ModelName
 from misdirection.runs.folder import RunFolder

@@ -103,7 +103,7 @@ class Asking:
         """What the answers depend on besides the model."""
         intervention = self.condition.intervention
         return {
-            "intervention": described(intervention) if intervention else None,
+            "intervention": intervention.described() if intervention else None,
             "questions": [asdict(question) for question in self.questions],
             "sampling": self.config.model_dump(mode="json", exclude={"ablate", "engine"}),
             **_engine_inputs(self.config),

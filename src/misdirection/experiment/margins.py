@@ -11,7 +11,7 @@ from misdirection.data import Example, ProbePair
 from misdirection.interventions.hooks import Setting
 from misdirection.likelihood.margin import pair_continuations, text_continuations
 from misdirection.likelihood.sweep import Alternating, sweep
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.statistics import Estimate, auc, bootstrap
 

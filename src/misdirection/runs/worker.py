@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from misdirection.models.loading import ChatModel, attach
+from misdirection.models.adapters import attach
+from misdirection.models.chat_model import ChatModel
 from misdirection.sampling.engine import Engine
 
 BASE = "base"

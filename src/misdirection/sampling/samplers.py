@@ -8,9 +8,11 @@ from misdirection.choices import Dtype
 from misdirection.choices import Engine as EngineName
 from misdirection.errors import InputError
 from misdirection.files import sha256_tree
-from misdirection.models.loading import ChatModel, load, local_adapter
+from misdirection.models.adapters import local_adapter
+from misdirection.models.chat_model import ChatModel
+from misdirection.models.loading import load
 from misdirection.models.names import ModelName
-from misdirection.models.weightless import skeleton
+from misdirection.models.weightless import weightless
 from misdirection.sampling.engine import Engine
 from misdirection.sampling.transformers_engine import TransformersEngine
 
@@ -82,7 +84,7 @@ def _vllm(
     from misdirection.sampling.vllm.engine import VllmModel
     from misdirection.sampling.vllm.server import ServerEngine
 
-    chat = skeleton(base.name, base.revision)
+    chat = weightless(base.name, base.revision)
     folders = {name: served_folder(local_adapter(*ModelName.parse(adapter)), chat)} if adapter else {}
     served = name if adapter else BASE
 

@@ -5,7 +5,8 @@ from functools import cached_property, partial
 from misdirection.experiment.answering import Asking, Condition, read_question_sets
 from misdirection.experiment.experiment import Stage
 from misdirection.experiment.stages.means import MeansStage
-from misdirection.interventions.kinds import Ablate, random_like
+from misdirection.interventions.kinds import Ablate
+from misdirection.interventions.vectors import random_like
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import Worker
 from misdirection.sampling.questions import Question

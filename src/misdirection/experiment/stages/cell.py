@@ -21,8 +21,10 @@ from misdirection.experiment.results import AblationEffect, CellSection, Effect,
 from misdirection.experiment.stages.margin import MarginStage
 from misdirection.experiment.stages.means import MeansStage
 from misdirection.interpretation.texts import GENERAL
-from misdirection.interventions.kinds import Ablate, Intervention, Steer, described, random_like
+from misdirection.interventions.intervention import Intervention
+from misdirection.interventions.kinds import Ablate, Steer
 from misdirection.interventions.positions import Positions
+from misdirection.interventions.vectors import random_like
 from misdirection.likelihood.sweep import Alternating
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import BASE, Worker
@@ -102,7 +104,7 @@ class CellStage(Stage):
         pairs, neutral = spread(texts.general, questions), spread(texts.neutral, count)
         measured_on = {"pairs": data_hash(pairs), "neutral": data_hash(neutral)}
         inputs = {
-            cell.artifact: {"interventions": [described(each) for each in cell.interventions], **measured_on}
+            cell.artifact: {"interventions": [each.described() for each in cell.interventions], **measured_on}
             for cell in cells
         }
         by_stage = {f"{self.name}/{cell.artifact}": cell for cell in cells}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from misdirection.models.loading import Dtype
+from misdirection.choices import Dtype
 from misdirection.sampling.config import VllmConfig
 from misdirection.sampling.engine import Engine
 
