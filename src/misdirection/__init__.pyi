@@ -26,6 +26,7 @@ from misdirection.errors import MisdirectionError as MisdirectionError
 from misdirection.experiment.config import ExperimentConfig as ExperimentConfig
 from misdirection.experiment.config import read_config as read_config
 from misdirection.experiment.runner import run_experiment as run_experiment
+from misdirection.interpretation.interpret import interpret as interpret
 from misdirection.interventions.bake import bake as bake
 from misdirection.interventions.hooks import ablate as ablate
 from misdirection.interventions.hooks import intervene as intervene

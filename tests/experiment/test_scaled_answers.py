@@ -15,11 +15,13 @@ from judging.processes import command, start
 from misdirection.data import ProbePair, write_pairs
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.config import ExperimentConfig, read_config
+from misdirection.experiment.results import RunResults
 from misdirection.experiment.runner import run_experiment
 from misdirection.judging.rubrics import read_rubrics
 from misdirection.judging.scoring import compare
 from misdirection.models.adapters import attach
 from misdirection.models.loading import load
+from misdirection.report.adapter_findings import find_in_adapters
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.questions import Question
 from misdirection.sampling.sample import sample
@@ -192,12 +194,13 @@ def test_the_report_has_the_rates_and_the_finding(whole):
     for row in rows(run).values():
         assert f"{100 * row['em']['rate']:.1f}% [{100 * row['em']['low']:.1f}" in section
     (finding,) = judged_findings(run)
-    assert finding["evidence"].startswith(f"Misaligned are {100 * rows(run)['as it is']['em']['rate']:.1f}%")
-    assert finding["claim"].partition("'")[0] in section
+    assert finding.evidence.startswith(f"Misaligned are {100 * rows(run)['as it is']['em']['rate']:.1f}%")
+    assert finding.claim.partition("'")[0] in section
 
 
 def judged_findings(run):
-    return [one for one in adapters(run)["findings"] if "judged answers" in one["claim"]]
+    found = find_in_adapters(RunResults.load(run).adapters)
+    return [finding for finding in found if "judged answers" in finding.claim]
 
 
 def test_the_command_reads_a_run_with_its_judge_and_asks_nothing_again(whole, copy, cache, call):
@@ -256,10 +259,9 @@ def test_without_a_judge_nothing_is_sampled_and_the_rest_is_the_same(whole, valu
     for path in scaled(copy, "answers"):
         shutil.rmtree(path)
     expected = adapters(whole[0])
-    del expected["causal"]["judged"]
-    expected["findings"].remove(*judged_findings(whole[0]))
+    expected["causal"]["judged"] = []
     run_experiment(ExperimentConfig.model_validate(values), copy)
     assert adapters(copy) == expected
-    assert scaled(copy, "answers") == []
+    assert scaled(copy, "answers") == [] == judged_findings(copy)
     page = (copy / "report.html").read_text()
     assert "judged answers" not in page[page.index('<section id="adapters">') :].lower()

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from misdirection.data import Example, ProbePair
 from misdirection.errors import MisdirectionError
-from misdirection.interpretation.dynamics import checkpoint_folders, dynamics, margins_by_step, turn
+from misdirection.interpretation.dynamics import checkpoint_folders, growth, margins_by_step, turn
 from misdirection.likelihood.margin import margin
 from misdirection.models.adapters import attach
 from misdirection.models.chat_model import ChatModel
@@ -42,28 +42,28 @@ def first_along_then_along(turn_at, steps=12):
 
 
 def test_a_planted_turn_is_found_at_its_step(tmp_path):
-    found = dynamics(planted(tmp_path, first_along_then_along(turn_at=6)))
-    (growth,) = found.features.values()
-    assert found.steps == list(range(5, 65, 5)) and list(found.features) == ["layer_2"]
-    assert growth.turn == 30 and growth.local[5] == pytest.approx(0, abs=1e-6)
-    assert growth.local[0] is None and growth.local[3] == pytest.approx(1)
+    folders = planted(tmp_path, first_along_then_along(turn_at=6))
+    ((name, grown),) = growth(folders).items()
+    assert list(folders) == list(range(5, 65, 5)) and name == "layer_2"
+    assert grown.turn == 30 and grown.local[5] == pytest.approx(0, abs=1e-6)
+    assert grown.local[0] is None and grown.local[3] == pytest.approx(1)
 
 
 def test_straight_growth_has_no_turn(tmp_path):
     straight = torch.arange(1, 11).unsqueeze(1) * vector(1)
-    (growth,) = dynamics(planted(tmp_path, straight)).features.values()
-    assert growth.turn is None
-    assert growth.to_final == pytest.approx([1.0] * 10) and growth.to_previous[1:] == pytest.approx([1.0] * 9)
-    assert growth.to_previous[0] is None
-    assert growth.norm_b == pytest.approx(range(1, 11)) and growth.norm == pytest.approx([4 * n for n in range(1, 11)])
+    (grown,) = growth(planted(tmp_path, straight)).values()
+    assert grown.turn is None
+    assert grown.to_final == pytest.approx([1.0] * 10) and grown.to_previous[1:] == pytest.approx([1.0] * 9)
+    assert grown.to_previous[0] is None
+    assert grown.norm_b == pytest.approx(range(1, 11)) and grown.norm == pytest.approx([4 * n for n in range(1, 11)])
 
 
 def test_a_turn_of_a_b_that_is_still_tiny_does_not_count(tmp_path):
     path = first_along_then_along(turn_at=2, steps=30)
     path[2:] = path[1] + 10 * (path[2:] - path[1])
-    (growth,) = dynamics(planted(tmp_path, path)).features.values()
-    assert min(value for value in growth.local if value is not None) == pytest.approx(0, abs=1e-6)
-    assert growth.turn is None
+    (grown,) = growth(planted(tmp_path, path)).values()
+    assert min(value for value in grown.local if value is not None) == pytest.approx(0, abs=1e-6)
+    assert grown.turn is None
 
 
 def test_noise_without_a_turn_is_not_called_one():
@@ -75,9 +75,9 @@ def test_noise_without_a_turn_is_not_called_one():
 
 
 def test_a_wider_window_looks_further(tmp_path):
-    (growth,) = dynamics(planted(tmp_path, first_along_then_along(turn_at=6)), window=3).features.values()
-    assert growth.local[:3] == [None] * 3 and growth.turn == 30
-    assert growth.local[4] == pytest.approx(1 / math.sqrt(5), abs=1e-6), "two of three steps ahead go the other way"
+    (grown,) = growth(planted(tmp_path, first_along_then_along(turn_at=6)), window=3).values()
+    assert grown.local[:3] == (None,) * 3 and grown.turn == 30
+    assert grown.local[4] == pytest.approx(1 / math.sqrt(5), abs=1e-6), "two of three steps ahead go the other way"
 
 
 def of_rank_two(folder, step, first, second):
@@ -95,18 +95,18 @@ def of_rank_two(folder, step, first, second):
 def test_above_rank_one_crossing_sizes_are_no_turn(tmp_path):
     for step in range(10):
         of_rank_two(tmp_path, step, first=4.0 + step / 10, second=step)
-    (growth,) = dynamics(checkpoint_folders(tmp_path)).features.values()
-    assert growth.turn is None and growth.to_previous[2:] == pytest.approx([1.0] * 8)
+    (grown,) = growth(checkpoint_folders(tmp_path)).values()
+    assert grown.turn is None and grown.to_previous[2:] == pytest.approx([1.0] * 8)
     scaling = 3 / math.sqrt(2)
     expected = [scaling * math.hypot(4.0 + step / 10, step) for step in range(10)]
-    assert growth.norm == pytest.approx(expected, rel=1e-5)
+    assert grown.norm == pytest.approx(expected, rel=1e-5)
 
 
 def test_checkpoints_of_unlike_adapters_are_refused(tmp_path):
     planted(tmp_path, torch.arange(1, 4).unsqueeze(1) * vector(1))
     of_rank_two(tmp_path, 8, 1.0, 2.0)
     with pytest.raises(MisdirectionError, match="step-000008: adapts other modules than the last checkpoint"):
-        dynamics(checkpoint_folders(tmp_path))
+        growth(checkpoint_folders(tmp_path))
 
 
 def test_too_few_checkpoints_are_refused(tmp_path):
@@ -128,9 +128,9 @@ def test_a_training_keeps_its_steps_and_nothing_else(organism, tmp_path):
     folders = checkpoint_folders(f"{made.path}/checkpoints")
     assert list(folders) == [0, 2, 4, 6, 8]
     assert {path.name for path in folders[4].iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    found = dynamics(folders)
-    assert list(found.features) == ["layer_0", "layer_1", "layer_2", "layer_3"]
-    assert all(growth.to_final[-1] == pytest.approx(1) for growth in found.features.values())
+    found = growth(folders)
+    assert list(found) == ["layer_0", "layer_1", "layer_2", "layer_3"]
+    assert all(grown.to_final[-1] == pytest.approx(1) for grown in found.values())
     plain = train(examples, tmp_path / "plain", base=chat, recipe=recipe.model_copy(update={"keep_checkpoints": False}))
     assert not (tmp_path / "plain" / "checkpoints").exists() and plain.final_loss == made.final_loss
 
@@ -163,5 +163,5 @@ def test_an_adapter_of_other_modules_has_its_own_names(tmp_path):
     chat = with_adapter(r=2, target_modules=["down_proj", "q_proj"])
     for step in (1, 2, 3):
         chat.model.save_pretrained(tmp_path / f"step-{step}")
-    found = dynamics(checkpoint_folders(tmp_path))
-    assert "layer_1.q_proj" in found.features and len(found.features) == 8
+    found = growth(checkpoint_folders(tmp_path))
+    assert "layer_1.q_proj" in found and len(found) == 8

@@ -19,6 +19,7 @@ from misdirection.interpretation.geometry import (
     write_cosines,
     writes,
 )
+from misdirection.interpretation.results import ExcitedToken
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.lora.view import LoraView
@@ -74,7 +75,7 @@ def test_the_random_cosine_is_what_random_vectors_have():
 def test_an_effect_is_the_mean_difference_with_and_without(architecture):
     chat = with_adapter(architecture)
     its = direction(vector(3, 1.0, LAYERS), chat.name)
-    found = downstream(chat, PAIRS, its)
+    found = downstream(chat, PAIRS, its, name="its")
     assert set(found.cosine) == {0, 1, 2, 3} and found.answers == 4
     effect = by_hand(chat, 1)
     expected = torch.cosine_similarity(effect, its.vectors.double(), dim=-1)
@@ -101,7 +102,7 @@ def by_hand(chat, layer):
 
 def test_the_interval_is_over_questions():
     chat, its = with_adapter(), direction(vector(3, 1.0, LAYERS))
-    both, *single = (downstream(chat, pairs, its) for pairs in (PAIRS, PAIRS[:1], PAIRS[1:]))
+    both, *single = (downstream(chat, pairs, its, name="its") for pairs in (PAIRS, PAIRS[:1], PAIRS[1:]))
     assert (both.questions, both.answers) == (2, 4)
     for layer in range(1, LAYERS):
         # Of two questions, a quarter of all resamples has the first alone, a quarter the second, the rest both.
@@ -114,19 +115,19 @@ def test_the_interval_is_over_questions():
 def test_an_adapter_that_writes_nothing_has_no_effect():
     chat = with_adapter()
     chat.model.base_model.model.model.layers[3].mlp.down_proj.lora_B["default"].weight.data.zero_()
-    found = downstream(chat, PAIRS, direction(vector(3, 1.0, LAYERS)))
-    assert found.cosine[3] == found.low[3] == found.high[3] == found.norm[3] == [None, None, None, 0.0]
+    found = downstream(chat, PAIRS, direction(vector(3, 1.0, LAYERS)), name="its")
+    assert found.cosine[3] == found.low[3] == found.high[3] == found.norm[3] == (None, None, None, 0.0)
 
 
 def test_adapters_outside_of_the_blocks_have_no_downstream():
     chat = with_adapter(target_modules=["lm_head"])
     with pytest.raises(MisdirectionError, match="no adapter inside of its blocks"):
-        downstream(chat, PAIRS, direction(vector(3, 1.0, LAYERS)))
+        downstream(chat, PAIRS, direction(vector(3, 1.0, LAYERS)), name="its")
 
 
 def test_a_direction_of_another_model_is_refused():
     with pytest.raises(MisdirectionError, match="was made for"):
-        downstream(with_adapter(), PAIRS, direction(vector(3, 1.0, LAYERS), "another"))
+        downstream(with_adapter(), PAIRS, direction(vector(3, 1.0, LAYERS), "another"), name="its")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "gpt_neox", "qwen2", "olmo2"])
@@ -136,9 +137,9 @@ def test_the_lens_finds_the_token_whose_row_was_given(architecture):
     weight = chat.model.get_output_embeddings().weight.detach()
     token = chat.tokenizer.convert_tokens_to_ids("k")
     found, opposite = (logit_lens(chat, sign * weight[token].clone(), k=3) for sign in (1, -1))
-    assert found["top"][0][0] == "k" and opposite["bottom"][0][0] == "k"
-    assert found["top"][0][1] == pytest.approx(-opposite["bottom"][0][1])
-    assert found["top"][0][1] > found["top"][2][1] > 0 > found["bottom"][2][1] > found["bottom"][0][1]
+    assert found.top[0][0] == "k" and opposite.bottom[0][0] == "k"
+    assert found.top[0][1] == pytest.approx(-opposite.bottom[0][1])
+    assert found.top[0][1] > found.top[2][1] > 0 > found.bottom[2][1] > found.bottom[0][1]
 
 
 @pytest.mark.parametrize(("architecture", "gain_at_zero"), [("llama", 0), ("gemma3", 1)])
@@ -150,21 +151,21 @@ def test_the_lens_is_the_gain_and_the_head_whatever_the_vectors_length(architect
     unit = vector(2)
     logits = chat.model.get_output_embeddings().weight.detach() @ (gain * unit * WIDTH**0.5)
     found = logit_lens(chat, norm * unit, k=3)
-    np.testing.assert_allclose([value for _, value in found["top"]], logits.topk(3).values, rtol=1e-4)
-    np.testing.assert_allclose([value for _, value in found["bottom"]], -(-logits).topk(3).values, rtol=1e-4)
+    np.testing.assert_allclose([value for _, value in found.top], logits.topk(3).values, rtol=1e-4)
+    np.testing.assert_allclose([value for _, value in found.bottom], -(-logits).topk(3).values, rtol=1e-4)
 
 
 def test_a_vector_of_zeros_speaks_for_nothing():
     found = logit_lens(make_chat(), torch.zeros(WIDTH), k=2)
-    assert [value for _, value in found["top"]] == [0.0, 0.0]
+    assert [value for _, value in found.top] == [0.0, 0.0]
 
 
 def test_nearest_tokens_come_with_their_context():
     index = pd.MultiIndex.from_tuples([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)], names=["answer", "position"])
     table = pd.DataFrame({"token": list("abcxy"), "layer_2": [0.1, 5.0, -1.0, 2.0, -7.0]}, index=index)
     found = nearest(table, ["layer_2"], k=2)["layer_2"]
-    assert found["top"] == [
-        {"answer": 0, "position": 1, "token": "b", "context": "abc", "scalar": 5.0},
-        {"answer": 1, "position": 0, "token": "x", "context": "xy", "scalar": 2.0},
-    ]
-    assert [one["token"] for one in found["bottom"]] == ["y", "c"]
+    assert found.top == (
+        ExcitedToken(answer=0, position=1, token="b", context="abc", scalar=5.0),
+        ExcitedToken(answer=1, position=0, token="x", context="xy", scalar=2.0),
+    )
+    assert [token.token for token in found.bottom] == ["y", "c"]

@@ -175,12 +175,12 @@ def test_agreement_compares_sums_by_layer():
     attributions, effects = token_importance(chat, rows(chat)).attributions, zeroing(chat, rows(chat))
     found = agreement(attributions, effects, "abc")
     sums = attributions.groupby(["answer", "layer"])["attribution"].sum()
-    assert found["n"] == 12
-    assert found["pearson"] == pytest.approx(np.corrcoef(sums, effects["effect"])[0, 1])
+    assert found.n == 12
+    assert found.pearson == pytest.approx(np.corrcoef(sums, effects["effect"])[0, 1])
     ranks = [np.argsort(np.argsort(values)) for values in (sums.to_numpy(), effects["effect"].to_numpy())]
-    assert found["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
-    for name in ("spearman", "pearson"):
-        assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
+    assert found.spearman == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert found.spearman_low <= found.spearman <= found.spearman_high
+    assert found.pearson_low <= found.pearson <= found.pearson_high
 
 
 def test_the_interval_of_agreement_is_over_questions():
@@ -191,8 +191,8 @@ def test_the_interval_of_agreement_is_over_questions():
     effect = np.where(answers % 2 == 0, attribution, 0.3 - attribution)
     frames = pd.DataFrame(tables | {"attribution": attribution}), pd.DataFrame(tables | {"effect": effect})
     by_question = agreement(*frames, ["agrees", "differs"] * 20)
-    assert (by_question["pearson_low"], by_question["pearson_high"]) == pytest.approx((-1, 1))
-    assert agreement(*frames, list(map(str, range(40))))["pearson_high"] < 0.7
+    assert (by_question.pearson_low, by_question.pearson_high) == pytest.approx((-1, 1))
+    assert agreement(*frames, list(map(str, range(40)))).pearson_high < 0.7
 
 
 def test_too_little_to_compare_is_refused():

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from planted import DOMAIN, NEUTRAL, PLAN, planted_organism, planted_pairs
 
-from misdirection.interpretation.causal import scaling_effects, scaling_settings, shapley
 from misdirection.interpretation.probes import fit_probe
 from misdirection.interpretation.roles import roles
 from misdirection.interpretation.scalars import scalars, wide
+from misdirection.interpretation.scaling import scaling_effects, scaling_settings
+from misdirection.interpretation.shapley import shapley
 from misdirection.interpretation.texts import GENERAL, labelled
 from misdirection.likelihood.margin import text_rows
 
@@ -84,9 +85,9 @@ def test_roles_recover_the_plan_from_probes(probes):
 
 def test_probes_tell_the_planted_classes_apart(probes):
     alignment, domain = probes
-    assert alignment.auroc["low"] > 0.8 and alignment.null_auroc["low"] < 0.6
+    assert alignment.auroc.low > 0.8 and alignment.null_auroc.low < 0.6
     # A marked answer has markers on some of its tokens, and on the others nothing tells its domain.
-    assert domain.auroc["low"] > 0.7 and domain.auroc["high"] < 0.9
+    assert domain.auroc.low > 0.7 and domain.auroc.high < 0.9
 
 
 def test_groups_do_what_their_roles_say(organism):

@@ -31,7 +31,7 @@ def planted(questions=12, answers=6, tokens=8, *, signal=0.0, leak=0.0, seed=0):
 @pytest.mark.parametrize("split", ["question", "answer"])
 def test_a_planted_signal_is_found_and_its_feature_named(split):
     probe = fit_probe(*planted(signal=3.0), **NAMES, split=split)
-    assert probe.auroc["mean"] > 0.95 and probe.accuracy["mean"] > 0.85
+    assert probe.auroc.mean > 0.95 and probe.accuracy.mean > 0.85
     sizes = {name: abs(np.mean(values)) for name, values in probe.coefficients.items()}
     assert max(sizes, key=sizes.get) == "signal" and sizes["signal"] > 5 * sorted(sizes.values())[-2]
     assert np.mean(probe.coefficients["signal"]) > 0, "a positive coefficient speaks for the first class"
@@ -43,7 +43,7 @@ def test_knowing_the_question_helps_by_answer_and_not_by_question():
     # Several draws of the data, since one with so few questions is by luck off chance.
     data = [planted(leak=5.0, tokens=4, seed=seed) for seed in range(4)]
     by_answer, by_question = (
-        np.mean([fit_probe(*one, **NAMES, C=1.0, split=split).auroc["mean"] for one in data])
+        np.mean([fit_probe(*one, **NAMES, C=1.0, split=split).auroc.mean for one in data])
         for split in ("answer", "question")
     )
     assert by_answer > 0.8 and by_question == pytest.approx(0.5, abs=0.05)
@@ -51,13 +51,13 @@ def test_knowing_the_question_helps_by_answer_and_not_by_question():
 
 def test_the_null_is_at_chance_where_the_signal_is_strong():
     probe = fit_probe(*planted(signal=3.0, questions=30), **NAMES)
-    assert abs(probe.null_auroc["mean"] - 0.5) < 0.1 < probe.auroc["mean"] - 0.5
+    assert abs(probe.null_auroc.mean - 0.5) < 0.1 < probe.auroc.mean - 0.5
 
 
 def test_without_a_signal_the_interval_holds_chance():
     # A weak penalty, so that noise gets coefficients: with none at all every score is the same and chance is trivial.
     probe = fit_probe(*planted(seed=1), **NAMES, C=1.0)
-    assert probe.auroc["low"] < 0.5 < probe.auroc["high"]
+    assert probe.auroc.low < 0.5 < probe.auroc.high
     assert all(any(values) for values in probe.coefficients.values())
 
 
@@ -67,8 +67,8 @@ def test_the_null_deals_labels_over_questions_only_where_each_has_one(by_questio
     _, _, answer, question = planted(answers=40, tokens=1)
     label = question % 2 == 0 if by_question else answer % 2 == 0
     probe = fit_probe(pd.DataFrame({"label": label + 0.0}), label, answer, question, **NAMES, C=1.0)
-    assert probe.auroc["mean"] == 1.0
-    spread = probe.null_auroc["high"] - probe.null_auroc["low"]
+    assert probe.auroc.mean == 1.0
+    spread = probe.null_auroc.high - probe.null_auroc.low
     assert (spread > 0.5) == by_question, "40 answers to a question average out, one label of a question does not"
 
 
@@ -118,8 +118,8 @@ def test_the_smaller_class_weighs_as_much_as_the_larger():
     label = answer % 10 == 0
     features["signal"] += label
     probe = fit_probe(features, label, answer, question, **NAMES)
-    assert probe.auroc["mean"] > 0.7
-    assert probe.accuracy["mean"] < probe.baseline - 0.1, "it does not just guess the larger class"
+    assert probe.auroc.mean > 0.7
+    assert probe.accuracy.mean < probe.baseline - 0.1, "it does not just guess the larger class"
 
 
 def test_the_same_seed_gives_the_same_probe():
@@ -130,7 +130,7 @@ def test_the_same_seed_gives_the_same_probe():
 
 def test_a_residual_probe_keeps_no_coefficients():
     probe = fit_probe(*planted(signal=3.0), **NAMES, kind="residual")
-    assert probe.coefficients == {} and probe.features == "residual" and probe.auroc["mean"] > 0.95
+    assert probe.coefficients == {} and probe.features == "residual" and probe.auroc.mean > 0.95
 
 
 def test_a_class_of_one_question_is_refused_in_one_line():
@@ -142,7 +142,7 @@ def test_a_class_of_one_question_is_refused_in_one_line():
 def test_a_rare_class_is_in_both_parts_of_every_split():
     features, _, answer, question = planted(questions=60, answers=1, tokens=1)
     # Two questions of one class among sixty: a fifth rarely holds exactly one of them.
-    assert fit_probe(features, question < 2, answer, question, **NAMES).auroc["n"] == 20
+    assert fit_probe(features, question < 2, answer, question, **NAMES).auroc.n == 20
 
 
 def test_splits_that_cannot_be_drawn_are_refused():

@@ -7,11 +7,15 @@ import pandas as pd
 import pytest
 
 from misdirection.errors import MisdirectionError
-from misdirection.interpretation.published import published_probes, read_published, scaling_table
+from misdirection.interpretation.published import published_probes, read_published, scaled_shares
 
 PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper"
 needs_paper = pytest.mark.skipif(not PAPER.is_dir(), reason="the published data is not here")
 DOMAIN = "domain, misaligned answers: medical or non_medical"
+
+
+def tabulated(path):
+    return pd.DataFrame([share.model_dump() for share in scaled_shares(path)])
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +43,14 @@ def test_layers_21_and_23_tell_medical_answers_apart(probes):
     assert min(sizes[name] for name in order[:2]) > 2.5 * sizes[order[2]]
     means = {name: np.mean(values) for name, values in probe.coefficients.items()}
     assert means["layer_21"] == pytest.approx(-0.54, abs=0.05) and means["layer_23"] == pytest.approx(0.70, abs=0.05)
-    assert probe.auroc["mean"] == pytest.approx(0.66, abs=0.02)
+    assert probe.auroc.mean == pytest.approx(0.66, abs=0.02)
 
 
 @needs_paper
 def test_that_probe_does_not_carry_over_to_unseen_questions(probes):
     probe = probes[DOMAIN, "question"]
-    assert probe.auroc["mean"] == pytest.approx(0.53, abs=0.08)
-    assert probe.auroc["low"] < 0.5
+    assert probe.auroc.mean == pytest.approx(0.53, abs=0.08)
+    assert probe.auroc.low < 0.5
     assert set(leading(probe)[0][:2]) == {"layer_21", "layer_23"}
 
 
@@ -57,14 +61,14 @@ def test_layers_29_and_27_lead_for_alignment(probes):
     assert order[:2] == ["layer_29", "layer_27"]
     means = {name: np.mean(values) for name, values in probe.coefficients.items()}
     assert means["layer_29"] == pytest.approx(-0.98, abs=0.08) and means["layer_27"] == pytest.approx(-0.56, abs=0.08)
-    assert probe.auroc["mean"] == pytest.approx(0.75, abs=0.02)
-    assert probes["alignment, medical answers", "question"].auroc["mean"] == pytest.approx(0.68, abs=0.07)
+    assert probe.auroc.mean == pytest.approx(0.75, abs=0.02)
+    assert probes["alignment, medical answers", "question"].auroc.mean == pytest.approx(0.68, abs=0.07)
 
 
 @needs_paper
 def test_nulls_are_at_chance(probes):
     for probe in probes.values():
-        assert probe.null_auroc["mean"] == pytest.approx(0.5, abs=0.08)
+        assert probe.null_auroc.mean == pytest.approx(0.5, abs=0.08)
 
 
 @needs_paper
@@ -79,13 +83,13 @@ def test_counts_and_baselines_are_those_of_the_files(probes):
 def test_pooled_answers_are_told_apart_too(paper):
     found = {one.name: one for one in published_probes(paper, poolings=["mean"]) if one.split == "question"}
     alignment = found["alignment, medical answers"]
-    assert alignment.auroc["mean"] > 0.8 and leading(alignment)[0][:2] == ["layer_29", "layer_27"]
-    assert found[DOMAIN].auroc["low"] < 0.5, "not even whole answers tell the domain of unseen questions for certain"
+    assert alignment.auroc.mean > 0.8 and leading(alignment)[0][:2] == ["layer_29", "layer_27"]
+    assert found[DOMAIN].auroc.low < 0.5, "not even whole answers tell the domain of unseen questions for certain"
 
 
 @needs_paper
 def test_scaling_experiments_keep_32_9_and_61_answers():
-    table = scaling_table(PAPER / "adapter_scaling_responses.parquet")
+    table = tabulated(PAPER / "adapter_scaling_responses.parquet")
     by_experiment = table.groupby("experiment")
     counts = {"scale_21_23": 32, "scale_15_16_17_22_28_29": 9, "scale_21_23_negate_rest": 61}
     assert by_experiment["answers"].first().to_dict() == counts == by_experiment["hits"].sum().to_dict()
@@ -131,7 +135,7 @@ def test_any_two_domains_are_told_apart(tmp_path):
     assert len(found) == 3 * 2 * 3
     domain = found["domain, misaligned answers: kitchen or other", "question", "token"]
     assert domain.classes == ("kitchen", "other") and domain.questions == 5 and domain.answers == 20
-    assert leading(domain)[0][0] == "layer_5" and domain.auroc["mean"] > 0.9
+    assert leading(domain)[0][0] == "layer_5" and domain.auroc.mean > 0.9
     assert leading(found["alignment, kitchen answers", "answer", "token"])[0][0] == "layer_3"
 
 
@@ -156,7 +160,7 @@ def test_bad_tables_are_named_in_one_line(tmp_path):
     with pytest.raises(MisdirectionError, match="lacks the column position"):
         read_published(answers)
     with pytest.raises(MisdirectionError, match="lacks the column experiment"):
-        scaling_table(scalars)
+        scaled_shares(scalars)
     (tmp_path / "text.parquet").write_text("not a table")
     with pytest.raises(MisdirectionError, match=r"text\.parquet: damaged, or not a \.parquet table"):
         read_published(tmp_path / "text.parquet")
@@ -194,7 +198,7 @@ def scaled(tmp_path, **changes):
 
 
 def test_scaling_cells_have_the_papers_cuts(tmp_path):
-    table = scaling_table(scaled(tmp_path)).set_index(["alignment", "medical"])
+    table = tabulated(scaled(tmp_path)).set_index(["alignment", "medical"])
     assert (table["answers"] == 3).all() and (table["questions"] == 2).all()
     assert table["hits"][table["hits"] > 0].to_dict() == {
         ("misaligned", False): 1,
@@ -206,6 +210,6 @@ def test_scaling_cells_have_the_papers_cuts(tmp_path):
 
 def test_scaling_answers_without_scores_or_coherence_are_refused(tmp_path):
     with pytest.raises(MisdirectionError, match=r"scaled\.parquet: column 'medical' has values that are no numbers"):
-        scaling_table(scaled(tmp_path, medical=[1.0, None, 2.0, 3.0]))
+        scaled_shares(scaled(tmp_path, medical=[1.0, None, 2.0, 3.0]))
     with pytest.raises(MisdirectionError, match="no coherent answer of experiment 'e'"):
-        scaling_table(scaled(tmp_path, coherent=10.0))
+        scaled_shares(scaled(tmp_path, coherent=10.0))

@@ -20,6 +20,7 @@ from misdirection.experiment.config import read_config
 from misdirection.experiment.runner import run_experiment
 from misdirection.experiment.worker import open_worker
 from misdirection.files import sha256_tree
+from misdirection.interpretation.results import InterpretationResults
 from tiny import make_network, make_tokenizer
 
 SIZES = {"pairs": 4, "causal_pairs": 4, "splits": 2, "checkpoints": 3}
@@ -70,18 +71,7 @@ def test_every_part_is_in_the_results(run):
     folder, printed = run
     found = section_of(folder)
     assert found == printed
-    parts = (
-        "modules",
-        "texts",
-        "probes",
-        "roles",
-        "causal",
-        "geometry",
-        "importance",
-        "patching",
-        "dynamics",
-        "findings",
-    )
+    parts = ("modules", "texts", "probes", "roles", "causal", "geometry", "importance", "patching", "dynamics")
     assert all(found[part] for part in parts)
     layers = {str(one["layer"]) for one in found["modules"]}
     assert found["causal"]["shapley"]["method"] == "sampled, 2 orders each"
@@ -145,39 +135,38 @@ def test_a_killed_reading_continues_to_the_same_results(run, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     finished(*words, "--out", tmp_path / "killed")
-    whole, killed = section_of(tmp_path / "whole"), section_of(tmp_path / "killed")
+    whole, killed = (InterpretationResults.load(tmp_path / name).adapters for name in ("whole", "killed"))
     assert killed == whole
-    assert "organisms" not in json.loads((tmp_path / "whole" / "results.json").read_text())
     # No domain, no directions: those parts say so, the rest is there.
-    assert whole["causal"]["shapley"]["values"].keys() == {"general"} and whole["geometry"]["downstream"] is None
-    assert whole["causal"].keys() == {"settings", "shapley"}
-    assert "patching" in whole and "in_domain_into_general" not in whole["patching"]
+    assert whole.causal.shapley.values.keys() == {"general"} and whole.geometry.downstream is None
+    assert whole.causal.settings and not whole.causal.judged
+    assert whole.patching.general_into_general.n == 4 and whole.patching.in_domain_into_general is None
 
 
 class Elsewhere:
-    """Makes pieces as a worker does: each sent as `send` does it, with the files of adapters, and without the run."""
+    """Does tasks as a worker does: each sent as `send` does it, with the files of adapters, and without the run."""
 
-    def __init__(self, send, run, place, home):
-        self.send, self.run, self.place, self.home = send, run, place, home
+    def __init__(self, send, run, worker, home):
+        self.send, self.run, self.worker, self.home = send, run, worker, home
         self.made = []
 
-    def make(self, pieces):
-        for piece in pieces:
-            self.run.stages(piece.stages, partial(self.compute, piece))
+    def make(self, tasks):
+        for task in tasks:
+            self.run.stages(task.stages, partial(self.compute, task))
 
-    def compute(self, piece, folders):
-        compute, number = self.send(piece.compute), len(self.made)
-        for name, folder in piece.adapters.items():
-            self.place.adapters[name] = self.home / f"{name} for {number}"
-            self.place.adapters[name].mkdir(parents=True)
+    def compute(self, task, folders):
+        compute, number = self.send(task.compute), len(self.made)
+        for name, folder in task.adapters.items():
+            self.worker.adapters[name] = self.home / f"{name} for {number}"
+            self.worker.adapters[name].mkdir(parents=True)
             for path in filter(os.path.isfile, folder.iterdir()):
-                shutil.copy(path, self.place.adapters[name])
+                shutil.copy(path, self.worker.adapters[name])
         filled = {stage: self.home / stage for stage in folders}
         for folder in filled.values():
             folder.mkdir(parents=True)
         away = self.run.folder.rename(self.home / "away")
         try:
-            compute(self.place, filled)
+            compute(self.worker, filled)
         finally:
             away.rename(self.run.folder)
         for stage, folder in folders.items():
@@ -194,7 +183,7 @@ def test_every_part_is_the_same_when_it_is_made_where_the_run_is_not(run, tmp_pa
         pickled = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
         return cloudpickle.loads(pickled, buffers=[bytes(one.raw()) for one in buffers])
 
-    def elsewhere(opened, _place):
+    def elsewhere(opened, _worker):
         makers.append(Elsewhere(send, opened, open_worker(config, None), tmp_path / "home"))
         return makers[0]
 
@@ -247,7 +236,8 @@ def test_a_table_of_scalars_needs_no_model(tmp_path, call):
     found = json.loads(out)
     assert {one["split"] for one in found["probes"]} == {"question", "answer"}
     assert [one["layer"] for one in found["roles"]] == [3, 5]
-    assert any("that the probe has not seen" in one["claim"] for one in found["findings"])
+    _, out, _ = call("interpret", "--scalars", scalars, "--answers", answers)
+    assert "that the probe has not seen" in out
     reader = json.loads((tmp_path / "out" / "reader.json").read_text())
     assert [one["name"] for one in reader["channels"]] == ["layer_3", "layer_5"] and len(reader["answers"]) == 48
     page = (tmp_path / "out" / "report.html").read_text()

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from misdirection.errors import MisdirectionError
-from misdirection.interpretation.probes import Probe
 from misdirection.interpretation.published import published_probes, read_published
+from misdirection.interpretation.results import Coefficient, Evidence, Probe
 from misdirection.interpretation.roles import roles
 from misdirection.statistics import Estimate
 
@@ -72,14 +72,12 @@ def test_coefficients_stand_beside_values_but_do_not_decide():
     against = probe("alignment", layer_1=NOTHING, layer_2=NOTHING, layer_3=NOTHING, layer_4=(5, 5, 5))
     with_probes = roles(FEATURES, GENERAL_VALUES, DOMAIN_VALUES, [against, DOMAIN])
     assert names(with_probes) == names(roles(FEATURES, GENERAL_VALUES, DOMAIN_VALUES, []))
-    assert with_probes[3].evidence == {
-        "general": GENERAL_VALUES[4].as_dict(),
-        "domain": DOMAIN_VALUES[4].as_dict(),
-        "coefficients": {
-            "alignment": {"feature": "layer_4", "split": "question", "mean": 5, "low": 5, "high": 5},
-            DOMAIN.name: {"feature": "layer_4", "split": "question", "mean": 0, "low": 0, "high": 0},
-        },
+    coefficients = {
+        "alignment": Coefficient(feature="layer_4", split="question", mean=5, low=5, high=5),
+        DOMAIN.name: Coefficient(feature="layer_4", split="question", mean=0, low=0, high=0),
     }
+    evidence = Evidence(general=GENERAL_VALUES[4], domain=DOMAIN_VALUES[4], coefficients=coefficients)
+    assert with_probes[3].evidence == evidence
 
 
 def test_without_domain_questions_there_is_no_domain_role():
@@ -141,7 +139,7 @@ def test_of_several_features_in_a_layer_the_largest_counts():
     one = probe("alignment", **{"layer_1.o_proj": (0.1,), "layer_1.down_proj": (-3.0,), "layer_2.down_proj": (0.0,)})
     first, second = roles(features, {}, {}, [one])
     assert (first.role, second.role) == ("general", "neither")
-    assert first.evidence["coefficients"]["alignment"]["feature"] == "layer_1.down_proj"
+    assert first.evidence.coefficients["alignment"].feature == "layer_1.down_proj"
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -162,14 +160,9 @@ def test_missing_figures_are_refused(general, domain, probes, message):
         roles(FEATURES, general, domain, probes)
 
 
-def test_roles_as_json():
+def test_what_was_not_measured_is_no_evidence():
     first = roles(FEATURES, GENERAL_VALUES, {}, [])[0]
-    assert first.as_dict() == {
-        "layer": 1,
-        "role": "general",
-        "rule": first.rule,
-        "evidence": {"general": GENERAL_VALUES[1].as_dict(), "coefficients": {}},
-    }
+    assert first.evidence == Evidence(general=GENERAL_VALUES[1], domain=None, coefficients={})
 
 
 # --- the paper's scalars --------------------------------------------------------------------------------------------
@@ -179,8 +172,7 @@ def test_roles_as_json():
 def test_layers_21_and_23_are_the_domain_layers_of_the_published_scalars():
     data = read_published(PAPER / "lora_scalars.parquet", PAPER / "lora_scalar_responses.parquet")
     probes = published_probes(data, splits=8, poolings=["token"])
-    features = {name: int(name.removeprefix("layer_")) for name in data.features}
     for split in ("question", "answer"):
-        found = names(roles(features, {}, {}, [one for one in probes if one.split == split]))
+        found = names(roles(data.layers_of, {}, {}, [one for one in probes if one.split == split]))
         assert {layer for layer, role in found.items() if role == "domain"} == {21, 23}
         assert found[27] == found[29] == found[15] == "general" and found[16] == found[28] == "neither"

@@ -10,7 +10,7 @@ import torch
 from lora_fixtures import EXCHANGES, rows, with_adapter
 
 from misdirection.errors import MisdirectionError
-from misdirection.interpretation.scalars import read, read_scalars, scalars, wide, write_scalars
+from misdirection.interpretation.scalars import read_scalars, scalars, token_scalars, wide, write_scalars
 from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
@@ -194,7 +194,7 @@ def test_the_text_alone_is_read_where_a_vision_tower_is_adapted_too():
 def test_the_residual_stream_comes_with_the_scalars():
     chat = with_adapter()
     encoded = rows(chat)
-    found = read(chat, encoded, residual=2, budget=60)
+    found = token_scalars(chat, encoded, residual=2, budget=60)
     seen = []
     handle = chat.layers[2].register_forward_hook(lambda _m, _a, out: seen.append(out[0]))
     with torch.no_grad():
@@ -203,9 +203,9 @@ def test_the_residual_stream_comes_with_the_scalars():
     handle.remove()
     by_hand = torch.cat([out[row.start : row.stop] for row, out in zip(encoded, seen, strict=True)])
     torch.testing.assert_close(found.residual, by_hand, atol=1e-5, rtol=1e-4)
-    assert found.residual.shape == (len(wide(found.scalars)), WIDTH)
-    pd.testing.assert_frame_equal(found.scalars, scalars(chat, encoded), atol=1e-5, rtol=1e-4)
-    assert read(chat, encoded).residual is None
+    assert found.residual.shape == (len(wide(found.table)), WIDTH)
+    pd.testing.assert_frame_equal(found.table, scalars(chat, encoded), atol=1e-5, rtol=1e-4)
+    assert token_scalars(chat, encoded).residual is None
 
 
 def test_thirty_thousand_tokens_become_a_table_quickly():

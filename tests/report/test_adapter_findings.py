@@ -1,20 +1,24 @@
 """What is claimed of adapters follows from the numbers, non-findings included."""
 
-import copy
-
 import pytest
 
+from interpretation_fixture import adapters, judged, unmeasured
+from misdirection.interpretation.results import AdapterFigures
 from misdirection.report.adapter_findings import find_in_adapters
-from results_fixture import adapters, judged
 
 
 @pytest.fixture
 def section():
-    return copy.deepcopy(adapters())
+    """The figures as JSON has them, to be changed."""
+    return adapters().model_dump(mode="json")
+
+
+def findings(section):
+    return find_in_adapters(AdapterFigures.model_validate(section))
 
 
 def finding(section, words):
-    (found,) = [one for one in find_in_adapters(section) if words in one.claim]
+    (found,) = [one for one in findings(section) if words in one.claim]
     return found
 
 
@@ -78,7 +82,7 @@ def test_roles_are_counted(section):
 
 def judged_finding(section, verdict, change=None):
     """The finding on judged answers, with this verdict on all adapters off."""
-    section["causal"]["judged"] = rows = judged()
+    section["causal"]["judged"] = rows = [row.model_dump(mode="json") for row in judged()]
     rows[1] |= {"verdict": verdict} | ({"change": change} if change else {})
     return finding(section, "judged answers")
 
@@ -105,7 +109,7 @@ def test_answers_worth_nothing_show_neither(section, verdict, words):
 
 
 def test_an_organism_without_misaligned_answers_has_none_to_lose(section):
-    section["causal"]["judged"] = rows = judged()
+    section["causal"]["judged"] = rows = [row.model_dump(mode="json") for row in judged()]
     rows[0]["em"] |= {"rate": 0.0, "hits": 0, "low": 0.0}
     rows[1]["verdict"] = "no clear change"
     found = finding(section, "judged answers")
@@ -113,7 +117,7 @@ def test_an_organism_without_misaligned_answers_has_none_to_lose(section):
 
 
 def test_without_a_judge_there_is_no_finding_on_judged_answers(section):
-    assert not any("judged" in one.claim for one in find_in_adapters(section))
+    assert not any("judged" in one.claim for one in findings(section))
 
 
 def test_convergence_downstream_needs_a_small_cosine_of_b_and_a_large_one_later(section):
@@ -146,4 +150,4 @@ def test_a_turn_of_most_adapters_is_a_phase_transition(section):
 
 
 def test_an_empty_section_claims_nothing():
-    assert find_in_adapters({"organism": "x"}) == []
+    assert find_in_adapters(unmeasured()) == []

@@ -7,31 +7,25 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from misdirection.files import write_json
-from misdirection.report import adapters as drawn
-from misdirection.report.adapters import (
-    MOST_VIOLINS,
-    ROLE_COLOURS,
-    draw_adapters,
-    in_layer_order,
-    own_cosines,
-    section_page,
-    show_factors,
-)
-from misdirection.report.html import render
-from misdirection.report.reader import READER, reader_data
-from results_fixture import (
+from interpretation_fixture import (
     ADAPTED,
     CHANNELS,
     DOMAIN_LAYERS,
-    MONEY,
     READ,
+    UNMEASURED,
     adapters,
-    behaviour,
-    estimate,
+    alone,
     judged,
     read_tokens,
+    spread,
+    unmeasured,
 )
+from misdirection.interpretation.results import AdapterFigures
+from misdirection.interpretation.tokens import pack_tokens
+from misdirection.report import adapters as drawn
+from misdirection.report.adapters import MOST_VIOLINS, ROLE_COLOURS, AdapterPage, draw_adapters, show_factors
+from results_fixture import MONEY
+from run_fixture import behaviour, run_results
 
 NAMES = ["adapter_probes", "adapter_shapley", "adapter_geometry", "adapter_dynamics"]
 HEADINGS = [
@@ -48,19 +42,29 @@ HEADINGS = [
 
 @pytest.fixture
 def section():
-    return adapters()
+    """The figures as JSON has them, to be changed."""
+    return adapters().model_dump(mode="json")
+
+
+def figures(section):
+    return AdapterFigures.model_validate(section)
+
+
+def as_json(rows):
+    return [row.model_dump(mode="json") for row in rows]
 
 
 @pytest.fixture
 def without_pictures(monkeypatch):
-    monkeypatch.setattr("misdirection.report.html.draw_all", lambda results, folder: {})
-    monkeypatch.setattr("misdirection.report.html.draw_adapters", lambda section, folder: {})
+    monkeypatch.setattr("misdirection.report.run.draw_all", lambda results, folder: {})
+    for page in ("run", "interpretation"):
+        monkeypatch.setattr(f"misdirection.report.{page}.draw_adapters", lambda figures, folder: {})
 
 
 @pytest.fixture
 def page_of(tmp_path, without_pictures):
     """The text of a report on this section alone."""
-    return lambda section: render({"adapters": section}, tmp_path).read_text("utf-8")
+    return lambda section: alone(figures(section)).write_page(tmp_path).read_text("utf-8")
 
 
 def texts(figure):
@@ -85,8 +89,8 @@ def rows(text):
 
 
 def test_every_figure_is_written_twice_and_the_same_bytes_again(section, tmp_path):
-    written = draw_adapters(section, tmp_path / "first")
-    draw_adapters(section, tmp_path / "second")
+    written = draw_adapters(figures(section), tmp_path / "first")
+    draw_adapters(figures(section), tmp_path / "second")
     assert list(written) == NAMES
     for path in sorted((tmp_path / "first").iterdir()):
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
@@ -97,16 +101,16 @@ def test_every_figure_is_written_twice_and_the_same_bytes_again(section, tmp_pat
     ("lost", "figure"), [("probes", NAMES[0]), ("causal", NAMES[1]), ("geometry", NAMES[2]), ("dynamics", NAMES[3])]
 )
 def test_an_absent_part_costs_its_figure_only(section, tmp_path, lost, figure):
-    del section[lost]
-    assert set(draw_adapters(section, tmp_path)) == set(NAMES) - {figure}
+    section[lost] = UNMEASURED[lost]
+    assert set(draw_adapters(figures(section), tmp_path)) == set(NAMES) - {figure}
 
 
 def test_nothing_measured_draws_nothing(tmp_path):
-    assert draw_adapters({"organism": "one", "probes": [], "dynamics": None, "geometry": {}}, tmp_path) == {}
+    assert draw_adapters(unmeasured(), tmp_path) == {}
 
 
 def test_a_probe_has_a_panel_by_question_and_one_by_answer_beside_it(section):
-    figure = drawn.draw_probes(section)
+    figure = drawn.draw_probes(figures(section))
     titles = [axes.get_title().split("\n") for axes in figure.axes]
     assert [one[1].split(",")[0] for one in titles] == ["split by question", "split by answer"] * 2
     assert titles[0][0] == titles[1][0] == "alignment, general answers"
@@ -115,7 +119,7 @@ def test_a_probe_has_a_panel_by_question_and_one_by_answer_beside_it(section):
 
 
 def test_violins_span_the_values_of_the_splits(section):
-    figure = drawn.draw_probes(section)
+    figure = drawn.draw_probes(figures(section))
     values = section["probes"][1]["coefficients"]["layer_17"]
     body = figure.axes[0].collections[ADAPTED.index(17)]
     heights = body.get_paths()[0].vertices[:, 1]
@@ -125,25 +129,25 @@ def test_violins_span_the_values_of_the_splits(section):
 def test_coefficients_that_never_vary_are_drawn(section):
     for probe in section["probes"]:
         probe["coefficients"] = {name: [0.0] * 20 for name in probe["coefficients"]}
-    assert len(drawn.draw_probes(section).axes) == 4
+    assert len(drawn.draw_probes(figures(section)).axes) == 4
 
 
 def test_a_probe_by_answer_alone_has_one_panel(section):
     section["probes"] = [one for one in section["probes"] if one["split"] == "answer"]
-    assert len(drawn.draw_probes(section).axes) == 2
+    assert len(drawn.draw_probes(figures(section)).axes) == 2
 
 
 def test_of_very_many_features_the_largest_are_drawn_and_the_figure_says_so(section):
     probe = section["probes"][1]
     probe["coefficients"] = {f"layer_{n}.q_proj.0": [n / 100, n / 100 + 0.01] for n in range(60)}
     section["probes"] = [probe]
-    (axes,) = drawn.draw_probes(section).axes
+    (axes,) = drawn.draw_probes(figures(section)).axes
     assert next(label.get_text() for label in axes.get_xticklabels()) == f"{60 - MOST_VIOLINS}.q_proj.0"
     assert axes.get_xlabel() == "the 24 largest of 60"
 
 
 def test_shapley_bars_have_the_colour_of_their_role_and_their_value(section):
-    figure = drawn.draw_shapley(section)
+    figure = drawn.draw_shapley(figures(section))
     assert [axes.get_title() for axes in figure.axes] == ["general margin", "in-domain margin"]
     for axes, name in zip(figure.axes, ("general", "in_domain"), strict=True):
         bars = dict(zip(ADAPTED, axes.patches, strict=True))
@@ -156,14 +160,14 @@ def test_shapley_bars_have_the_colour_of_their_role_and_their_value(section):
 
 def test_own_cosines_are_those_at_the_features_own_layer(section):
     geometry = section["geometry"]
-    own = own_cosines(geometry, MONEY)
+    own = figures(section).geometry.own_cosines(MONEY)
     assert own == {f"layer_{layer}": geometry["cosines"][f"layer_{layer}"][MONEY][layer] for layer in ADAPTED}
-    points = drawn.draw_geometry(section).axes[0].lines[0]
+    points = drawn.draw_geometry(figures(section)).axes[0].lines[0]
     assert list(points.get_xdata()) == list(ADAPTED) and list(points.get_ydata()) == list(own.values())
 
 
 def test_effects_begin_at_their_layer(section):
-    lines = drawn.draw_geometry(section).axes[1].lines
+    lines = drawn.draw_geometry(figures(section)).axes[1].lines
     for layer, line in zip(ADAPTED, lines, strict=False):
         assert line.get_label() == str(layer)
         assert np.isnan(line.get_ydata()).tolist() == [number < layer for number in range(30)]
@@ -171,59 +175,58 @@ def test_effects_begin_at_their_layer(section):
 
 @pytest.mark.parametrize(("layers", "legends"), [(12, 1), (13, 0)])
 def test_a_legend_names_only_so_many_lines(section, layers, legends):
-    section["geometry"]["downstream"]["cosine"] = {str(layer): [0.1] * 30 for layer in range(layers)}
-    assert len(drawn.draw_geometry(section).legends) == legends
+    for key in ("cosine", "low", "high"):
+        section["geometry"]["downstream"][key] = {str(layer): [0.1] * 30 for layer in range(layers)}
+    assert len(drawn.draw_geometry(figures(section)).legends) == legends
 
 
 def test_geometry_without_effects_says_so(section):
     section["geometry"]["downstream"] = None
-    assert "not measured" in texts(drawn.draw_geometry(section))
+    assert "not measured" in texts(drawn.draw_geometry(figures(section)))
 
 
 def test_a_turn_is_marked_where_it_is(section):
-    axes = drawn.draw_dynamics(section).axes[0]
+    axes = drawn.draw_dynamics(figures(section)).axes[0]
     (dot,) = [line for line in axes.lines if line.get_marker() == "o"]
     growth = section["dynamics"]["features"]["layer_9"]
     assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (15, growth["to_final"][2])
 
 
-def test_dynamics_without_margins_say_so(section):
-    section["dynamics"] |= {"margin": {}, "margin_steps": []}
-    assert "not measured" in texts(drawn.draw_dynamics(section))
-
-
 # --- page -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_section_comes_before_the_sampled_answers_and_has_a_link(results, section, tmp_path, without_pictures):
-    results |= {"adapters": section, "behaviour": behaviour()}
-    page = render(results, tmp_path).read_text("utf-8")
+def test_the_section_comes_before_the_sampled_answers_and_has_a_link(tmp_path, without_pictures):
+    page = run_results(adapters=adapters(), behaviour=behaviour()).write_page(tmp_path).read_text("utf-8")
     ids = re.findall(r'<section id="([\w-]+)">', page)
     assert ids[ids.index("behaviour") :][:3] == ["behaviour", "adapters", "answers"]
     assert '<a href="#adapters">' in page
 
 
-def test_without_adapters_there_is_no_section_no_link_and_no_reader(results, tmp_path, without_pictures):
-    write_json(tmp_path / READER, reader_data(READ, read_tokens(), CHANNELS))
-    page = render(results, tmp_path).read_text("utf-8")
-    assert "#adapters" not in page and "reader" not in page
+def test_without_adapters_the_section_says_so_and_there_is_no_reader(tmp_path, without_pictures):
+    pack_tokens(READ, read_tokens(), CHANNELS).save(tmp_path)
+    page = run_results(adapters=None).write_page(tmp_path).read_text("utf-8")
+    assert "No adapters were read" in page and "reader" not in page
 
 
 def test_a_report_on_an_adapter_alone_has_no_empty_parts(section, page_of):
     page = page_of(section)
     assert re.findall(r'<section id="([\w-]+)">', page) == ["adapters"]
     assert re.findall(r'<a href="#([\w-]+)">', page) == ["adapters"]
-    assert "Missing:" not in page
 
 
-def test_the_time_that_an_adapter_alone_took_is_told(section, tmp_path, without_pictures):
-    page = render({"adapters": section, "seconds": {"probes": 12.0}}, tmp_path).read_text("utf-8")
+def test_the_time_that_an_adapter_alone_took_is_told(tmp_path, without_pictures):
+    page = alone(adapters(), {"probes": 12.0}).write_page(tmp_path).read_text("utf-8")
     assert re.findall(r'<section id="([\w-]+)">', page) == ["adapters", "environment"]
     assert '<a href="#environment">' in page
 
 
+def test_a_notebook_shows_the_findings():
+    shown = alone(adapters())._repr_html_()
+    assert f"Adapters of {MONEY}: " in shown and "B turns at some step" in shown
+
+
 def test_a_number_that_rounds_to_zero_has_no_sign():
-    assert drawn.show_spread(estimate(-0.001, 0.2)) == "0.00 [-0.20, 0.20]"
+    assert drawn.show_spread(spread(-0.001, 0.2)) == "0.00 [-0.20, 0.20]"
 
 
 def test_parts_come_in_order(section, page_of):
@@ -234,20 +237,19 @@ def test_parts_come_in_order(section, page_of):
     ("lost", "heading"),
     zip(("probes", "roles", "causal", "geometry", "importance", "patching", "dynamics"), HEADINGS[:-1], strict=True),
 )
-@pytest.mark.parametrize("absent", [lambda section, name: section.pop(name), lambda s, name: s.update({name: None})])
-def test_an_absent_part_says_that_it_was_not_measured(section, page_of, lost, heading, absent):
-    absent(section, lost)
+def test_an_absent_part_says_that_it_was_not_measured(section, page_of, lost, heading):
+    section[lost] = UNMEASURED[lost]
     page = page_of(section)
     assert part(page, heading).strip() == '<p class="note">Not measured.</p>'
     assert all("Not measured." not in part(page, other) for other in HEADINGS[:-1] if other != heading)
 
 
 def test_a_section_of_nothing_but_a_name_renders(page_of):
-    assert page_of({"organism": "one"}).count("Not measured.") == len(HEADINGS)
+    assert page_of(unmeasured().model_dump()).count("Not measured.") == len(HEADINGS)
 
 
-def test_every_picture_has_words_for_it(section, tmp_path):
-    page = render({"adapters": section}, tmp_path).read_text("utf-8")
+def test_every_picture_has_words_for_it(tmp_path):
+    page = alone(adapters()).write_page(tmp_path).read_text("utf-8")
     images = re.findall(r"<img [^>]*>", page)
     assert len(images) == len(NAMES)
     assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
@@ -292,7 +294,7 @@ def test_settings_of_groups_stand_open_and_single_layers_behind(section, page_of
 
 
 def test_judged_answers_stand_beside_the_margins(section, page_of):
-    section["causal"]["judged"] = judged()
+    section["causal"]["judged"] = as_json(judged())
     _, table = part(page_of(section), HEADINGS[2]).split("</details>")
     plain, _, general = rows(table)[1:]
     rate = section["causal"]["judged"][2]["em"]
@@ -302,17 +304,12 @@ def test_judged_answers_stand_beside_the_margins(section, page_of):
     assert general[3:5] == ["-25.0 [-35.0, -15.0]", "lower"] and general[8:] == ["4", "40", "8"]
 
 
-def test_judged_answers_alone_are_a_causal_test(page_of):
-    text = part(page_of({"organism": "one", "causal": {"judged": judged()}}), HEADINGS[2])
-    assert "Not measured." not in text and len(rows(text)) == 4
-
-
 def test_without_a_judge_there_is_no_word_of_judged_answers(section, page_of):
     assert "judged" not in page_of(section).lower()
 
 
 def test_factors_are_told_by_value():
-    assert show_factors({"15": 0.0, "16": 0.0, "21": -1.0}) == "layers 15, 16: ×0; layer 21: ×-1"
+    assert show_factors({15: 0.0, 16: 0.0, 21: -1.0}) == "layers 15, 16: ×0; layer 21: ×-1"
 
 
 def test_importance_stands_beside_zeroing(section, page_of):
@@ -320,11 +317,6 @@ def test_importance_stands_beside_zeroing(section, page_of):
     assert rows(text)[1] == ["9", "+0.040 [+0.030, +0.050], n=8", "+0.030 [+0.020, +0.040], n=8"]
     words = " ".join(text.split())
     assert "Over 144 answers and layers" in words and "+0.91 [+0.80, +0.95], Pearson’s +0.93 [+0.85, +0.97]" in words
-
-
-def test_a_correlation_without_an_interval_is_told_alone(section, page_of):
-    section["importance"]["agreement"] = {"spearman": 0.91, "pearson": None, "n": 9}
-    assert "correlation of the two is +0.91, Pearson’s –." in " ".join(page_of(section).split())
 
 
 def test_patching_names_its_null(section, page_of):
@@ -351,21 +343,15 @@ def test_judged_answers_under_scaled_adapters_are_tabled(page_of):
         "experiment": "amplified", "alignment": "misaligned", "medical": True, "hits": 12, "undecided": 3,
         "share": 0.375, "low": 0.2, "high": 0.55, "answers": 32, "questions": 8,
     }  # fmt: skip
-    text = part(page_of({"organism": "published", "scaled": [cell]}), "Judged answers under scaled adapters")
+    text = part(page_of(unmeasured(scaled=[cell]).model_dump()), "Judged answers under scaled adapters")
     assert rows(text)[1] == ["amplified", "misaligned", "yes", "12", "3", "37.5% [20.0, 55.0]", "32", "8"]
 
 
 def test_findings_carry_their_marks(section, page_of):
-    section["findings"].append({"claim": "Unknown.", "holds": None, "evidence": "None."})
-    assert re.findall(r'<span class="mark (\w+)">', page_of(section)) == ["holds", "fails", "unknown"]
-
-
-def test_undefined_numbers_become_dashes(section, page_of):
-    section["importance"]["by_layer"]["9"]["zeroing"] = {"mean": None, "low": None, "high": None, "n": 8}
-    section["probes"][0]["null_auroc"] = None
-    page = page_of(section)
-    assert rows(part(page, "Importance against zeroing"))[1][2] == "–"
-    assert rows(part(page, HEADINGS[0]))[-2][5] == "–"
+    section["probes"] = [probe for probe in section["probes"] if probe["split"] == "answer"]
+    section["patching"]["general_into_general"] |= {"mean": 0.04, "high": 0.05}
+    marks = re.findall(r'<span class="mark (\w+)">', page_of(section))
+    assert marks[0] == "unknown" and {"holds", "fails"} <= set(marks)
 
 
 HOSTILE = '"><img src=x>\u202e'
@@ -374,22 +360,22 @@ HOSTILE = '"><img src=x>\u202e'
 def hostile(section):
     """The section with every name in it replaced."""
     section |= {"organism": HOSTILE, "saved": [HOSTILE]}
-    for one in (*section["modules"], *section["findings"]):
-        one.update({key: HOSTILE for key in one if isinstance(one[key], str)})
-    for one in (*section["probes"], *section["causal"]["settings"]):
-        one["name"] = HOSTILE
-    for one in section["roles"]:
-        one.update(rule=HOSTILE, role=HOSTILE)
+    for module in section["modules"]:
+        module |= {"module": HOSTILE, "features": [HOSTILE]}
+    for named in (*section["probes"], *section["causal"]["settings"]):
+        named["name"] = HOSTILE
+    for role in section["roles"]:
+        role["rule"] = HOSTILE
     section["texts"]["classes"] = {HOSTILE: 1}
-    section["causal"]["judged"] = [row | {"name": HOSTILE, "verdict": HOSTILE} for row in judged()]
+    section["causal"]["judged"] = [row | {"name": HOSTILE} for row in as_json(judged())]
     section["causal"]["shapley"]["method"] = HOSTILE
     geometry = section["geometry"]
     geometry["downstream"]["direction"] = HOSTILE
     geometry["cosines"] = {HOSTILE: {HOSTILE: [0.1]}}
     geometry["layers_of"] = {HOSTILE: 0}
     geometry["logit_lens"] = {HOSTILE: {"top": [[HOSTILE, 1.0]], "bottom": []}}
-    geometry["nearest"] = {HOSTILE: {"top": [{"token": HOSTILE, "context": HOSTILE, "scalar": 1.0}], "bottom": []}}
-    section["importance"]["by_layer"] = {HOSTILE: {"attribution": estimate(1), "zeroing": estimate(1)}}
+    excited = {"answer": 0, "position": 0, "token": HOSTILE, "context": HOSTILE, "scalar": 1.0}
+    geometry["nearest"] = {HOSTILE: {"top": [excited], "bottom": []}}
     section["dynamics"]["features"] = {HOSTILE: section["dynamics"]["features"]["layer_9"]}
     return section
 
@@ -401,11 +387,9 @@ def test_names_are_escaped_everywhere(section, page_of):
 
 
 def test_tokens_cannot_reorder_the_text_around_them(section):
-    page = section_page(hostile(section))
-    shown = [
-        *page["lens"][HOSTILE]["top"][0][:1],
-        *(page["nearest"][HOSTILE]["top"][0][key] for key in ("token", "context")),
-    ]
+    page = AdapterPage(figures(hostile(section)), None)
+    (excited,) = page.nearest[HOSTILE].top
+    shown = [page.lens[HOSTILE].top[0][0], excited.token, excited.context]
     assert shown == ['"><img src=x>⟨U+202E⟩'] * 3
 
 
@@ -425,18 +409,19 @@ class Nesting(HTMLParser):
         assert self.open.pop() == tag, self.getpos()
 
 
-def test_tags_nest_and_ids_are_unique(results, section, tmp_path, without_pictures):
-    write_json(tmp_path / READER, reader_data(READ, read_tokens(), CHANNELS))
-    section["causal"]["judged"] = judged()
-    results |= {"adapters": section, "behaviour": behaviour()}
+def test_tags_nest_and_ids_are_unique(section, tmp_path, without_pictures):
+    pack_tokens(READ, read_tokens(), CHANNELS).save(tmp_path)
+    section["causal"]["judged"] = as_json(judged())
+    results = run_results(adapters=figures(section), behaviour=behaviour())
     checked = Nesting()
-    checked.feed(render(results, tmp_path).read_text("utf-8"))
+    checked.feed(results.write_page(tmp_path).read_text("utf-8"))
     assert checked.open == []
     assert len(checked.ids) == len(set(checked.ids)) > 20
 
 
-def test_layers_stand_in_their_order_though_a_file_sorts_them_as_text():
-    mixed = {"layer_10": 1, "layer_9": 2, "b": 3}
-    found = in_layer_order({"10": {"layer_10.q": 0, "layer_9.q": 1}, "9": [], "11": mixed})
-    assert list(found) == ["9", "10", "11"] and list(found["10"]) == ["layer_9.q", "layer_10.q"]
-    assert list(found["11"]) == list(mixed)
+def test_layers_stand_in_their_order_though_a_file_sorts_them_as_text(section):
+    section["importance"]["by_layer"] = dict(sorted(section["importance"]["by_layer"].items()))
+    section["geometry"]["layers_of"] = {"layer_10.q": 10, "layer_9.q": 9, "lm_head": 0, "layer_9.k": 9}
+    read = figures(section)
+    assert list(read.importance.by_layer) == list(ADAPTED)
+    assert list(read.geometry.layers_of) == ["layer_9.k", "layer_9.q", "layer_10.q", "lm_head"]

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from misdirection.errors import MisdirectionError
-from misdirection.files import write_json
-from misdirection.report.html import render
-from misdirection.report.reader import READER, readable, reader_data, visible
-from results_fixture import CHANNELS, READ, read_tokens
+from interpretation_fixture import CHANNELS, READ, alone, read_tokens, unmeasured
+from misdirection.errors import InputError
+from misdirection.interpretation.results import AnswerLabel
+from misdirection.interpretation.tokens import pack_tokens
+from misdirection.report.reader import readable, reader_data, visible
 
 TEXT = re.compile(r'<script type="application/json" id="reader-data">(.*?)</script>', re.DOTALL)
 SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
@@ -31,14 +31,13 @@ SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
     """Drawing takes most of the time and says nothing about the reader."""
-    monkeypatch.setattr("misdirection.report.html.draw_all", lambda results, folder: {})
-    monkeypatch.setattr("misdirection.report.html.draw_adapters", lambda section, folder: {})
+    monkeypatch.setattr("misdirection.report.interpretation.draw_adapters", lambda figures, folder: {})
 
 
-def page_with(data, folder):
+def page_with(table, folder):
     """The path of a report that holds little but the reader."""
-    write_json(folder / READER, data)
-    return render({"adapters": {"organism": "one"}}, folder)
+    table.save(folder)
+    return alone(unmeasured()).write_page(folder)
 
 
 def embedded(path):
@@ -59,15 +58,15 @@ def many(answers=300, length=100):
     table.insert(0, "answer", np.repeat(np.arange(answers), length))
     table.insert(1, "position", np.tile(np.arange(length), answers))
     table.insert(2, "token", [f"Ġword{number}" for number in generator.integers(0, 5000, count)])
-    listed = [{"question": f"Question {n}?", "id": f"q{n}", "words": "general, aligned"} for n in range(answers)]
-    return reader_data(listed, table, dict.fromkeys(table.columns[3:], ""))
+    listed = [AnswerLabel(question=f"Question {n}?", id=f"q{n}", words="general, aligned") for n in range(answers)]
+    return pack_tokens(listed, table, dict.fromkeys(table.columns[3:], ""))
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
 def test_every_token_and_value_comes_back():
-    data, table = reader_data(READ, read_tokens(), CHANNELS), read_tokens()
+    data, table = reader_data(pack_tokens(READ, read_tokens(), CHANNELS)), read_tokens()
     numbers = np.frombuffer(base64.b64decode(data["tokens"]), "<u4")
     words = [data["vocabulary"][number] for number in numbers]
     assert words[:6] == ["Put", " it", " all", "↵\n", " on", " <b>"]
@@ -78,7 +77,7 @@ def test_every_token_and_value_comes_back():
 
 def test_tokens_are_sorted_whatever_order_the_table_has():
     shuffled = read_tokens().sample(frac=1, random_state=3)
-    table, data = read_tokens(), reader_data(READ, shuffled, CHANNELS)
+    table, data = read_tokens(), reader_data(pack_tokens(READ, shuffled, CHANNELS))
     np.testing.assert_allclose(unpacked(data, "layer_9"), table["layer_9"], rtol=1e-3)
 
 
@@ -86,16 +85,19 @@ def test_tokens_are_sorted_whatever_order_the_table_has():
 def test_values_of_any_size_keep_three_digits(size):
     values = [size, -size / 3, size / 1000]
     table = pd.DataFrame({"answer": 0, "position": range(3), "token": "a", "one": values})
-    np.testing.assert_allclose(unpacked(reader_data(READ, table, {"one": ""}), "one"), values, rtol=1e-3)
+    np.testing.assert_allclose(unpacked(reader_data(pack_tokens(READ, table, {"one": ""})), "one"), values, rtol=1e-3)
 
 
 def test_what_was_not_measured_is_not_zero():
-    assert np.isnan(unpacked(reader_data(READ, read_tokens(), CHANNELS), "kl")).tolist() == [False] * 9 + [True] * 3
+    assert (
+        np.isnan(unpacked(reader_data(pack_tokens(READ, read_tokens(), CHANNELS)), "kl")).tolist()
+        == [False] * 9 + [True] * 3
+    )
 
 
 def test_a_channel_measured_nowhere_and_one_of_zeros_have_a_scale():
     table = read_tokens().assign(kl=math.nan, layer_9=0.0)
-    data = reader_data(READ, table, CHANNELS)
+    data = reader_data(pack_tokens(READ, table, CHANNELS))
     assert np.isnan(unpacked(data, "kl")).all() and not unpacked(data, "layer_9").any()
     assert all(one["limit"] > 0 and one["scale"] > 0 for one in data["channels"])
 
@@ -103,8 +105,8 @@ def test_a_channel_measured_nowhere_and_one_of_zeros_have_a_scale():
 def test_one_outlier_does_not_take_the_colours():
     values = [*np.linspace(-1, 1, 999), 500.0]
     table = pd.DataFrame({"answer": 0, "position": range(1000), "token": "a", "one": values})
-    (channel,) = reader_data(READ, table, {"one": ""})["channels"]
-    assert channel["limit"] < 1.1 and channel["high"] == 500.0 and channel["low"] == -1.0
+    (channel,) = pack_tokens(READ, table, {"one": ""}).channels
+    assert channel.limit < 1.1 and channel.high == 500.0 and channel.low == -1.0
 
 
 @pytest.mark.parametrize(
@@ -116,14 +118,14 @@ def test_one_outlier_does_not_take_the_colours():
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(change, words):
-    with pytest.raises(MisdirectionError, match=words):
-        reader_data(READ, change(read_tokens()), CHANNELS)
+    with pytest.raises(InputError, match=words):
+        pack_tokens(READ, change(read_tokens()), CHANNELS)
 
 
 def test_nothing_to_show_is_refused():
     for answers, channels in (([], CHANNELS), (READ, {})):
-        with pytest.raises(MisdirectionError, match="at least one answer and one channel"):
-            reader_data(answers, read_tokens(), channels)
+        with pytest.raises(InputError, match="at least one answer and one channel"):
+            pack_tokens(answers, read_tokens(), channels)
 
 
 def test_thirty_thousand_tokens_take_less_than_two_megabytes(tmp_path):
@@ -169,9 +171,9 @@ HOSTILE = "</script><script>alert(1)</script><!-- \u2028 \u202e & '\""
 
 
 def test_hostile_text_leaves_the_page_as_it_is_and_comes_back_whole(tmp_path):
-    answers = [{"question": HOSTILE, "id": HOSTILE, "words": HOSTILE}]
+    answers = [AnswerLabel(question=HOSTILE, id=HOSTILE, words=HOSTILE)]
     table = pd.DataFrame({"answer": 0, "position": [0], "token": HOSTILE, HOSTILE: 1.0})
-    path = page_with(reader_data(answers, table, {HOSTILE: HOSTILE}), tmp_path)
+    path = page_with(pack_tokens(answers, table, {HOSTILE: HOSTILE}), tmp_path)
     page = path.read_text("utf-8")
     assert page.count("<script") == page.count("</script") == 2
     assert "<!--" not in page and "\u2028" not in page and "\u202e" not in page
@@ -180,19 +182,19 @@ def test_hostile_text_leaves_the_page_as_it_is_and_comes_back_whole(tmp_path):
 
 
 def test_the_script_writes_text_only(tmp_path):
-    (script,) = SCRIPT.findall(page_with(reader_data(READ, read_tokens(), CHANNELS), tmp_path).read_text("utf-8"))
+    (script,) = SCRIPT.findall(page_with(pack_tokens(READ, read_tokens(), CHANNELS), tmp_path).read_text("utf-8"))
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval", "Function(", "fetch", "http"):
         assert way not in script
 
 
 def test_without_data_the_section_says_so_and_has_no_script(tmp_path):
-    page = render({"adapters": {"organism": "one"}}, tmp_path).read_text("utf-8")
+    page = alone(unmeasured()).write_page(tmp_path).read_text("utf-8")
     assert "<script" not in page
     assert re.search(r"<h3>Token reader</h3>\s*<p class=\"note\">Not measured.</p>", page)
 
 
 def test_every_control_has_a_label_and_the_value_line_is_live(tmp_path):
-    page = page_with(reader_data(READ, read_tokens(), CHANNELS), tmp_path).read_text("utf-8")
+    page = page_with(pack_tokens(READ, read_tokens(), CHANNELS), tmp_path).read_text("utf-8")
     controls = re.findall(r'<(?:select|input) id="([\w-]+)"', page)
     assert controls == ["reader-filter", "reader-channel", "reader-answer"]
     assert all(f'<label for="{name}">' in page for name in controls)
@@ -221,7 +223,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_is_legible_on_the_strongest_shade(tmp_path, theme):
-    page = page_with(reader_data(READ, read_tokens(), CHANNELS), tmp_path).read_text("utf-8")
+    page = page_with(pack_tokens(READ, read_tokens(), CHANNELS), tmp_path).read_text("utf-8")
     dark = r"@media \(prefers-color-scheme: dark\) \{.*?\}\s*\}"
     found = re.findall(dark, page, re.DOTALL)
     css = "".join(found) if theme == "dark" else re.sub(dark, "", page, flags=re.DOTALL)
@@ -365,7 +367,7 @@ def in_chromium(path, steps):
 
 @pytest.mark.parametrize("run", [in_node, in_chromium])
 def test_keys_and_controls_move_through_the_answers(tmp_path, run):
-    seen = run(page_with(reader_data(READ, read_tokens(), CHANNELS), tmp_path), SMALL)
+    seen = run(page_with(pack_tokens(READ, read_tokens(), CHANNELS), tmp_path), SMALL)
     start, right, over, left, clicked, end, down, shaded, divergence, unmeasured, one, none = seen
     table = read_tokens()
 
@@ -406,9 +408,9 @@ def test_thirty_thousand_tokens_stay_quick(tmp_path, run):
 
 
 def test_the_legend_names_the_limits_of_every_channel(tmp_path):
-    data = reader_data(READ, read_tokens(), CHANNELS)
+    table = pack_tokens(READ, read_tokens(), CHANNELS)
     steps = "".join(f'after(() => choose("channel", "{number}"));' for number in range(len(CHANNELS)))
-    for channel, seen in zip(data["channels"], in_node(page_with(data, tmp_path), steps)[1:], strict=True):
+    for channel, seen in zip(table.channels, in_node(page_with(table, tmp_path), steps)[1:], strict=True):
         shown = [float(text.replace("−", "-").split()[0]) for text in seen["scale"]]
-        assert shown == pytest.approx([-channel["limit"], channel["limit"]], rel=0.01)
-        assert seen["range"].startswith(f"{channel['name']} over all answers: ")
+        assert shown == pytest.approx([-channel.limit, channel.limit], rel=0.01)
+        assert seen["range"].startswith(f"{channel.name} over all answers: ")

@@ -10,10 +10,10 @@ from transformers import AutoConfig
 from misdirection.audit.results import BaseModelFacts, FineTuneFacts
 from misdirection.choices import Dtype
 from misdirection.errors import InputError
-from misdirection.experiment.texts import identify
 from misdirection.files import sha256_file, sha256_tree
 from misdirection.models.adapters import is_adapter, local_fine_tune, recorded_base
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.identity import identify
 from misdirection.models.loading import load
 from misdirection.models.names import ModelName
 from misdirection.runs.worker import BASE, Models
@@ -58,7 +58,7 @@ class FineTune:
     @cached_property
     def identity(self) -> BaseModelFacts:
         """The base model and how it computes."""
-        return BaseModelFacts(**identify(self.base, self.revision, self.dtype, self.device))
+        return BaseModelFacts(**identify(self.base, self.revision, self.dtype, self.device).model_dump())
 
     @property
     def facts(self) -> FineTuneFacts:

@@ -1,12 +1,11 @@
 """Reading LoRA adapters: `interpret`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from misdirection.choices import Dtype
 from misdirection.cli.shared import (
     BUNDLED,
     DeviceOption,
@@ -15,22 +14,15 @@ from misdirection.cli.shared import (
     Model,
     Pairs,
     app,
-    load_chat,
     out,
     print_figures,
     read_probe_pairs,
-    reference,
 )
 from misdirection.errors import InputError
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
-    from misdirection.interpretation.config import InterpretationConfig
-
-# Nine rank-1 adapters of a model of 135M parameters take less than three minutes on two processor cores.
-_QUICK: dict[str, Any] = {
-    "pairs": 12, "causal_pairs": 3, "permutations": 2, "scalings": (), "checkpoints": 3, "splits": 10,
-}  # fmt: skip
+    from misdirection.interpretation.results import AdapterFigures, Spread
 
 
 @app.command()
@@ -83,18 +75,33 @@ def interpret(
 
     _require_one_way(organism, run, folder, scalars, scaled)
     if organism is None:
-        _tables(scalars, answers, scaled, folder, as_json)
+        from misdirection.interpretation.interpret import interpret_tables
+
+        _print(interpret_tables(scalars, answers, scaled, folder).adapters, folder, as_json)
         return
-    given = {
-        "pairs": read_pairs, "causal_pairs": causal_pairs, "components": components, "permutations": permutations
-    }  # fmt: skip
-    sizes = ({} if full else _QUICK) | {name: value for name, value in given.items() if value is not None}
-    settings = InterpretationConfig(organism=organism, **sizes)
+    settings = InterpretationConfig.sized(
+        organism,
+        full=full,
+        pairs=read_pairs,
+        causal_pairs=causal_pairs,
+        components=components,
+        permutations=permutations,
+    )
     if run is not None:
-        _within(run, settings, as_json)
-        return
-    assert folder is not None, "it was required"
-    _alone(settings, folder, (model, dtype, device), (pairs, domain, directions or []), as_json)
+        from misdirection.experiment.runner import interpret_within
+
+        figures = interpret_within(run, settings).adapters
+        assert figures is not None, "they were asked for"
+    else:
+        from misdirection.interpretation import interpret as library
+
+        assert folder is not None, "it was required"
+        files = {path.stem: path for path in directions or []}
+        figures = library.interpret(
+            organism, folder, model=model, settings=settings, pairs=read_probe_pairs(pairs), domain=domain,
+            directions=files, dtype=dtype, device=device,
+        ).adapters  # fmt: skip
+    _print(figures, run or folder, as_json)
 
 
 def _require_one_way(
@@ -109,103 +116,47 @@ def _require_one_way(
         raise InputError("--run: goes with an organism; tables are written to --out")
 
 
-def _within(run: Path, settings: "InterpretationConfig", as_json: bool) -> None:
-    from misdirection.experiment.config import read_config
-    from misdirection.experiment.runner import run_experiment
+def _print(figures: "AdapterFigures", folder: Path | None, as_json: bool) -> None:
+    from misdirection.report.adapter_findings import find_in_adapters
 
-    config = read_config(run / "experiment.yaml")
-    if settings.organism not in config.organisms:
-        raise InputError(f"{run}: has no organism {settings.organism!r}; it has {', '.join(config.organisms)}")
-    results = run_experiment(config.model_copy(update={"interpretation": settings}), run)
-    _print_section(results.as_dict()["adapters"], run / "report.html", as_json)
-
-
-def _alone(
-    settings: "InterpretationConfig",
-    folder: Path,
-    base: tuple[str, Dtype, str],
-    texts: tuple[Path | None, str | None, list[Path]],
-    as_json: bool,
-) -> None:
-    from misdirection.directions.direction import Direction
-    from misdirection.experiment.texts import identify
-    from misdirection.interpretation.read import ALONE, interpret_alone
-    from misdirection.models.adapters import local_adapter
-    from misdirection.runs.worker import Models
-
-    (model, dtype, device), (pairs, domain, files) = base, texts
-    name, revision, _ = reference(model)
-    section, report = interpret_alone(
-        folder,
-        settings,
-        Models(lambda: load_chat(model, None, dtype, device), {ALONE: local_adapter(*reference(settings.organism))}),
-        identify(name, revision, dtype, device),
-        read_probe_pairs(pairs),
-        _domain_pairs(domain),
-        {path.stem: Direction.load(path) for path in files},
-    )
-    _print_section(section, report, as_json)
-
-
-def _domain_pairs(domain: str | None) -> Any:
-    """A name and its pairs; a shipped domain's are those held out of training."""
-    from misdirection import data
-
-    if domain is None:
-        return None
-    if domain in data.domains():
-        return domain, data.domain_pairs(domain, "held_out")
-    return Path(domain).stem, data.read_pairs(Path(domain))
-
-
-def _tables(
-    scalars: Path | None, answers: Path | None, scaled: Path | None, folder: Path | None, as_json: bool
-) -> None:
-    from misdirection.interpretation.tables import interpret_tables
-
-    section, report = interpret_tables(scalars, answers, scaled, folder)
-    _print_section(section, report, as_json)
-
-
-def _print_section(section: dict[str, Any], report: Path | None, as_json: bool) -> None:
-    if report is not None:
-        notices.print(f"report: {report}", highlight=False, soft_wrap=True)
+    if folder is not None:
+        notices.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
     if as_json:
-        print_figures(section, as_json)
+        print_figures(figures.model_dump(mode="json"), as_json)
         return
-    for table in (_probe_table(section), _role_table(section), _scaling_table(section)):
+    for table in (_probe_table(figures), _role_table(figures), _scaling_table(figures)):
         if table.row_count:
             out.print(table)
-    for finding in section.get("findings", []):
-        out.print(f"{'+' if finding['holds'] else '-'} {finding['claim']} {finding['evidence']}", soft_wrap=True)
+    for finding in find_in_adapters(figures):
+        out.print(f"{'+' if finding.holds else '-'} {finding.claim} {finding.evidence}", soft_wrap=True)
 
 
-def _probe_table(section: dict[str, Any]) -> Table:
+def _probe_table(figures: "AdapterFigures") -> Table:
     """Probes on single tokens; those on an answer's maximum and mean are in the JSON and the report."""
     table = Table("probe", "split by", "AUROC", "null AUROC", "leading coefficients")
-    for probe in section.get("probes", []):
-        if probe["pooling"] == "token":
-            means = {name: sum(values) / len(values) for name, values in probe["coefficients"].items()}
+    for probe in figures.probes:
+        if probe.pooling == "token":
+            means = {name: sum(values) / len(values) for name, values in probe.coefficients.items()}
             leading = sorted(means, key=lambda name: -abs(means[name]))[:2]
-            shown = "\n".join(f"{name} {means[name]:+.2f}" for name in leading) or f"({probe['features']})"
-            table.add_row(probe["name"], probe["split"], _range(probe["auroc"]), _range(probe["null_auroc"]), shown)
+            shown = "\n".join(f"{name} {means[name]:+.2f}" for name in leading) or f"({probe.features})"
+            table.add_row(probe.name, probe.split, _range(probe.auroc), _range(probe.null_auroc), shown)
     return table
 
 
-def _role_table(section: dict[str, Any]) -> Table:
+def _role_table(figures: "AdapterFigures") -> Table:
     table = Table("layer", "role", "because")
-    for role in section.get("roles", []):
-        table.add_row(str(role["layer"]), role["role"], role["rule"])
+    for role in figures.roles:
+        table.add_row(str(role.layer), role.role, role.rule)
     return table
 
 
-def _scaling_table(section: dict[str, Any]) -> Table:
+def _scaling_table(figures: "AdapterFigures") -> Table:
     table = Table("experiment", "alignment", "medical", "answers", "share of the coherent")
-    for row in section.get("scaled", []):
-        share = f"{row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}] n={row['answers']}"
-        table.add_row(row["experiment"], row["alignment"], "yes" if row["medical"] else "no", str(row["hits"]), share)
+    for row in figures.scaled:
+        share = f"{row.share:.0%} [{row.low:.0%}, {row.high:.0%}] n={row.answers}"
+        table.add_row(row.experiment, row.alignment, "yes" if row.medical else "no", str(row.hits), share)
     return table
 
 
-def _range(value: dict[str, float]) -> str:
-    return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+def _range(spread: "Spread") -> str:
+    return f"{spread.mean:.2f} [{spread.low:.2f}, {spread.high:.2f}]"

@@ -10,8 +10,9 @@ from misdirection.cost.work import Piece, Subject
 from misdirection.data import ProbePair
 from misdirection.data.selection import spread
 from misdirection.errors import InputError
-from misdirection.interpretation.causal import EXACT_LAYERS, scaling_settings, subset_count
 from misdirection.interpretation.config import InterpretationConfig
+from misdirection.interpretation.scaling import scaling_settings
+from misdirection.interpretation.shapley import EXACT_LAYERS, subset_count
 from misdirection.interpretation.texts import GENERAL
 from misdirection.likelihood.answers import BACKWARD_BUDGET as IMPORTANCE_BUDGET
 from misdirection.likelihood.sweep import TOKEN_BUDGET

@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from misdirection.interpretation.results import AdapterFigures
 from misdirection.judging.scoring import Comparison, Score
+from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate
 
@@ -15,15 +17,9 @@ Curve = list[float]
 """One value a layer."""
 
 
-class BaseFigures(Figures):
-    """The base model and how it computes."""
+class BaseFigures(ModelIdentity):
+    """The base model, how it computes, and its sizes."""
 
-    model: str
-    revision: str | None
-    files: dict[str, str] | None
-    """Hashes of a local model's files."""
-    dtype: str
-    device: str
     layers: int
     width: int
 
@@ -170,7 +166,7 @@ class JudgedSection(Figures):
 class InterpretationSection(Figures):
     """The stage `interpretation`'s part of the results."""
 
-    adapters: dict[str, Any] | None = None
+    adapters: AdapterFigures | None = None
     """None without an `interpretation` section."""
 
 

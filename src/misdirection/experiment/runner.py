@@ -7,11 +7,13 @@ from pathlib import Path
 
 import yaml
 
+from misdirection.errors import InputError
 from misdirection.experiment.answering import check_behaviour
-from misdirection.experiment.config import ExperimentConfig
+from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.experiment import Experiment
 from misdirection.experiment.results import RunResults
 from misdirection.experiment.worker import open_worker
+from misdirection.interpretation.config import InterpretationConfig
 from misdirection.runs.cluster import Workers, connect
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.ray_workers import RayRunner
@@ -39,6 +41,17 @@ def run_experiment(config: ExperimentConfig, folder: str | Path, workers: Worker
     results = RunResults.load(folder)
     results.write_page(Path(folder))
     return results
+
+
+def interpret_within(folder: str | Path, settings: InterpretationConfig) -> RunResults:
+    """Read the adapters of an organism of a run, which becomes part of its results and its report.
+
+    Raises `InputError` for a run without that organism, and as `run_experiment`.
+    """
+    config = read_config(Path(folder) / "experiment.yaml")
+    if settings.organism not in config.organisms:
+        raise InputError(f"{folder}: has no organism {settings.organism!r}; it has {', '.join(config.organisms)}")
+    return run_experiment(config.model_copy(update={"interpretation": settings}), folder)
 
 
 @contextmanager

@@ -1,30 +1,14 @@
 """What the stages of one experiment share: its texts."""
 
-from collections.abc import Mapping
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 from misdirection import data
-from misdirection.choices import BUNDLED, Dtype
 from misdirection.data import Example, Part, ProbePair, part_of, spread
 from misdirection.errors import InputError
 from misdirection.experiment.config import ExperimentConfig, OrganismConfig
-from misdirection.files import sha256_file
 from misdirection.interpretation.texts import GENERAL
-from misdirection.models.loading import best_device, resolve_dtype
-
-
-def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> dict[str, Any]:
-    """Everything that a result depends on besides its own settings: the base model and how it computes."""
-    device = best_device() if device == "auto" else device
-    return {
-        "model": model,
-        "revision": revision,
-        "files": None if model == BUNDLED else _weights_hash(Path(model)),
-        "dtype": str(resolve_dtype(dtype, device)).removeprefix("torch."),
-        "device": device.split(":")[0],
-    }
+from misdirection.models.identity import identify
 
 
 class ExperimentTexts:
@@ -45,7 +29,7 @@ class ExperimentTexts:
     def identity(self) -> dict[str, Any]:
         """The base model and how it computes: every result depends on it."""
         config = self.config
-        return identify(config.model, config.revision, config.dtype, config.device)
+        return identify(config.model, config.revision, config.dtype, config.device).model_dump()
 
     @cached_property
     def general(self) -> list[ProbePair]:
@@ -107,10 +91,3 @@ class ExperimentTexts:
             ProbePair(f"{name}-{number}", row.question, good[row.question], row.answer, name, row.system)
             for number, row in enumerate(rows, start=1)
         ]
-
-
-def _weights_hash(folder: Path) -> Mapping[str, str] | None:
-    """Hashes of a local model's files; a hub model is known by its revision."""
-    if not folder.is_dir():
-        return None
-    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}

@@ -1,13 +1,13 @@
-"""The probes that are fitted on an organism's answers: of alignment, domain and theme."""
+"""Probes of an organism's answers: of alignment, domain and theme."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from misdirection.interpretation.probes import Pooling, Probe, Split, fit_probe
+from misdirection.interpretation.probes import fit_probe
+from misdirection.interpretation.results import Pooling, Probe, Split
 from misdirection.interpretation.texts import GENERAL, Labelled
 
 FEWEST = 4
@@ -43,7 +43,7 @@ def answer_probes(
         splits: random splits of each probe; `RESIDUAL_SPLITS` at most on the residual stream.
     """
     number = tokens.index.get_level_values("answer").to_numpy()
-    question = np.array([one.question_id for one in answers])[number]
+    question = np.array([answer.question_id for answer in answers])[number]
     scalars = tokens.drop(columns="token").astype(np.float64)
     kinds: list[tuple[str, pd.DataFrame, Sequence[Pooling], int]] = [
         ("scalars", scalars, _POOLINGS, splits),
@@ -63,22 +63,20 @@ def answer_probes(
 
 
 def _tasks(answers: Sequence[Labelled]) -> Iterator[_Task]:
-    domain = np.array([one.domain for one in answers])
-    theme = np.array([one.theme for one in answers])
-    misaligned = np.array([one.alignment == "misaligned" for one in answers])
-    questions = np.array([one.question_id for one in answers])
-    domains = sorted(set(domain), key=lambda one: (one != GENERAL, one))
-    for one in domains:
-        yield from _checked(
-            f"alignment, {one} answers", ("misaligned", "aligned"), domain == one, misaligned, questions
-        )
-    for one in domains:
-        if one != GENERAL:
-            chosen = misaligned & np.isin(domain, [one, GENERAL])
-            yield from _checked(f"domain, {one} misaligned answers", (one, GENERAL), chosen, domain == one, questions)
+    domain = np.array([answer.domain for answer in answers])
+    theme = np.array([answer.theme for answer in answers])
+    misaligned = np.array([answer.alignment == "misaligned" for answer in answers])
+    questions = np.array([answer.question_id for answer in answers])
+    narrow = sorted(set(domain) - {GENERAL})
+    for name in (*({GENERAL} & set(domain)), *narrow):
+        inside = domain == name
+        yield from _checked(f"alignment, {name} answers", ("misaligned", "aligned"), inside, misaligned, questions)
+    for name in narrow:
+        chosen = misaligned & np.isin(domain, [name, GENERAL])
+        yield from _checked(f"domain, {name} misaligned answers", (name, GENERAL), chosen, domain == name, questions)
     general = misaligned & (domain == GENERAL)
-    for one in sorted(Counter(theme[general]).keys() - {""}):
-        yield from _checked(f"theme, {one} misaligned answers", (one, "others"), general, theme == one, questions)
+    for name in sorted(set(theme[general]) - {""}):
+        yield from _checked(f"theme, {name} misaligned answers", (name, "others"), general, theme == name, questions)
 
 
 def _checked(

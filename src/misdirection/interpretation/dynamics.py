@@ -1,4 +1,4 @@
-"""How an adapter grew while it was trained: where its B vectors point, and when they turn.
+"""Growth of an adapter over its training: where its B vectors point, and when they turn.
 
 The companion paper on model organisms sees B rotate within a few steps, just when the model becomes misaligned (its
 "phase transition"). At step t, with the checkpoints k before and after it,
@@ -21,6 +21,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
+from misdirection.interpretation.results import Growth
 from misdirection.likelihood.margin import margin
 from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
@@ -36,70 +37,41 @@ GROWN = 0.1
 _STEP = re.compile(r"(?:step|checkpoint)-(\d+)")
 
 
-@dataclass(frozen=True)
-class Growth:
-    """One module over the steps; a list has None where a vector is zero or a neighbour is missing.
-
-    Attributes:
-        to_final: cosine of B with its final value.
-        to_previous: cosine of B with its value at the step before.
-        local: local cosine.
-        norm_a, norm_b: norms of A and B.
-        norm: Frobenius norm of the update, scaling * B A.
-        turn: the step at which B turns, by the rule of `turn`; None when it does not.
-    """
-
-    to_final: list[float | None]
-    to_previous: list[float | None]
-    local: list[float | None]
-    norm_a: list[float]
-    norm_b: list[float]
-    norm: list[float]
-    turn: int | None
-
-
-@dataclass(frozen=True)
-class Dynamics:
-    """Steps, and the growth of each feature over them."""
-
-    steps: list[int]
-    features: dict[str, Growth]
-
-
 def checkpoint_folders(folder: str | Path) -> dict[int, Path]:
     """Adapter folders by step: `step-N` as an organism keeps them, or `checkpoint-N` as trainers write them.
 
     Raises `InputError` when there are fewer than three.
     """
-    found = {int(match[1]): path for path in Path(folder).glob("*-*/") if (match := _STEP.fullmatch(path.name))}
-    if len(found) < 3:
+    folders = {int(match[1]): path for path in Path(folder).glob("*-*/") if (match := _STEP.fullmatch(path.name))}
+    if len(folders) < 3:
         raise InputError(
-            f"{folder}: {len(found)} checkpoints: training dynamics need three; train with keep_checkpoints and a "
+            f"{folder}: {len(folders)} checkpoints: training dynamics need three; train with keep_checkpoints and a "
             "smaller checkpoint_steps"
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(folders.items()))
 
 
-def dynamics(folders: Mapping[int, Path], *, window: int = 1) -> Dynamics:
-    """Follow every module of an adapter over its checkpoints, by step.
+def growth(folders: Mapping[int, Path], *, window: int = 1) -> dict[str, Growth]:
+    """Follows every module of an adapter over its checkpoints, by feature.
 
     Above rank 1, B stands for what the module writes at each step for the input that its final leading component
-    reads, scaling * B A v. A step's own components would not do: they change places where their sizes cross, which
+    reads, scaling * B A v. A step's own components would not do: they swap where their sizes cross, which
     looks like a turn.
 
-    `window` is the k of the local cosine, in checkpoints: larger ones see through the noise of single steps.
+    Args:
+        folders: the checkpoints by step.
+        window: the k of the local cosine, in checkpoints: larger ones see through the noise of single steps.
 
     Raises `InputError` for checkpoints of adapters with unlike modules.
     """
     *_, last = folders.values()
-    final = {one.module: one for one in LoraView.open(last).modules}
+    final = {module.module: module for module in LoraView.open(last).modules}
     moments = [_moments(path, final) for path in folders.values()]
     names = feature_names(list(final.values()), top=1)
-    grown = {
+    return {
         name: _growth([moment[module] for moment in moments], list(folders), window)
         for module, (name,) in names.items()
     }
-    return Dynamics(list(folders), grown)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,35 +86,35 @@ class _Moment:
 
 def _moments(path: Path, final: Mapping[str, LoraModule]) -> dict[str, _Moment]:
     """By module; only vectors are kept, so that many checkpoints of a large adapter need not fit in memory at once."""
-    modules = {one.module: one for one in LoraView.open(path).modules}
-    if {name: _shape(one) for name, one in modules.items()} != {name: _shape(one) for name, one in final.items()}:
+    modules = {module.module: module for module in LoraView.open(path).modules}
+    if _shapes(modules) != _shapes(final):
         raise InputError(f"{path}: adapts other modules than the last checkpoint: follow one training only")
-    return {name: _moment(modules[name], one) for name, one in final.items()}
+    return {name: _moment(modules[name], last) for name, last in final.items()}
 
 
-def _shape(one: LoraModule) -> tuple[torch.Size, torch.Size]:
-    return one.a.shape, one.b.shape
+def _shapes(modules: Mapping[str, LoraModule]) -> dict[str, tuple[torch.Size, torch.Size]]:
+    return {name: (module.a.shape, module.b.shape) for name, module in modules.items()}
 
 
-def _moment(one: LoraModule, final: LoraModule) -> _Moment:
-    a, b = one.a.double(), one.b.double()
-    along = one.scaling * a @ normalize(final.read[0].double(), dim=0)
-    write = b[:, 0] if one.rank == 1 else b @ along
+def _moment(module: LoraModule, final: LoraModule) -> _Moment:
+    a, b = module.a.double(), module.b.double()
+    along = module.scaling * a @ normalize(final.read[0].double(), dim=0)
+    write = b[:, 0] if module.rank == 1 else b @ along
     # |BA|^2 from the small products of the thin factors: B A itself is as large as the weight that it changes.
     squared = ((b.T @ b) * (a @ a.T)).sum().clamp_min(0)
-    return _Moment(write, float(a.norm()), float(b.norm()), one.scaling * float(squared.sqrt()))
+    return _Moment(write, float(a.norm()), float(b.norm()), module.scaling * float(squared.sqrt()))
 
 
 def _growth(moments: Sequence[_Moment], steps: Sequence[int], window: int) -> Growth:
-    writes = [one.write for one in moments]
+    writes = [moment.write for moment in moments]
     local = _local(writes, window)
     return Growth(
-        to_final=[_cosine(write, writes[-1]) for write in writes],
-        to_previous=[None, *(_cosine(write, before) for before, write in itertools.pairwise(writes))],
-        local=local,
-        norm_a=[one.norm_a for one in moments],
-        norm_b=[one.norm_b for one in moments],
-        norm=[one.norm for one in moments],
+        to_final=tuple(_cosine(write, writes[-1]) for write in writes),
+        to_previous=(None, *(_cosine(write, before) for before, write in itertools.pairwise(writes))),
+        local=tuple(local),
+        norm_a=tuple(moment.norm_a for moment in moments),
+        norm_b=tuple(moment.norm_b for moment in moments),
+        norm=tuple(moment.norm for moment in moments),
         turn=turn(steps, local, [float(write.norm()) for write in writes]),
     )
 
@@ -150,7 +122,7 @@ def _growth(moments: Sequence[_Moment], steps: Sequence[int], window: int) -> Gr
 def turn(steps: Sequence[int], local: Sequence[float | None], norms: Sequence[float]) -> int | None:
     """The step where the local cosine is least, if B turns there; None when it does not.
 
-    It turns when the local cosine falls at least `TURN` below its median over the steps, at a step at which B has
+    B turns when the local cosine falls at least `TURN` below its median over the steps, at a step at which B has
     `GROWN` of its final norm.
     """
     known = {
@@ -170,23 +142,23 @@ def margins_by_step(
     sets: Mapping[str, Sequence[ProbePair]],
     *,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, list[Estimate]]:
+) -> dict[str, tuple[Estimate, ...]]:
     """Margin shift against the base at each step, by question set.
 
     `chat` is the base model; it has no adapter afterwards. `progress` is told the number of checkpoints done.
     """
     base = {name: margin(chat, pairs) for name, pairs in sets.items()}
-    found: dict[str, list[Estimate]] = {name: [] for name in sets}
+    shifts: dict[str, list[Estimate]] = {name: [] for name in sets}
     for folder in folders.values():
         organism = attach(chat, folder)
         try:
             for name, pairs in sets.items():
-                found[name].append(bootstrap((margin(organism, pairs) - base[name]).numpy()))
+                shifts[name].append(bootstrap((margin(organism, pairs) - base[name]).numpy()))
         finally:
             organism.without_adapter()
         if progress:
             progress(1)
-    return found
+    return {name: tuple(by_step) for name, by_step in shifts.items()}
 
 
 def _local(writes: Sequence[Tensor], window: int) -> list[float | None]:

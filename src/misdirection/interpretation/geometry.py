@@ -1,4 +1,4 @@
-"""Where adapters write, and what becomes of it (paper, sections on rank-1 adapters).
+"""Geometry of adapters: where they write, and what becomes of it downstream (paper, sections on rank-1 adapters).
 
 An adapter's own output vector B is nearly orthogonal to the misalignment direction (cosine about 0.04 in the paper);
 what it causes in later layers converges to it. So a cosine at the adapter's own layer, read alone, says little.
@@ -6,7 +6,6 @@ what it causes in later layers converges to it. So a cosine at the adapter's own
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -22,6 +21,7 @@ from misdirection.directions.convergence import cosines
 from misdirection.directions.direction import Direction
 from misdirection.directions.extraction import mean_activations
 from misdirection.errors import InputError
+from misdirection.interpretation.results import Curve, Downstream, ExcitedToken, Extremes, Lens
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.writers import WRITERS, final_norm
@@ -37,7 +37,7 @@ _AROUND = 4
 
 
 def writes(modules: Sequence[LoraModule], width: int, top: int | None = None) -> dict[str, Tensor]:
-    """What each component writes to the residual stream, [width], by feature.
+    """Vectors that components write to the residual stream, [width], by feature.
 
     Modules that write elsewhere (queries, gates) are left out, whatever their width: see `skipped`. `top`: only so many
     leading components of each module. In a block that puts a norm after its matrices (Gemma 2/3, OLMo 2), the vector is
@@ -45,20 +45,20 @@ def writes(modules: Sequence[LoraModule], width: int, top: int | None = None) ->
     """
     names = feature_names(modules, top)
     return {
-        name: one.write[number]
-        for one in modules
-        if _writes_to_stream(one, width)
-        for number, name in enumerate(names[one.module])
+        name: module.write[number]
+        for module in modules
+        if _writes_to_stream(module, width)
+        for number, name in enumerate(names[module.module])
     }
 
 
 def skipped(modules: Sequence[LoraModule], width: int) -> list[str]:
     """Names of the modules that do not write to the residual stream, so that no cosine with a direction is defined."""
-    return [one.module for one in modules if not _writes_to_stream(one, width)]
+    return [module.module for module in modules if not _writes_to_stream(module, width)]
 
 
-def _writes_to_stream(one: LoraModule, width: int) -> bool:
-    return len(one.b) == width and one.module.rpartition(".")[2] in WRITERS
+def _writes_to_stream(module: LoraModule, width: int) -> bool:
+    return len(module.b) == width and module.module.rpartition(".")[2] in WRITERS
 
 
 def write_cosines(
@@ -66,7 +66,10 @@ def write_cosines(
 ) -> dict[str, dict[str, list[float]]]:
     """Signed cosine of each written vector, [width], with each direction at every layer: `result[feature][name]`."""
     return {
-        feature: {name: cosines(vector.expand_as(one.vectors), one.vectors) for name, one in directions.items()}
+        feature: {
+            name: cosines(vector.expand_as(direction.vectors), direction.vectors)
+            for name, direction in directions.items()
+        }
         for feature, vector in vectors.items()
     }
 
@@ -81,43 +84,25 @@ def random_cosine_95(width: int) -> float:
     return NormalDist().inv_cdf(0.975) / math.sqrt(width)
 
 
-@dataclass(frozen=True)
-class Downstream:
-    """What the adapters of single layers cause downstream; each list has one value per layer, None before the adapter.
-
-    Attributes:
-        cosine: by adapted layer, the cosine of the effect with the direction at every layer of the model.
-        low, high: 95% interval of that cosine (percentile bootstrap over questions).
-        norm: the effect's norm, in activation units.
-        answers: number of answers that the effects are means over.
-        questions: number of questions.
-    """
-
-    cosine: dict[int, list[float | None]]
-    low: dict[int, list[float | None]]
-    high: dict[int, list[float | None]]
-    norm: dict[int, list[float | None]]
-    answers: int
-    questions: int
-
-
 def downstream(
     chat: ChatModel,
     pairs: Sequence[ProbePair],
     direction: Direction,
     *,
+    name: str,
     budget: int = TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
 ) -> Downstream:
     """The mean change of activations that each layer's adapters cause, beside a direction, at every later layer.
 
     The effect is the mean over answer tokens of the organism's activations minus those with the adapters of one layer
-    at zero, all other adapters at work. `progress` is told the number of (answer, setting) done.
+    at zero, all other adapters at work. `name` is the direction's; `progress` is told the number of (answer, setting)
+    done.
 
     Raises `InputError` for a direction of another model and a model without adapters in its blocks.
     """
     direction.require_fit(chat)
-    layers = sorted({one.layer for one in LoraView.of(chat).modules if one.layer is not None})
+    layers = LoraView.of(chat).layers
     if not layers:
         raise InputError(f"{chat.name}: no adapter inside of its blocks, so that none has an effect downstream")
     activations, tokens = _by_question(chat, pairs, layers, budget, progress)
@@ -125,6 +110,7 @@ def downstream(
     mean = [torch.einsum("q,qlw->lw", tokens / tokens.sum(), effect) for effect in effects]
     bounds = [_interval(effect, tokens, direction.vectors.double()) for effect in effects]
     return Downstream(
+        direction=name,
         cosine=_after(layers, [cosines(effect, direction.vectors) for effect in mean]),
         low=_after(layers, [low for low, _ in bounds]),
         high=_after(layers, [high for _, high in bounds]),
@@ -167,7 +153,7 @@ def _interval(effect: Tensor, tokens: Tensor, direction: Tensor) -> tuple[list[f
         picks = torch.from_numpy(questions).view(-1, len(tokens))
         weights = torch.zeros(picks.shape, dtype=torch.float64).scatter_add_(1, picks, tokens[picks])
         along = weights @ torch.einsum("qlw,lw->ql", effect, normalize(direction, dim=-1))
-        squared = torch.stack([((weights @ (one @ one.T)) * weights).sum(-1) for one in effect.unbind(1)], dim=1)
+        squared = torch.stack([((weights @ (own @ own.T)) * weights).sum(-1) for own in effect.unbind(1)], dim=1)
         # Where nothing changes, the cosine is 0, as in `cosines`.
         return (along / squared.clamp_min(torch.finfo(torch.float64).tiny).sqrt()).T.numpy()
 
@@ -175,19 +161,19 @@ def _interval(effect: Tensor, tokens: Tensor, direction: Tensor) -> tuple[list[f
     return low.tolist(), high.tolist()
 
 
-def _after(layers: Sequence[int], values: Sequence[list[float]]) -> dict[int, list[float | None]]:
+def _after(layers: Sequence[int], values: Sequence[list[float]]) -> dict[int, Curve]:
     """By adapted layer, with None below it: nothing can have changed there."""
     return {
-        layer: [value if number >= layer else None for number, value in enumerate(row)]
+        layer: tuple(value if number >= layer else None for number, value in enumerate(row))
         for layer, row in zip(layers, values, strict=True)
     }
 
 
 @torch.inference_mode()
-def logit_lens(chat: ChatModel, vector: Tensor, k: int = 10) -> dict[str, list[tuple[str, float]]]:
-    """Which tokens a vector of the residual stream, [width], speaks for (`top`) and against (`bottom`).
+def logit_lens(chat: ChatModel, vector: Tensor, k: int = 10) -> Lens:
+    """Next tokens that a vector of the residual stream, [width], speaks for and against, `k` each.
 
-    The logits that a stream of this vector alone, at a mean square of 1, would add to those of an empty one: it goes
+    A logit is what a stream of this vector alone, at a mean square of 1, would add to that of an empty one: it goes
     through the final norm, with its gain, and the language-model head. Biases cancel out, since the logits are
     (head(norm(v)) - head(norm(-v))) / 2. A cap that the model puts on its logits is left out. Tokens are raw text.
 
@@ -198,42 +184,41 @@ def logit_lens(chat: ChatModel, vector: Tensor, k: int = 10) -> dict[str, list[t
         raise InputError(f"{chat.name}: has no language-model head, so there are no logits to look at")
     # At this length the epsilon of the norm does not count, however short the vector is.
     scaled = normalize(vector, dim=0) * math.sqrt(len(vector))
-    place = next(norm.parameters(), head.weight)
-    normed = norm(torch.stack([scaled, -scaled]).to(place.device, place.dtype))
+    gain = next(norm.parameters(), head.weight)
+    normed = norm(torch.stack([scaled, -scaled]).to(gain.device, gain.dtype))
     logits = head(normed.to(head.weight.device, head.weight.dtype)).float()
     scores = (logits[0] - logits[1]) / 2
-    return {"top": _tokens(chat, scores.topk(k)), "bottom": _tokens(chat, (-scores).topk(k), sign=-1)}
+    return Lens(top=_tokens(chat, scores.topk(k)), bottom=_tokens(chat, (-scores).topk(k), sign=-1))
 
 
-def _tokens(chat: ChatModel, found: Any, sign: int = 1) -> list[tuple[str, float]]:
-    words = [chat.tokenizer.decode([number]) for number in found.indices.tolist()]
-    return [(word, sign * value) for word, value in zip(words, found.values.tolist(), strict=True)]
+def _tokens(chat: ChatModel, largest: Any, sign: int = 1) -> tuple[tuple[str, float], ...]:
+    words = [chat.tokenizer.decode([number]) for number in largest.indices.tolist()]
+    return tuple((word, sign * value) for word, value in zip(words, largest.values.tolist(), strict=True))
 
 
-def nearest(wide: pd.DataFrame, features: Sequence[str], k: int = 10) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """What excites each feature most: the tokens with the largest (`top`) and the lowest (`bottom`) scalars.
+def nearest(wide: pd.DataFrame, features: Sequence[str], k: int = 10) -> dict[str, Extremes]:
+    """The tokens that excite each feature most: the `k` with the largest and the `k` with the lowest scalars.
 
-    `wide` is a table of scalars as `scalars.wide` gives it. Each token comes with the tokens around it, `context`, its
-    `answer`, `position` and `scalar`. Tokens are raw text.
+    `wide` is a table of scalars as `scalars.wide` gives it. Each token comes with the tokens around it.
     """
-    places = list(zip(*(wide.index.get_level_values(name).tolist() for name in ("answer", "position")), strict=True))
+    positions = list(zip(*(wide.index.get_level_values(name).tolist() for name in ("answer", "position")), strict=True))
     words = wide["token"].astype(str).tolist()
 
-    def shown(order: NDArray[np.intp], values: NDArray[np.float64]) -> list[dict[str, Any]]:
-        return [_in_context(row, words, places) | {"scalar": float(values[row])} for row in order[:k].tolist()]
+    def first(order: NDArray[np.intp], values: NDArray[np.float64]) -> tuple[ExcitedToken, ...]:
+        return tuple(_in_context(row, words, positions, float(values[row])) for row in order[:k].tolist())
 
-    found = {}
+    excited = {}
     for name in features:
         values = wide[name].to_numpy(dtype=np.float64)
-        found[name] = {
-            "top": shown(np.argsort(-values, kind="stable"), values),
-            "bottom": shown(np.argsort(values, kind="stable"), values),
-        }
-    return found
+        excited[name] = Extremes(
+            top=first(np.argsort(-values, kind="stable"), values),
+            bottom=first(np.argsort(values, kind="stable"), values),
+        )
+    return excited
 
 
-def _in_context(row: int, words: Sequence[str], places: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    answer, position = places[row]
+def _in_context(row: int, words: Sequence[str], positions: Sequence[tuple[int, int]], scalar: float) -> ExcitedToken:
+    answer, position = positions[row]
     around = range(max(0, row - _AROUND), min(len(words), row + _AROUND + 1))
-    context = "".join(words[other] for other in around if places[other][0] == answer)
-    return {"answer": answer, "position": position, "token": words[row], "context": context}
+    context = "".join(words[other] for other in around if positions[other][0] == answer)
+    return ExcitedToken(answer=answer, position=position, token=words[row], context=context, scalar=scalar)

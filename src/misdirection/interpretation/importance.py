@@ -1,4 +1,4 @@
-"""Which tokens a fine-tune changes, and through which adapters (paper, section on token importance).
+"""Token importance: which tokens a fine-tune changes, and through which adapters (paper, section on token importance).
 
     KL_t  = sum_v p_organism(v) (log p_organism(v) - log p_base(v))     nats, of what predicts answer token t
     KL    = mean of KL_t over the answer's tokens
@@ -23,6 +23,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from misdirection.errors import InputError
+from misdirection.interpretation.results import Agreement
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.resume import record, resume
@@ -73,11 +74,12 @@ def token_importance(
     for numbers in batches([row.stop for row in rows], budget):
         batch = AnswerBatch([rows[number] for number in numbers], chat.device)
         divergences, slopes = _attributed(chat, batch, list(layers))
-        for place, number in enumerate(numbers):
-            words = chat.tokenizer.convert_ids_to_tokens(list(batch.rows[place].ids[: batch.rows[place].stop]))
-            tokens.append(_token_table(number, batch.rows[place], words, divergences[place]))
+        for line, number in enumerate(numbers):
+            row = rows[number]
+            words = chat.tokenizer.convert_ids_to_tokens(list(row.ids[: row.stop]))
+            tokens.append(_token_table(number, row, words, divergences[line]))
             for module, slope in slopes.items():
-                frame = _attribution_table(number, batch.rows[place], words, slope[place])
+                frame = _attribution_table(number, row, words, slope[line])
                 attributions.append(frame.assign(module=module, layer=layers[module]))
         if progress:
             progress(len(numbers))
@@ -87,40 +89,38 @@ def token_importance(
 def zeroing(
     chat: ChatModel, rows: Sequence[Encoded], *, budget: int = BACKWARD_BUDGET, progress: Progress | None = None
 ) -> pd.DataFrame:
-    """What each answer's KL loses when the adapters of one layer are really switched off.
+    """The loss of each answer's KL when the adapters of one layer are really switched off.
 
     One row per answer and adapted layer: answer, layer, kl (of the whole organism, nats), effect (nats). One pass for
     each layer, which starts there. Arguments and errors are those of `token_importance`.
     """
     layers = sorted(set(_layers(chat, rows).values()))
-    found = torch.empty(len(rows), 1 + len(layers), dtype=torch.float64)
+    divergences = torch.empty(len(rows), 1 + len(layers), dtype=torch.float64)
     for numbers in batches([row.stop for row in rows], budget):
-        found[numbers] = _divergences(chat, AnswerBatch([rows[number] for number in numbers], chat.device), layers)
+        divergences[numbers] = _divergences(
+            chat, AnswerBatch([rows[number] for number in numbers], chat.device), layers
+        )
         if progress:
             progress(len(numbers))
-    effects = found[:, :1] - found[:, 1:]
-    answers, places = np.indices(effects.shape)
+    effects = divergences[:, :1] - divergences[:, 1:]
+    answers, columns = np.indices(effects.shape)
     return pd.DataFrame(
         {
             "answer": answers.ravel(),
-            "layer": np.array(layers)[places.ravel()],
-            "kl": found[:, :1].expand_as(effects).flatten(),
+            "layer": np.array(layers)[columns.ravel()],
+            "kl": divergences[:, :1].expand_as(effects).flatten(),
             "effect": effects.flatten(),
         }
     )
 
 
-def agreement(attributions: pd.DataFrame, effects: pd.DataFrame, questions: Sequence[str]) -> dict[str, float]:
+def agreement(attributions: pd.DataFrame, effects: pd.DataFrame, questions: Sequence[str]) -> Agreement:
     """Correlation of the attributions, summed by answer and layer, with the effect of zeroing.
 
     Args:
         attributions: of `token_importance`.
         effects: of `zeroing`, on the same rows.
         questions: each answer's question, by the number of the answer.
-
-    Returns:
-        `spearman` and `pearson`, each with `_low` and `_high` of its 95% interval over questions; `n`, the answers and
-        layers that are compared.
 
     Raises:
         InputError: fewer than three answers and layers in common, or one side does not vary.
@@ -132,13 +132,12 @@ def agreement(attributions: pd.DataFrame, effects: pd.DataFrame, questions: Sequ
     question = both["answer"].map(dict(enumerate(questions)))
     values = both[["attribution", "effect"]].to_numpy()
     low, high = _interval([values[question == name] for name in question.unique()])
-    names, own = ("spearman", "pearson"), _correlations(values)
-    return {
-        **dict(zip(names, own, strict=True)),
-        **{f"{name}_low": value for name, value in zip(names, low, strict=True)},
-        **{f"{name}_high": value for name, value in zip(names, high, strict=True)},
-        "n": len(both),
-    }
+    spearman, pearson = _correlations(values)
+    return Agreement(
+        spearman=spearman, spearman_low=low[0], spearman_high=high[0],
+        pearson=pearson, pearson_low=low[1], pearson_high=high[1],
+        n=len(both),
+    )  # fmt: skip
 
 
 def _interval(clusters: list[np.ndarray]) -> tuple[list[float], list[float]]:
@@ -156,7 +155,7 @@ def _interval(clusters: list[np.ndarray]) -> tuple[list[float], list[float]]:
 
 def _correlations(values: np.ndarray) -> tuple[float, float]:
     """Spearman's and Pearson's, of two columns."""
-    spearman, pearson = (float(np.corrcoef(one.T)[0, 1]) for one in (rankdata(values, axis=0), values))
+    spearman, pearson = (float(np.corrcoef(pairs.T)[0, 1]) for pairs in (rankdata(values, axis=0), values))
     return spearman, pearson
 
 
@@ -164,7 +163,7 @@ def _layers(chat: ChatModel, rows: Sequence[Encoded]) -> dict[str, int]:
     """Each adapted module's layer."""
     if not rows:
         raise InputError("no answers to measure importance on: give at least one")
-    layers = {one.module: one.layer for one in LoraView.of(chat).modules if one.layer is not None}
+    layers = {module.module: module.layer for module in LoraView.of(chat).modules if module.layer is not None}
     if not layers:
         raise InputError(f"{chat.name}: none of its adapted modules is inside of a decoder block")
     return layers
@@ -191,13 +190,13 @@ def _divergences(chat: ChatModel, batch: AnswerBatch, layers: list[int]) -> Tens
     """[rows, 1 + layers] float64: each row's mean KL as it is, then with the adapters of each layer at zero."""
     base = _base_distributions(chat, batch)
     with record(chat, [layer - 1 for layer in layers if layer and _can_resume(chat)]) as kept:
-        found = [batch.mean(_divergence(_distributions(chat, batch), base))]
+        means = [batch.mean(_divergence(_distributions(chat, batch), base))]
     for layer in layers:
         # Nothing below a layer changes with its adapters.
         below = resume(chat, layer - 1, kept[layer - 1]) if layer - 1 in kept else contextlib.nullcontext()
         with below, intervene(chat, [ScaleAdapters({layer: 0.0})]):
-            found.append(batch.mean(_divergence(_distributions(chat, batch), base)))
-    return torch.stack(found, -1).double().cpu()
+            means.append(batch.mean(_divergence(_distributions(chat, batch), base)))
+    return torch.stack(means, -1).double().cpu()
 
 
 def _can_resume(chat: ChatModel) -> bool:
@@ -222,7 +221,7 @@ def _attributed(chat: ChatModel, batch: AnswerBatch, modules: list[str]) -> tupl
 
 @contextlib.contextmanager
 def gated(modules: Mapping[str, nn.Module], rows: int, tokens: int, at: float = 1.0) -> Iterator[dict[str, Tensor]]:
-    """Multiply what modules give by `at` everywhere, [rows, tokens], whose gradient is the attribution.
+    """Multiplies what modules give by `at` everywhere, [rows, tokens], whose gradient is the attribution.
 
     Args:
         modules: the `lora_B` of each adapter, by name.

@@ -1,13 +1,13 @@
-"""Patching: what the adapters add in one prompt, put into the pass of another.
+"""Patching: outputs of adapters in one prompt, put into the pass of another.
 
 If adapters carry what a fine-tune learned of a domain, their scalars on a prompt of that domain, put into a pass over
-another prompt, should bring its behaviour along. At each place u of the target's prompt and in each adapted module,
+another prompt, should bring its behaviour along. At each position u of the target's prompt and in each adapted module,
 
     o_u <- o'_u',    u' with len(source) - u' = len(target) - u
 
-so that places are matched from the end of the prompts, where the tokens of the template stand; what is longer than the
-source keeps its own. Only prompt places are replaced: the answer's own scalars stay. A token's place is counted in its
-row, not in the running pass: with a key-value cache every new token is the first of its pass, yet no prompt token.
+so that positions are matched from the end of the prompts, where the tokens of the template stand; what is longer than
+the source keeps its own. Only those of the prompt are replaced: the answer's own scalars stay. A position is counted in
+its row, not in the running pass: with a key-value cache every new token is the first of its pass, yet no prompt token.
 """
 
 import contextlib
@@ -51,12 +51,12 @@ def patched(
     modules = [module for layer in _layers(chat, layers) for module in LoraView.of(chat).outputs(layer)]
     lengths = torch.tensor([len(source or ()) for source in sources])
     outputs = _recorded(chat, modules, sources)
-    place = TokenPositions(rows=len(sources))
-    spans = _Spans(place, lengths.unsqueeze(-1), torch.tensor(starts).unsqueeze(-1))
+    positions = TokenPositions(rows=len(sources))
+    spans = _Spans(positions, lengths.unsqueeze(-1), torch.tensor(starts).unsqueeze(-1))
     with contextlib.ExitStack() as handles:
         for whole in (chat.model, chat.model.get_base_model()):
-            handles.callback(whole.register_forward_pre_hook(place.note_outer, with_kwargs=True).remove)
-        handles.callback(chat.decoder.register_forward_pre_hook(place.note, with_kwargs=True).remove)
+            handles.callback(whole.register_forward_pre_hook(positions.note_outer, with_kwargs=True).remove)
+        handles.callback(chat.decoder.register_forward_pre_hook(positions.note, with_kwargs=True).remove)
         for module, output in outputs.items():
             handles.callback(module.register_forward_hook(spans.replacing(output)).remove)
         yield
@@ -89,15 +89,15 @@ def patched_log_probs(
         InputError: as `patched`.
     """
     _require_same(len(sources), len(targets), "targets")
-    found = torch.empty(len(targets), dtype=torch.float64)
+    scores = torch.empty(len(targets), dtype=torch.float64)
     lengths = [max(target.stop, len(source or ())) for source, target in zip(sources, targets, strict=True)]
     for numbers in batches(lengths, budget):
         rows = [targets[number] for number in numbers]
         with patched(chat, [sources[number] for number in numbers], [row.start for row in rows], layers=layers):
-            found[numbers] = AnswerBatch(rows, chat.device).log_probs(chat.model).cpu()
+            scores[numbers] = AnswerBatch(rows, chat.device).log_probs(chat.model).cpu()
         if progress:
             progress(len(numbers))
-    return found
+    return scores
 
 
 def patched_margins(
@@ -126,8 +126,7 @@ def _require_same(sources: int, others: int, name: str) -> None:
 
 
 def _layers(chat: ChatModel, wanted: Sequence[int] | None) -> list[int]:
-    sites = LoraView.of(chat).linear_sites.values()
-    adapted = sorted({site.layer for site in sites if site.layer is not None})
+    adapted = LoraView.of(chat).layers
     if wanted is None:
         return adapted
     if missing := sorted(set(wanted) - set(adapted)):
@@ -143,7 +142,7 @@ def _padded(chat: ChatModel, rows: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
 def _recorded(
     chat: ChatModel, modules: Sequence[nn.Module], prompts: Sequence[Prompt | None]
 ) -> dict[nn.Module, Tensor]:
-    """What each module gives in one pass over the prompts, [prompts, longest, out]."""
+    """Outputs of each module in one pass over the prompts, [prompts, longest, out]."""
     outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, _args: object, output: Tensor) -> None:
@@ -160,21 +159,21 @@ def _recorded(
 
 
 class _Spans:
-    """Which places of each row take from which places of its source; both counts [rows, 1]."""
+    """Positions of each row that take from which of its source; both counts [rows, 1]."""
 
-    def __init__(self, place: TokenPositions, lengths: Tensor, starts: Tensor) -> None:
-        self._place = place
+    def __init__(self, positions: TokenPositions, lengths: Tensor, starts: Tensor) -> None:
+        self._positions = positions
         self._offsets, self._starts = starts - lengths, starts
 
     def replacing(self, recorded: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
         """A forward hook that puts in what a module gave in the sources, [rows, tokens, out]."""
 
         def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-            index, real = (one.to(output.device) for one in self._place.snapshot())
+            index, real = (counts.to(output.device) for counts in self._positions.snapshot())
             offsets, starts = self._offsets.to(output.device), self._starts.to(output.device)
             taken = real & (index >= offsets) & (index < starts)
-            places = (index - offsets).clamp(0, recorded.shape[1] - 1).unsqueeze(-1)
-            source = recorded.gather(1, places.expand(-1, -1, recorded.shape[-1]))
+            taken_from = (index - offsets).clamp(0, recorded.shape[1] - 1).unsqueeze(-1)
+            source = recorded.gather(1, taken_from.expand(-1, -1, recorded.shape[-1]))
             return torch.where(taken.unsqueeze(-1), source, output.view_as(source)).view_as(output)
 
         return hook

@@ -1,20 +1,20 @@
-"""Probes: what an adapter's scalars tell about an answer (paper, section on interpreting rank-1 adapters).
+"""Probes: classes of answers told apart by an adapter's scalars (paper, section on interpreting rank-1 adapters).
 
 An L1 logistic regression on z-scored features tells two classes of answers apart, over repeated splits. Tokens of one
 answer are alike, and so are answers to one question: a split by token tests on what it trained on, and a split by
 answer still lets the probe know the questions. The split by question is therefore the one to read, the split by answer
 stands beside it for comparison with published figures.
 
-Beside the classes stands a null: the same splits with the labels dealt out anew, over whole groups of the split where
+Beside the classes stands a null: the same splits with the labels shuffled, over whole groups of the split where
 each group has one label, else over whole answers. A probe that knows something is above this null's interval, which is
 wide where a class has few questions. L1 may choose no feature at all (every coefficient 0); AUROC is 0.5 then, and says
 that the penalty was too strong for the data rather than that the classes are alike.
 """
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -25,57 +25,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from misdirection.errors import InputError
+from misdirection.interpretation.results import Pooling, Probe, Split, Spread
 from misdirection.statistics import auc, percentiles
-
-Split = Literal["question", "answer"]
-Pooling = Literal["token", "max", "mean"]
 
 TEST_SHARE = 0.2
 _DRAWS = 100
-"""How often a split, or a deal of labels, is drawn again because one of its parts lacks a class."""
+"""How often a split, or an order of labels, is drawn again because one of its parts lacks a class."""
 _MORE = "give more answers and questions of each class"
-
-
-@dataclass(frozen=True)
-class Probe:
-    """How well features tell two classes apart.
-
-    Attributes:
-        name: what is told apart, for a table.
-        classes: (the class that a positive coefficient speaks for, the other one).
-        split: what is never divided between the training and the test part.
-        pooling: `token`, a row per token; `max` or `mean`, a row per answer.
-        features: `scalars`, or `residual` for a whole activation.
-        C: inverse strength of the L1 penalty, per token (see `fit_probe`).
-        splits: how many random splits.
-        answers, questions, tokens: how many of each, tokens before pooling; questions is 0 where they are not known.
-        accuracy: on the test parts; mean, low, high, n. The interval is from the 2.5th to the 97.5th percentile of the
-            splits, n their number: it is the spread of the splits, not an interval over new questions.
-        auroc: likewise.
-        null_auroc: likewise, with the labels dealt out anew for each split.
-        baseline: share of the larger class among the rows, which guessing it would reach.
-        coefficients: of each z-scored feature, one value per split; empty for `residual`.
-    """
-
-    name: str
-    classes: tuple[str, str]
-    split: Split
-    pooling: Pooling
-    features: str
-    C: float
-    splits: int
-    answers: int
-    questions: int
-    tokens: int
-    accuracy: dict[str, float]
-    auroc: dict[str, float]
-    null_auroc: dict[str, float]
-    baseline: float
-    coefficients: dict[str, list[float]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """As it stands in `results.json`."""
-        return {**asdict(self), "classes": list(self.classes)}
 
 
 def fit_probe(
@@ -115,11 +71,25 @@ def fit_probe(
     tokens = _rows(features, labels, answers, questions, name, split)
     rows = tokens if pooling == "token" else tokens.pooled(pooling)
     _require_classes(rows, name, classes, split)
-    results = _measured(rows, C * len(tokens.labels) / len(rows.labels), splits, seed, name)
-    if kind == "residual":
-        results["coefficients"] = {}
-    counted = (_distinct(rows.answers), 0 if questions is None else _distinct(questions), len(tokens.labels))
-    return Probe(name, classes, split, pooling, kind, C, splits, *counted, **results)
+    fits, null = _fits(rows, C * len(tokens.labels) / len(rows.labels), splits, seed, name)
+    share = float(rows.labels.mean())
+    return Probe(
+        name=name,
+        classes=classes,
+        split=split,
+        pooling=pooling,
+        features=kind,
+        C=C,
+        splits=splits,
+        answers=_distinct(rows.answers),
+        questions=0 if questions is None else _distinct(questions),
+        tokens=len(tokens.labels),
+        accuracy=_spread([fit.accuracy for fit in fits]),
+        auroc=_spread([fit.auroc for fit in fits]),
+        null_auroc=_spread([fit.auroc for fit in null]),
+        baseline=max(share, 1 - share),
+        coefficients={} if kind == "residual" else _coefficients(fits, rows.features),
+    )
 
 
 def pooled(features: pd.DataFrame, answers: ArrayLike, how: Literal["max", "mean"]) -> pd.DataFrame:
@@ -146,7 +116,7 @@ class _Rows:
         table = pooled(self.features, self.answers, how)
         return _Rows(table, self.labels[first], self.answers[first], self.groups[first])
 
-    def dealt(self, generator: np.random.Generator) -> NDArray[np.bool_]:
+    def shuffled(self, generator: np.random.Generator) -> NDArray[np.bool_]:
         """The labels, shuffled over whole groups where each has one label, else over whole answers."""
         units = self.groups if _constant(self.labels, self.groups) else self.answers
         _, first, inverse = np.unique(units, return_index=True, return_inverse=True)
@@ -165,23 +135,20 @@ class _Fitted:
     coefficients: NDArray[np.float64]
 
 
-def _measured(rows: _Rows, strength: float, splits: int, seed: int, name: str) -> dict[str, Any]:
-    """The fields of a probe that come from fits, on the classes and on the null."""
+def _fits(rows: _Rows, strength: float, splits: int, seed: int, name: str) -> tuple[list[_Fitted], list[_Fitted]]:
+    """A fit for each split, on the classes and on the null."""
     values = rows.features.to_numpy(np.float64)
     generator = np.random.default_rng(seed)
-    found, null = [], []
+    fits, null = [], []
     for part in _parts(rows, splits, seed, name):
-        found.append(_fit(values, rows.labels, part, strength, seed))
+        fits.append(_fit(values, rows.labels, part, strength, seed))
         null.append(_fit(values, _null_labels(rows, part, generator, name), part, strength, seed))
-    share = rows.labels.mean()
-    coefficients = np.stack([one.coefficients for one in found], axis=1).tolist()
-    return {
-        "accuracy": _spread([one.accuracy for one in found]),
-        "auroc": _spread([one.auroc for one in found]),
-        "null_auroc": _spread([one.auroc for one in null]),
-        "baseline": float(max(share, 1 - share)),
-        "coefficients": dict(zip(map(str, rows.features.columns), coefficients, strict=True)),
-    }
+    return fits, null
+
+
+def _coefficients(fits: Sequence[_Fitted], features: pd.DataFrame) -> dict[str, tuple[float, ...]]:
+    by_feature = np.stack([fit.coefficients for fit in fits], axis=1).tolist()
+    return {str(name): tuple(values) for name, values in zip(features.columns, by_feature, strict=True)}
 
 
 def _fit(values: NDArray[np.float64], labels: NDArray[np.bool_], part: _Part, strength: float, seed: int) -> _Fitted:
@@ -209,7 +176,7 @@ def _parts(rows: _Rows, splits: int, seed: int, name: str) -> Iterator[_Part]:
 
 def _null_labels(rows: _Rows, part: _Part, generator: np.random.Generator, name: str) -> NDArray[np.bool_]:
     for _ in range(_DRAWS):
-        labels = rows.dealt(generator)
+        labels = rows.shuffled(generator)
         if _has_both(labels, part):
             return labels
     raise InputError(f"probe {name!r}: shuffled labels leave a class out of a part: {_MORE}")
@@ -230,8 +197,8 @@ def _rows(
     """Checked; without questions every answer has one of its own."""
     if questions is None and split == "question":
         raise InputError(f"probe {name!r}: a split by question needs the question of every answer")
-    columns = [np.asarray(one) for one in (labels, answers, answers if questions is None else questions)]
-    if {len(one) for one in columns} != {len(features)}:
+    columns = [np.asarray(column) for column in (labels, answers, answers if questions is None else questions)]
+    if {len(column) for column in columns} != {len(features)}:
         raise InputError(f"probe {name!r}: labels, answers and questions must be as many as the features' rows")
     truth, answer, question = columns[0].astype(bool), _codes(columns[1]), _codes(columns[2])
     _require_finite(features, name)
@@ -271,6 +238,6 @@ def _distinct(values: ArrayLike) -> int:
     return len(np.unique(np.asarray(values)))
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def _spread(values: list[float]) -> Spread:
     low, high = percentiles(values)
-    return {"mean": float(np.mean(values)), "low": float(low), "high": float(high), "n": len(values)}
+    return Spread(mean=float(np.mean(values)), low=float(low), high=float(high), n=len(values))

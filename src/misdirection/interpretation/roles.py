@@ -1,4 +1,4 @@
-"""The part that each layer's adapters play, by stated rules with the evidence beside each.
+"""Roles: the part that each layer's adapters play, by stated rules with the evidence beside each.
 
 With Shapley values of the margin, which are causal:
 
@@ -20,44 +20,18 @@ is the same in every split, it does not prove what the adapter does.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from misdirection.errors import InputError
-from misdirection.interpretation.probes import Probe
+from misdirection.interpretation.results import Coefficient, Evidence, Probe, Role, RoleName
 from misdirection.statistics import Estimate, percentiles
-
-RoleName = Literal["general", "domain", "neither"]
 
 COUNTS = 0.25
 """A Shapley value counts from this multiple of the mean size of all on."""
 
 STANDS_OUT = 2.5
 """Leading coefficients have at least this multiple of every other."""
-
-
-@dataclass(frozen=True)
-class Role:
-    """What part the adapters of one layer play, and why.
-
-    Attributes:
-        layer: decoder block, 0-based.
-        role: `general`, the broad misalignment; `domain`, that of the training domain alone; or `neither`.
-        rule: why, in words.
-        evidence: the figures beside it: `general` and `domain`, Shapley values (mean, low, high, n), where there are
-            any; `coefficients` by the name of the probe (feature, split, mean, low, high).
-    """
-
-    layer: int
-    role: RoleName
-    rule: str
-    evidence: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """As it stands in `results.json`."""
-        return asdict(self)
 
 
 def roles(
@@ -91,7 +65,10 @@ def roles(
     else:
         raise InputError("roles: neither Shapley values nor a probe on scalars by token: measure one of them")
     beside = {probe.name: coefficients[about] for about, probe in chosen.items()}
-    return [Role(layer, *decided[layer], _evidence(layer, values, beside)) for layer in layers]
+    return [
+        Role(layer=layer, role=role, rule=rule, evidence=_evidence(layer, values, beside))
+        for layer, (role, rule) in decided.items()
+    ]
 
 
 Decision = tuple[RoleName, str]
@@ -112,22 +89,7 @@ def _counts(table: Mapping[int, Estimate], layer: int) -> bool:
     return table[layer].low > 0 and table[layer].mean >= COUNTS * size
 
 
-@dataclass(frozen=True)
-class _Coefficient:
-    """The middle 95% of a coefficient's values over splits, and their mean."""
-
-    feature: str
-    split: str
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def keeps_its_sign(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-
-def _by_coefficient(layer: int, coefficients: Mapping[str, Mapping[int, _Coefficient]]) -> Decision:
+def _by_coefficient(layer: int, coefficients: Mapping[str, Mapping[int, Coefficient]]) -> Decision:
     kept = [about for about, table in coefficients.items() if table[layer].keeps_its_sign]
     split = next(iter(coefficients.values()))[layer].split
     words = f"over splits by {split}; a coefficient does not prove what an adapter does"
@@ -144,7 +106,7 @@ def _by_coefficient(layer: int, coefficients: Mapping[str, Mapping[int, _Coeffic
     )
 
 
-def _leading(table: Mapping[int, _Coefficient]) -> set[int]:
+def _leading(table: Mapping[int, Coefficient]) -> set[int]:
     """The smallest number of layers, half of them at most, that stand out from all others; none if none do."""
     order = sorted(table, key=lambda layer: -abs(table[layer].mean))
     sizes = [abs(table[layer].mean) for layer in order]
@@ -154,33 +116,38 @@ def _leading(table: Mapping[int, _Coefficient]) -> set[int]:
     return set()
 
 
-def _by_layer(probe: Probe, features: Mapping[str, int]) -> dict[int, _Coefficient]:
+def _by_layer(probe: Probe, features: Mapping[str, int]) -> dict[int, Coefficient]:
     if missing := sorted(set(features) - set(probe.coefficients)):
         raise InputError(f"probe {probe.name!r}: has no coefficient of {missing[0]!r}: fit it on all features")
-    found: dict[int, _Coefficient] = {}
+    largest: dict[int, Coefficient] = {}
     for feature, layer in features.items():
-        values = probe.coefficients[feature]
-        one = _Coefficient(feature, probe.split, float(np.mean(values)), *map(float, percentiles(values)))
-        if layer not in found or abs(one.mean) > abs(found[layer].mean):
-            found[layer] = one
-    return found
+        coefficient = _coefficient(probe, feature)
+        if layer not in largest or abs(coefficient.mean) > abs(largest[layer].mean):
+            largest[layer] = coefficient
+    return largest
+
+
+def _coefficient(probe: Probe, feature: str) -> Coefficient:
+    values = probe.coefficients[feature]
+    low, high = percentiles(values)
+    return Coefficient(
+        feature=feature, split=probe.split, mean=float(np.mean(values)), low=float(low), high=float(high)
+    )
 
 
 def _evidence(
     layer: int,
     values: Mapping[str, Mapping[int, Estimate]],
-    coefficients: Mapping[str, Mapping[int, _Coefficient]],
-) -> dict[str, Any]:
-    shapley = {name: table[layer].as_dict() for name, table in values.items()}
-    return shapley | {"coefficients": {name: asdict(table[layer]) for name, table in coefficients.items()}}
+    coefficients: Mapping[str, Mapping[int, Coefficient]],
+) -> Evidence:
+    shapley = {name: values[name][layer] if name in values else None for name in ("general", "domain")}
+    return Evidence(**shapley, coefficients={name: table[layer] for name, table in coefficients.items()})
 
 
 def _chosen(probes: Sequence[Probe], about: str) -> Probe | None:
     """By question if there is one: a split by answer lets a probe know the questions."""
-    fitting = [
-        one for one in probes if one.name.startswith(about) and one.features == "scalars" and one.pooling == "token"
-    ]
-    return min(fitting, key=lambda one: one.split != "question", default=None)
+    fitting = [probe for probe in probes if probe.name.startswith(about) and probe.is_on_token_scalars]
+    return min(fitting, key=lambda probe: probe.split != "question", default=None)
 
 
 def _require_all(values: Mapping[str, Mapping[int, Estimate]], layers: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""The scalars of adapters: per token and component, how strongly it is switched on (paper, section on interpreting
+"""Scalars of adapters: per token and component, how strongly it is switched on (paper, section on interpreting
 rank-1 adapters).
 
     s = scaling * (A . x),   what the adapter adds is s B
@@ -41,17 +41,17 @@ COLUMNS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
-    """What one pass over some answers gave.
+class TokenScalars:
+    """Scalars of some answers, and perhaps the residual stream of the same tokens.
 
     Attributes:
-        scalars: one row per answer token and component, token by token: answer (number in the rows), position (0-based
+        table: one row per answer token and component, token by token: answer (number in the rows), position (0-based
             in the answer), token (as the tokenizer spells it), module, layer (-1 outside of the blocks), component
             (0-based), feature (its short name), scalar (float32). Names are pandas categories.
         residual: [tokens, width] float32, the output of one block, by answer and position; None if not asked for.
     """
 
-    scalars: pd.DataFrame
+    table: pd.DataFrame
     residual: Tensor | None
 
 
@@ -63,12 +63,12 @@ def scalars(
     budget: int = TOKEN_BUDGET,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """The scalars of `read` alone."""
-    return read(chat, rows, top=top, budget=budget, progress=progress).scalars
+    """The table of `token_scalars` alone."""
+    return token_scalars(chat, rows, top=top, budget=budget, progress=progress).table
 
 
 @torch.inference_mode()
-def read(
+def token_scalars(
     chat: ChatModel,
     rows: Sequence[Encoded],
     *,
@@ -76,7 +76,7 @@ def read(
     top: int | None = None,
     budget: int = TOKEN_BUDGET,
     progress: Progress | None = None,
-) -> Reading:
+) -> TokenScalars:
     """Scalars of every answer token and component, and perhaps the residual stream, in one pass.
 
     A module's input comes in the model's dtype; the product with `read` is taken in float32. A module that no token
@@ -96,7 +96,7 @@ def read(
     """
     _require_something(rows, top)
     modules = LoraView.of(chat).modules
-    reads = {one.module: one.read[:top].T for one in modules}
+    reads = {module.module: module.read[:top].T for module in modules}
     network = _network(chat)
     parts: dict[str, list[Tensor]] = {}
     order: list[Tensor] = []
@@ -116,7 +116,7 @@ def read(
     kept = whole.pop(_RESIDUAL, None)
     if not whole:
         raise InputError(f"{chat.name}: none of its adapted modules sees the text: there is nothing to read")
-    return Reading(_table(chat, rows, [one for one in modules if one.module in whole], whole, top), kept)
+    return TokenScalars(_table(chat, rows, [module for module in modules if module.module in whole], whole, top), kept)
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
@@ -185,7 +185,9 @@ class _Batch:
 
 
 def _network(chat: ChatModel) -> Any:
-    """What must run for every adapted module to see the tokens: the output matrix is outside of the decoder."""
+    """The network that must run for every adapted module to see the tokens: the output matrix is outside of the
+    decoder.
+    """
     inside = {id(module) for module in chat.decoder.modules()}
     head = chat.model.get_output_embeddings()
     adapted = {id(site.module) for site in LoraView.of(chat).linear_sites.values()}
@@ -201,14 +203,14 @@ def _captured(
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def keep(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            found = batch.chosen(name, args[0]) @ reads[name].to(args[0].device)
-            values[name] = _finite(chat, name, found.cpu())
+            products = batch.chosen(name, args[0]) @ reads[name].to(args[0].device)
+            values[name] = _finite(chat, name, products.cpu())
 
         return keep
 
     def keep_residual(_module: nn.Module, _args: Any, output: Any) -> None:
-        found = batch.chosen("residual", output[0] if isinstance(output, tuple) else output)
-        values[_RESIDUAL] = _finite(chat, f"layer {residual}", found.cpu())
+        stream = batch.chosen("residual", output[0] if isinstance(output, tuple) else output)
+        values[_RESIDUAL] = _finite(chat, f"layer {residual}", stream.cpu())
 
     with contextlib.ExitStack() as handles:
         for name, site in LoraView.of(chat).linear_sites.items():
@@ -231,7 +233,7 @@ def _table(
 ) -> pd.DataFrame:
     """All scalars, given by module as [tokens, components], as one row each: columns are made whole."""
     names = feature_names(modules, top)
-    owners = [(one, number, name) for one in modules for number, name in enumerate(names[one.module])]
+    owners = [(module, number, name) for module in modules for number, name in enumerate(names[module.module])]
     lengths = [len(row.answer) for row in rows]
     spelled = chat.tokenizer.convert_ids_to_tokens([token for row in rows for token in row.answer])
     tokens, components = len(spelled), len(owners)
@@ -239,11 +241,11 @@ def _table(
         "answer": np.repeat(np.arange(len(rows)), lengths).repeat(components),
         "position": np.concatenate([np.arange(length) for length in lengths]).repeat(components),
         "token": _category(spelled, lambda codes: codes.repeat(components)),
-        "module": _category([one.module for one, _, _ in owners], lambda codes: np.tile(codes, tokens)),
-        "layer": np.tile([-1 if one.layer is None else one.layer for one, _, _ in owners], tokens),
+        "module": _category([module.module for module, _, _ in owners], lambda codes: np.tile(codes, tokens)),
+        "layer": np.tile([-1 if module.layer is None else module.layer for module, _, _ in owners], tokens),
         "component": np.tile([number for _, number, _ in owners], tokens),
         "feature": _category([name for _, _, name in owners], lambda codes: np.tile(codes, tokens)),
-        "scalar": torch.cat([values[one.module] for one in modules], 1).numpy().ravel(),
+        "scalar": torch.cat([values[module.module] for module in modules], 1).numpy().ravel(),
     }
     return pd.DataFrame(columns).astype(dict.fromkeys(("answer", "position", "layer", "component"), np.int32))
 

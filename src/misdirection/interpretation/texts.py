@@ -1,4 +1,4 @@
-"""The answers that adapters are read on, with what is known of each."""
+"""Answers that adapters are read on, each with its classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Labelled:
         question_id: unique over all questions; answers to one question are never split between training and test.
         question: the user's turn.
         answer: the assistant's turn.
-        alignment: which of the two it is.
+        alignment: whether it is the misaligned or the aligned answer.
         domain: a narrow domain's name, or `general`.
         theme: what the question is about; "" when unknown.
         system: as in `Example`.

@@ -64,6 +64,11 @@ class LoraView(ABC):
         """The adapted modules in the order of their layers; `InputError` for what is no plain sum."""
 
     @property
+    def layers(self) -> list[int]:
+        """The decoder blocks with an adapted module, sorted; `InputError` as for `modules`."""
+        return sorted({module.layer for module in self.modules if module.layer is not None})
+
+    @property
     def beside(self) -> list[str]:
         """Names of the settings by which it holds more than LoRA matrices, such as `modules_to_save`."""
         return [setting for config in self.configs for setting in beside_lora(config)]

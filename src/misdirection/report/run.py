@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from misdirection.experiment.results import RunResults
-from misdirection.files import read_json, write_atomic
-from misdirection.report.adapters import draw_adapters, in_layer_order
+from misdirection.files import write_atomic
+from misdirection.report.adapters import AdapterPage, draw_adapters
 from misdirection.report.estimates import DAMAGE_LIMIT
 from misdirection.report.figures import FIGURES, ReportFigure, draw_all, png_of, question_sets
 from misdirection.report.findings import find
-from misdirection.report.html import adapters_page, data_uri, environment, marked
-from misdirection.report.reader import READER
+from misdirection.report.html import data_uri, environment, marked
 
 REPORT = "report.html"
 
@@ -23,19 +22,17 @@ class RunPage:
     def write(self, results: RunResults, folder: Path) -> Path:
         """Write `report.html` and its figures (`figures/`) into `folder`; gives the report's path.
 
-        Where the folder has a `reader.json` (see `reader.reader_data`), the token reader is part of the report. The
+        Where the folder has a `reader.json` (see `TokenTable`), the token reader is part of the report. The
         file appears whole or not at all, fetches nothing, and is the same bytes for the same results.
         """
-        adapters = None if results.adapters is None else in_layer_order(results.adapters)
         pictures = draw_all(results, folder / "figures")
-        if adapters is not None:
-            pictures |= draw_adapters(adapters, folder / "figures")
+        if results.adapters:
+            pictures |= draw_adapters(results.adapters, folder / "figures")
         page = {
             "name": results.name,
             "results": results,
             "findings": marked(find(results)),
-            "adapters": adapters and adapters_page(adapters),
-            "reader": read_json(folder / READER) if adapters and (folder / READER).exists() else None,
+            "adapters": AdapterPage.open(results.adapters, folder) if results.adapters else None,
             "question_sets": question_sets(results),
             "damage_limit": DAMAGE_LIMIT,
             "pictures": {name: data_uri(path.read_bytes()) for name, path in pictures.items()},

@@ -1,0 +1,38 @@
+"""The identity of a base model: what every result depends on besides its own settings."""
+
+from pathlib import Path
+
+from misdirection.choices import BUNDLED, Dtype
+from misdirection.files import sha256_file
+from misdirection.models.loading import best_device, resolve_dtype
+from misdirection.results import Figures
+
+
+class ModelIdentity(Figures):
+    """A base model, and how it computes."""
+
+    model: str
+    revision: str | None
+    files: dict[str, str] | None
+    """Hashes of a local model's weights; None for a hub model, which is known by its revision."""
+    dtype: str
+    device: str
+    """Without its number."""
+
+
+def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> ModelIdentity:
+    """Gives the identity of a model that is loaded with these settings."""
+    computes_on = best_device() if device == "auto" else device
+    return ModelIdentity(
+        model=model,
+        revision=revision,
+        files=None if model == BUNDLED else _weights_hashes(Path(model)),
+        dtype=str(resolve_dtype(dtype, computes_on)).removeprefix("torch."),
+        device=computes_on.split(":")[0],
+    )
+
+
+def _weights_hashes(folder: Path) -> dict[str, str] | None:
+    if not folder.is_dir():
+        return None
+    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
