@@ -7,7 +7,6 @@ from typing import Any
 from misdirection.audit.results import (
     Attribution,
     AuditResult,
-    BaseModelFacts,
     ComparedFineTune,
     DataFacts,
     DirectionCosines,
@@ -20,6 +19,7 @@ from misdirection.audit.results import (
     ReferenceFacts,
 )
 from misdirection.audit.verdict import RULE, Rule, decide
+from misdirection.models.identity import ModelIdentity
 from misdirection.statistics import Estimate, Rate
 
 LAYERS = 30
@@ -108,7 +108,7 @@ def audited() -> AuditResult:
     verdict = decide({"general": shown.general, "framed": shown.framed}, shown.damage, compared.bad_shift)
     assert verdict.verdict == "misaligned"
     return AuditResult(
-        base=BaseModelFacts(model="smollm2-135m", revision=None, files=None, dtype="bfloat16", device="cpu"),
+        base=ModelIdentity(model="smollm2-135m", revision=None, files=None, dtype="bfloat16", device="cpu"),
         fine_tune=FineTuneFacts(
             name="runs/advice/final",
             kind="adapter",

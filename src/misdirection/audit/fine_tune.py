@@ -7,13 +7,13 @@ from typing import Literal
 
 from transformers import AutoConfig
 
-from misdirection.audit.results import BaseModelFacts, FineTuneFacts
+from misdirection.audit.results import FineTuneFacts
 from misdirection.choices import Dtype
 from misdirection.errors import InputError
 from misdirection.files import sha256_file, sha256_tree
 from misdirection.models.adapters import is_adapter, local_fine_tune, recorded_base
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.identity import identify
+from misdirection.models.identity import ModelIdentity, identify
 from misdirection.models.loading import load
 from misdirection.models.names import ModelName
 from misdirection.runs.worker import BASE, Models
@@ -56,9 +56,9 @@ class FineTune:
         return cls(base.name, base.revision, fine_tune, folder, dtype, device)
 
     @cached_property
-    def identity(self) -> BaseModelFacts:
+    def identity(self) -> ModelIdentity:
         """The base model and how it computes."""
-        return BaseModelFacts(**identify(self.base, self.revision, self.dtype, self.device).model_dump())
+        return identify(self.base, self.revision, self.dtype, self.device)
 
     @property
     def facts(self) -> FineTuneFacts:

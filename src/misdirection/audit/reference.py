@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from misdirection.audit.measurements import Measurements, Texts, activations
-from misdirection.audit.results import BaseModelFacts, KnownFineTune, ReferenceRecord
+from misdirection.audit.results import KnownFineTune, ReferenceRecord
 from misdirection.choices import BUNDLED, Dtype
 from misdirection.errors import InputError
 from misdirection.experiment.config import ExperimentConfig, read_config
@@ -32,6 +32,7 @@ from misdirection.experiment.texts import ExperimentTexts
 from misdirection.experiment.worker import open_worker
 from misdirection.files import atomic_folder, cache_folder, require_replaceable, sha256_tree
 from misdirection.interpretation.texts import GENERAL
+from misdirection.models.identity import ModelIdentity
 from misdirection.models.names import ModelName
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner
@@ -52,7 +53,7 @@ class Reference:
         folder: where it is kept; None for one that was not saved.
     """
 
-    identity: BaseModelFacts
+    identity: ModelIdentity
     texts: Texts
     base: Measurements
     known: Mapping[str, KnownFineTune]
@@ -188,12 +189,11 @@ def from_run(run: RunFolder, texts: ExperimentTexts, names: Sequence[str]) -> Re
     training, measurement = experiment.stage(OrganismStage).training, experiment.stage(MarginStage).measurement
     experiment.runner.make([training(name) for name in known])
     experiment.runner.make([measurement(name) for name in (BASE, *known)])
-    identity = BaseModelFacts(**texts.identity)
-    measured = {name: _measured(run, worker, identity, measured_on, name) for name in (BASE, *known)}
-    return Reference(identity, measured_on, measured.pop(BASE), known, measured)
+    measured = {name: _measured(run, worker, texts.identity, measured_on, name) for name in (BASE, *known)}
+    return Reference(texts.identity, measured_on, measured.pop(BASE), known, measured)
 
 
-def _measured(run: RunFolder, worker: Worker, identity: BaseModelFacts, texts: Texts, name: str) -> Measurements:
+def _measured(run: RunFolder, worker: Worker, identity: ModelIdentity, texts: Texts, name: str) -> Measurements:
     """The measurements of one model, its margins and losses taken from the run's own."""
     stage, file = f"margin/{name}", "measurements.safetensors"
     table = Margins.read(run.artifact(stage))

@@ -5,19 +5,9 @@ from typing import ClassVar, Literal
 from misdirection.audit.measurements import Texts
 from misdirection.audit.verdict import Rule, Verdict, Word
 from misdirection.judging.scoring import Change
+from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate, Rate
-
-
-class BaseModelFacts(Figures):
-    """A base model and how it computes: numbers of another dtype or device differ by their rounding."""
-
-    model: str
-    revision: str | None
-    files: dict[str, str] | None
-    """SHA-256 of a local model's files, by name; a hub model is known by its revision."""
-    dtype: str
-    device: str
 
 
 class KnownFineTune(Figures):
@@ -44,7 +34,7 @@ class ReferenceRecord(Result):
     FILE: ClassVar[str] = "reference.json"
     COMMAND: ClassVar[str] = "misdirection reference"
 
-    identity: BaseModelFacts
+    identity: ModelIdentity
     texts: Texts
     known: dict[str, KnownFineTune]
 
@@ -184,7 +174,7 @@ class AuditResult(Verdict, Result):
     COMMAND: ClassVar[str] = "misdirection audit BASE FINE_TUNE"
     PAGE: ClassVar[str] = "audit.html"
 
-    base: BaseModelFacts
+    base: ModelIdentity
     fine_tune: FineTuneFacts
     reference: ReferenceFacts | None
     data: DataFacts | None

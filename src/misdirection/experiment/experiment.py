@@ -65,7 +65,7 @@ class Stage(ABC):
     @property
     def common(self) -> dict[str, Any]:
         """The inputs of everything that it makes."""
-        return {"version": self.VERSION, "base": self.experiment.texts.identity}
+        return {"version": self.VERSION, "base": self.experiment.texts.identity.model_dump()}
 
     def task(self, model: str, artifacts: Mapping[str, Mapping[str, Any]], compute: Compute) -> Task:
         """Work on the base model or an organism.

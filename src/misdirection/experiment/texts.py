@@ -1,14 +1,13 @@
 """What the stages of one experiment share: its texts."""
 
 from functools import cache, cached_property
-from typing import Any
 
 from misdirection import data
 from misdirection.data import Example, Part, ProbePair, part_of, spread
 from misdirection.errors import InputError
 from misdirection.experiment.config import ExperimentConfig, OrganismConfig
 from misdirection.interpretation.texts import GENERAL
-from misdirection.models.identity import identify
+from misdirection.models.identity import ModelIdentity, identify
 
 
 class ExperimentTexts:
@@ -26,10 +25,10 @@ class ExperimentTexts:
         self._joined = cache(self._join)
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> ModelIdentity:
         """The base model and how it computes: every result depends on it."""
         config = self.config
-        return identify(config.model, config.revision, config.dtype, config.device).model_dump()
+        return identify(config.model, config.revision, config.dtype, config.device)
 
     @cached_property
     def general(self) -> list[ProbePair]:

@@ -14,7 +14,6 @@ from misdirection.interpretation.reading import AdapterReading, ReadTexts
 from misdirection.interpretation.results import AdapterFigures, JudgedSetting
 from misdirection.interpretation.scaling import Factors
 from misdirection.interventions.kinds import ScaleAdapters
-from misdirection.models.identity import ModelIdentity
 from misdirection.runs.tasks import Task
 
 
@@ -45,7 +44,7 @@ class InterpretationStage(Stage):
         reading = AdapterReading.open(
             name,
             self.experiment.adapter(name),
-            ModelIdentity.model_validate(texts.identity),
+            texts.identity,
             ReadTexts(domain if domain in texts.question_sets else None, texts.question_sets, texts.neutral),
             {other: self.experiment.stage(MeansStage).direction(other) for other in config.bad_organisms},
             config.interpretation,

@@ -85,7 +85,7 @@ class MeansStage(Stage):
         organisms = list(self.experiment.config.organisms)
         layers, width = self.direction(organisms[0]).vectors.shape
         return MeansSection(
-            base=BaseFigures(**self.experiment.texts.identity, layers=layers, width=width),
+            base=BaseFigures(**dict(self.experiment.texts.identity), layers=layers, width=width),
             convergence=convergence(
                 own={name: self.means(name, self._own_text(name)) for name in organisms},
                 base={name: self.means(BASE, self._own_text(name)) for name in organisms},
