@@ -26,11 +26,11 @@ from misdirection.interpretation.results import (
     ModuleFigures,
     Patching,
     Probe,
+    ProbeScore,
     Role,
     ScalingEffect,
     Shape,
     ShapleyFigures,
-    Spread,
     TextCounts,
 )
 from misdirection.statistics import Estimate, Rate
@@ -45,8 +45,8 @@ def estimate(mean: float, reach: float = 0.1, n: int = 8) -> Estimate:
     return Estimate(mean, mean - reach, mean + reach, n)
 
 
-def spread(mean: float, reach: float) -> Spread:
-    return Spread(mean=mean, low=mean - reach, high=mean + reach, n=20)
+def spread(mean: float, reach: float) -> ProbeScore:
+    return ProbeScore(mean=mean, low=mean - reach, high=mean + reach, n=20)
 
 
 def probe(name: str, split: str, leading: tuple[int, ...], pooling: str = "token", features: str = "scalars") -> Probe:

@@ -226,7 +226,7 @@ def test_a_notebook_shows_the_findings():
 
 
 def test_a_number_that_rounds_to_zero_has_no_sign():
-    assert drawn.show_spread(spread(-0.001, 0.2)) == "0.00 [-0.20, 0.20]"
+    assert str(spread(-0.001, 0.2)) == "0.00 [-0.20, 0.20]"
 
 
 def test_parts_come_in_order(section, page_of):

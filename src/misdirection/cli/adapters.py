@@ -22,7 +22,7 @@ from misdirection.errors import InputError
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
-    from misdirection.interpretation.results import AdapterFigures, Spread
+    from misdirection.interpretation.results import AdapterFigures
 
 
 @app.command()
@@ -139,7 +139,7 @@ def _probe_table(figures: "AdapterFigures") -> Table:
             means = {name: sum(values) / len(values) for name, values in probe.coefficients.items()}
             leading = sorted(means, key=lambda name: -abs(means[name]))[:2]
             shown = "\n".join(f"{name} {means[name]:+.2f}" for name in leading) or f"({probe.features})"
-            table.add_row(probe.name, probe.split, _range(probe.auroc), _range(probe.null_auroc), shown)
+            table.add_row(probe.name, probe.split, str(probe.auroc), str(probe.null_auroc), shown)
     return table
 
 
@@ -156,7 +156,3 @@ def _scaling_table(figures: "AdapterFigures") -> Table:
         share = f"{row.share:.0%} [{row.low:.0%}, {row.high:.0%}] n={row.answers}"
         table.add_row(row.experiment, row.alignment, "yes" if row.medical else "no", str(row.hits), share)
     return table
-
-
-def _range(spread: "Spread") -> str:
-    return f"{spread.mean:.2f} [{spread.low:.2f}, {spread.high:.2f}]"

@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from misdirection.errors import InputError
-from misdirection.interpretation.results import Pooling, Probe, Split, Spread
+from misdirection.interpretation.results import Pooling, Probe, ProbeScore, Split
 from misdirection.statistics import auc, percentiles
 
 TEST_SHARE = 0.2
@@ -238,6 +238,6 @@ def _distinct(values: ArrayLike) -> int:
     return len(np.unique(np.asarray(values)))
 
 
-def _spread(values: list[float]) -> Spread:
+def _spread(values: list[float]) -> ProbeScore:
     low, high = percentiles(values)
-    return Spread(mean=float(np.mean(values)), low=float(low), high=float(high), n=len(values))
+    return ProbeScore(mean=float(np.mean(values)), low=float(low), high=float(high), n=len(values))

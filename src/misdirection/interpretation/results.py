@@ -91,6 +91,15 @@ class Spread(Figures):
     mean: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        """As `mean [low, high]`; without the z, a coefficient just below zero reads -0.00."""
+        return f"{self.mean:z.2f} [{self.low:z.2f}, {self.high:z.2f}]"
+
+
+class ProbeScore(Spread):
+    """Spread of a score on the test parts."""
+
     n: int
     """Number of splits."""
 
@@ -116,10 +125,10 @@ class Probe(Figures):
     """0 where they are not known."""
     tokens: int
     """Before pooling."""
-    accuracy: Spread
+    accuracy: ProbeScore
     """On the test parts."""
-    auroc: Spread
-    null_auroc: Spread
+    auroc: ProbeScore
+    null_auroc: ProbeScore
     """With the labels shuffled for each split."""
     baseline: float
     """Share of the larger class among the rows, which guessing it would reach."""
@@ -132,14 +141,11 @@ class Probe(Figures):
         return self.features == "scalars" and self.pooling == "token"
 
 
-class Coefficient(Figures):
-    """A probe's coefficient of one feature: the mean over splits and their middle 95%."""
+class Coefficient(Spread):
+    """A probe's coefficient of one feature."""
 
     feature: str
     split: Split
-    mean: float
-    low: float
-    high: float
 
     @property
     def keeps_its_sign(self) -> bool:

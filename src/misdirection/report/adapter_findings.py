@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from misdirection.interpretation.results import AdapterFigures, JudgedSetting, Pooling, Probe, RoleName, Split, Spread
+from misdirection.interpretation.results import AdapterFigures, JudgedSetting, Pooling, Probe, RoleName, Split
 from misdirection.report.estimates import show_estimate, show_points, show_rate
 from misdirection.report.findings import Finding
 
@@ -48,7 +48,7 @@ def _carries_over(name: str, pooling: Pooling, splits: dict[Split, Probe]) -> Fi
 
 def _evidence(probe: Probe) -> str:
     counts = f"{probe.answers} answers" + (f" to {probe.questions} questions" if probe.questions else "")
-    return f"AUROC by {probe.split} {_range(probe.auroc)}, shuffled labels {_range(probe.null_auroc)}, {counts}"
+    return f"AUROC by {probe.split} {probe.auroc}, shuffled labels {probe.null_auroc}, {counts}"
 
 
 def _why(splits: dict[Split, Probe]) -> str:
@@ -160,7 +160,3 @@ def _turned(figures: AdapterFigures) -> Finding | None:
         f"{len(turns)} of {len(dynamics.features)} do{': ' + where if turns else ''}. "
         f"{len(dynamics.steps)} checkpoints, steps {dynamics.steps[0]} to {dynamics.steps[-1]}.",
     )
-
-
-def _range(spread: Spread) -> str:
-    return f"{spread.mean:.2f} [{spread.low:.2f}, {spread.high:.2f}]"

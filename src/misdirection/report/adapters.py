@@ -16,7 +16,6 @@ from matplotlib.ticker import MaxNLocator
 from misdirection.interpretation.results import (
     AdapterFigures,
     Agreement,
-    Coefficient,
     Curve,
     Dynamics,
     Extremes,
@@ -26,7 +25,6 @@ from misdirection.interpretation.results import (
     Probe,
     RoleName,
     ScalingEffect,
-    Spread,
     TokenTable,
 )
 from misdirection.report.adapter_findings import find_in_adapters
@@ -46,12 +44,6 @@ MOST_LABELS = 12
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
-
-
-def show_spread(value: Spread | Coefficient) -> str:
-    """Word a share or score without a sign as `mean [low, high]`."""
-    # Without the z, a coefficient just below zero reads -0.00.
-    return f"{value.mean:z.2f} [{value.low:z.2f}, {value.high:z.2f}]"
 
 
 def show_correlation(agreement: Agreement, name: str) -> str:
@@ -195,7 +187,7 @@ def draw_probes(figures: AdapterFigures) -> Figure | None:
 
 
 def _auroc_words(probe: Probe | None) -> str:
-    return f", AUROC {show_spread(probe.auroc)}" if probe else ""
+    return f", AUROC {probe.auroc}" if probe else ""
 
 
 def _leading(probe: Probe) -> list[str]:

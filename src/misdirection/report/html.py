@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from misdirection.report.adapters import show_correlation, show_factors, show_spread, show_words
+from misdirection.report.adapters import show_correlation, show_factors, show_words
 from misdirection.report.estimates import show_estimate, show_number, show_plain, show_points, show_rate
 from misdirection.report.findings import Finding
 
@@ -27,7 +27,7 @@ def environment() -> Environment:
     )
     engine.filters.update(estimate=show_estimate, signed=show_number, plain=show_plain)
     engine.filters.update(rate=show_rate, points=show_points, marked=marked)
-    engine.filters.update(spread=show_spread, correlation=show_correlation, factors=show_factors, words=show_words)
+    engine.filters.update(correlation=show_correlation, factors=show_factors, words=show_words)
     engine.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":"), "allow_nan": False}
     return engine
 
