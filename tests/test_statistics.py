@@ -7,6 +7,7 @@ from scipy.stats import norm
 from misdirection.statistics import (
     RESAMPLES,
     Counts,
+    Estimate,
     auc,
     benjamini_hochberg,
     bootstrap,
@@ -17,6 +18,7 @@ from misdirection.statistics import (
     rank_auc,
     rate_change,
     resample,
+    significant,
     wilson,
 )
 
@@ -139,6 +141,14 @@ def test_corrections_keep_the_order_and_leave_one_alone(correct):
 def test_holm_is_between_no_correction_and_bonferronis(values):
     for p, corrected in zip(values, holm(values), strict=True):
         assert p <= corrected <= min(1, p * len(values)) + 1e-12
+
+
+def test_estimates_are_significant_after_correction():
+    estimates = [bootstrap(VALUES), bootstrap(VALUES - VALUES.mean()), Estimate(1, 1, 1, 9)]
+    assert significant(estimates) == [True, False, False]
+    few = [Estimate(1, 0.1, 2, 9, p) for p in (0.01, 0.02, 0.03)]
+    assert significant(few) == [True, True, True]
+    assert significant(few + few) == [False] * 6 and all(significant(few + few, benjamini_hochberg))
 
 
 # --- rates ---

@@ -276,3 +276,8 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     For values that are independent of each other, or rise together.
     """
     return np.asarray(false_discovery_control(p_values, method="bh")).tolist()
+
+
+def significant(estimates: Sequence[Estimate], correct: Callable[[Sequence[float]], list[float]] = holm) -> list[bool]:
+    """Which of several figures differ from zero, with their p-values corrected for their number."""
+    return [p < SIGNIFICANT for p in correct([1.0 if each.p is None else each.p for each in estimates])]

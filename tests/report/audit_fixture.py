@@ -4,6 +4,8 @@ import math
 from functools import reduce
 from typing import Any
 
+from scipy.stats import norm
+
 from misdirection.audit.results import (
     Attribution,
     AuditResult,
@@ -30,7 +32,7 @@ DIRECTIONS = ("money: misaligned - aligned", "sports: fine-tune - control")
 
 
 def estimate(mean: float, reach: float = 0.1, n: int = 40) -> Estimate:
-    return Estimate(mean, mean - reach, mean + reach, n)
+    return Estimate(mean, mean - reach, mean + reach, n, 2 * norm.sf(1.96 * abs(mean) / (reach or 1)))
 
 
 def known(answers: str, domain: str, shift: float) -> ComparedFineTune:

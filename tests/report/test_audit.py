@@ -362,10 +362,22 @@ def test_the_shift_is_told_from_the_controls_only_where_intervals_part(result, p
 
 def test_themes_of_few_questions_are_a_hint_only(result, page_of):
     page = words(page_of(result))
-    assert "Themes whose whole interval lies above zero: 2 of 4 (greed, care). With 4 questions in a theme" in page
+    assert (
+        "Themes above zero, corrected for their number (Benjamini-Hochberg): 2 of 4 (greed, care). With 4 questions in a theme"
+        in page
+    )
     few = {name: estimate(0.0, 0.1, 12) for name in ("greed", "care")}
     page = words(page_of(put(result, "evidence/themes", few)))
-    assert "Themes whose whole interval lies above zero: 0 of 2." in page and "in a theme" not in page
+    assert (
+        "Themes above zero, corrected for their number (Benjamini-Hochberg): 0 of 2." in page
+        and "in a theme" not in page
+    )
+
+
+def test_one_theme_of_many_above_zero_may_be_so_by_chance(result, page_of):
+    themes = {f"theme {number}": estimate(0.0, 0.1, 12) for number in range(19)} | {"care": estimate(0.11, 0.1, 12)}
+    assert themes["care"].low > 0
+    assert "(Benjamini-Hochberg): 0 of 20." in words(page_of(put(result, "evidence/themes", themes)))
 
 
 def test_drift_says_no_more_than_its_nulls_allow(result, page_of):

@@ -34,7 +34,7 @@ from misdirection.report.estimates import show_estimate, show_number, show_point
 from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, reach_of, svg_of
 from misdirection.report.findings import CLEAR_GAP
 from misdirection.report.html import data_uri, environment
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics import Estimate, Rate, benjamini_hochberg, significant
 
 MOST_DIRECTIONS = len(PALETTE)
 """Directions in one figure; there are no more colours."""
@@ -193,15 +193,16 @@ def _themes_say(result: AuditResult) -> str:
     if not themes:
         return "By theme: not measured, since the probe pairs name no theme."
     fewest = min(shift.n for _, shift in themes)
-    says = f"Themes whose whole interval lies above zero: {_above(themes)}."
+    says = f"Themes above zero, corrected for their number (Benjamini-Hochberg): {_above(themes)}."
     if fewest < result.rule.questions:
         says += f" With {fewest} questions in a theme that is a hint where to look, and no evidence by itself."
     return says
 
 
 def _above(estimates: Sequence[tuple[Any, Estimate]]) -> str:
-    """How many intervals lie above zero, and which."""
-    names = [str(name) for name, estimate in estimates if estimate.low > 0]
+    """How many lie above zero, and which; of these, one in twenty may do so by chance."""
+    differ = significant([estimate for _, estimate in estimates], benjamini_hochberg)
+    names = [str(name) for (name, each), real in zip(estimates, differ, strict=True) if real and each.mean > 0]
     return f"{len(names)} of {len(estimates)}" + (f" ({', '.join(names)})" if names else "")
 
 
@@ -283,7 +284,8 @@ def _attribution_says(result: AuditResult) -> str:
         return ""
     agree = _beside(attribution.sum, whole) == "not to be told apart from"
     says = (
-        f"Layers whose whole interval lies above zero: {_above(_layers(attribution))}. All parts sum to "
+        "Layers above zero, corrected for their number (Benjamini-Hochberg): "
+        f"{_above(_layers(attribution))}. All parts sum to "
         f"{_show_estimate(attribution.sum)}; on all pairs the shift is {_show_estimate(whole)}, and the intervals "
     )
     says += "overlap." if agree else "do not overlap: take the parts as a rough guide."
