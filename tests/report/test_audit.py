@@ -361,17 +361,12 @@ def test_the_shift_is_told_from_the_controls_only_where_intervals_part(result, p
 
 
 def test_themes_of_few_questions_are_a_hint_only(result, page_of):
+    above = "Themes above zero, corrected for their number (Benjamini-Hochberg): "
     page = words(page_of(result))
-    assert (
-        "Themes above zero, corrected for their number (Benjamini-Hochberg): 2 of 4 (greed, care). With 4 questions in a theme"
-        in page
-    )
+    assert f"{above}2 of 4 (greed, care). With 4 questions in a theme" in page
     few = {name: estimate(0.0, 0.1, 12) for name in ("greed", "care")}
     page = words(page_of(put(result, "evidence/themes", few)))
-    assert (
-        "Themes above zero, corrected for their number (Benjamini-Hochberg): 0 of 2." in page
-        and "in a theme" not in page
-    )
+    assert f"{above}0 of 2." in page and "in a theme" not in page
 
 
 def test_one_theme_of_many_above_zero_may_be_so_by_chance(result, page_of):
@@ -406,7 +401,7 @@ def test_layers_are_named_where_their_interval_is_above_zero(result, page_of):
     title = "Attribution of the shift to layers"
     says = item(page_of(result), title)
     above = [layer for layer in ADAPTED if 0.002 * (layer - 8) > 0.007]
-    assert f"above zero: {len(above)} of 9 ({', '.join(map(str, above))})." in says
+    assert f"(Benjamini-Hochberg): {len(above)} of 9 ({', '.join(map(str, above))})." in says
     assert "and the intervals overlap." in says and "noise" not in says
     says = item(page_of(put(result, "evidence/general", estimate(0.0, 0.02, 48))), title)
     assert "do not overlap" in says and "take the bars for noise" in says
