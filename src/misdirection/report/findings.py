@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from statistics import median
 
 from misdirection.experiment.results import (
@@ -15,7 +16,7 @@ from misdirection.experiment.results import (
 from misdirection.report.estimates import DAMAGE_LIMIT, show_estimate, show_number
 from misdirection.report.figures import pairs_of_bad
 from misdirection.runs.worker import BASE
-from misdirection.statistics import SIGNIFICANT, Estimate, holm
+from misdirection.statistics import Estimate, significant
 
 Organisms = dict[str, OrganismFigures]
 
@@ -108,11 +109,12 @@ def _judge_unseen_domain(results: RunResults) -> Finding:
     shifts = _unseen_domain_shifts(results.bad_organisms)
     if not shifts:
         return Finding(claim, None, "No shift in an unseen domain was measured.")
-    above = sum(shift.low > 0 for shift in shifts.values())
+    differing = compress(shifts.values(), significant(list(shifts.values())))
+    above = sum(shift.mean > 0 for shift in differing)
     control = _unseen_domain_shifts(results.controls)
     beside = f" Control: {_list_estimates(control)}." if control else ""
     evidence = (
-        f"The whole interval lies above zero in {above} of {len(shifts)} cases. "
+        f"Above zero, corrected for the number tried (Holm), in {above} of {len(shifts)} cases. "
         f"Shift in nats/token: {_list_estimates(shifts)}.{beside}"
     )
     return Finding(claim, above > 0, evidence)
@@ -128,8 +130,7 @@ def _beats_random(effect: Effect, sign: int) -> bool:
 
 def _significant(effects: Sequence[Effect]) -> list[Effect]:
     """Those whose margin change is not zero, corrected for the number of all."""
-    corrected = holm([1.0 if effect.margin_change.p is None else effect.margin_change.p for effect in effects])
-    return [effect for effect, p in zip(effects, corrected, strict=True) if p < SIGNIFICANT]
+    return list(compress(effects, significant([effect.margin_change for effect in effects])))
 
 
 def _describe(effect: Effect) -> str:
@@ -146,8 +147,8 @@ def _judge_effects(claim: str, effects: Sequence[Effect], sign: int) -> Finding:
     if not effects:
         return Finding(claim, None, "No such intervention was measured.")
     gentle = [effect for effect in effects if effect.damage.mean < DAMAGE_LIMIT]
-    significant = _significant(effects)
-    held = [effect for effect in gentle if effect in significant and _beats_random(effect, sign)]
+    changed = _significant(effects)
+    held = [effect for effect in gentle if effect in changed and _beats_random(effect, sign)]
     strongest = max(held or gentle or effects, key=lambda effect: sign * effect.margin_change.mean)
     reading = "of these" if held else f"with damage below {DAMAGE_LIMIT}" if gentle else "at any damage"
     evidence = (
