@@ -30,6 +30,7 @@ from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
+from misdirection.models.adapter_kinds import base_changes
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.layers import decoder_layers, text_config
 from misdirection.statistics import Estimate, bootstrap
@@ -222,10 +223,7 @@ def _leaves_base(network: Any) -> bool:
     # Only PEFT's wrappers have the method.
     if not hasattr(network, "disable_adapter"):
         return False
-    configs = network.peft_config.values()
-    # Starts that have a name may take something out of the base's weights; with all of them it begins as the base.
-    named = any(isinstance(getattr(config, "init_lora_weights", None), str) for config in configs)
-    return not named and all(getattr(config, "bias", "none") == "none" for config in configs)
+    return not any(base_changes(config.to_dict()) for config in network.peft_config.values())
 
 
 @contextlib.contextmanager

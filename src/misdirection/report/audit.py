@@ -6,7 +6,6 @@ Everything here reads an `AuditResult`. A sentence claims no more than its inter
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,11 +29,11 @@ from misdirection.audit.results import (
     KnownFineTune,
 )
 from misdirection.files import write_atomic
-from misdirection.report.estimates import show_estimate, show_number, show_points, show_rate
+from misdirection.report.estimates import show_estimate, show_number
 from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, reach_of, svg_of
 from misdirection.report.findings import CLEAR_GAP
 from misdirection.report.html import data_uri, environment
-from misdirection.statistics import Estimate, Rate, benjamini_hochberg, significant
+from misdirection.statistics import Estimate, benjamini_hochberg, significant
 
 MOST_DIRECTIONS = len(PALETTE)
 """Directions in one figure; there are no more colours."""
@@ -74,8 +73,8 @@ PAGE = AuditPage()
 
 def _environment() -> Environment:
     made = environment()
-    made.filters.update(estimate=_show_estimate, mean=_show_mean, interval=_show_interval, share=_show_share)
-    made.filters.update(code=_mark_code, sentence=_sentence, rate=_show_rate, points=_show_points)
+    made.filters.update(mean=_show_mean, interval=_show_interval, share=_show_share)
+    made.filters.update(code=_mark_code, sentence=_sentence)
     made.globals.update(side=_side, compare=_beside)
     return made
 
@@ -128,24 +127,12 @@ def _layers(attribution: Attribution) -> list[tuple[int, Estimate]]:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-def _show_estimate(estimate: Estimate) -> str:
-    return show_estimate(asdict(estimate))
-
-
 def _show_mean(estimate: Estimate) -> str:
     return show_number(estimate.mean)
 
 
 def _show_interval(estimate: Estimate) -> str:
     return f"[{show_number(estimate.low)}, {show_number(estimate.high)}]"
-
-
-def _show_rate(rate: Rate) -> str:
-    return show_rate(asdict(rate))
-
-
-def _show_points(change: Estimate) -> str:
-    return show_points(asdict(change))
 
 
 def _show_share(value: float) -> str:
@@ -286,7 +273,7 @@ def _attribution_says(result: AuditResult) -> str:
     says = (
         "Layers above zero, corrected for their number (Benjamini-Hochberg): "
         f"{_above(_layers(attribution))}. All parts sum to "
-        f"{_show_estimate(attribution.sum)}; on all pairs the shift is {_show_estimate(whole)}, and the intervals "
+        f"{show_estimate(attribution.sum)}; on all pairs the shift is {show_estimate(whole)}, and the intervals "
     )
     says += "overlap." if agree else "do not overlap: take the parts as a rough guide."
     if whole.low <= 0 <= whole.high:
@@ -352,7 +339,7 @@ def draw_shifts(result: AuditResult) -> Figure:
     axes = figure.add_subplot()
     for height, (_, shift, kind) in enumerate(rows):
         marker, colour = _MARKS[kind]
-        axes.errorbar(shift.mean, height, xerr=_reach(shift), fmt=marker, color=colour, capsize=3, ms=7)
+        axes.errorbar(shift.mean, height, xerr=reach_of(shift), fmt=marker, color=colour, capsize=3, ms=7)
     axes.axvline(0, color="black", linewidth=1)
     _draw_limits(axes, result)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
@@ -363,10 +350,6 @@ def draw_shifts(result: AuditResult) -> Figure:
 
 
 _MARKS = {"own": ("o", "black"), "bad": ("s", PALETTE[1]), "good": ("D", PALETTE[0])}
-
-
-def _reach(estimate: Estimate) -> list[list[float]]:
-    return reach_of(asdict(estimate))
 
 
 def _draw_limits(axes: Axes, result: AuditResult) -> None:
@@ -423,7 +406,7 @@ def draw_attribution(result: AuditResult) -> Figure:
     axes = figure.add_subplot()
     for layer, part in _layers(result.evidence.attribution):
         colour = PALETTE[1] if part.low > 0 else "#b5b5b5"
-        axes.bar(layer, part.mean, yerr=_reach(part), color=colour, capsize=2, width=0.75)
+        axes.bar(layer, part.mean, yerr=reach_of(part), color=colour, capsize=2, width=0.75)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="adapters of layer", ylabel="part of the shift\n(nats/token)")

@@ -1,6 +1,5 @@
 """The model card of a repaired adapter, and the picture of what was tried."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -10,10 +9,8 @@ from misdirection.errors import InputError
 from misdirection.files import write_atomic
 from misdirection.repair.candidates import Candidate
 from misdirection.repair.results import Repair, RepairResult
-from misdirection.report.estimates import show_estimate
 from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, save_figure, svg_of
 from misdirection.report.html import data_uri, environment
-from misdirection.statistics import Estimate
 
 CARD = "README.md"
 PICTURE = "front.svg"
@@ -30,10 +27,12 @@ class RepairPage:
         if result.repair is None:
             raise InputError(f"{folder}: nothing was repaired, so that there is no card: read the audit's page")
         save_figure(draw_front(result.repair), folder / PICTURE)
-        made = environment()
-        made.filters.update(estimate=_show_estimate)
-        card = made.get_template("repair.md").render(
-            result=result, repair=result.repair, check=result.repair.check, done=in_words(result.repair.candidate)
+        card = (
+            environment()
+            .get_template("repair.md")
+            .render(
+                result=result, repair=result.repair, check=result.repair.check, done=in_words(result.repair.candidate)
+            )
         )
         write_atomic(folder / CARD, card)
         return folder / CARD
@@ -52,10 +51,6 @@ class RepairPage:
 
 
 PAGE = RepairPage()
-
-
-def _show_estimate(estimate: Estimate) -> str:
-    return show_estimate(asdict(estimate))
 
 
 def in_words(candidate: Candidate) -> list[str]:
