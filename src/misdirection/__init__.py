@@ -20,11 +20,22 @@ from types import ModuleType
 from typing import Any
 
 
-def _homes() -> dict[str, str]:
-    """The module of every public name, from the imports of the stub file."""
-    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
-    return {alias.asname or alias.name: str(node.module) for node in imports for alias in node.names}
+def _homes() -> dict[str, tuple[str, str]]:
+    """The module of every public name, and its name there, from the stub file.
+
+    As type checkers read it: `from M import a as a` and `b = a` are public, a plain `from M import a` is not.
+    """
+    homes: dict[str, tuple[str, str]] = {}
+    public: list[str] = []
+    for node in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            homes |= {alias.name: (str(node.module), alias.name) for alias in node.names}
+            public += [alias.asname for alias in node.names if alias.asname]
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
+            (name,) = (target.id for target in node.targets if isinstance(target, ast.Name))
+            homes[name] = homes[node.value.id]
+            public.append(name)
+    return {name: homes[name] for name in public}
 
 
 _HOME = _homes()
@@ -36,7 +47,8 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version(__name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    module, attribute = _HOME[name]
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -25,7 +25,7 @@ from misdirection.errors import InputError as InputError
 from misdirection.errors import MisdirectionError as MisdirectionError
 from misdirection.experiment.config import ExperimentConfig as ExperimentConfig
 from misdirection.experiment.config import read_config as read_config
-from misdirection.experiment.runner import run_experiment as run_experiment
+from misdirection.experiment.runner import run_experiment
 from misdirection.interpretation.interpret import interpret as interpret
 from misdirection.interventions.bake import bake as bake
 from misdirection.interventions.hooks import ablate as ablate
@@ -57,5 +57,7 @@ from misdirection.sampling.questions import read_questions as read_questions
 from misdirection.sampling.sample import sample as sample
 from misdirection.statistics import Estimate as Estimate
 from misdirection.statistics import bootstrap as bootstrap
+
+run = run_experiment
 
 __version__: str
