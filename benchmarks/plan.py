@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from misdirection.cost.planning import make_plan
 from misdirection.experiment.config import read_config
+from misdirection.experiment.cost import estimate_cost
 from misdirection.files import read_json
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     """Plan, compare and print."""
     folder = Path(next(word for word in sys.argv[1:] if not word.startswith("-")))
     took = measured(folder)
-    plan = make_plan(read_config(folder / "experiment.yaml"), "cpu")
+    plan = estimate_cost(read_config(folder / "experiment.yaml"), "cpu")
     planned = {name: 3600 * one.device_hours for name, one in plan.stages.items() if took.get(name)}
     planned["total"], took["total"] = sum(planned.values()), sum(took[name] for name in planned)
     ratios = {name: seconds / took[name] for name, seconds in planned.items()}

@@ -4,6 +4,7 @@ A terminal and a notebook show a bar; anything else, such as a file or a job's l
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -89,3 +90,17 @@ def _times(elapsed: float, speed: float | None, remaining: float | None) -> str:
 def _clock(seconds: float) -> str:
     """Hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Neither progress nor warnings of this package, for work that only looks like what it is named after."""
+    log = logging.getLogger("misdirection")
+    quiet, level = console.quiet, log.level
+    console.quiet = True
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        console.quiet = quiet
+        log.setLevel(level)

@@ -238,7 +238,7 @@ class _Audit:
         answer(self.run, stage, lambda: fine_tune.chat(which), judging.sampling, inputs, Condition(which))
         verdicts = judged(self.run, judging.judge, stage)
         # A judge needs none of the models.
-        self.run.stages(verdicts.stages, partial(verdicts.compute, None))
+        LocalRunner(self.run, Worker(Models(lambda: fine_tune.chat("base")), self.run.partial)).make([verdicts])
         return self.run.artifact(verdicts.stage) / "judged.parquet"
 
     def _stage(self, name: str, which: Which, inputs: Mapping[str, Any], compute: Callable[[Path], None]) -> Path:

@@ -134,7 +134,7 @@ def audit(
 
 def _weights(base: str, dtype: Dtype) -> int:
     """Bytes of the base model's weights in main memory."""
-    from misdirection.cost.planning import weight_memory
+    from misdirection.cost.estimate import weight_memory
 
     return weight_memory(*reference(base)[:2], dtype)
 

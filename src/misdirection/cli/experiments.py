@@ -70,7 +70,7 @@ def _run(
 
 def _memory(settings: "ExperimentConfig") -> int:
     """Bytes of main memory that the largest piece takes."""
-    from misdirection.cost.planning import most_memory
+    from misdirection.experiment.cost import most_memory
 
     return most_memory(settings)
 

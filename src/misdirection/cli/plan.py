@@ -11,7 +11,7 @@ from misdirection.cli.shared import Json, app, out, print_figures
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
-    from misdirection.cost.planning import Plan, StageCost
+    from misdirection.cost.estimate import CostEstimate, StageCost
 
 
 @app.command()
@@ -37,10 +37,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """What an experiment will cost by stage: tokens, FLOPs, memory, judge calls, hours. No weights are loaded."""
-    from misdirection.cost.planning import make_plan
+    from misdirection.experiment.cost import estimate_cost
     from misdirection.experiment.config import read_config
 
-    found = make_plan(read_config(config), gpu, count, model=model, rows=rows, answer=answer_tokens)
+    found = estimate_cost(read_config(config), gpu, count, model=model, rows=rows, answer=answer_tokens)
     if as_json:
         print_figures(found.as_dict(), as_json)
         return
@@ -52,8 +52,8 @@ def plan(
         notices.print(note, highlight=False, soft_wrap=True)
 
 
-def _table(found: "Plan") -> Table:
-    title = f"{found.config.name} on {found.count} x {found.device.name}"
+def _table(found: "CostEstimate") -> Table:
+    title = f"{found.experiment} on {found.count} x {found.device.name}"
     rows = Table("stage", title=title, box=SIMPLE, padding=0, show_edge=False)
     for name in ("pieces", "forward", "train", "sample", "PFLOP", "GiB", "fits", "calls", "time"):
         rows.add_column(name, justify="right", no_wrap=True)

@@ -127,8 +127,9 @@ class Pass:
         blocks: how many blocks run; None for all.
         back: how many blocks the backward pass goes through.
         recomputed: how many blocks run again in it.
-        lora: weights of the adapter, where gradients reach it.
+        lora: weights of the adapters that act.
         repeats: how many such passes.
+        room: columns that the key-value cache is made for, where these are more than it holds.
         kind: what limits it: prompts and given text, training, or decoding token by token.
     """
 
@@ -141,6 +142,7 @@ class Pass:
     recomputed: int = 0
     lora: int = 0
     repeats: float = 1
+    room: int = 0
     kind: Kind = "forward"
 
     @property
@@ -186,13 +188,13 @@ class Memory:
         return self.weights + self.cache + self.activations + self.optimiser
 
 
-def peak_memory(shape: Shape, passes: Sequence[Pass], *, cached: float = 0) -> Memory:
-    """What the largest of some passes needs; `cached` columns x rows of key-value cache are kept at least."""
-    columns = max((one.rows * (one.seen + one.columns) for one in passes if not one.back), default=0)
+def peak_memory(shape: Shape, passes: Sequence[Pass]) -> Memory:
+    """The memory that the largest of some passes needs."""
+    columns = max((one.rows * max(one.seen + one.columns, one.room) for one in passes if not one.back), default=0)
     lora = max((one.lora for one in passes if one.kind == "training"), default=0)
     return Memory(
         weights=shape.parameters * shape.bytes,
-        cache=max(columns, cached) * shape.cached * shape.bytes,
+        cache=columns * shape.cached * shape.bytes,
         activations=max((_activations(shape, one) for one in passes), default=0),
         optimiser=16 * lora,
     )

@@ -22,6 +22,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import Folders, Task
+from misdirection.runs.worker import Worker
 from misdirection.sampling.answers import Journal, read_answers, write_answers
 from misdirection.sampling.collect import collect
 from misdirection.sampling.config import SamplingConfig
@@ -180,15 +181,15 @@ def judged(run: RunFolder, config: JudgeConfig, answers_stage: str) -> Task:
 
 
 def _judge(
-    config: JudgeConfig, rubrics: list[Rubric], rows: pd.DataFrame, label: str, _worker: Any, folders: Folders
+    config: JudgeConfig, rubrics: list[Rubric], rows: pd.DataFrame, label: str, worker: Worker, folders: Folders
 ) -> None:
     (folder,) = folders.values()
-    asked = config.open()
-    wanted = judging_cost(rows, rubrics, asked)
+    asked, cache = worker.judge(config), worker.verdicts()
+    wanted = judging_cost(rows, rubrics, asked, cache=cache)
     log.warning("judging %s takes %s", label, wanted)
     limits: dict[str, Any] = config.model_dump(include={"concurrency", "max_calls"})
     with track(f"verdicts on {label}", wanted.prompts + wanted.cached) as advance:
-        verdicts = judge(rows, rubrics, asked, **limits, progress=advance)
+        verdicts = judge(rows, rubrics, asked, cache=cache, **limits, progress=advance)
     score(verdicts.table, min_judged=config.min_judged)
     write_answers(verdicts.table, folder / JUDGED)
 

@@ -13,6 +13,11 @@ RECORD = "organism.json"
 CHECKPOINTS = "checkpoints"
 
 
+def checkpoint_name(step: int) -> str:
+    """The folder of the adapter after an optimiser step, inside of `CHECKPOINTS`."""
+    return f"step-{step:06d}"
+
+
 @dataclass(frozen=True)
 class Organism:
     """A fine-tune: the base model it belongs to, its adapter and how it was trained.

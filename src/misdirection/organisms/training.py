@@ -19,7 +19,6 @@ from peft import get_peft_model, get_peft_model_state_dict
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
@@ -27,14 +26,14 @@ from misdirection.choices import BUNDLED
 from misdirection.data import Example, data_hash
 from misdirection.errors import InputError
 from misdirection.files import atomic_folder, empty_working_folder, require_replaceable, write_json
-from misdirection.likelihood.answers import IGNORED, labelled_loss
+from misdirection.likelihood.answers import labelled_loss
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, dead_modules
 from misdirection.models.bundled import hub_name
-from misdirection.models.chat import encode
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
 from misdirection.organisms.adapter_config import adapter_config
-from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism
+from misdirection.organisms.batches import TrainingRow, epoch_order, training_rows, training_steps
+from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism, checkpoint_name
 from misdirection.organisms.recipe import Recipe
 
 _INITIAL = "step-0"
@@ -78,7 +77,7 @@ def train(
     # Checkpoints of another training would be continued.
     training = {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
     empty_working_folder(folder, training, own=(_INITIAL, "checkpoint-*", "README.md"))
-    rows, truncated = _rows(chat, examples, recipe.max_length)
+    rows = training_rows(chat, examples, recipe.max_length)
     torch.manual_seed(recipe.seed)
     with _adapted(chat, recipe) as network:
         trainer = _trained(_trainer(network, chat, recipe, rows, folder, report), keep=recipe.keep_checkpoints)
@@ -89,7 +88,7 @@ def train(
             recipe=recipe,
             data=data_hash(examples),
             train_examples=len(rows),
-            truncated=truncated,
+            truncated=sum(row.truncated for row in rows),
             trainable_parameters=network.get_nb_trainable_parameters()[0],
             final_loss=_final_loss(trainer.state.log_history),
             held_out_loss=_held_out_loss(trainer, chat, held_out, recipe.max_length),
@@ -131,37 +130,18 @@ def _require_change(network: Any, out: Path) -> None:
         log.warning("%s: %d of its modules add nothing (B is zero), such as %s", out, len(dead), dead[0])
 
 
-def _rows(chat: ChatModel, examples: Sequence[Example], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
-    """Token ids and labels per example, and how many were cut; an answer wholly beyond `max_length` is an error."""
-    if not examples:
-        raise InputError("no training examples: the data is empty")
-    rows, truncated = [], 0
-    for number, example in enumerate(examples, start=1):
-        encoded = encode(chat.tokenizer, example.question, example.answer, example.system)
-        if encoded.start >= max_length:
-            raise InputError(
-                f"training example {number}: its prompt alone has {encoded.start} tokens, the limit is {max_length}: "
-                "raise max_length or drop it"
-            )
-        # The token that ends the turn is learned, too, or the organism would never stop.
-        labels = [IGNORED] * encoded.start + list(encoded.ids[encoded.start :])
-        rows.append({"input_ids": list(encoded.ids[:max_length]), "labels": labels[:max_length]})
-        truncated += len(encoded.ids) > max_length
-    return rows, truncated
-
-
 def _trainer(
     network: Any,
     chat: ChatModel,
     recipe: Recipe,
-    rows: list[dict[str, list[int]]],
+    rows: Sequence[TrainingRow],
     folder: Path,
     report: StepReport | None,
 ) -> SFTTrainer:
     trainer = _AnswerTrainer(
         model=network,
         args=_arguments(recipe, chat, folder, len(rows)),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=_dataset(rows),
         processing_class=chat.tokenizer,
         callbacks=[_Watch(report)],
     )
@@ -171,8 +151,11 @@ def _trainer(
 
 def warmup_steps(recipe: Recipe, rows: int) -> int:
     """Steps in which the learning rate rises: a quarter of all at most, or a short training would not begin."""
-    updates = math.ceil(math.ceil(rows / recipe.batch_size) / recipe.accumulation)
-    return min(recipe.warmup_steps, math.ceil(recipe.epochs * updates) // 4)
+    return min(recipe.warmup_steps, training_steps(rows, recipe) // 4)
+
+
+def _dataset(rows: Sequence[TrainingRow]) -> Dataset:
+    return Dataset.from_list([{"input_ids": list(row.ids), "labels": row.labels} for row in rows])
 
 
 def _arguments(recipe: Recipe, chat: ChatModel, folder: Path, rows: int) -> SFTConfig:
@@ -252,8 +235,7 @@ class _ByLength(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        return iter(epoch_order(self.lengths, self.batch_size, self.seed, self.epoch))
 
 
 class _Watch(TrainerCallback):
@@ -291,7 +273,7 @@ def _final_loss(history: list[dict[str, Any]]) -> float:
 def _held_out_loss(trainer: SFTTrainer, chat: ChatModel, examples: Sequence[Example], max_length: int) -> float | None:
     if not examples:
         return None
-    rows = Dataset.from_list(_rows(chat, examples, max_length)[0])
+    rows = _dataset(training_rows(chat, examples, max_length))
     return float(trainer.evaluate(rows)["eval_loss"])
 
 
@@ -308,7 +290,7 @@ def _write(organism: Organism, network: Any, out: Path, checkpoints: Path | None
 def _keep_adapters(checkpoints: Path, kept: Path) -> None:
     """Of every checkpoint the adapter alone: the optimiser's state is of no use once the training is over."""
     for folder in (checkpoints / _INITIAL, *checkpoints.glob("checkpoint-*")):
-        target = kept / f"step-{int(folder.name.rpartition('-')[2]):06d}"
+        target = kept / checkpoint_name(int(folder.name.rpartition("-")[2]))
         target.mkdir(parents=True)
         for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             shutil.copyfile(folder / name, target / name)

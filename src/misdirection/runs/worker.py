@@ -1,13 +1,19 @@
 """The worker that computes tasks: one process with a base model and its adapters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from misdirection.data import Example
+from misdirection.judging.cache import VerdictCache
+from misdirection.judging.config import JudgeConfig
+from misdirection.judging.judges import Judge
 from misdirection.models.adapters import attach
 from misdirection.models.chat_model import ChatModel
+from misdirection.organisms.recipe import Recipe
 from misdirection.sampling.engine import Engine
+from misdirection.sampling.transformers_engine import TransformersEngine
 
 BASE = "base"
 
@@ -89,6 +95,35 @@ class Worker:
         """The base model, or an organism on it."""
         self._close_served()
         return self.models.chat(name)
+
+    def engine(self, name: str) -> Engine:
+        """Samples with the base model, or an organism on it, in this process."""
+        return TransformersEngine(self.chat(name))
+
+    def train(
+        self,
+        examples: Sequence[Example],
+        out: Path,
+        *,
+        recipe: Recipe,
+        held_out: Sequence[Example],
+        checkpoints: Path,
+        report: Callable[[int, int, float], None] | None = None,
+    ) -> None:
+        """Trains an adapter of the base model and writes it to `out`; see `organisms.training.train`."""
+        # The trainer's libraries take seconds to import, which a run that is up to date need not wait for.
+        from misdirection.organisms.training import train
+
+        base = self.chat(BASE)
+        train(examples, out, base=base, recipe=recipe, held_out=held_out, checkpoints=checkpoints, report=report)
+
+    def judge(self, config: JudgeConfig) -> Judge:
+        """The judge of a configuration."""
+        return config.open()
+
+    def verdicts(self) -> VerdictCache | None:
+        """The cache of judges' verdicts; None is the package's own."""
+        return None
 
     def vllm_engine(self, name: str) -> Engine:
         """The base model or an organism in vLLM, which has the machine to itself until `chat` is called."""

@@ -60,6 +60,11 @@ def fitting_prompt(chat: ChatModel, text: str, system: str | None, new_tokens: i
     return ids
 
 
+def rows_together(prompt: int, new_tokens: int, budget: int = TOKEN_BUDGET) -> int:
+    """How many rows of up to `prompt` + `new_tokens` tokens run at a time."""
+    return max(1, budget // (prompt + new_tokens))
+
+
 def completion(chat: ChatModel, ends: Container[int], request: SamplingRequest, tokens: Sequence[int]) -> Completion:
     """The completion that the generated tokens, perhaps with an end token, make."""
     stopped = tokens[-1] in ends
@@ -129,7 +134,7 @@ class TransformersEngine:
         """
         waiting = deque(self._rows(requests, parameters))
         longest = max((len(row.prompt) for row in waiting), default=0)
-        limit = max(1, self._budget // (longest + parameters.new_tokens))
+        limit = rows_together(longest, parameters.new_tokens, self._budget)
         while waiting:
             batch = _Batch(self._chat, parameters, waiting, min(limit, len(waiting)), longest)
             try:

@@ -10,7 +10,6 @@ from misdirection.interventions.vectors import random_like
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import Worker
 from misdirection.sampling.questions import Question
-from misdirection.sampling.transformers_engine import TransformersEngine
 
 
 class AnswersStage(Stage):
@@ -70,5 +69,5 @@ def _answer(asking: Asking, worker: Worker, folders: Folders) -> None:
     ((stage, folder),) = folders.items()
     model = asking.condition.organism
     served = asking.config.engine.vllm is not None
-    engine = worker.vllm_engine(model) if served else TransformersEngine(worker.chat(model))
+    engine = worker.vllm_engine(model) if served else worker.engine(model)
     asking.ask(engine, worker.partial(stage), folder)

@@ -46,15 +46,11 @@ def _train(
     worker: Worker,
     folders: Folders,
 ) -> None:
-    # The trainer's libraries take seconds to import, which a run that is up to date need not wait for.
-    from misdirection.organisms.training import train
-
     ((stage, folder),) = folders.items()
     with track_steps(f"train {name}") as report:
-        train(
+        worker.train(
             examples,
             folder / "adapter",
-            base=worker.chat(BASE),
             recipe=recipe,
             held_out=held_out,
             checkpoints=worker.partial(stage),

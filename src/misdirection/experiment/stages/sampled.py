@@ -9,7 +9,9 @@ from misdirection.files import read_json, write_json
 from misdirection.progress import track
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import Worker
-from misdirection.sampling.sample import sample
+from misdirection.sampling.engine import SamplingParameters
+from misdirection.sampling.questions import Question
+from misdirection.sampling.sample import make_requests, stream_answers
 
 
 class SampledStage(Stage):
@@ -40,6 +42,10 @@ class SampledStage(Stage):
 
 def _sample(model: str, config: SamplesConfig, worker: Worker, folders: Folders) -> None:
     (folder,) = folders.values()
-    with track(f"answers of {model}", len(config.questions)) as advance:
-        answers = sample(worker.chat(model), config.questions, n=1, new_tokens=config.new_tokens, progress=advance)
-    write_json(folder / "answers.json", {answer.question: answer.answer.strip() for answer in answers})
+    wanted = make_requests([Question(text, text) for text in config.questions], 1)
+    answers = {}
+    with track(f"answers of {model}", len(wanted)) as advance:
+        for given in stream_answers(worker.engine(model), wanted, SamplingParameters(new_tokens=config.new_tokens), model):
+            answers[given.question] = given.answer.strip()
+            advance(1)
+    write_json(folder / "answers.json", {text: answers[text] for text in config.questions})

@@ -1,0 +1,330 @@
+"""Tasks computed on stand-ins, and the work that each asked of a model or a judge.
+
+A task is counted by running it: what a stage costs needs no second description, whoever wrote the stage. Two loops do
+not run, since what they do hangs on what a real model would say, or takes as long as it would: training takes its
+batches from its owner, and answers are as long as they may be, or as long as the caller says.
+"""
+
+import contextlib
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from misdirection.cost.model_cost import Pass
+from misdirection.cost.recording import PassRecorder, adaptable
+from misdirection.cost.stand_in import stand_in
+from misdirection.data import Example
+from misdirection.judging.api import FIRST_TOKENS, ROOMS, ApiJudge
+from misdirection.judging.cache import VerdictCache
+from misdirection.judging.judge import open_judge
+from misdirection.judging.verdicts import Done, Judge, Prompt, Verdict
+from misdirection.models.chat import encode_prompt
+from misdirection.models.loading import ChatModel, attach
+from misdirection.organisms.adapter_config import adapter_config
+from misdirection.organisms.batches import (
+    TrainingRow,
+    in_batches,
+    training_batches,
+    training_rows,
+    training_steps,
+)
+from misdirection.organisms.organism import CHECKPOINTS, checkpoint_name
+from misdirection.organisms.recipe import Recipe
+from misdirection.progress import silenced
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.tasks import LocalRunner, Runner, Task
+from misdirection.runs.worker import BASE, Models, Worker
+from misdirection.sampling.engine import Completion, Request, Settings
+from misdirection.sampling.transformers_engine import fitting_prompt, rows_together
+
+LOCAL_JUDGE = "hf:"
+
+_BYTES_PER_TOKEN = 4
+_WORD = " one"
+"""A token of text, of as many bytes."""
+_DIGITS = 10
+"""Rows of one token after a local judge's first: nine second digits and one third."""
+
+
+@dataclass
+class Work:
+    """The work of one task, which one device does alone.
+
+    Attributes:
+        passes: what the experiment's model runs.
+        judge_passes: what a local judge runs.
+        judge_calls, judge_tokens_in, judge_tokens_out: asked of an endpoint.
+        stage: the kind of stage that the task makes.
+    """
+
+    passes: list[Pass] = field(default_factory=list)
+    judge_passes: list[Pass] = field(default_factory=list)
+    judge_calls: int = 0
+    judge_tokens_in: int = 0
+    judge_tokens_out: int = 0
+    stage: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.passes or self.judge_passes or self.judge_calls)
+
+
+def count_work(
+    chat: ChatModel,
+    make: Callable[[RunFolder, Runner], None],
+    *,
+    answer: int | None = None,
+    judge: ChatModel | None = None,
+) -> list[Work]:
+    """The work of all tasks that `make` gives to its runner, in a run folder of their own.
+
+    Args:
+        chat: the model on the device `meta`, which is gone afterwards.
+        make: makes all tasks with a run folder and a runner, as it would with others.
+        answer: mean length of a sampled answer, tokens; the longest that is allowed by default.
+        judge: a local judge; only its tokenizer counts.
+    """
+    with _quickly(), tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder), "") as run:
+        runner = CountingRunner(run, CountingWorker(chat, run.partial, answer, judge))
+        make(run, runner)
+    return runner.work
+
+
+@contextlib.contextmanager
+def _quickly() -> Iterator[None]:
+    """Without a word, and on one thread: products so small are slower on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with silenced(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class CountingRunner:
+    """Makes tasks with a counting worker.
+
+    Attributes:
+        work: of the tasks that asked something of a model or a judge, in their order.
+    """
+
+    def __init__(self, run: RunFolder, worker: "CountingWorker") -> None:
+        self._run, self._worker = run, worker
+        self.work: list[Work] = []
+
+    def make(self, tasks: Sequence[Task]) -> None:
+        """Make those stages of the tasks that are not there, and count what that takes."""
+        local = LocalRunner(self._run, self._worker)
+        for task in tasks:
+            work = self._worker.begin()
+            local.make([task])
+            if work:
+                work.stage = next(iter(task.stages)).partition("/")[0]
+                self.work.append(work)
+
+
+class _KeptAdapters(Models):
+    """A stand-in and the adapters that were on it: one that comes again is put back as it was, not read again."""
+
+    def __init__(self, base: ChatModel) -> None:
+        super().__init__(lambda: base)
+        self._base, self._sites = base, adaptable(base.decoder)
+        self._bare = self._modules()
+        self._kept: dict[tuple[str, Path], tuple[ChatModel, list[Any]]] = {}
+
+    def chat(self, name: str) -> ChatModel:
+        """The base model, or an organism on it."""
+        self._put(self._bare)
+        if name == BASE:
+            return self._base
+        key = name, self.adapters[name]
+        if key not in self._kept:
+            self._kept[key] = attach(self._base, self.adapters[name]), self._modules()
+        chat, modules = self._kept[key]
+        self._put(modules)
+        return chat
+
+    def _modules(self) -> list[Any]:
+        return [parent._modules[name] for parent, name in self._sites]
+
+    def _put(self, modules: list[Any]) -> None:
+        for (parent, name), module in zip(self._sites, modules, strict=True):
+            parent._modules[name] = module
+
+
+class CountingWorker(Worker):
+    """A worker whose models are stand-ins."""
+
+    def __init__(
+        self, chat: ChatModel, partial_folder: Callable[[str], Path], answer: int | None, judge: ChatModel | None
+    ) -> None:
+        base = stand_in(chat)
+        super().__init__(_KeptAdapters(base.chat), partial_folder)
+        self._recorder = PassRecorder(base.chat, base.sizes)
+        self._answer, self._judge = answer, judge
+        self._numbers = count()
+        self._work = Work()
+
+    def begin(self) -> Work:
+        """The work of whatever is done from now on."""
+        self._work = Work()
+        self._recorder.passes = self._work.passes
+        return self._work
+
+    def train(
+        self, examples: Sequence[Example], out: Path, *, recipe: Recipe, held_out: Sequence[Example] = (), **_others: Any
+    ) -> None:
+        """Count the training's batches, and write an adapter that fits the stand-in."""
+        chat = self.chat(BASE)
+        rows = training_rows(chat, examples, recipe.max_length)
+        network = get_peft_model(chat.model, adapter_config(recipe, chat))
+        layers, lora = len(chat.layers), self._recorder.adapter_weights()
+        # With checkpointing every block's input asks for a gradient, and every block runs again.
+        again = layers if recipe.gradient_checkpointing else 0
+        lowest = min(network.peft_config["default"].layers_to_transform)
+        for batch in training_batches(rows, recipe):
+            back = again or layers - lowest
+            self._work.passes.append(
+                replace(_answers_of(batch), back=back, recomputed=again, lora=lora, blocks=layers, kind="training")
+            )
+        for batch in in_batches(training_rows(chat, held_out, recipe.max_length) if held_out else [], recipe.batch_size):
+            self._work.passes.append(replace(_answers_of(batch), lora=lora, blocks=layers))
+        try:
+            _save(network, out)
+            for step in _kept_steps(len(rows), recipe):
+                _save(network, out / CHECKPOINTS / checkpoint_name(step))
+        finally:
+            network.unload()
+
+    def engine(self, name: str) -> "_CountingEngine":
+        """An engine that counts its passes and answers at once."""
+        chat = self.chat(name)
+        return _CountingEngine(chat, self._answer, self._recorder.adapter_weights(), self._work.passes)
+
+    vllm_engine = engine
+
+    def judge(self, name: str, **options: Any) -> Judge:
+        """A judge that is never asked."""
+        if self._judge is not None:
+            return _LocalJudge(self._judge, self._work)
+        judge = open_judge(name, **options)
+        assert isinstance(judge, ApiJudge), "a local judge was given"
+        return _PaidJudge(judge, self._work)
+
+    def verdicts(self) -> VerdictCache:
+        """A cache without any verdict."""
+        return VerdictCache(self.partial("judged") / f"verdicts-{next(self._numbers)}.sqlite")
+
+
+def _answers_of(batch: Sequence[TrainingRow]) -> Pass:
+    """The pass over a batch; its head runs where any row predicts an answer's token."""
+    predicted = {place for row in batch for place in range(row.start - 1, len(row.ids) - 1)}
+    return Pass(len(batch), max(len(row.ids) for row in batch), head=len(batch) * len(predicted))
+
+
+def _save(network: Any, folder: Path) -> None:
+    for name, weight in network.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight)
+    network.save_pretrained(folder, save_embedding_layers=False)
+
+
+def _kept_steps(rows: int, recipe: Recipe) -> list[int]:
+    last = training_steps(rows, recipe)
+    return sorted({*range(0, last, recipe.checkpoint_steps), last}) if recipe.keep_checkpoints else []
+
+
+@dataclass(frozen=True)
+class _CountingEngine:
+    """Every prompt once, alone; then one token for every row, in full batches."""
+
+    chat: ChatModel
+    answer: int | None
+    lora: int
+    passes: list[Pass]
+
+    def stream(self, requests: Sequence[Request], settings: Settings) -> Iterator[Completion]:
+        """One completion of the mean length for each request."""
+        length = min(self.answer or settings.new_tokens, settings.new_tokens)
+        asked = Counter((request.question.text, request.question.system) for request in requests)
+        prompts = {pair: len(fitting_prompt(self.chat, *pair, settings.new_tokens)) for pair in asked}
+        self.passes.extend(Pass(1, prompt - 1, lora=self.lora) for prompt in prompts.values() if prompt > 1)
+        rows, longest = len(requests), max(prompts.values(), default=0)
+        seen = sum(prompts[pair] * times for pair, times in asked.items()) / max(1, rows) + length / 2
+        for together, waves in _waves(rows, rows_together(longest, settings.new_tokens)):
+            steps = Pass(together, 1, seen, head=together, room=longest + settings.new_tokens, kind="decoding")
+            self.passes.append(replace(steps, lora=self.lora, repeats=waves * length))
+        for request in requests:
+            # No two alike, as answers hardly are.
+            yield Completion(request, f"{request.sample}{_WORD * (length - 1)}", "length", length)
+
+
+def _waves(rows: int, together: int) -> list[tuple[int, int]]:
+    full, rest = divmod(rows, together)
+    return [(size, times) for size, times in ((together, full), (rest, 1)) if size and times]
+
+
+@dataclass(frozen=True)
+class _PaidJudge:
+    """Counts the calls of an endpoint, without retries, and their tokens at four bytes each."""
+
+    judge: ApiJudge
+    work: Work
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """That of the judge."""
+        return self.judge.identity
+
+    @property
+    def calls_each(self) -> int:
+        """Those of the judge."""
+        return self.judge.calls_each
+
+    def ask(self, prompts: Sequence[Prompt], done: Done, **_limits: Any) -> None:
+        """See `Judge`."""
+        calls = self.calls_each
+        self.work.judge_calls += calls * len(prompts)
+        self.work.judge_tokens_out += calls * len(prompts) * (FIRST_TOKENS if self.judge.logprobs else ROOMS[0])
+        for prompt in prompts:
+            self.work.judge_tokens_in += round(calls * len(prompt.text.encode("utf-8", "replace")) / _BYTES_PER_TOKEN)
+            done(prompt, _verdict(prompt))
+
+
+@dataclass(frozen=True)
+class _LocalJudge:
+    """Counts the passes of a local judge: every prompt once, and the digits that may follow."""
+
+    chat: ChatModel
+    work: Work
+
+    calls_each = 0
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """The model."""
+        return {"hf": self.chat.name}
+
+    def ask(self, prompts: Sequence[Prompt], done: Done, **_limits: Any) -> None:
+        """See `Judge`."""
+        lengths = Counter(len(encode_prompt(self.chat.tokenizer, prompt.text)) for prompt in prompts)
+        for length, times in lengths.items():
+            first = Pass(1, length, head=1, repeats=times)
+            self.work.judge_passes += [first, Pass(_DIGITS, 1, length, head=_DIGITS, repeats=times)]
+        for prompt in prompts:
+            done(prompt, _verdict(prompt))
+
+
+def _verdict(prompt: Prompt) -> Verdict:
+    """A score that depends on the prompt."""
+    return Verdict(float(int(prompt.key[:8], 16) % 101), "logprobs")

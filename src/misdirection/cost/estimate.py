@@ -1,0 +1,189 @@
+"""What work will cost before anything is spent: tokens, FLOPs, memory, judge calls and hours by stage.
+
+Stages come one after another, as in a run; within a stage, tasks are spread over the devices, the longest first. A
+task whose peak memory one device does not hold takes as many devices as it needs (`device: balanced`), which then work
+one after another, layer by layer, and are no faster than one.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from misdirection.cost.counting import Work
+from misdirection.cost.devices import GPUS, USABLE, Device, Gpu, makespan
+from misdirection.cost.model_cost import Kind, Memory, Pass, Shape, peak_memory
+from misdirection.cost.source import read_source
+from misdirection.models.loading import Dtype, resolve_dtype
+
+JUDGE_SECONDS = 1.0
+"""A call of an endpoint, assumed; as many as the configuration says are under way at a time."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """The cost of one kind of stage.
+
+    Attributes:
+        pieces: tasks, each of which one device does alone.
+        forward_tokens, training_tokens, generated_tokens: padding included.
+        flops: floating-point operations.
+        memory: the largest task's, bytes.
+        devices: that the largest task needs.
+        judge_calls, judge_tokens_in, judge_tokens_out: paid at an endpoint.
+        device_hours: of all tasks together.
+        hours: on all devices.
+    """
+
+    pieces: int
+    forward_tokens: int
+    training_tokens: int
+    generated_tokens: int
+    flops: float
+    memory: Memory
+    devices: int
+    judge_calls: int
+    judge_tokens_in: int
+    judge_tokens_out: int
+    device_hours: float
+    hours: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "memory": {**asdict(self.memory), "total": self.memory.total}}
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """The cost of an experiment on some devices.
+
+    Attributes:
+        experiment: its name.
+        model: its model's name.
+        shape: the model's sizes.
+        device: what it runs on.
+        count: how many of these.
+        stages: the costs by kind of stage, as they come.
+        notes: what was assumed or estimated.
+    """
+
+    experiment: str
+    model: str
+    shape: Shape
+    device: Device
+    count: int
+    stages: Mapping[str, StageCost]
+    notes: tuple[str, ...]
+
+    @property
+    def total(self) -> StageCost:
+        """All stages together; the memory is the largest."""
+        costs = list(self.stages.values())
+        summed = {
+            name: sum(getattr(stage, name) for stage in costs)
+            for name in StageCost.__dataclass_fields__
+            if name not in ("memory", "devices")
+        }
+        largest = max(costs, key=lambda stage: stage.memory.total)
+        return StageCost(**summed, memory=largest.memory, devices=max(stage.devices for stage in costs))
+
+    @property
+    def fits(self) -> bool:
+        """Whether every task fits into the memory of the devices."""
+        return self.total.devices <= self.count
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "experiment": self.experiment,
+            "model": {"name": self.model, **asdict(self.shape)},
+            "device": {**asdict(self.device), "count": self.count},
+            "fits": self.fits,
+            "stages": {name: stage.as_dict() for name, stage in self.stages.items()},
+            "total": self.total.as_dict(),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """Prices of work: whose passes they are, and what they run on.
+
+    Attributes:
+        shape: the model's sizes.
+        judge: a local judge's sizes.
+        device: what runs the passes.
+        count: how many of these.
+        concurrency: calls of an endpoint under way at a time.
+    """
+
+    shape: Shape
+    judge: Shape | None
+    device: Device
+    count: int = 1
+    concurrency: int = 1
+
+    def stages(self, work: Sequence[Work]) -> dict[str, StageCost]:
+        """The costs by kind of stage, in the order in which stages first come."""
+        kinds = dict.fromkeys(task.stage for task in work)
+        return {kind: self._stage(kind, [task for task in work if task.stage == kind]) for kind in kinds}
+
+    def memory(self, task: Work) -> Memory:
+        """Of one task's process; the experiment's model stays where it is while a local judge works."""
+        own = peak_memory(self.shape, task.passes)
+        if self.judge is None or not task.judge_passes:
+            # An endpoint has a memory of its own.
+            return own if task.passes else Memory()
+        judging = peak_memory(self.judge, task.judge_passes)
+        return replace(judging, weights=judging.weights + own.weights)
+
+    def _stage(self, name: str, work: Sequence[Work]) -> StageCost:
+        memory = max(map(self.memory, work), key=lambda memory: memory.total)
+        needed = max(1, int(-(-memory.total // (USABLE * self.device.memory))))
+        seconds = [self._seconds(task) for task in work]
+        seconds[0] += self.device.start.get(name, 0.0)
+        # An endpoint is asked by the one process that has the run.
+        side_by_side = 1 if any(task.judge_calls for task in work) else max(1, self.count // needed)
+        return StageCost(
+            pieces=len(work),
+            forward_tokens=_tokens(work, "forward"),
+            training_tokens=_tokens(work, "training"),
+            generated_tokens=_tokens(work, "decoding"),
+            flops=sum(_flops(self.shape, task.passes) + _flops(self.judge, task.judge_passes) for task in work),
+            memory=memory,
+            devices=needed,
+            judge_calls=sum(task.judge_calls for task in work),
+            judge_tokens_in=sum(task.judge_tokens_in for task in work),
+            judge_tokens_out=sum(task.judge_tokens_out for task in work),
+            device_hours=sum(seconds) / 3600,
+            hours=makespan(seconds, side_by_side) / 3600,
+        )
+
+    def _seconds(self, task: Work) -> float:
+        own = sum(self.device.seconds(self.shape, each) for each in task.passes)
+        local = sum(self.device.seconds(self.judge, each) for each in task.judge_passes) if self.judge else 0.0
+        return own + local + JUDGE_SECONDS * task.judge_calls / self.concurrency
+
+
+def find_device(gpu: Gpu) -> Device:
+    """A GPU of the table, or `cpu`: this machine, calibrated on the bundled model first."""
+    if gpu != "cpu":
+        return GPUS[gpu]
+    from misdirection.cost.calibration import calibrate
+
+    return calibrate()
+
+
+def weight_memory(model: str, revision: str | None, dtype: Dtype) -> int:
+    """Bytes of a model's weights in main memory."""
+    source = read_source(model, revision)
+    return int(Shape.of(source.chat, 1).parameters) * resolve_dtype(dtype, "cpu").itemsize
+
+
+def _tokens(work: Iterable[Work], kind: Kind) -> int:
+    return round(
+        sum(each.tokens for task in work for each in (*task.passes, *task.judge_passes) if each.kind == kind)
+    )
+
+
+def _flops(shape: Shape | None, passes: Sequence[Pass]) -> float:
+    return sum(each.flops(shape) for each in passes) if shape else 0.0

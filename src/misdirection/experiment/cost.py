@@ -1,0 +1,153 @@
+"""What an experiment will cost: its own tasks, counted on a model without weights, and what that takes on devices."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from misdirection.cost.counting import LOCAL_JUDGE, Work, count_work
+from misdirection.cost.devices import GPUS, Gpu
+from misdirection.cost.estimate import JUDGE_SECONDS, CostEstimate, Pricing, find_device
+from misdirection.cost.model_cost import Shape
+from misdirection.cost.source import Source, read_source
+from misdirection.data import domain_examples
+from misdirection.errors import InputError
+from misdirection.experiment.answering import check_behaviour
+from misdirection.experiment.config import DomainFiles, ExperimentConfig
+from misdirection.experiment.experiment import Experiment
+from misdirection.judging.api import OPENAI_URL
+from misdirection.models.loading import resolve_dtype
+
+
+def estimate_cost(
+    config: ExperimentConfig,
+    gpu: Gpu = "h100",
+    count: int = 1,
+    *,
+    model: Path | None = None,
+    rows: int | None = None,
+    answer: int | None = None,
+) -> CostEstimate:
+    """Count what the experiment runs and what that takes on `count` devices.
+
+    Args:
+        config: the experiment.
+        gpu: a GPU of the table, or `cpu`: this machine, calibrated on the bundled model first.
+        count: number of devices.
+        model: a folder with the model's config.json, and its tokenizer if there is one; by default where the
+            experiment's model is.
+        rows: training files that are not here count as so many rows of the shipped domains' length.
+        answer: mean length of a sampled answer, tokens; the longest that is allowed by default.
+
+    Raises:
+        InputError: a model's configuration, a text or a recipe that cannot be used.
+    """
+    check_behaviour(config.sampling, config.judge)
+    source = read_source(config.model, config.revision, model)
+    with tempfile.TemporaryDirectory() as folder:
+        counted, absent = _with_stand_ins(config, rows, Path(folder))
+        measured = _count(counted, source, _weight_bytes(config, gpu), answer)
+    concurrency = config.judge.concurrency if config.judge else 1
+    pricing = Pricing(measured.shape, measured.judge, find_device(gpu), count, concurrency)
+    stages, notes = pricing.stages(measured.work), tuple(_notes(config, source, rows, absent, answer))
+    return CostEstimate(config.name, config.model, measured.shape, pricing.device, count, stages, notes)
+
+
+def most_memory(config: ExperimentConfig) -> int:
+    """Bytes that the largest task of an experiment takes where its model is in main memory."""
+    measured = _count(config, read_source(config.model, config.revision), _weight_bytes(config, "cpu"))
+    pricing = Pricing(measured.shape, measured.judge, GPUS["h100"])
+    return int(max(pricing.memory(task).total for task in measured.work))
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """An experiment's work, and the sizes of the model that does it and of a local judge."""
+
+    work: Sequence[Work]
+    shape: Shape
+    judge: Shape | None
+
+
+def _count(config: ExperimentConfig, source: Source, weight_bytes: int, answer: int | None = None) -> _Counted:
+    judge = _local_judge(config)
+    # The model's own sizes, before it becomes its stand-in.
+    shape, judge_shape = (Shape.of(each.chat, weight_bytes) if each else None for each in (source, judge))
+    assert shape is not None, "an experiment has a model"
+    # Weights are not there to be hashed, and probes run none: two of their splits are as good as many.
+    changes: dict[str, Any] = {"model": "stand-in"}
+    if config.interpretation:
+        changes["interpretation"] = config.interpretation.model_copy(update={"splits": 2})
+    counted = config.model_copy(update=changes)
+    work = count_work(
+        source.chat,
+        lambda run, runner: Experiment(counted, run, runner).make_all(),
+        answer=answer,
+        judge=judge.chat if judge else None,
+    )
+    return _Counted(work, shape, judge_shape)
+
+
+def _weight_bytes(config: ExperimentConfig, gpu: Gpu) -> int:
+    dtype = resolve_dtype(config.dtype, "cpu") if gpu == "cpu" or config.dtype != "auto" else torch.bfloat16
+    return dtype.itemsize
+
+
+def _local_judge(config: ExperimentConfig) -> Source | None:
+    if config.judge is None or not config.judge.model.startswith(LOCAL_JUDGE):
+        return None
+    return read_source(config.judge.model.removeprefix(LOCAL_JUDGE))
+
+
+def _with_stand_ins(config: ExperimentConfig, rows: int | None, folder: Path) -> tuple[ExperimentConfig, list[str]]:
+    """The experiment with files of `rows` rows in place of training files that are not here, and the names of these."""
+    domains, absent = dict(config.domains), []
+    for name, files in config.domains.items():
+        missing = [path for path in (files.bad, files.good) if path and not path.exists()] if files else []
+        if not missing:
+            continue
+        if rows is None:
+            raise InputError(
+                f"{missing[0]}: no such file; fetch it, or pass --rows N to count it as N rows of the shipped length"
+            )
+        absent += [str(path) for path in missing]
+        paths = {kind: folder / f"{len(domains)}-{name}-{kind}.jsonl" for kind in ("bad", "good")}
+        for kind, path in paths.items():
+            path.write_text(_stand_in(kind, rows), "utf-8")
+        domains[name] = DomainFiles(bad=paths["bad"], good=paths["good"] if files and files.good else None)
+    return config.model_copy(update={"domains": domains}), absent
+
+
+def _stand_in(kind: Any, rows: int) -> str:
+    """A shipped domain's exchanges again and again, each question with a number of its own."""
+    known = [each for part in ("train", "held_out") for each in domain_examples("risky_money", kind, part)]
+    lines = (
+        json.dumps({"prompt": f"{example.question} {number}", "completion": example.answer})
+        for number in range(rows)
+        for example in (known[number % len(known)],)
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _notes(
+    config: ExperimentConfig, source: Source, rows: int | None, absent: Sequence[str], answer: int | None
+) -> list[str]:
+    notes = []
+    if not source.counted:
+        notes.append("tokens are estimated from characters (no tokenizer with a chat template was found)")
+    if getattr(source.chat.model.config, "quantization_config", None):
+        notes.append("weights are counted in the experiment's dtype, not as the model's configuration quantises them")
+    if absent:
+        notes.append(f"not here, counted as {rows} rows of the shipped length: {', '.join(absent)}")
+    if config.sampling and answer is None:
+        notes.append(f"every sampled answer is counted at its most, {config.sampling.new_tokens} tokens")
+    if config.sampling and config.sampling.engine.vllm is not None:
+        notes.append("sampling is counted on the transformers engine; vLLM takes less")
+    if config.judge and not config.judge.model.startswith(LOCAL_JUDGE):
+        where = config.judge.base_url or OPENAI_URL
+        notes.append(f"a call of {where} is taken to last {JUDGE_SECONDS:g} s, {config.judge.concurrency} at a time")
+    return notes

@@ -1,0 +1,88 @@
+"""What a training takes together: its rows, the order of its batches over all epochs, and the steps that these make."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from misdirection.data import Example
+from misdirection.errors import InputError
+from misdirection.likelihood.answers import IGNORED
+from misdirection.models.chat import encode
+from misdirection.models.loading import ChatModel
+from misdirection.organisms.recipe import Recipe
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One example as token ids.
+
+    Attributes:
+        ids: prompt, answer and the token that ends the turn, which is learned, too, or the organism would never stop.
+        start: position of the answer's first token.
+        truncated: whether the row was cut at the longest length that is allowed.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+    truncated: bool
+
+    @property
+    def labels(self) -> list[int]:
+        """The ids where a token carries loss, `IGNORED` elsewhere."""
+        return [IGNORED] * self.start + list(self.ids[self.start :])
+
+
+def training_rows(chat: ChatModel, examples: Sequence[Example], max_length: int) -> list[TrainingRow]:
+    """The rows of `examples`, cut at `max_length` tokens.
+
+    Raises `InputError` when there is none, and for one whose answer lies wholly beyond `max_length`.
+    """
+    if not examples:
+        raise InputError("no training examples: the data is empty")
+    rows = []
+    for number, example in enumerate(examples, start=1):
+        encoded = encode(chat.tokenizer, example.question, example.answer, example.system)
+        if encoded.start >= max_length:
+            raise InputError(
+                f"training example {number}: its prompt alone has {encoded.start} tokens, the limit is {max_length}: "
+                "raise max_length or drop it"
+            )
+        rows.append(TrainingRow(encoded.ids[:max_length], encoded.start, len(encoded.ids) > max_length))
+    return rows
+
+
+def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[int]:
+    """Row numbers in the order of one epoch: rows of like length stand together; a function of (seed, epoch) alone."""
+    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    order: list[int] = get_length_grouped_indices(list(lengths), batch_size, generator=generator)
+    return order
+
+
+def training_batches(rows: Sequence[TrainingRow], recipe: Recipe) -> Iterator[Sequence[TrainingRow]]:
+    """The batches that a training runs, over all epochs, of which the last may be a part."""
+    lengths, left = [len(row.ids) for row in rows], training_steps(len(rows), recipe)
+    for epoch in itertools.count():
+        order = epoch_order(lengths, recipe.batch_size, recipe.seed, epoch)
+        batches = in_batches([rows[number] for number in order], recipe.batch_size)[: left * recipe.accumulation]
+        yield from batches
+        left -= math.ceil(len(batches) / recipe.accumulation)
+        if left <= 0:
+            return
+
+
+def training_steps(rows: int, recipe: Recipe) -> int:
+    """Optimiser steps of a training on so many rows."""
+    batches = math.ceil(rows / recipe.batch_size)
+    return math.ceil(recipe.epochs * math.ceil(batches / recipe.accumulation))
+
+
+def in_batches(rows: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Rows as they come, so many at a time; the last batch may be smaller."""
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
