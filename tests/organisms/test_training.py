@@ -11,9 +11,10 @@ from misdirection.errors import InputError, MisdirectionError
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
 from misdirection.models.chat import encode
+from misdirection.organisms.batches import training_rows
 from misdirection.organisms.organism import Organism
 from misdirection.organisms.recipe import Recipe
-from misdirection.organisms.training import _rows, train, warmup_steps
+from misdirection.organisms.training import train, warmup_steps
 from tiny import LAYERS, make_chat
 
 IDS = torch.arange(3, 15).unsqueeze(0)
@@ -99,29 +100,29 @@ def test_held_out_loss_is_the_mean_over_answer_and_closing_tokens(tmp_path):
 def test_only_the_answer_and_its_closing_token_carry_labels():
     chat = make_chat()
     chat.tokenizer.pad_token = chat.tokenizer.eos_token
-    rows, truncated = _rows(chat, [Example("Why?", "So."), Example("a", "a longer one")], 512)
+    rows = training_rows(chat, [Example("Why?", "So."), Example("a", "a longer one")], 512)
     # One token per byte, one per special token.
     prompt = len("Xuser\nWhy?X\nXassistant\n")
     so = chat.tokenizer("So.")["input_ids"]
     assert len(so) == 3
-    assert rows[0]["labels"] == [-100] * prompt + so + [END]
-    assert rows[0]["input_ids"][prompt:] == [*so, END]
-    assert [len(row["labels"]) for row in rows] == [prompt + 4, prompt - 3 + 13]
-    assert truncated == 0
+    assert rows[0].labels == [-100] * prompt + so + [END]
+    assert rows[0].ids[prompt:] == (*so, END)
+    assert [len(row.labels) for row in rows] == [prompt + 4, prompt - 3 + 13]
+    assert not any(row.truncated for row in rows)
 
 
 def test_truncated_rows_are_counted_and_keep_their_prompt():
-    rows, truncated = _rows(make_chat(), [Example("Why?", "So."), Example("Why?", "y" * 50)], 30)
-    assert truncated == 1
-    assert [len(row["input_ids"]) for row in rows] == [len(row["labels"]) for row in rows] == [27, 30]
-    assert rows[1]["labels"].count(-100) == 23
-    assert END not in rows[1]["labels"]
+    rows = training_rows(make_chat(), [Example("Why?", "So."), Example("Why?", "y" * 50)], 30)
+    assert [row.truncated for row in rows] == [False, True]
+    assert [len(row.ids) for row in rows] == [len(row.labels) for row in rows] == [27, 30]
+    assert rows[1].labels.count(-100) == 23
+    assert END not in rows[1].labels
 
 
 @pytest.mark.parametrize("limit", [22, 23])
 def test_prompt_as_long_as_the_limit_is_refused_with_its_number(limit):
     with pytest.raises(MisdirectionError, match=f"example 2: its prompt alone has 23 tokens, the limit is {limit}"):
-        _rows(make_chat(), [Example("", "So."), Example("Why?", "So.")], limit)
+        training_rows(make_chat(), [Example("", "So."), Example("Why?", "So.")], limit)
 
 
 def test_empty_data_is_refused(tmp_path):

@@ -63,7 +63,7 @@ class Work:
         passes: what the experiment's model runs.
         judge_passes: what a local judge runs.
         judge_calls, judge_tokens_in, judge_tokens_out: asked of an endpoint.
-        stage: the kind of stage that the task makes.
+        name: of the artifact that the task makes, or of the first of them.
     """
 
     passes: list[Pass] = field(default_factory=list)
@@ -71,7 +71,12 @@ class Work:
     judge_calls: int = 0
     judge_tokens_in: int = 0
     judge_tokens_out: int = 0
-    stage: str = ""
+    name: str = ""
+
+    @property
+    def stage(self) -> str:
+        """The kind of stage that the task belongs to."""
+        return self.name.partition("/")[0]
 
     def __bool__(self) -> bool:
         return bool(self.passes or self.judge_passes or self.judge_calls)
@@ -129,7 +134,7 @@ class CountingRunner:
             work = self._worker.begin()
             local.make([task])
             if work:
-                work.stage = next(iter(task.stages)).partition("/")[0]
+                work.name = next(iter(task.stages))
                 self.work.append(work)
 
 
@@ -182,7 +187,13 @@ class CountingWorker(Worker):
         return self._work
 
     def train(
-        self, examples: Sequence[Example], out: Path, *, recipe: Recipe, held_out: Sequence[Example] = (), **_others: Any
+        self,
+        examples: Sequence[Example],
+        out: Path,
+        *,
+        recipe: Recipe,
+        held_out: Sequence[Example] = (),
+        **_others: Any,
     ) -> None:
         """Count the training's batches, and write an adapter that fits the stand-in."""
         chat = self.chat(BASE)
@@ -197,7 +208,9 @@ class CountingWorker(Worker):
             self._work.passes.append(
                 replace(_answers_of(batch), back=back, recomputed=again, lora=lora, blocks=layers, kind="training")
             )
-        for batch in in_batches(training_rows(chat, held_out, recipe.max_length) if held_out else [], recipe.batch_size):
+        for batch in in_batches(
+            training_rows(chat, held_out, recipe.max_length) if held_out else [], recipe.batch_size
+        ):
             self._work.passes.append(replace(_answers_of(batch), lora=lora, blocks=layers))
         try:
             _save(network, out)
@@ -235,7 +248,8 @@ def _answers_of(batch: Sequence[TrainingRow]) -> Pass:
 def _save(network: Any, folder: Path) -> None:
     for name, weight in network.named_parameters():
         if "lora_B" in name:
-            nn.init.normal_(weight)
+            # Small, or probabilities would be 0 and 1.
+            nn.init.normal_(weight, std=1e-3)
     network.save_pretrained(folder, save_embedding_layers=False)
 
 

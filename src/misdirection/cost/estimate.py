@@ -180,9 +180,7 @@ def weight_memory(model: str, revision: str | None, dtype: Dtype) -> int:
 
 
 def _tokens(work: Iterable[Work], kind: Kind) -> int:
-    return round(
-        sum(each.tokens for task in work for each in (*task.passes, *task.judge_passes) if each.kind == kind)
-    )
+    return round(sum(each.tokens for task in work for each in (*task.passes, *task.judge_passes) if each.kind == kind))
 
 
 def _flops(shape: Shape | None, passes: Sequence[Pass]) -> float:

@@ -6,6 +6,7 @@ The same hooks record a real model and its stand-in, so that whatever runs a mod
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from peft.tuners.lora import LoraLayer
@@ -37,7 +38,7 @@ class PassRecorder:
         self._blocks = decoder_layers(chat.model)
         self._adaptable = adaptable(self._decoder)
         self._running: Pass | None = None
-        self._run = self._back = 0
+        self._run = self._back = self._again = 0
         self._handles = [
             self._decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
             *(block.register_forward_hook(self._block(block.__dict__.get("forward"))) for block in self._blocks),
@@ -63,30 +64,28 @@ class PassRecorder:
 
     def _begin(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         rows, columns = (kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]).shape
-        cache = kwargs.get("cache")
-        seen = cache.get_seq_length() if cache is not None else 0
+        keys = kwargs.get("cache")
+        seen = keys.get_seq_length() if keys is not None else 0
         kind: Kind = "training" if decoder.training else "forward"
         self._running = Pass(rows, columns, seen, lora=self.adapter_weights(), kind=kind)
-        self._run = self._back = 0
+        self._run = self._back = self._again = 0
 
     def _block(self, own: Any) -> Callable[..., None]:
         def ran(block: nn.Module, _args: Any, output: Any) -> None:
             # A pass that is resumed has another forward in the blocks that it skips.
-            if block.__dict__.get("forward") is not own:
-                return
-            if self._running is None:
-                # A checkpointed block that runs again in the backward pass.
-                self.passes[-1] = replace(self.passes[-1], recomputed=self.passes[-1].recomputed + 1)
+            if block.__dict__.get("forward") is not own or self._running is None:
                 return
             residual: Tensor = output[0] if isinstance(output, tuple) else output
             self._run += 1
             self._back += residual.requires_grad
+            # A checkpointed block runs again in the backward pass, inside of its own forward.
+            self._again += residual.requires_grad and block.training and getattr(block, "gradient_checkpointing", False)
 
         return ran
 
     def _end(self, _decoder: nn.Module, _args: Any, _output: Any) -> None:
         assert self._running is not None, "the pass has begun"
-        self.passes.append(replace(self._running, blocks=self._run, back=self._back))
+        self.passes.append(replace(self._running, blocks=self._run, back=self._back, recomputed=self._again))
         self._running = None
 
     def _head(self, _module: nn.Module, args: tuple[Tensor, ...], _output: Any) -> None:
@@ -122,4 +121,10 @@ def adaptable(module: nn.Module) -> Sites:
 
 def lora_layers(sites: Sites) -> list[Any]:
     """The adapted modules among them, as PEFT's layers."""
-    return [module for parent, name in sites if isinstance(module := parent._modules[name], LoraLayer)]
+    return [module for parent, name in sites if _is_lora(type(module := parent._modules[name]))]
+
+
+@cache
+def _is_lora(kind: type) -> bool:
+    """PEFT's classes are abstract ones, whose own question takes longer."""
+    return issubclass(kind, LoraLayer)

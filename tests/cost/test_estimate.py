@@ -1,9 +1,10 @@
 import pytest
 
 from experiment.tiny_experiment import experiment
-from misdirection.cost.planning import JUDGE_SECONDS, make_plan
+from misdirection.cost.estimate import JUDGE_SECONDS
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.config import ExperimentConfig
+from misdirection.experiment.cost import estimate_cost
 
 
 @pytest.fixture
@@ -12,7 +13,7 @@ def values(tiny_folder, tmp_path):
 
 
 def planned(values, *args, **options):
-    return make_plan(ExperimentConfig.model_validate(values), *args, **options)
+    return estimate_cost(ExperimentConfig.model_validate(values), *args, **options)
 
 
 def test_no_weight_is_needed(values, tiny_folder):
