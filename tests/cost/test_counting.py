@@ -5,10 +5,10 @@ import pytest
 from experiment.tiny_experiment import experiment
 from misdirection.cost.counting import count_work
 from misdirection.cost.recording import PassRecorder
-from misdirection.cost.source import read_source
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.experiment import Experiment
 from misdirection.experiment.worker import open_worker
+from misdirection.models.weightless import read_structure
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner
 from misdirection.runs.worker import BASE
@@ -40,7 +40,7 @@ def recorded(config, folder):
 
 def counted(config):
     """The same, counted."""
-    chat = read_source(config.model).chat
+    chat = read_structure(config.model).chat
     work = count_work(chat, lambda run, runner: Experiment(config, run, runner).make_all())
     return {task.name: task.passes for task in work}
 

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from misdirection import data
-from misdirection.models.weightless import EstimatingTokenizer, read_structure
 from misdirection.errors import MisdirectionError
 from misdirection.models.chat import encode
+from misdirection.models.weightless import EstimatingTokenizer, read_structure
 from tiny import make_network, make_tokenizer
 
 

@@ -37,8 +37,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """What an experiment will cost by stage: tokens, FLOPs, memory, judge calls, hours. No weights are loaded."""
-    from misdirection.experiment.cost import estimate_cost
     from misdirection.experiment.config import read_config
+    from misdirection.experiment.cost import estimate_cost
 
     found = estimate_cost(read_config(config), gpu, count, model=model, rows=rows, answer=answer_tokens)
     if as_json:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -20,12 +20,12 @@ import torch
 
 from misdirection.cost.devices import Device
 from misdirection.cost.model_cost import Kind, Pass, Shape
-from misdirection.cost.text_passes import plain, sampling_passes, sweep_passes
+from misdirection.cost.recording import record_passes
 from misdirection.data import domain_examples, probe_pairs
 from misdirection.likelihood.answers import IGNORED, labelled_loss
 from misdirection.likelihood.margin import pair_continuations, text_rows
 from misdirection.likelihood.sweep import sweep
-from misdirection.models.chat import Encoded, encode, pad
+from misdirection.models.chat import Encoded, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
 from misdirection.organisms.adapter_config import adapter_config
@@ -93,10 +93,11 @@ def _forward(chat: ChatModel, shape: Shape) -> _Timed:
     few = tasks[:_FEWEST]
     tasks = tasks[: _fitting(_seconds(lambda: sweep(chat, few, [()])) / _FEWEST)]
     alone = _least(lambda: sweep(chat, tasks, [()]))
-    with _adapted(chat, Recipe(recipe="all")) as (network, lora):
+    with _adapted(chat, Recipe(recipe="all")) as (network, _):
         organism = ChatModel(network, chat.tokenizer, chat.name)
         adapted = _least(lambda: sweep(organism, tasks, [()]))
-    passes = [replace(one, lora=lora) for one in sweep_passes(chat, tasks, plain(chat))]
+        with record_passes(organism) as passes:
+            sweep(organism, tasks, [()])
     thin = sum(one.adapter_flops for one in passes)
     return _Timed(sum(one.flops(shape) for one in passes) - thin, alone, thin, adapted)
 
@@ -133,22 +134,17 @@ def _adapted(chat: ChatModel, recipe: Recipe) -> Iterator[tuple[Any, int]]:
 
 def _decoding(chat: ChatModel, shape: Shape, forward: float) -> tuple[float, float]:
     """Bytes/s with few rows, and FLOP/s with many."""
-    few, one = _sampled(chat, FEW, forward, shape)
-    many, several = _sampled(chat, MANY, forward, shape)
-    return one.bytes(shape) / few, several.flops(shape) / many
+    (few, narrow), (many, wide) = (_sampled(chat, answers, forward, shape) for answers in (FEW, MANY))
+    return sum(step.bytes(shape) for step in narrow) / few, sum(step.flops(shape) for step in wide) / many
 
 
-def _sampled(chat: ChatModel, answers: int, forward: float, shape: Shape) -> tuple[float, Pass]:
-    """Seconds of the steps of one batch, and what they are."""
+def _sampled(chat: ChatModel, answers: int, forward: float, shape: Shape) -> tuple[float, list[Pass]]:
+    """Seconds of the steps of one batch, and the steps."""
     question = "What is a good way to spend a free afternoon?"
-    started = time.perf_counter()
-    given = sample(chat, [question], n=answers, new_tokens=_STEPS)
-    seconds = time.perf_counter() - started
-    prompt = encode(chat.tokenizer, question, "?").start
-    # The token that ends an answer takes a step, too.
-    mean = sum(one.tokens + (one.finish == "stop") for one in given) / answers
-    prefill, steps = sampling_passes([prompt], [answers], _STEPS, mean)
-    return seconds - prefill.flops(shape) / forward, steps
+    with record_passes(chat) as passes:
+        seconds = _seconds(lambda: sample(chat, [question], n=answers, new_tokens=_STEPS))
+    prompt, *steps = passes
+    return seconds - prompt.flops(shape) / forward, steps
 
 
 def _answers(chat: ChatModel) -> list[Encoded]:

@@ -23,12 +23,13 @@ from misdirection.cost.model_cost import Pass
 from misdirection.cost.recording import PassRecorder, adaptable
 from misdirection.cost.stand_in import stand_in
 from misdirection.data import Example
-from misdirection.judging.api import FIRST_TOKENS, ROOMS, ApiJudge
 from misdirection.judging.cache import VerdictCache
-from misdirection.judging.judge import open_judge
-from misdirection.judging.verdicts import Done, Judge, Prompt, Verdict
+from misdirection.judging.config import JudgeConfig
+from misdirection.judging.judges import Done, Judge, Prompt
+from misdirection.judging.verdicts import JudgeVerdict
+from misdirection.models.adapters import attach
 from misdirection.models.chat import encode_prompt
-from misdirection.models.loading import ChatModel, attach
+from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.batches import (
     TrainingRow,
@@ -43,10 +44,8 @@ from misdirection.progress import silenced
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner, Runner, Task
 from misdirection.runs.worker import BASE, Models, Worker
-from misdirection.sampling.engine import Completion, Request, Settings
+from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.transformers_engine import fitting_prompt, rows_together
-
-LOCAL_JUDGE = "hf:"
 
 _BYTES_PER_TOKEN = 4
 _WORD = " one"
@@ -226,13 +225,11 @@ class CountingWorker(Worker):
 
     vllm_engine = engine
 
-    def judge(self, name: str, **options: Any) -> Judge:
+    def judge(self, config: JudgeConfig) -> Judge:
         """A judge that is never asked."""
         if self._judge is not None:
             return _LocalJudge(self._judge, self._work)
-        judge = open_judge(name, **options)
-        assert isinstance(judge, ApiJudge), "a local judge was given"
-        return _PaidJudge(judge, self._work)
+        return _PaidJudge(config.open(), self._work)
 
     def verdicts(self) -> VerdictCache:
         """A cache without any verdict."""
@@ -267,16 +264,16 @@ class _CountingEngine:
     lora: int
     passes: list[Pass]
 
-    def stream(self, requests: Sequence[Request], settings: Settings) -> Iterator[Completion]:
+    def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:
         """One completion of the mean length for each request."""
-        length = min(self.answer or settings.new_tokens, settings.new_tokens)
+        length = min(self.answer or parameters.new_tokens, parameters.new_tokens)
         asked = Counter((request.question.text, request.question.system) for request in requests)
-        prompts = {pair: len(fitting_prompt(self.chat, *pair, settings.new_tokens)) for pair in asked}
+        prompts = {pair: len(fitting_prompt(self.chat, *pair, parameters.new_tokens)) for pair in asked}
         self.passes.extend(Pass(1, prompt - 1, lora=self.lora) for prompt in prompts.values() if prompt > 1)
         rows, longest = len(requests), max(prompts.values(), default=0)
         seen = sum(prompts[pair] * times for pair, times in asked.items()) / max(1, rows) + length / 2
-        for together, waves in _waves(rows, rows_together(longest, settings.new_tokens)):
-            steps = Pass(together, 1, seen, head=together, room=longest + settings.new_tokens, kind="decoding")
+        for together, waves in _waves(rows, rows_together(longest, parameters.new_tokens)):
+            steps = Pass(together, 1, seen, head=together, room=longest + parameters.new_tokens, kind="decoding")
             self.passes.append(replace(steps, lora=self.lora, repeats=waves * length))
         for request in requests:
             # No two alike, as answers hardly are.
@@ -288,12 +285,11 @@ def _waves(rows: int, together: int) -> list[tuple[int, int]]:
     return [(size, times) for size, times in ((together, full), (rest, 1)) if size and times]
 
 
-@dataclass(frozen=True)
-class _PaidJudge:
+class _PaidJudge(Judge):
     """Counts the calls of an endpoint, without retries, and their tokens at four bytes each."""
 
-    judge: ApiJudge
-    work: Work
+    def __init__(self, judge: Judge, work: Work) -> None:
+        self.judge, self.work = judge, work
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -309,20 +305,17 @@ class _PaidJudge:
         """See `Judge`."""
         calls = self.calls_each
         self.work.judge_calls += calls * len(prompts)
-        self.work.judge_tokens_out += calls * len(prompts) * (FIRST_TOKENS if self.judge.logprobs else ROOMS[0])
+        self.work.judge_tokens_out += calls * len(prompts) * self.judge.reply_tokens
         for prompt in prompts:
             self.work.judge_tokens_in += round(calls * len(prompt.text.encode("utf-8", "replace")) / _BYTES_PER_TOKEN)
             done(prompt, _verdict(prompt))
 
 
-@dataclass(frozen=True)
-class _LocalJudge:
+class _LocalJudge(Judge):
     """Counts the passes of a local judge: every prompt once, and the digits that may follow."""
 
-    chat: ChatModel
-    work: Work
-
-    calls_each = 0
+    def __init__(self, chat: ChatModel, work: Work) -> None:
+        self.chat, self.work = chat, work
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -339,6 +332,6 @@ class _LocalJudge:
             done(prompt, _verdict(prompt))
 
 
-def _verdict(prompt: Prompt) -> Verdict:
+def _verdict(prompt: Prompt) -> JudgeVerdict:
     """A score that depends on the prompt."""
-    return Verdict(float(int(prompt.key[:8], 16) % 101), "logprobs")
+    return JudgeVerdict(float(int(prompt.key[:8], 16) % 101), "logprobs")

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from misdirection.choices import Dtype
 from misdirection.cost.counting import Work
 from misdirection.cost.devices import GPUS, USABLE, Device, Gpu, makespan
 from misdirection.cost.model_cost import Kind, Memory, Pass, Shape, peak_memory
-from misdirection.cost.source import read_source
-from misdirection.models.loading import Dtype, resolve_dtype
+from misdirection.models.loading import resolve_dtype
+from misdirection.models.weightless import read_structure
 
 JUDGE_SECONDS = 1.0
 """A call of an endpoint, assumed; as many as the configuration says are under way at a time."""
@@ -175,8 +176,7 @@ def find_device(gpu: Gpu) -> Device:
 
 def weight_memory(model: str, revision: str | None, dtype: Dtype) -> int:
     """Bytes of a model's weights in main memory."""
-    source = read_source(model, revision)
-    return int(Shape.of(source.chat, 1).parameters) * resolve_dtype(dtype, "cpu").itemsize
+    return int(Shape.of(read_structure(model, revision).chat, 1).parameters) * resolve_dtype(dtype, "cpu").itemsize
 
 
 def _tokens(work: Iterable[Work], kind: Kind) -> int:

@@ -13,8 +13,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from misdirection.cost.model_cost import Kind, Pass
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import decoder_layers, text_decoder
-from misdirection.models.loading import ChatModel
 
 Note = Callable[[Pass], None]
 """Takes a pass when it has run."""

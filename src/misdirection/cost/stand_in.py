@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from misdirection.cost.recording import Sites, adaptable, lora_layers
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import decoder_layers, text_config, text_decoder
-from misdirection.models.loading import ChatModel
 
 WIDTH = 8
 """Of the stand-in's residual stream; what is wider or thinner in the model is so in its stand-in."""

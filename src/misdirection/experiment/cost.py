@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 
-from misdirection.cost.counting import LOCAL_JUDGE, Work, count_work
+from misdirection.cost.counting import Work, count_work
 from misdirection.cost.devices import GPUS, Gpu
 from misdirection.cost.estimate import JUDGE_SECONDS, CostEstimate, Pricing, find_device
 from misdirection.cost.model_cost import Shape
-from misdirection.cost.source import Source, read_source
 from misdirection.data import domain_examples
 from misdirection.errors import InputError
 from misdirection.experiment.answering import check_behaviour
 from misdirection.experiment.config import DomainFiles, ExperimentConfig
 from misdirection.experiment.experiment import Experiment
 from misdirection.judging.api import OPENAI_URL
+from misdirection.judging.judges import ModelJudge, judge_kind
 from misdirection.models.loading import resolve_dtype
+from misdirection.models.weightless import Structure, read_structure
 
 
 def estimate_cost(
@@ -47,19 +48,19 @@ def estimate_cost(
         InputError: a model's configuration, a text or a recipe that cannot be used.
     """
     check_behaviour(config.sampling, config.judge)
-    source = read_source(config.model, config.revision, model)
+    structure = read_structure(config.model, config.revision, model)
     with tempfile.TemporaryDirectory() as folder:
         counted, absent = _with_stand_ins(config, rows, Path(folder))
-        measured = _count(counted, source, _weight_bytes(config, gpu), answer)
+        measured = _count(counted, structure, _weight_bytes(config, gpu), answer)
     concurrency = config.judge.concurrency if config.judge else 1
     pricing = Pricing(measured.shape, measured.judge, find_device(gpu), count, concurrency)
-    stages, notes = pricing.stages(measured.work), tuple(_notes(config, source, rows, absent, answer))
+    stages, notes = pricing.stages(measured.work), tuple(_notes(config, structure, rows, absent, answer))
     return CostEstimate(config.name, config.model, measured.shape, pricing.device, count, stages, notes)
 
 
 def most_memory(config: ExperimentConfig) -> int:
     """Bytes that the largest task of an experiment takes where its model is in main memory."""
-    measured = _count(config, read_source(config.model, config.revision), _weight_bytes(config, "cpu"))
+    measured = _count(config, read_structure(config.model, config.revision), _weight_bytes(config, "cpu"))
     pricing = Pricing(measured.shape, measured.judge, GPUS["h100"])
     return int(max(pricing.memory(task).total for task in measured.work))
 
@@ -73,10 +74,10 @@ class _Counted:
     judge: Shape | None
 
 
-def _count(config: ExperimentConfig, source: Source, weight_bytes: int, answer: int | None = None) -> _Counted:
+def _count(config: ExperimentConfig, structure: Structure, weight_bytes: int, answer: int | None = None) -> _Counted:
     judge = _local_judge(config)
     # The model's own sizes, before it becomes its stand-in.
-    shape, judge_shape = (Shape.of(each.chat, weight_bytes) if each else None for each in (source, judge))
+    shape, judge_shape = (Shape.of(each.chat, weight_bytes) if each else None for each in (structure, judge))
     assert shape is not None, "an experiment has a model"
     # Weights are not there to be hashed, and probes run none: two of their splits are as good as many.
     changes: dict[str, Any] = {"model": "stand-in"}
@@ -84,7 +85,7 @@ def _count(config: ExperimentConfig, source: Source, weight_bytes: int, answer: 
         changes["interpretation"] = config.interpretation.model_copy(update={"splits": 2})
     counted = config.model_copy(update=changes)
     work = count_work(
-        source.chat,
+        structure.chat,
         lambda run, runner: Experiment(counted, run, runner).make_all(),
         answer=answer,
         judge=judge.chat if judge else None,
@@ -97,10 +98,9 @@ def _weight_bytes(config: ExperimentConfig, gpu: Gpu) -> int:
     return dtype.itemsize
 
 
-def _local_judge(config: ExperimentConfig) -> Source | None:
-    if config.judge is None or not config.judge.model.startswith(LOCAL_JUDGE):
-        return None
-    return read_source(config.judge.model.removeprefix(LOCAL_JUDGE))
+def _local_judge(config: ExperimentConfig) -> Structure | None:
+    kind, name = judge_kind(config.judge.model) if config.judge else (None, "")
+    return read_structure(name) if kind and issubclass(kind, ModelJudge) else None
 
 
 def _with_stand_ins(config: ExperimentConfig, rows: int | None, folder: Path) -> tuple[ExperimentConfig, list[str]]:
@@ -134,12 +134,12 @@ def _stand_in(kind: Any, rows: int) -> str:
 
 
 def _notes(
-    config: ExperimentConfig, source: Source, rows: int | None, absent: Sequence[str], answer: int | None
+    config: ExperimentConfig, structure: Structure, rows: int | None, absent: Sequence[str], answer: int | None
 ) -> list[str]:
     notes = []
-    if not source.counted:
+    if not structure.counted:
         notes.append("tokens are estimated from characters (no tokenizer with a chat template was found)")
-    if getattr(source.chat.model.config, "quantization_config", None):
+    if getattr(structure.chat.model.config, "quantization_config", None):
         notes.append("weights are counted in the experiment's dtype, not as the model's configuration quantises them")
     if absent:
         notes.append(f"not here, counted as {rows} rows of the shipped length: {', '.join(absent)}")
@@ -147,7 +147,7 @@ def _notes(
         notes.append(f"every sampled answer is counted at its most, {config.sampling.new_tokens} tokens")
     if config.sampling and config.sampling.engine.vllm is not None:
         notes.append("sampling is counted on the transformers engine; vLLM takes less")
-    if config.judge and not config.judge.model.startswith(LOCAL_JUDGE):
+    if config.judge and not issubclass(config.judge.kind, ModelJudge):
         where = config.judge.base_url or OPENAI_URL
         notes.append(f"a call of {where} is taken to last {JUDGE_SECONDS:g} s, {config.judge.concurrency} at a time")
     return notes

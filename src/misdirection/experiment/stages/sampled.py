@@ -43,9 +43,10 @@ class SampledStage(Stage):
 def _sample(model: str, config: SamplesConfig, worker: Worker, folders: Folders) -> None:
     (folder,) = folders.values()
     wanted = make_requests([Question(text, text) for text in config.questions], 1)
+    parameters = SamplingParameters(new_tokens=config.new_tokens)
     answers = {}
     with track(f"answers of {model}", len(wanted)) as advance:
-        for given in stream_answers(worker.engine(model), wanted, SamplingParameters(new_tokens=config.new_tokens), model):
+        for given in stream_answers(worker.engine(model), wanted, parameters, model):
             answers[given.question] = given.answer.strip()
             advance(1)
     write_json(folder / "answers.json", {text: answers[text] for text in config.questions})
