@@ -121,7 +121,8 @@ def adaptable(module: nn.Module) -> Sites:
 
 def lora_layers(sites: Sites) -> list[Any]:
     """The adapted modules among them, as PEFT's layers."""
-    return [module for parent, name in sites if _is_lora(type(module := parent._modules[name]))]
+    modules = [parent._modules[name] for parent, name in sites]
+    return [module for module in modules if module is not None and _is_lora(module.__class__)]
 
 
 @cache

@@ -13,7 +13,7 @@ from misdirection.data import Example
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import IGNORED
 from misdirection.models.chat import encode
-from misdirection.models.loading import ChatModel
+from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.recipe import Recipe
 
 T = TypeVar("T")
