@@ -25,9 +25,9 @@ def test_no_weight_is_needed(values, tiny_folder):
 
 def test_stages_are_those_of_the_run_and_sum_to_the_total(values):
     plan = planned(values)
-    assert list(plan.stages) == ["organism", "margin", "means", "cell", "sampled"]
+    assert list(plan.stages) == ["organism", "margin", "means", "sampled", "cell"]
     # Both texts are one: every model and the base once.
-    assert [one.pieces for one in plan.stages.values()] == [3, 4, 4, 6, 4]
+    assert [one.pieces for one in plan.stages.values()] == [3, 4, 4, 4, 6]
     assert plan.total.flops == sum(one.flops for one in plan.stages.values())
     assert plan.total.memory.total == max(one.memory.total for one in plan.stages.values())
     assert plan.fits
@@ -95,7 +95,7 @@ def test_too_many_layers_for_exact_shapley_values_are_said_before(values, tmp_pa
     make_tokenizer().save_pretrained(folder)
     values |= {"model": str(folder), "interpretation": {"organism": "whole", "causal_pairs": 2}}
     values["organisms"]["whole"] = values["organisms"]["minimal"] | {"recipe": "all"}
-    with pytest.raises(MisdirectionError, match="give permutations"):
+    with pytest.raises(MisdirectionError, match="give a number of permutations"):
         planned(values)
 
 

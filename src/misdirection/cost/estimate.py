@@ -1,4 +1,4 @@
-"""What work will cost before anything is spent: tokens, FLOPs, memory, judge calls and hours by stage.
+"""The cost of work before anything is spent: tokens, FLOPs, memory, judge calls and hours by stage.
 
 Stages come one after another, as in a run; within a stage, tasks are spread over the devices, the longest first. A
 task whose peak memory one device does not hold takes as many devices as it needs (`device: balanced`), which then work

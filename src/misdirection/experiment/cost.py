@@ -1,4 +1,4 @@
-"""What an experiment will cost: its own tasks, counted on a model without weights, and what that takes on devices."""
+"""The cost of an experiment: its own tasks, counted on a model without weights, and what that takes on devices."""
 
 import json
 import tempfile
