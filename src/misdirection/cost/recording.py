@@ -121,8 +121,8 @@ def adaptable(module: nn.Module) -> Sites:
 
 def lora_layers(sites: Sites) -> list[Any]:
     """The adapted modules among them, as PEFT's layers."""
-    modules = [parent._modules[name] for parent, name in sites]
-    return [module for module in modules if module is not None and _is_lora(module.__class__)]
+    modules: list[Any] = [parent._modules[name] for parent, name in sites]
+    return [module for module in modules if _is_lora(type(module))]
 
 
 @cache
