@@ -54,9 +54,8 @@ def test_a_name_that_is_none_is_an_attribute_error():
 
 def test_type_checkers_see_real_types(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(
-        "import misdirection as md\n\nreveal_type(md.margin)\nreveal_type(md.ChatModel)\nreveal_type(md.run)\nmd.nonsense\n"
-    )
+    lines = ["import misdirection as md", *(f"reveal_type(md.{name})" for name in ("margin", "ChatModel", "run"))]
+    script.write_text("\n".join([*lines, "md.nonsense\n"]))
     # In the repository, whose cache of the libraries' types is warm.
     command = [sys.executable, "-m", "mypy", script]
     said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1]).stdout

@@ -121,7 +121,7 @@ def adaptable(module: nn.Module) -> Sites:
 
 def lora_layers(sites: Sites) -> list[Any]:
     """The adapted modules among them, as PEFT's layers."""
-    modules: list[Any] = [parent._modules[name] for parent, name in sites]
+    modules = [parent.get_submodule(name) for parent, name in sites]
     return [module for module in modules if _is_lora(type(module))]
 
 
