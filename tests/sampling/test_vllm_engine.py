@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from experiment.tiny_experiment import experiment
-from misdirection.errors import MisdirectionError
+from misdirection.errors import MisdirectionError, MissingPackage
 from misdirection.experiment.answering import Condition, answer
 from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.experiment import Experiment
@@ -389,7 +389,7 @@ def test_without_vllm_the_command_says_what_to_install(call, tiny_folder, tmp_pa
     status, _, err = call(
         "sample", "--engine", "vllm", "--model", tiny_folder, "--out", tmp_path / "a.csv", "--new-tokens", 5
     )
-    assert status == 2
+    assert status == MissingPackage.exit_status
     assert "pip install vllm" in err
     assert "Traceback" not in err
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from misdirection.choices import BUNDLED, Dtype
-from misdirection.errors import InputError, MisdirectionError, first_line
+from misdirection.errors import EnvironmentProblem, InputError, MisdirectionError, MissingPackage, first_line
 from misdirection.interventions.hooks import Setting, gather
 from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.packing import packed
@@ -50,7 +50,7 @@ _CPU_CACHE = 2**31
 
 @dataclass(frozen=True)
 class Resources:
-    """What a vLLM engine is spread over.
+    """The devices that a vLLM engine is spread over.
 
     Attributes:
         tensor_parallel: devices that share each layer.
@@ -92,7 +92,7 @@ class VllmModel:
         if adapters and BASE in adapters:
             raise InputError(f"an adapter cannot be called {BASE!r}: that is the model without one")
         self.chat = weightless(model, revision)
-        self._folders = {name: served_folder(one, self.chat) for name, one in (adapters or {}).items()}
+        self._folders = {name: served_folder(adapter, self.chat) for name, adapter in (adapters or {}).items()}
         self._resources = resources
         self._ends = frozenset(end_tokens(self.chat))
         self._numbers = itertools.count()
@@ -103,7 +103,7 @@ class VllmModel:
         self._llm: Any = self._started(dtype)
 
     def engine(self, organism: str = BASE) -> "VllmEngine":
-        """What samples with the base model or with one of the adapters."""
+        """Gives the engine that samples with the base model or with one of the adapters."""
         if organism != BASE and organism not in self._folders:
             raise InputError(f"{organism}: no such adapter here; there is {', '.join([BASE, *self._folders])}")
         return VllmEngine(self, organism)
@@ -124,18 +124,18 @@ class VllmModel:
         self.close()
 
     def _started(self, dtype: Dtype) -> Any:
-        place, resources = best_device(), self._resources
+        device, resources = best_device(), self._resources
         options: dict[str, Any] = {
             "model": source(self.chat.name),
             "revision": self.chat.revision,
-            "dtype": str(resolve_dtype(dtype, place)).removeprefix("torch."),
+            "dtype": str(resolve_dtype(dtype, device)).removeprefix("torch."),
             "tensor_parallel_size": resources.tensor_parallel,
             "pipeline_parallel_size": resources.pipeline_parallel,
             "gpu_memory_utilization": resources.memory,
-            "kv_cache_memory_bytes": _CPU_CACHE if place == "cpu" else None,
+            "kv_cache_memory_bytes": _CPU_CACHE if device == "cpu" else None,
             "generation_config": "vllm",
             # What its own graphs are made with takes a compiler and minutes on a processor.
-            "enforce_eager": resources.hooks or place == "cpu",
+            "enforce_eager": resources.hooks or device == "cpu",
             # As long as fits the memory, up to the model's own.
             "max_model_len": -1,
             "enable_prefix_caching": False,
@@ -150,7 +150,7 @@ class VllmModel:
         try:
             return self._vllm.LLM(**options)
         except Exception as error:
-            raise InputError(f"{self.chat.name}: vLLM could not start: {first_line(error)}") from error
+            raise EnvironmentProblem(f"{self.chat.name}: vLLM could not start: {first_line(error)}") from error
         finally:
             # On a processor vLLM replaces it by a function that does nothing.
             torch.set_num_threads = threads
@@ -169,19 +169,19 @@ class VllmModel:
             raise InputError(f"{self.chat.name}: this vLLM engine {state}: open another one, or wait")
         under_way = {}
         try:
-            asked = dict.fromkeys((one.question.text, one.question.system) for one in requests)
+            asked = dict.fromkeys((request.question.text, request.question.system) for request in requests)
             prompts = {pair: fitting_prompt(self.chat, *pair, parameters.new_tokens) for pair in asked}
-            for one in requests:
+            for request in requests:
                 name = str(next(self._numbers))
-                under_way[name] = one
-                params = self._params(name, one, parameters, options)
-                lora = self._lora(organism, [each for each in one.setting if each.on_adapters])
-                self._add(name, prompts[one.question.text, one.question.system], params, lora)
+                under_way[name] = request
+                params = self._params(name, request, parameters, options)
+                lora = self._lora(organism, [change for change in request.setting if change.on_adapters])
+                self._add(name, prompts[request.question.text, request.question.system], params, lora)
             while core.has_unfinished_requests():
-                finished = {one.request_id: one for one in self._step() if one.finished}
-                self._require_fired({name: (under_way[name], one) for name, one in finished.items()})
-                for name, one in finished.items():
-                    yield under_way.pop(name), one
+                finished = {output.request_id: output for output in self._step() if output.finished}
+                self._require_fired({name: (under_way[name], output) for name, output in finished.items()})
+                for name, output in finished.items():
+                    yield under_way.pop(name), output
         finally:
             if self._llm is not None and under_way:
                 core.abort_request(list(under_way))
@@ -194,7 +194,7 @@ class VllmModel:
             raise (
                 error
                 if isinstance(error, MisdirectionError)
-                else MisdirectionError(f"{self.chat.name}: vLLM stopped: {first_line(error)}")
+                else EnvironmentProblem(f"{self.chat.name}: vLLM stopped: {first_line(error)}")
             ) from error
         return outputs
 
@@ -206,13 +206,13 @@ class VllmModel:
             raise InputError(f"{self.chat.name}: vLLM refuses a prompt: {first_line(error)}") from error
 
     def _params(
-        self, name: str, one: SamplingRequest, parameters: SamplingParameters, options: Mapping[str, Any]
+        self, name: str, request: SamplingRequest, parameters: SamplingParameters, options: Mapping[str, Any]
     ) -> Any:
         """How one request is sampled, in vLLM's form; what is done to it is then known to the workers."""
         extra = {
             "answer": name,
-            "setting": self._known(self._hooked(one.setting)),
-            "key": stream_key(parameters.seed, one.question.text, one.question.system, one.sample),
+            "setting": self._known(self._hooked(request.setting)),
+            "key": stream_key(parameters.seed, request.question.text, request.question.system, request.sample),
             "temperature": parameters.temperature,
             "top_p": parameters.top_p,
         }
@@ -228,23 +228,23 @@ class VllmModel:
         )
 
     def _hooked(self, setting: Setting) -> list[Intervention]:
-        """What acts on activations; all of the setting is checked."""
+        """Those interventions that act on activations; all of the setting is checked."""
         hooks: list[Intervention] = []
-        for one in setting:
-            one.check(len(self.chat.layers), self.chat.width)
-            if not one.on_adapters:
-                assert isinstance(one, Intervention), "these are all kinds"
-                self._require_hooks(one)
-                hooks.append(one)
+        for intervention in setting:
+            intervention.check(len(self.chat.layers), self.chat.width)
+            if not intervention.on_adapters:
+                assert isinstance(intervention, Intervention), "these are all kinds"
+                self._require_hooks(intervention)
+                hooks.append(intervention)
         return hooks
 
-    def _require_hooks(self, one: Intervention) -> None:
-        kind = type(one).__name__
+    def _require_hooks(self, intervention: Intervention) -> None:
+        kind = type(intervention).__name__
         if not self._resources.hooks:
             raise InputError(f"{kind}: this vLLM engine was opened without hooks: open it with hooks=True")
-        if isinstance(one.positions, torch.Tensor) and one.positions.ndim == 2:
-            raise InputError(f"{kind}: a position mask with rows has no meaning in vLLM: give one per place")
-        if getattr(one, "at", "blocks") == "writes" and self._resources.pipeline_parallel > 1:
+        if isinstance(intervention.positions, torch.Tensor) and intervention.positions.ndim == 2:
+            raise InputError(f"{kind}: a position mask with rows has no meaning in vLLM: give one for each position")
+        if getattr(intervention, "at", "blocks") == "writes" and self._resources.pipeline_parallel > 1:
             raise InputError(f"{kind}: at='writes' needs all layers on one device: give pipeline_parallel=1")
 
     def _known(self, setting: Sequence[Intervention]) -> str:
@@ -275,32 +275,32 @@ class VllmModel:
 
     def _require_fired(self, finished: Mapping[str, tuple[SamplingRequest, Any]]) -> None:
         """Refuse an answer on which an intervention fired less often than layers x tokens."""
-        wanted = {name: self._expected(one, output) for name, (one, output) in finished.items()}
-        hooked = [name for name, count in wanted.items() if count]
+        expected = {name: self._expected(request, output) for name, (request, output) in finished.items()}
+        hooked = [name for name, count in expected.items() if count]
         if not hooked:
             return
         # Devices that share a layer see the same tokens, those that share the layers their own.
         counts = self._rpc("misdirection_fired", hooked)
         fired = [sum(column) // self._resources.tensor_parallel for column in zip(*counts, strict=True)]
         for name, count in zip(hooked, fired, strict=True):
-            if count < wanted[name]:
+            if count < expected[name]:
                 self.close()
                 raise InputError(
-                    f"{self.chat.name}: an intervention fired {count} times on an answer of vLLM, not {wanted[name]} "
+                    f"{self.chat.name}: an intervention fired {count} times on an answer of vLLM, not {expected[name]} "
                     f"times (layers x tokens), so that it is not given on: {INSTEAD}"
                 )
 
-    def _expected(self, one: SamplingRequest, output: Any) -> int:
+    def _expected(self, request: SamplingRequest, output: Any) -> int:
         """Layers x touched tokens of one answer, whose last token never went through the model."""
-        hooks = [each for each in one.setting if not each.on_adapters]
+        hooks = [change for change in request.setting if not change.on_adapters]
         if not hooks:
             return 0
         prompt, drawn = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
-        place = TokenPositions([prompt])
+        positions = TokenPositions([prompt])
         index = torch.arange(prompt + drawn - 1).unsqueeze(0)
-        place.restore((index, torch.ones_like(index, dtype=torch.bool)))
-        tokens = [int(place.touched(each.positions, torch.device("cpu")).sum()) for each in hooks]
-        layers = [len(gather(self.chat, [[each]])) for each in hooks]
+        positions.restore((index, torch.ones_like(index, dtype=torch.bool)))
+        tokens = [int(positions.touched(hook.positions, torch.device("cpu")).sum()) for hook in hooks]
+        layers = [len(gather(self.chat, [[hook]])) for hook in hooks]
         return sum(layer * token for layer, token in zip(layers, tokens, strict=True))
 
     def _rpc(self, method: str, *args: Any) -> list[Any]:
@@ -336,11 +336,11 @@ def _import_vllm() -> Any:
     try:
         return import_module("vllm")
     except ImportError as error:
-        raise InputError(
+        raise MissingPackage(
             f"vLLM cannot be imported ({first_line(error)}): pip install vllm, then misdirection again, or {INSTEAD}"
         ) from error
 
 
 def _digest(setting: Setting) -> str:
-    text = json.dumps([one.described() for one in setting], sort_keys=True, default=str)
+    text = json.dumps([intervention.described() for intervention in setting], sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()[:32]

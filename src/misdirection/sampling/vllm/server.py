@@ -12,7 +12,7 @@ from typing import Any
 from openai import OpenAI, OpenAIError
 
 from misdirection.choices import BUNDLED
-from misdirection.errors import InputError, first_line
+from misdirection.errors import InputError, NetworkProblem, first_line
 from misdirection.models.bundled import source
 from misdirection.models.weightless import weightless
 from misdirection.sampling.draws import stream_key
@@ -62,28 +62,28 @@ class ServerEngine:
     def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:
         """One completion for each request, as they finish; see `Engine`.
 
-        Raises `InputError` for any intervention, and for a request that the server does not answer.
+        Raises `InputError` for any intervention, `NetworkProblem` for a request that the server does not answer.
         """
-        for one in requests:
-            if one.setting:
-                kind = type(one.setting[0]).__name__
+        for request in requests:
+            if request.setting:
+                kind = type(request.setting[0]).__name__
                 raise InputError(
                     f"{kind}: a running server takes no interventions: use engine: vllm, which starts its own"
                 )
-        asked = dict.fromkeys((one.question.text, one.question.system) for one in requests)
+        asked = dict.fromkeys((request.question.text, request.question.system) for request in requests)
         prompts = {pair: fitting_prompt(self._chat, *pair, parameters.new_tokens) for pair in asked}
         pool = ThreadPoolExecutor(self._concurrency)
         try:
-            futures = [pool.submit(self._answer, one, prompts, parameters) for one in requests]
+            futures = [pool.submit(self._answer, request, prompts, parameters) for request in requests]
             for future in as_completed(futures):
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _answer(
-        self, one: SamplingRequest, prompts: dict[Any, tuple[int, ...]], parameters: SamplingParameters
+        self, request: SamplingRequest, prompts: dict[Any, tuple[int, ...]], parameters: SamplingParameters
     ) -> Completion:
-        text, system = one.question.text, one.question.system
+        text, system = request.question.text, request.question.system
         ends = end_tokens(self._chat)
         try:
             given = self._client.completions.create(
@@ -92,20 +92,22 @@ class ServerEngine:
                 max_tokens=parameters.new_tokens,
                 temperature=parameters.temperature,
                 top_p=parameters.top_p,
-                seed=stream_key(parameters.seed, text, system, one.sample) & _POSITIVE,
+                seed=stream_key(parameters.seed, text, system, request.sample) & _POSITIVE,
                 extra_body={"stop_token_ids": ends, "return_token_ids": True},
             )
         except OpenAIError as error:
-            raise InputError(f"{self._url}: question {text[:60]!r} was not answered: {first_line(error)}") from error
+            raise NetworkProblem(
+                f"{self._url}: question {text[:60]!r} was not answered: {first_line(error)}"
+            ) from error
         tokens = getattr(given.choices[0], "token_ids", None)
         if not tokens:
             raise InputError(f"{self._url}: gives no token ids: serve with a vLLM that has return_token_ids")
-        return completion(self._chat, ends, one, tokens)
+        return completion(self._chat, ends, request, tokens)
 
     def _served(self, organism: str, folder: Path | None) -> str:
         """The name under which the server has the model."""
-        models = {one.id: one.model_dump() for one in self._models()}
-        base = next((name for name, one in models.items() if not one.get("parent")), None)
+        models = {model.id: model.model_dump() for model in self._models()}
+        base = next((name for name, model in models.items() if not model.get("parent")), None)
         if base is None or _last(models[base].get("root") or base) != _last(source(self._chat.name)):
             raise InputError(f"{self._url}: serves {base!r}, not {self._chat.name!r}: give that server's model")
         if folder is None:
@@ -120,7 +122,7 @@ class ServerEngine:
         try:
             return list(self._client.models.list())
         except OpenAIError as error:
-            raise InputError(
+            raise NetworkProblem(
                 f"{self._url}: no vLLM server answers ({first_line(error)}): start `vllm serve`"
             ) from error
 

@@ -1,4 +1,4 @@
-"""What runs inside of vLLM's workers: interventions as forward hooks on the decoder blocks, and our own draws.
+"""The part that runs inside of vLLM's workers: interventions as forward hooks on the decoder blocks, and our own draws.
 
 vLLM passes the tokens of all requests of a step as one row, [tokens, width], and its blocks give the residual stream in
 two parts, what they add and what was there before, whose sum the next norm takes. A hook puts the changed sum into the
@@ -47,15 +47,15 @@ class Intervening:
         return [self._misdirection().fired.pop(answer, 0) for answer in answers]
 
     def _misdirection(self) -> "Hooks":
-        found: Hooks | None = getattr(self.model_runner, "misdirection_hooks", None)
-        if found is None:
-            found = self.model_runner.misdirection_hooks = Hooks(self.model_runner)
-        return found
+        hooks: Hooks | None = getattr(self.model_runner, "misdirection_hooks", None)
+        if hooks is None:
+            hooks = self.model_runner.misdirection_hooks = Hooks(self.model_runner)
+        return hooks
 
 
 @dataclass(frozen=True)
 class _Program:
-    """What one setting does on this worker: its steps by the place where they act."""
+    """The steps of one setting on this worker, by the site where they act."""
 
     steps: dict[Site, list[Step]]
 
@@ -71,15 +71,15 @@ class _Part:
 
     Attributes:
         program: what is done to them.
-        rows: [n], their places in the pass.
-        place: where each stands in its own answer, a row each.
+        rows: [n], their numbers in the pass.
+        positions: where each stands in its own answer, a row each.
         spans: by answer, its first and last + 1 among them.
         done: number of steps that have acted.
     """
 
     program: _Program
     rows: Tensor
-    place: TokenPositions
+    positions: TokenPositions
     spans: dict[str, tuple[int, int]]
     done: int = 0
 
@@ -87,18 +87,18 @@ class _Part:
         """The changed stream of these tokens, [n, width]."""
         x = stream.unsqueeze(0)
         for step in self.program.steps[site]:
-            touched = self.place.touched(step.rule, x.device).view(1, -1, 1)
+            touched = self.positions.touched(step.rule, x.device).view(1, -1, 1)
             x = devices.of(step.operation, x).apply(x, touched)
             self.done += 1
         return x.squeeze(0)
 
     def fired(self) -> Counter[str]:
         """By answer, how often a step changed one of its tokens in this pass."""
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for step in (step for steps in self.program.steps.values() for step in steps):
-            touched = self.place.touched(step.rule, torch.device("cpu")).flatten()
-            found.update({answer: int(touched[slice(*span)].sum()) for answer, span in self.spans.items()})
-        return found
+            touched = self.positions.touched(step.rule, torch.device("cpu")).flatten()
+            counts.update({answer: int(touched[slice(*span)].sum()) for answer, span in self.spans.items()})
+        return counts
 
 
 class Hooks:
@@ -147,20 +147,20 @@ class Hooks:
             if wanted.get("setting"):
                 rows = range(int(starts[number]), int(starts[number + 1]))
                 seen = int(batch.num_computed_tokens_cpu[number])
-                one = (wanted["answer"], rows, range(seen, seen + len(rows)), state.num_prompt_tokens)
-                groups.setdefault(wanted["setting"], []).append(one)
+                member = (wanted["answer"], rows, range(seen, seen + len(rows)), state.num_prompt_tokens)
+                groups.setdefault(wanted["setting"], []).append(member)
         self._parts = [self._part(name, members) for name, members in groups.items()]
 
     def _part(self, name: str, members: list[tuple[str, range, range, int]]) -> _Part:
-        place = TokenPositions([prompt for _, rows, _, prompt in members for _ in rows])
-        index = torch.tensor([where for _, _, places, _ in members for where in places]).unsqueeze(-1)
-        place.restore((index, torch.ones_like(index, dtype=torch.bool)))
+        positions = TokenPositions([prompt for _, rows, _, prompt in members for _ in rows])
+        index = torch.tensor([where for _, _, numbers, _ in members for where in numbers]).unsqueeze(-1)
+        positions.restore((index, torch.ones_like(index, dtype=torch.bool)))
         spans, first = {}, 0
         for answer, rows, _, _ in members:
             spans[answer] = (first, first + len(rows))
             first += len(rows)
         where = torch.tensor([row for _, rows, _, _ in members for row in rows], device=self._runner.device)
-        return _Part(self._programs[name], where, place, spans)
+        return _Part(self._programs[name], where, positions, spans)
 
     def _end(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         for part in self._parts:
@@ -176,7 +176,7 @@ class Hooks:
         """A forward pre-hook of the first block, which takes (positions, stream, ...)."""
 
         def change(_module: nn.Module, args: tuple[Any, ...]) -> Any:
-            number = next(i for i, one in enumerate(args) if isinstance(one, Tensor) and one.is_floating_point())
+            number = next(i for i, value in enumerate(args) if isinstance(value, Tensor) and value.is_floating_point())
             return (*args[:number], self._changed(site, args[number]), *args[number + 1 :])
 
         return change
@@ -224,7 +224,7 @@ class Hooks:
 
     def _holds_blocks(self, module: nn.Module) -> bool:
         lists = [child for child in module.children() if isinstance(child, nn.ModuleList)]
-        return any(len(one) and one[0] is self._chat.layers[0] for one in lists)
+        return any(len(blocks) and blocks[0] is self._chat.layers[0] for blocks in lists)
 
 
 @dataclass(frozen=True)
@@ -257,8 +257,8 @@ class Draws(LogitsProcessor):  # type: ignore[misc, unused-ignore]
     def apply(self, logits: Tensor) -> Tensor:
         """Only the drawn token of each row that is not greedy stays possible."""
         ways: dict[tuple[float, float], list[int]] = {}
-        for number, one in self._rows.items():
-            ways.setdefault((one.temperature, one.top_p), []).append(number)
+        for number, draw in self._rows.items():
+            ways.setdefault((draw.temperature, draw.top_p), []).append(number)
         for (temperature, top_p), numbers in ways.items():
             rows = torch.tensor(numbers, device=logits.device)
             keys = torch.tensor([self._rows[number].key for number in numbers], device=logits.device)
