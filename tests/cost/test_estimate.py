@@ -81,10 +81,10 @@ def test_a_local_judge_costs_passes_and_memory_but_no_calls(values, tiny_folder)
 def test_interpretation_is_planned_part_by_part(values):
     values["interpretation"] = {"organism": "minimal", "pairs": 4, "causal_pairs": 2}
     values["organisms"]["minimal"] |= {"keep_checkpoints": True, "checkpoint_steps": 1}
-    assert planned(values).stages["interpretation"].pieces == 7
-    exact = planned(values).stages["interpretation"].flops
+    assert planned(values).stages["adapters"].pieces == 7
+    exact = planned(values).stages["adapters"].flops
     values["interpretation"]["permutations"] = 2
-    assert planned(values).stages["interpretation"].flops != exact
+    assert planned(values).stages["adapters"].flops != exact
 
 
 def test_too_many_layers_for_exact_shapley_values_are_said_before(values, tmp_path):
