@@ -4,10 +4,10 @@ The same hooks record a real model and its stand-in, so that whatever runs a mod
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -122,10 +122,10 @@ def adaptable(module: nn.Module) -> Sites:
 def lora_layers(sites: Sites) -> list[Any]:
     """The adapted modules among them, as PEFT's layers."""
     modules = [parent.get_submodule(name) for parent, name in sites]
-    return [module for module in modules if _is_lora(type(module))]
+    return [module for module in modules if _is_lora(cast(Hashable, type(module)))]
 
 
 @cache
-def _is_lora(kind: type) -> bool:
+def _is_lora(kind: Any) -> bool:
     """PEFT's classes are abstract ones, whose own question takes longer."""
     return issubclass(kind, LoraLayer)
