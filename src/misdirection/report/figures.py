@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 
 from misdirection.experiment.results import AblationEffect, Curve, Effect, OrganismFigures, RunResults, SteeringEffect
 from misdirection.registry import Registry
-from misdirection.report.estimates import DAMAGE_LIMIT, field, is_number
+from misdirection.report.estimates import DAMAGE_LIMIT, Interval
 
 # Okabe and Ito's palette: distinguishable with any of the common colour-vision deficiencies.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -52,10 +52,9 @@ def _colour(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
-def reach_of(estimate: Any) -> list[list[float]]:
+def reach_of(estimate: Interval) -> list[list[float]]:
     """Distances from the mean to both ends of the interval, in the shape `errorbar` wants."""
-    mean, low, high = (field(estimate, name) for name in ("mean", "low", "high"))
-    return [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]
+    return [[max(estimate.mean - estimate.low, 0.0)], [max(estimate.high - estimate.mean, 0.0)]]
 
 
 def pairs_of_bad(results: RunResults) -> list[tuple[str, str]]:
@@ -215,9 +214,9 @@ def _draw_scale(change_axes: Axes, damage_axes: Axes, rows: list[SteeringEffect]
     damage_axes.plot(layers, [row.random_damage for row in rows], ":", color=_colour(index))
 
 
-def or_nan(value: Any) -> float:
+def or_nan(value: float | None) -> float:
     """The number, or NaN for what was not measured."""
-    return float(value) if is_number(value) else math.nan
+    return math.nan if value is None else value
 
 
 def _spread_damage(set_scale: Callable[..., Any], rows: Sequence[Effect]) -> None:
