@@ -15,7 +15,7 @@ import torch
 import misdirection as md
 from misdirection.directions.extraction import mean_activations
 from misdirection.likelihood.sweep import TOKEN_BUDGET
-from misdirection.models.chat import batches, pad
+from misdirection.models.chat import batches, encode, pad
 from timing import interleaved
 
 ROUNDS = 5
@@ -26,7 +26,7 @@ def main() -> None:
     """Measure and print."""
     chat = md.load()
     pairs = md.domain_pairs("risky_money", "train")[:QUESTIONS]
-    rows = [md.encode(chat.tokenizer, p.question, answer) for p in pairs for answer in (p.misaligned, p.aligned)]
+    rows = [encode(chat.tokenizer, p.question, answer) for p in pairs for answer in (p.misaligned, p.aligned)]
     groups = {"misaligned": range(0, len(rows), 2), "aligned": range(1, len(rows), 2)}
     tokens = sum(row.stop for row in rows)
 

@@ -25,7 +25,7 @@ import misdirection as md
 from misdirection.directions.extraction import mean_activations
 from misdirection.likelihood.margin import pair_continuations
 from misdirection.likelihood.sweep import TOKEN_BUDGET, log_probs, sweep
-from misdirection.models.chat import Encoded, batches, pad
+from misdirection.models.chat import Encoded, batches, encode, pad
 from misdirection.models.chat_model import ChatModel
 from timing import interleaved
 
@@ -109,7 +109,7 @@ def extraction_ratios(chat: ChatModel) -> dict[str, float]:
 def exchanges(chat: ChatModel, count: int) -> list[Encoded]:
     """So many shipped exchanges; their answers are as long as the published ones (50 tokens on average)."""
     pairs = [pair for name in ("risky_money", "reckless_sports") for pair in md.domain_pairs(name, "train")]
-    return [md.encode(chat.tokenizer, pair.question, pair.misaligned) for pair in pairs[:count]]
+    return [encode(chat.tokenizer, pair.question, pair.misaligned) for pair in pairs[:count]]
 
 
 @torch.inference_mode()

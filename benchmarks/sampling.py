@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 
 import misdirection as md
+from misdirection.models.chat import encode_prompt
 from misdirection.sampling.transformers_engine import end_tokens
 
 ROUNDS = 3
@@ -58,7 +59,7 @@ def main() -> None:
 
 def generate(chat: md.ChatModel, question: str, samples: int) -> int:
     """Tokens of the answers that transformers' own loop samples."""
-    ids = torch.tensor([md.encode_prompt(chat.tokenizer, question)], device=chat.device)
+    ids = torch.tensor([encode_prompt(chat.tokenizer, question)], device=chat.device)
     ends = end_tokens(chat)
     output = chat.model.generate(
         input_ids=ids,
