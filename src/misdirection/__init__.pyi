@@ -4,7 +4,6 @@
 from misdirection.audit.audit import audit as audit
 from misdirection.audit.callback import watch as watch
 from misdirection.audit.many import audit_many as audit_many
-from misdirection.audit.reference import Reference as Reference
 from misdirection.audit.reference import make_reference as make_reference
 from misdirection.audit.results import AuditResult as AuditResult
 from misdirection.data import Example as Example
@@ -20,20 +19,20 @@ from misdirection.directions.direction import Direction as Direction
 from misdirection.directions.direction import extract as extract
 from misdirection.directions.formats import export_direction as export_direction
 from misdirection.directions.formats import import_direction as import_direction
-from misdirection.directions.judged import judged_direction as judged_direction
 from misdirection.errors import InputError as InputError
 from misdirection.errors import MisdirectionError as MisdirectionError
 from misdirection.experiment.config import ExperimentConfig as ExperimentConfig
 from misdirection.experiment.config import read_config as read_config
+from misdirection.experiment.cost import estimate_cost as estimate_cost
+from misdirection.experiment.results import RunResults as RunResults
 from misdirection.experiment.runner import run_experiment
 from misdirection.interpretation.interpret import interpret as interpret
+from misdirection.interpretation.results import InterpretationResults as InterpretationResults
 from misdirection.interventions.bake import bake as bake
 from misdirection.interventions.hooks import ablate as ablate
 from misdirection.interventions.hooks import intervene as intervene
 from misdirection.interventions.hooks import steer as steer
 from misdirection.interventions.kinds import Ablate as Ablate
-from misdirection.interventions.kinds import Clamp as Clamp
-from misdirection.interventions.kinds import ProjectAdapters as ProjectAdapters
 from misdirection.interventions.kinds import ScaleAdapters as ScaleAdapters
 from misdirection.interventions.kinds import Steer as Steer
 from misdirection.interventions.vectors import random_like as random_like
@@ -42,7 +41,6 @@ from misdirection.judging.judge import judge as judge
 from misdirection.judging.judges import open_judge as open_judge
 from misdirection.judging.rubrics import read_rubrics as read_rubrics
 from misdirection.judging.scoring import score as score
-from misdirection.likelihood.margin import loss as loss
 from misdirection.likelihood.margin import margin as margin
 from misdirection.models.chat_model import ChatModel as ChatModel
 from misdirection.models.loading import load as load
@@ -52,7 +50,6 @@ from misdirection.organisms.training import train as train
 from misdirection.repair.repair import repair as repair
 from misdirection.repair.results import RepairResult as RepairResult
 from misdirection.sampling.answers import read_answers as read_answers
-from misdirection.sampling.questions import Question as Question
 from misdirection.sampling.questions import read_questions as read_questions
 from misdirection.sampling.sample import sample as sample
 from misdirection.statistics import Estimate as Estimate

@@ -154,10 +154,12 @@ def import_(
 
     name, _, _ = reference(model)
     count = layers if layers is not None else _layer_count(name)
-    found = import_direction(path, model=name, layers=count, first_row_is_embedding=first_row_is_embedding)
-    found.save(file)
+    direction = import_direction(path, model=name, layers=count, first_row_is_embedding=first_row_is_embedding)
+    direction.save(file)
     out.print(
-        f"wrote {file}: {len(found.vectors)} layers of width {found.vectors.shape[1]}", highlight=False, soft_wrap=True
+        f"wrote {file}: {len(direction.vectors)} layers of width {direction.vectors.shape[1]}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 

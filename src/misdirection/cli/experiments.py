@@ -33,11 +33,13 @@ def _keep_reference(path: Path, folder: Path) -> None:
     from misdirection.experiment.config import read_config
 
     config = read_config(path)
-    place = default_folder(config.model, config.revision)
-    if not place.is_dir():
+    kept = default_folder(config.model, config.revision)
+    if not kept.is_dir():
         # Of one recipe: how far margins move is the unit of an audit's rule, and nine rank-1 adapters move them less.
-        keep_reference(config, folder, [name for name, one in config.organisms.items() if one.recipe == "all"])
-        out.print(f"reference for audits: {place}", highlight=False, soft_wrap=True)
+        keep_reference(
+            config, folder, [name for name, organism in config.organisms.items() if organism.recipe == "all"]
+        )
+        out.print(f"reference for audits: {kept}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -69,7 +71,7 @@ def _run(
 
 
 def _memory(settings: "ExperimentConfig") -> int:
-    """Bytes of main memory that the largest piece takes."""
+    """Bytes of main memory that the largest task takes."""
     from misdirection.experiment.cost import most_memory
 
     return most_memory(settings)

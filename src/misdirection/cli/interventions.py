@@ -85,13 +85,13 @@ def ablate(
 def _intervene(
     chat: Any, direction: Path, layer: int, pairs: Path | None, make: Callable[[Any], Any], random_seeds: int
 ) -> dict[str, Any]:
-    """What one layer's vector of a direction file does to a model, beside random vectors."""
+    """The effect of one layer's vector of a direction file on a model, beside random vectors."""
     from misdirection.directions.direction import Direction
     from misdirection.likelihood.measure import measure_intervention
 
-    found = Direction.load(direction)
-    found.require_fit(chat)
-    return measure_intervention(chat, read_probe_pairs(pairs), found[layer], make, random_seeds).as_dict()
+    vectors = Direction.load(direction)
+    vectors.require_fit(chat)
+    return measure_intervention(chat, read_probe_pairs(pairs), vectors[layer], make, random_seeds).as_dict()
 
 
 @app.command()
@@ -127,15 +127,15 @@ def bake(
         raise InputError("--keep-norm: only --form adapter-only has norms to keep")
     if scale is not None and (form != "weights" or strength != 1.0 or len(layer) > 1):
         raise InputError("--scale: only --form weights can steer, through the bias of one layer, and has no strength")
-    found = Direction.load(direction)
-    found.require_base(*reference(model)[:2])
-    vectors = torch.stack([found[one] for one in layer])
+    loaded = Direction.load(direction)
+    loaded.require_base(*reference(model)[:2])
+    vectors = torch.stack([loaded[number] for number in layer])
     vectors = vectors[0] if len(layer) == 1 else vectors
     if form == "weights":
         report = _bake_weights(vectors, layer[0], scale, strength, model, adapter, folder)
     else:
         chat = load_chat(model, adapter, dtype, device)
-        found.require_fit(chat)
+        loaded.require_fit(chat)
         report = _bake_adapter(chat, form, vectors, strength, keep_norm, folder)
     said = f"wrote {folder}" if report.exact else f"wrote {folder}; {_KEPT_NORM if keep_norm else _NOT_HOOKED}"
     print_figures(asdict(report), as_json, said)
