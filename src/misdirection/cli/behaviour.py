@@ -29,17 +29,20 @@ if TYPE_CHECKING:
     from misdirection.statistics import Rate
 
 AnswerTable = Annotated[Path, typer.Argument(help="Answers, Parquet or CSV (the published columns).")]
+Questions = Annotated[
+    str,
+    typer.Option("--questions", "-q", help="first_plot, broad, risky_money, reckless_sports, or a YAML or text file."),
+]
+Scale = Annotated[
+    float | None, typer.Option("--scale", help="With --direction: steer that layer by this scale; default: ablate.")
+]
+Server = Annotated[str | None, typer.Option("--server", help="With --engine vllm: a running server's URL, with /v1.")]
 
 
 @app.command()
 def sample(
     table: Annotated[Path, typer.Option("--out", help="The table to write or add to, .parquet or .csv.")],
-    questions: Annotated[
-        str,
-        typer.Option(
-            "--questions", "-q", help="first_plot, broad, risky_money, reckless_sports, or a YAML or text file."
-        ),
-    ] = "first_plot",
+    questions: Questions = "first_plot",
     n: Annotated[int | None, typer.Option("-n", help="Answers to each question; default: the file's, else 50.")] = None,
     temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 1.0,
     top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
@@ -48,18 +51,14 @@ def sample(
     organism: Annotated[str | None, typer.Option("--name", help="What answers; default: the adapter, or base.")] = None,
     direction: Annotated[Path | None, typer.Option("--direction", help="Intervene with this direction file.")] = None,
     layer: Annotated[int | None, typer.Option("--layer", help="With --direction: whose layer's vector.")] = None,
-    scale: Annotated[
-        float | None, typer.Option("--scale", help="With --direction: steer that layer by this scale; default: ablate.")
-    ] = None,
+    scale: Scale = None,
     positions: PositionsOption = "not_first",
     model: Model = BUNDLED,
     adapter: Adapter = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     engine: Annotated[Engine, typer.Option("--engine", help="transformers, or vllm (an extra).")] = "transformers",
-    server: Annotated[
-        str | None, typer.Option("--server", help="With --engine vllm: a running server's URL, with /v1.")
-    ] = None,
+    server: Server = None,
 ) -> None:
     """Sample answers by the paper's protocol. Started again, it goes on; other organisms may share the table."""
     from misdirection.files import sha256_tree
