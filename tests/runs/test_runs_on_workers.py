@@ -17,7 +17,7 @@ import yaml
 from experiment.tiny_experiment import asked_experiment, graded, isolate, with_judge
 from judging.judge_server import JudgeServer
 from judging.processes import start
-from misdirection.errors import MisdirectionError
+from misdirection.errors import MisdirectionError, NetworkProblem
 from misdirection.files import MADE, sha256_file
 from misdirection.runs.cluster import Cluster, Workers, connect
 
@@ -159,7 +159,7 @@ def test_killed_on_workers_it_ends_without_them_and_with_the_same_results(config
 )
 def test_a_cluster_that_does_not_answer_is_one_line(config, call, tmp_path, address, cause):
     status, out, err = call("run", config, "--out", tmp_path / "run", "--workers", 2, "--ray", address)
-    assert (status, out) == (2, "")
+    assert (status, out) == (NetworkProblem.exit_status, "")
     assert err.startswith(f"error: ray: no cluster answers at {address} ({cause}): start one with `ray start --head`")
 
 
