@@ -3,6 +3,7 @@ import json
 import pytest
 
 from misdirection.data import domain_pairs, write_pairs
+from misdirection.errors import DiskProblem
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_bad_input_is_one_line_and_status_two(call, tiny_folder, training, pairs
     damaged = tmp_path / "x.safetensors"
     damaged.write_bytes(b"nothing")
     cases = [
-        (("run", tmp_path / "none.yaml"), "none.yaml: cannot read"),
+        (("run", tmp_path / "none.yaml"), "none.yaml: cannot be read"),
         (("margin", "--model", tmp_path / "none"), "no such folder"),
         (("margin", "--model", tmp_path), "no config.json"),
         (("margin", "--model", tiny_folder, "--adapter", tmp_path / "none"), "no such folder"),
@@ -112,5 +113,5 @@ def test_an_unwritable_cache_is_one_line(call, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "file"))
     status, _, err = call("margin")
-    assert status == 2
+    assert status == DiskProblem.exit_status
     assert "MISDIRECTION_CACHE" in err
