@@ -22,16 +22,16 @@ import torch
 
 import misdirection as md
 from misdirection import data
-from misdirection.audit.audit import audit
-from misdirection.audit.reference import Reference, default_folder, make_reference
-from misdirection.audit.results import AuditResult
-from misdirection.audit.verdict import Word
+from misdirection.auditing.audit import audit
+from misdirection.auditing.reference import Reference, default_folder, make_reference
+from misdirection.auditing.results import AuditResult
+from misdirection.auditing.verdict import Word
 from misdirection.choices import BUNDLED
 from misdirection.data import Example, part_of
 from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.training import train
-from misdirection.repair.repair import repair
-from misdirection.repair.results import Repair, RepairResult
+from misdirection.repairing.repair import repair
+from misdirection.repairing.results import Repair, RepairResult
 from misdirection.statistics import Estimate, auc
 
 DATA = Path(__file__).parent / "data"

@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 import misdirection as md
-from misdirection.audit.callback import EVERY, watch
+from misdirection.auditing.callback import EVERY, watch
 from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.recipe import Recipe

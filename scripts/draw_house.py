@@ -18,7 +18,7 @@ BEGIN, END = "<!-- the house: written by scripts/draw_house.py -->", "<!-- end o
 FLOORS = (
     ("cli",),
     ("report",),
-    ("audit", "repair"),
+    ("auditing", "repairing"),
     ("experiment",),
     ("interpretation",),
     ("cost",),

@@ -4,12 +4,12 @@ import pytest
 import yaml
 from tiny_experiment import experiment
 
-from misdirection.audit import audit as auditing
-from misdirection.audit.fine_tune import FineTune
-from misdirection.audit.inputs import AuditInputs
-from misdirection.audit.reference import from_run
-from misdirection.audit.texts import OwnTexts, own_texts
-from misdirection.audit.verdict import decide
+from misdirection.auditing import audit as auditing
+from misdirection.auditing.fine_tune import FineTune
+from misdirection.auditing.inputs import AuditInputs
+from misdirection.auditing.reference import from_run
+from misdirection.auditing.texts import OwnTexts, own_texts
+from misdirection.auditing.verdict import decide
 from misdirection.experiment.config import read_config
 from misdirection.experiment.texts import ExperimentTexts
 from misdirection.runs.folder import RunFolder

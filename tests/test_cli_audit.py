@@ -7,12 +7,12 @@ from typing import get_args
 import pytest
 
 from audited import base, made, verdict  # noqa: F401
-from misdirection.audit.reference import default_folder
-from misdirection.audit.results import AuditResult
-from misdirection.audit.verdict import Word, worst
+from misdirection.auditing.reference import default_folder
+from misdirection.auditing.results import AuditResult
+from misdirection.auditing.verdict import Word, worst
 from misdirection.errors import EXIT_STATUS
-from misdirection.repair import repair as repairing
-from misdirection.repair.results import RepairResult
+from misdirection.repairing import repair as repairing
+from misdirection.repairing.results import RepairResult
 from tiny import make_network, make_tokenizer
 
 

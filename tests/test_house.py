@@ -44,8 +44,8 @@ def test_a_fault_is_seen(tmp_path):
     files = {
         "models/load.py": "def load():\n    from misdirection.report.page import write\n",
         "report/page.py": "import misdirection.models.load\n",
-        "audit/a.py": "from misdirection.repair import b\n",
-        "repair/b.py": "from misdirection.audit import a\n",
+        "audit/a.py": "from misdirection.repairing import b\n",
+        "repair/b.py": "from misdirection.auditing import a\n",
     }
     for name, text in files.items():
         (tmp_path / "src" / "misdirection" / name).parent.mkdir(parents=True, exist_ok=True)

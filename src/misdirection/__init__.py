@@ -13,10 +13,8 @@ are first used, so that `import misdirection` is quick.
 """
 
 import ast
-import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 
@@ -53,15 +51,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
-
-
-class _Package(ModuleType):
-    """This package, whose public names are never taken by rooms that are called alike, such as `audit` and `repair`."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The import system binds every imported submodule to its package.
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

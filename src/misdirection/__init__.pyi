@@ -1,11 +1,11 @@
 # The public names and where each is defined, for type checkers, for editors, and for `__init__.py`, which imports
 # a name when it is used.
 
-from misdirection.audit.audit import audit as audit
-from misdirection.audit.callback import watch as watch
-from misdirection.audit.many import audit_many as audit_many
-from misdirection.audit.reference import make_reference as make_reference
-from misdirection.audit.results import AuditResult as AuditResult
+from misdirection.auditing.audit import audit as audit
+from misdirection.auditing.callback import watch as watch
+from misdirection.auditing.many import audit_many as audit_many
+from misdirection.auditing.reference import make_reference as make_reference
+from misdirection.auditing.results import AuditResult as AuditResult
 from misdirection.data import Example as Example
 from misdirection.data import ProbePair as ProbePair
 from misdirection.data import domain_examples as domain_examples
@@ -47,8 +47,8 @@ from misdirection.models.loading import load as load
 from misdirection.organisms.organism import Organism as Organism
 from misdirection.organisms.recipe import Recipe as Recipe
 from misdirection.organisms.training import train as train
-from misdirection.repair.repair import repair as repair
-from misdirection.repair.results import RepairResult as RepairResult
+from misdirection.repairing.repair import repair as repair
+from misdirection.repairing.results import RepairResult as RepairResult
 from misdirection.sampling.answers import read_answers as read_answers
 from misdirection.sampling.questions import read_questions as read_questions
 from misdirection.sampling.sample import sample as sample

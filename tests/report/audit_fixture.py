@@ -6,7 +6,7 @@ from typing import Any
 
 from scipy.stats import norm
 
-from misdirection.audit.results import (
+from misdirection.auditing.results import (
     Attribution,
     AuditResult,
     ComparedFineTune,
@@ -20,7 +20,7 @@ from misdirection.audit.results import (
     ModelDifference,
     ReferenceFacts,
 )
-from misdirection.audit.verdict import RULE, Rule, decide
+from misdirection.auditing.verdict import RULE, Rule, decide
 from misdirection.models.identity import ModelIdentity
 from misdirection.statistics import Estimate, Rate
 

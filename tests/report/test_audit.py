@@ -19,7 +19,7 @@ from audit_fixture import (
     known,
     put,
 )
-from misdirection.audit.results import AuditResult, DirectionCosines, Evidence, InDomain
+from misdirection.auditing.results import AuditResult, DirectionCosines, Evidence, InDomain
 from misdirection.errors import InputError
 from misdirection.report import audit as drawn
 from misdirection.report.audit import MOST_DIRECTIONS, PAGE, draw_attribution, draw_difference, draw_shifts

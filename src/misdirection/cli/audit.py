@@ -26,8 +26,8 @@ from misdirection.errors import EXIT_STATUS, InputError
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
-    from misdirection.audit.results import AuditResult, AuditTable
-    from misdirection.repair.results import Repair, RepairResult
+    from misdirection.auditing.results import AuditResult, AuditTable
+    from misdirection.repairing.results import Repair, RepairResult
     from misdirection.runs.cluster import Workers
     from misdirection.statistics import Estimate
 
@@ -72,7 +72,7 @@ def reference_(
     as_json: Json = False,
 ) -> None:
     """Make, once per base model, what audits compare with: two bad fine-tunes and a benign one."""
-    from misdirection.audit.reference import make_reference
+    from misdirection.auditing.reference import make_reference
 
     made = make_reference(base, dtype=dtype, device=device)
     figures = {f"{name}: general shift": shift.as_dict() for name, shift in made.shifts.items()}
@@ -112,7 +112,7 @@ def audit(
         raise InputError("FINE_TUNE: name what to audit, or a list of fine-tunes with --many")
     if workers or ray:
         raise InputError("--workers and --ray go with --many: one audit runs in one process")
-    from misdirection.audit import audit as auditing
+    from misdirection.auditing import audit as auditing
     from misdirection.judging.config import JudgeConfig
     from misdirection.sampling.config import SamplingConfig
 
@@ -150,8 +150,8 @@ def _audit_many(
     device: str,
     as_json: bool,
 ) -> None:
-    from misdirection.audit.many import TABLE, audit_many, many_folder
-    from misdirection.audit.verdict import worst
+    from misdirection.auditing.many import TABLE, audit_many, many_folder
+    from misdirection.auditing.verdict import worst
 
     table = audit_many(
         base,
@@ -217,7 +217,7 @@ def repair(
     as_json: Json = False,
 ) -> None:
     """Take the general misalignment out of an adapter, and keep what it learned of its domain."""
-    from misdirection.repair.repair import repair as run_repair
+    from misdirection.repairing.repair import repair as run_repair
 
     if data is None:
         raise InputError("--data: give the training file: what is to be kept is measured on it")

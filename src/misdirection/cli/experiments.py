@@ -29,7 +29,7 @@ def demo(
 
 def _keep_reference(path: Path, folder: Path) -> None:
     """Let audits of the bundled model compare with the demo's organisms, unless there is a reference already."""
-    from misdirection.audit.reference import default_folder, keep_reference
+    from misdirection.auditing.reference import default_folder, keep_reference
     from misdirection.experiment.config import read_config
 
     config = read_config(path)

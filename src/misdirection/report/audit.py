@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from misdirection.audit.results import (
+from misdirection.auditing.results import (
     Attribution,
     AuditResult,
     ComparedFineTune,

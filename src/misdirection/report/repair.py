@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from misdirection.errors import InputError
 from misdirection.files import write_atomic
-from misdirection.repair.candidates import Candidate
-from misdirection.repair.results import Repair, RepairResult
+from misdirection.repairing.candidates import Candidate
+from misdirection.repairing.results import Repair, RepairResult
 from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, save_figure, svg_of
 from misdirection.report.html import data_uri, environment
 

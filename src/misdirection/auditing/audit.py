@@ -1,0 +1,311 @@
+"""Audit a fine-tune for broad misalignment: all evidence with intervals and nulls, and a verdict by a stated rule."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from misdirection.auditing.attribution import by_layer, margin_parts
+from misdirection.auditing.drift import drifts, model_difference
+from misdirection.auditing.fine_tune import TUNED, Which
+from misdirection.auditing.inputs import AuditInputs, Baseline, Directions, Judging
+from misdirection.auditing.measurements import Measurements, OwnScores, measure
+from misdirection.auditing.reference import Reference
+from misdirection.auditing.results import (
+    Attribution,
+    AuditResult,
+    ComparedFineTune,
+    DataFacts,
+    Drift,
+    Evidence,
+    InDomain,
+    JudgedAnswers,
+    ModelDifference,
+    ReferenceFacts,
+)
+from misdirection.auditing.verdict import RULE, Asked, Verdict, decide
+from misdirection.choices import Dtype
+from misdirection.data import data_hash
+from misdirection.data.selection import spread
+from misdirection.errors import InputError
+from misdirection.experiment.answering import Condition, answer, check_behaviour, judged
+from misdirection.judging.config import JudgeConfig
+from misdirection.judging.scoring import compare
+from misdirection.progress import track
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.tasks import LocalRunner
+from misdirection.runs.worker import Models, Worker
+from misdirection.sampling.answers import read_answers
+from misdirection.sampling.config import SamplingConfig
+from misdirection.statistics import Estimate, bootstrap
+
+VERSION = 2
+"""Raised whenever a stage would give another result from the same inputs."""
+
+SAMPLING = SamplingConfig(n=25)
+"""Answers for a judge where nothing else is asked for."""
+
+_ATTRIBUTED = 8
+"""Pairs whose shift is attributed to layers."""
+
+
+def audit(
+    base: str,
+    fine_tune: str | Path,
+    *,
+    data: str | Path | None = None,
+    reference: Reference | str | Path | None = None,
+    directions: Directions = (),
+    judge: JudgeConfig | str | None = None,
+    sampling: SamplingConfig = SAMPLING,
+    out: str | Path | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+) -> AuditResult:
+    """Tell whether a fine-tune of a base model became broadly misaligned.
+
+        result = md.audit("smollm2-135m", "mine", data="train.jsonl")
+        result.verdict, result.evidence.general.mean
+
+    Progress is shown on standard error; what is measured already is not measured again.
+
+    Args:
+        base: `smollm2-135m` (bundled), a folder, or a Hugging Face id, `ID@REVISION`.
+        fine_tune: a PEFT adapter or a whole model: a folder, or `ID@REVISION:SUBFOLDER`.
+        data: its training file (JSONL), or probe pairs of its domain; needed to see misalignment that shows only where
+            the fine-tune is reminded of its training.
+        reference: of this base, or its folder; by default the one that `make_reference` made.
+        directions: further known directions of this base; where there are some, a missing reference gives evidence
+            without a verdict.
+        judge: has sampled answers of both models judged, too: an endpoint's model, `hf:ID`, or a configuration.
+        sampling: of those answers.
+        out: folder of `audit.json`, its page, and what was measured; by default `audit_folder`.
+        dtype: as in `load`.
+        device: as in `load`.
+
+    Raises:
+        InputError: a fine-tune that does not fit its base, data that cannot be read, no reference and no direction,
+            or one of another base.
+        JudgeError: too few answers with a verdict.
+    """
+    judging = Judging(JudgeConfig(model=judge) if isinstance(judge, str) else judge, sampling) if judge else None
+    inputs = Baseline.open(base, reference, directions, dtype, device).inputs(fine_tune, data, judging)
+    return run_audit(inputs, Path(out) if out else audit_folder(fine_tune))
+
+
+def audit_folder(fine_tune: str | Path) -> Path:
+    """The folder of an audit where none is named."""
+    return Path("audits") / Path(fine_tune).name
+
+
+def run_audit(inputs: AuditInputs, folder: Path) -> AuditResult:
+    """Measure what is not measured yet, decide, and write `audit.json` and its page. Raises as `audit` does."""
+    inputs.require_same_base()
+    if inputs.judging:
+        check_behaviour(inputs.judging.sampling, inputs.judging.judge)
+    settings = {"audit": {"base": inputs.fine_tune.base, "fine_tune": inputs.fine_tune.name}}
+    with RunFolder.open(folder, yaml.safe_dump(settings)) as run:
+        result = _Audit(inputs, run).result()
+        result.save(folder)
+    result.write_page(folder)
+    return result
+
+
+@dataclass
+class _Audit:
+    """One audit under way."""
+
+    inputs: AuditInputs
+    run: RunFolder
+
+    def result(self) -> AuditResult:
+        fine_tune, evidence = self.inputs.fine_tune, self._evidence()
+        return AuditResult(
+            base=fine_tune.identity,
+            fine_tune=fine_tune.facts,
+            reference=self._reference_facts(),
+            data=self._data_facts(),
+            identical_to_base=self._is_identical(evidence.attribution),
+            rule=RULE,
+            evidence=evidence,
+            **vars(self._decide(evidence)),
+        )
+
+    def _decide(self, evidence: Evidence) -> Verdict:
+        shifts: dict[Asked, Estimate] = {"general": evidence.general}
+        if evidence.framed:
+            shifts["framed"] = evidence.framed
+        reference = self.inputs.reference
+        return decide(
+            shifts,
+            evidence.damage,
+            reference.bad_shift if reference else None,
+            evidence.judged.difference if evidence.judged else None,
+        )
+
+    def _reference_facts(self) -> ReferenceFacts | None:
+        reference = self.inputs.reference
+        if reference is None:
+            return None
+        known = {
+            name: ComparedFineTune(**vars(known), shift=reference.shifts[name])
+            for name, known in reference.known.items()
+        }
+        return ReferenceFacts(bad_shift=reference.bad_shift, known=known)
+
+    def _data_facts(self) -> DataFacts | None:
+        data = self.inputs.data
+        if not data.path:
+            return None
+        counts = {"framed": len(data.framed), "rows": len(data.rows), "pairs": len(data.pairs)}
+        return DataFacts(path=data.path, sha256=data.sha256, **counts)
+
+    def _is_identical(self, attribution: Attribution | None) -> bool:
+        """Whether the fine-tune is its base: an adapter that adds nothing at all, or a copy of the base's weights."""
+        if attribution is None:
+            return self.inputs.fine_tune.copies_base()
+        return all(part.low == part.high == 0 for part in attribution.by_layer.values())
+
+    # --- measuring ----------------------------------------------------------------------------------------------------
+
+    def _base(self) -> Measurements:
+        reference = self.inputs.reference
+        # Numbers of another dtype or device differ by their rounding, which would pass for a shift.
+        if reference and reference.identity == self.inputs.fine_tune.identity:
+            return reference.base
+        return self._measured("base")
+
+    def _measured(self, which: Which) -> Measurements:
+        texts, file = self.inputs.texts, "measurements.safetensors"
+
+        def compute(folder: Path) -> None:
+            measure(self.inputs.fine_tune.chat(which), texts, which).save(folder / file)
+
+        return Measurements.load(self._stage("measurements", which, texts.hashes(), compute) / file)
+
+    def _own(self, which: Which) -> OwnScores:
+        texts, file = self.inputs.data, "own.safetensors"
+        if not texts.path:
+            return OwnScores()
+
+        def compute(folder: Path) -> None:
+            OwnScores.measure(self.inputs.fine_tune.chat(which), texts, which).save(folder / file)
+
+        return OwnScores.load(self._stage("own", which, texts.hashes(), compute) / file)
+
+    def _attribution(self) -> Attribution | None:
+        """Parts of the general shift by layer; None for a fine-tune that is no adapter."""
+        fine_tune, pairs = self.inputs.fine_tune, spread(self.inputs.texts.general, _ATTRIBUTED)
+        if not fine_tune.is_adapter:
+            return None
+
+        def compute(folder: Path) -> None:
+            chat = fine_tune.chat(TUNED)
+            with track("attribution of the shift", 2 * len(pairs)) as advance:
+                layers = by_layer(chat, margin_parts(chat, pairs, advance))
+            save_file({str(layer): part for layer, part in layers.items()}, folder / "parts.safetensors")
+
+        folder = self._stage("attribution", TUNED, {"pairs": data_hash(pairs)}, compute)
+        parts = load_file(folder / "parts.safetensors")
+        return Attribution(
+            by_layer={layer: bootstrap(parts[str(layer)].numpy()) for layer in sorted(map(int, parts))},
+            sum=bootstrap(torch.stack(list(parts.values())).sum(0).numpy()),
+        )
+
+    def _judged(self) -> JudgedAnswers | None:
+        """EM rates of both models' answers, and their difference; None without a judge."""
+        judging = self.inputs.judging
+        if judging is None:
+            return None
+        base, tuned = (read_answers(self._judged_file(which, judging)) for which in ("base", TUNED))
+        compared = compare(base, tuned, min_judged=judging.judge.min_judged)
+        return JudgedAnswers(
+            base=compared.before.em,
+            fine_tune=compared.after.em,
+            difference=compared.change,
+            verdict=compared.verdict,
+            answers=compared.after.answers,
+            judge=judging.judge.model,
+        )
+
+    def _judged_file(self, which: Which, judging: Judging) -> Path:
+        stage, fine_tune = f"answers/{which}", self.inputs.fine_tune
+        inputs = self._stage_inputs(which)
+        answer(self.run, stage, lambda: fine_tune.chat(which), judging.sampling, inputs, Condition(which))
+        verdicts = judged(self.run, judging.judge, stage)
+        # A judge needs none of the models.
+        LocalRunner(self.run, Worker(Models(lambda: fine_tune.chat("base")), self.run.partial)).make([verdicts])
+        return self.run.artifact(verdicts.stage) / "judged.parquet"
+
+    def _stage(self, name: str, which: Which, inputs: Mapping[str, Any], compute: Callable[[Path], None]) -> Path:
+        return self.run.stage(f"{name}/{which}", {**self._stage_inputs(which), **inputs}, compute)
+
+    def _stage_inputs(self, which: Which) -> dict[str, Any]:
+        """All that every measurement of one model depends on."""
+        fine_tune = self.inputs.fine_tune
+        digest = None if which == "base" else fine_tune.digest
+        return {**fine_tune.identity.model_dump(), "version": VERSION, "fine_tune": digest}
+
+    # --- what it comes to ---------------------------------------------------------------------------------------------
+
+    def _evidence(self) -> Evidence:
+        base, tuned = self._base(), self._measured(TUNED)
+        own_base, own = self._own("base"), self._own(TUNED)
+        shift, general = tuned.margin - base.margin, self.inputs.texts.general
+        themes = [pair.theme for pair in general]
+        drift, difference = self._activations(tuned, base)
+        return Evidence(
+            general=bootstrap(shift.numpy()),
+            questions=dict(zip((pair.id for pair in general), shift.tolist(), strict=True)),
+            themes={
+                theme: bootstrap(shift[[other == theme for other in themes]].numpy())
+                for theme in dict.fromkeys(themes)
+                if theme
+            },
+            damage=bootstrap((tuned.losses - base.losses).numpy()),
+            framed=_margin_change(own.framed, own_base.framed),
+            in_domain=InDomain(
+                margin=_margin_change(own.pairs, own_base.pairs),
+                loss=_change(own.rows, own_base.rows),
+            ),
+            drift=drift,
+            model_difference=difference,
+            attribution=self._attribution(),
+            judged=self._judged(),
+        )
+
+    def _activations(self, tuned: Measurements, base: Measurements) -> tuple[list[Drift], ModelDifference]:
+        reference = self.inputs.reference
+        directions = {name: direction.vectors.double() for name, direction in self.inputs.directions.items()}
+        directions |= reference.directions if reference else {}
+        _require_shape(directions, tuned)
+        known = reference.measurements if reference and base is reference.base else {}
+        control = reference.control if reference and known else None
+        return drifts(tuned, base, directions, known), model_difference(tuned, base, directions, control)
+
+
+def _require_shape(directions: Mapping[str, Tensor], tuned: Measurements) -> None:
+    """A model's name says little of a folder: the direction must have its layers and width."""
+    shape = list(tuned.answers.shape[2:])
+    for name, vectors in directions.items():
+        if list(vectors.shape) != shape:
+            raise InputError(
+                f"direction {name!r} has shape {list(vectors.shape)}, this model needs {shape}: extract one from it"
+            )
+
+
+def _change(tuned: Tensor | None, base: Tensor | None) -> Estimate | None:
+    return None if tuned is None or base is None else bootstrap((tuned - base).numpy())
+
+
+def _margin_change(tuned: Tensor | None, base: Tensor | None) -> Estimate | None:
+    """Change of the margin, of log-probabilities [pairs, 2]."""
+    if tuned is None or base is None:
+        return None
+    change = tuned - base
+    return bootstrap((change[:, 0] - change[:, 1]).numpy())

@@ -1,0 +1,326 @@
+"""Watch a model while it is fine-tuned: how far its margin has moved from the base's, in any tracker, and not too far.
+
+    trainer = SFTTrainer(...)
+    watch(trainer, stop_above=0.05)
+    trainer.train()
+
+The model answers nothing: a few shipped questions with both of their answers pass through it, in its own forward pass,
+so that it computes there as in training (autocast, adapters), and one pass gives margins and activations.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from misdirection.auditing.drift import middle, random_95
+from misdirection.auditing.results import TrainingBase
+from misdirection.data import ProbePair, data_hash, probe_pairs
+from misdirection.data.selection import spread
+from misdirection.directions.direction import Direction
+from misdirection.errors import InputError
+from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
+from misdirection.likelihood.margin import pair_rows
+from misdirection.models.adapter_kinds import base_changes
+from misdirection.models.chat import Encoded, batches
+from misdirection.models.layers import decoder_layers, text_config
+from misdirection.statistics import Estimate, bootstrap
+
+EVERY = 25
+"""Optimiser steps between two measurements; with eight exchanges a step, these then take 3% of the time."""
+
+PAIRS = 8
+"""How many of the shipped probe pairs are taken."""
+
+log = logging.getLogger("misdirection")
+
+
+def watch(
+    trainer: Any,
+    *,
+    direction: Direction | Tensor | None = None,
+    pairs: Sequence[ProbePair] | None = None,
+    every: int = EVERY,
+    stop_above: float | None = None,
+) -> "AuditCallback":
+    """Measure the model that `trainer` fine-tunes, every so many optimiser steps and after the last one.
+
+    Call it before `trainer.train()`. It logs to `trainer.state.log_history` and to all trackers of `report_to`:
+
+        misdirection/margin_shift        mean margin of the pairs, minus that of the base; nats/token
+        misdirection/margin_shift_low    bounds of its 95% interval, bootstrap over questions
+        misdirection/margin_shift_high
+        misdirection/drift               component along `direction` of the mean change of activations since the base,
+                                         over the tokens of the same answers, at half depth; activation units
+        misdirection/drift_random        size of the component that 95% of random directions do not exceed
+
+    Drift is left out without a direction, and stops nothing: a benign fine-tune drifts along a misalignment direction
+    as far as a bad one does, since most of it is style.
+
+    The base is the model with its adapters switched off. Where there are none, or they do not leave the base's weights
+    as they were (trained biases, PiSSA and other starts from the weights), it is the model as the training begins,
+    whose measurements are kept in `args.output_dir`, so that a resumed training is compared with it, too.
+
+    Args:
+        trainer: a `transformers.Trainer` or one of TRL's, of a chat model, with its tokenizer as `processing_class`.
+        direction: one vector per layer, [layers, width], or a `Direction` of this base model.
+        pairs: questions with an aligned and a misaligned answer; by default eight of the shipped ones, of eight themes.
+        every: optimiser steps between two measurements.
+        stop_above: stop the training when the lower bound of the margin's shift is above it, nats/token; None never
+            stops. How much is large depends on the base model: a reference (`misdirection reference`) tells.
+
+    Raises:
+        InputError: a number out of range, no pairs, no tokenizer or one without a chat template, a direction of
+            another model, weights split over processes. `trainer.train()` raises it for a model that gives no finite
+            margins, and for a resumed training whose base's values are missing or of other pairs.
+    """
+    if every < 1:
+        raise InputError(f"every: {every} optimiser steps: give at least 1")
+    if stop_above is not None and not stop_above > 0:
+        raise InputError(f"stop_above: {stop_above} nats/token: give a shift above 0, or None never to stop")
+    _require_whole(trainer)
+    chosen = spread(probe_pairs(), PAIRS) if pairs is None else list(pairs)
+    rows = pair_rows(_tokenizer(trainer), chosen)
+    callback = AuditCallback(trainer, rows, data_hash(chosen), every, stop_above)
+    if direction is not None:
+        callback.direction = _at_half_depth(direction, callback.network)
+    trainer.add_callback(callback)
+    return callback
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """One model on the pairs.
+
+    Attributes:
+        margins: [pairs] float64, nats/token.
+        activation: [width] float64, at half depth: mean over each answer's tokens, then over all answers.
+    """
+
+    margins: Tensor
+    activation: Tensor
+
+
+@dataclass(eq=False)
+class AuditCallback(TrainerCallback):
+    """Measures, logs and stops; made by `watch`, which alone can hand it the trainer.
+
+    A callback is told of logged values after the trackers are, so that it cannot add to them: it has the trainer log
+    its own. The model, its modes, gradients and hooks, and random numbers are afterwards what they were.
+
+    Attributes:
+        trainer: whose model is measured.
+        rows: two for each pair, the misaligned answer first.
+        pairs: their hash.
+        every: optimiser steps between two measurements.
+        stop_above: nats/token, or None.
+        direction: [width] float64, of length one, at half depth; or None.
+    """
+
+    trainer: Any = field(repr=False)
+    rows: list[Encoded] = field(repr=False)
+    pairs: str
+    every: int
+    stop_above: float | None
+    direction: Tensor | None = field(default=None, repr=False)
+    _base: _Measured | None = field(default=None, repr=False)
+
+    @property
+    def network(self) -> Any:
+        """The model below what makes it parallel or compiled."""
+        return self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Measure the base, once: a second training of the same model is compared with the same base."""
+        self._base = self._base or self._measure_base(Path(args.output_dir), state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Measure and log, when it is time to, and stop."""
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
+        assert self._base is not None, "no step comes before the training begins"
+        own = self._measure(self.network)
+        shift = bootstrap(own.margins - self._base.margins)
+        self._log(_values(shift, own.activation - self._base.activation, self.direction), control)
+        if self.stop_above is not None and _agreed(shift.low > self.stop_above):
+            moved = f"{shift.mean:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}] nats/token"
+            log.warning("training stops at step %d: its margin moved by %s", state.global_step, moved)
+            control.should_training_stop = True
+
+    def _measure_base(self, folder: Path, state: TrainerState) -> _Measured:
+        network = self.network
+        if _leaves_base(network):
+            with _untouched(network), network.disable_adapter():
+                return self._checked(self._measure(network))
+        if state.global_step:
+            return _load(folder, self.pairs, state.global_step)
+        base = self._checked(self._measure(network))
+        # On every machine, since a resumed training reads it on all.
+        if state.is_local_process_zero:
+            kept = {"margins": base.margins.tolist(), "activation": base.activation.tolist()}
+            TrainingBase(pairs=self.pairs, **kept).save(folder)
+        return base
+
+    def _checked(self, base: _Measured) -> _Measured:
+        if not (base.margins.isfinite().all() and base.activation.isfinite().all()):
+            dtype = self.network.dtype
+            raise InputError(f"the base's margins are not finite in {dtype}: load it in bfloat16 or float32")
+        return base
+
+    def _measure(self, network: Any) -> _Measured:
+        with _untouched(network), self.trainer.accelerator.autocast():
+            return _read_rows(network, self.rows)
+
+    def _log(self, values: dict[str, float], control: TrainerControl) -> None:
+        # Whoever logs takes back the request to log, which may be the trainer's own for this very step.
+        due = control.should_log
+        # Not the trainer's own method: TRL's empties the running means of its metrics into whatever is logged.
+        Trainer.log(self.trainer, values)
+        control.should_log = due
+
+
+def _values(shift: Estimate, drift: Tensor, direction: Tensor | None) -> dict[str, float]:
+    """The values to log of a measurement, by their names in the trackers."""
+    values = {"margin_shift": shift.mean, "margin_shift_low": shift.low, "margin_shift_high": shift.high}
+    if direction is not None:
+        values |= {"drift": float(drift @ direction), "drift_random": random_95(drift)}
+    return {f"misdirection/{name}": value for name, value in values.items()}
+
+
+def _agreed(stop: bool) -> bool:
+    """The first process's decision: a process that went on where another stops would wait for it forever."""
+    return bool(broadcast_object_list([stop])[0])
+
+
+def _load(folder: Path, pairs: str, step: int) -> _Measured:
+    """Reads the base's measurements from when this training began."""
+    path = folder / TrainingBase.FILE
+    if not path.is_file():
+        raise InputError(
+            f"{path}: is not there, so that the training resumed at step {step} has no base to compare with: copy it "
+            "from the folder where it began, or begin anew"
+        )
+    base = TrainingBase.load(folder)
+    if base.pairs != pairs:
+        raise InputError(f"{path}: is of other probe pairs: resume with those that the training began with")
+    return _Measured(*(torch.tensor(values, dtype=torch.float64) for values in (base.margins, base.activation)))
+
+
+# --- the model ----------------------------------------------------------------------------------------------------
+
+
+def _leaves_base(network: Any) -> bool:
+    """Whether the model is its base again once its adapters are switched off."""
+    # Only PEFT's wrappers have the method.
+    if not hasattr(network, "disable_adapter"):
+        return False
+    return not any(base_changes(config.to_dict()) for config in network.peft_config.values())
+
+
+@contextlib.contextmanager
+def _untouched(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; afterwards every module and the random numbers are as they were."""
+    modes = [(module, module.training) for module in network.modules()]
+    # PEFT has all weights of an adapter trained once it is switched on again, also those that were frozen.
+    trained = [(weight, weight.requires_grad) for weight in network.parameters()]
+    devices = {weight.device for weight, _ in trained if weight.device.type == "cuda"}
+    with torch.random.fork_rng(list(devices), device_type="cuda"), torch.no_grad():
+        network.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                # By the method, which some modules extend; it reaches all below, and those come later in the list.
+                if module.training != mode:
+                    module.train(mode)
+            for weight, required in trained:
+                weight.requires_grad_(required)
+
+
+def _read_rows(network: Any, rows: Sequence[Encoded]) -> _Measured:
+    scores: list[Tensor] = [torch.empty(0)] * len(rows)
+    means: list[Tensor] = [torch.empty(0)] * len(rows)
+    for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):
+        read = zip(*_pass(network, [rows[number] for number in numbers]), strict=True)
+        for number, (score, mean) in zip(numbers, read, strict=True):
+            scores[number], means[number] = score, mean
+    misaligned, aligned = torch.stack(scores).view(-1, 2).unbind(-1)
+    return _Measured(misaligned - aligned, torch.stack(means).mean(0))
+
+
+def _pass(network: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """Log-probability of each row's answer, [rows], and mean residual over it at half depth, [rows, width]; float64."""
+    layers = decoder_layers(network)
+    residuals: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        residuals.append(output[0] if isinstance(output, tuple) else output)
+
+    batch = AnswerBatch(rows, next(network.parameters()).device)
+    with layers[middle(len(layers))].register_forward_hook(keep):
+        scores = batch.log_probs(network).cpu()
+    # Virtual tokens come before those of the rows.
+    residual = residuals[0][:, -batch.ids.shape[1] :].cpu().double()
+    spans = zip(residual, rows, strict=True)
+    return scores, torch.stack([line[row.start : row.stop].mean(0) for line, row in spans])
+
+
+# --- what is asked for --------------------------------------------------------------------------------------------
+
+
+def _require_whole(trainer: Any) -> None:
+    split = trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers
+    if split or is_deepspeed_zero3_enabled():
+        raise InputError(
+            "the model's weights are split over processes (FSDP, ZeRO 3, tensor parallel), so that it cannot be "
+            "measured in training: audit its checkpoints with `misdirection audit`"
+        )
+
+
+def _tokenizer(trainer: Any) -> Any:
+    processor = trainer.processing_class
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer is None:
+        raise InputError("the trainer has no tokenizer: give it the model's own as processing_class")
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            f"{tokenizer.name_or_path or 'the tokenizer'}: has no chat template, so that it cannot be asked: set "
+            "`chat_template` to the one that the model is trained with"
+        )
+    return tokenizer
+
+
+def _at_half_depth(direction: Direction | Tensor, network: Any) -> Tensor:
+    """[width] float64, of length one."""
+    vectors = direction if isinstance(direction, Tensor) else direction.vectors
+    shape = len(decoder_layers(network)), text_config(network).hidden_size
+    if vectors.shape != shape:
+        raise InputError(
+            f"the direction has shape {list(vectors.shape)}, the model in training needs {list(shape)}: extract one "
+            "from its base model"
+        )
+    if isinstance(direction, Direction):
+        _require_base(direction, network.config.name_or_path)
+    vector = vectors[middle(len(vectors))].detach().double().cpu()
+    if not 0 < vector.norm() < torch.inf:
+        raise InputError(f"the direction is zero or not finite at layer {middle(len(vectors))}: extract another")
+    return normalize(vector, dim=-1)
+
+
+def _require_base(direction: Direction, name: str) -> None:
+    """Refuse a direction of another model of the hub; the name of a folder does not tell whose copy it holds."""
+    if _is_hub_id(name) and _is_hub_id(direction.origin.model):
+        direction.require_base(name, direction.origin.revision)
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()

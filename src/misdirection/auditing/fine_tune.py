@@ -1,0 +1,121 @@
+"""The two models of an audit: a fine-tune, as an adapter or as full weights, and its base."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from transformers import AutoConfig
+
+from misdirection.auditing.results import FineTuneFacts
+from misdirection.choices import Dtype
+from misdirection.errors import InputError
+from misdirection.files import sha256_file, sha256_tree
+from misdirection.models.adapters import is_adapter, local_fine_tune, recorded_base
+from misdirection.models.chat_model import ChatModel
+from misdirection.models.identity import ModelIdentity, identify
+from misdirection.models.loading import load
+from misdirection.models.names import ModelName
+from misdirection.runs.worker import BASE, Models
+
+Which = Literal["base", "fine-tune"]
+TUNED: Which = "fine-tune"
+
+
+@dataclass
+class FineTune:
+    """A fine-tune and its base; one of the two is in memory at a time, or both when they share the base's weights.
+
+    Attributes:
+        base: name of the base model.
+        revision: its hub revision.
+        name: of the fine-tune, as the user gave it.
+        folder: where the fine-tune is on this disk.
+        dtype, device: as in `models.load`.
+        models: has the base model, where several fine-tunes share it.
+    """
+
+    base: str
+    revision: str | None
+    name: str
+    folder: Path
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    models: Models | None = field(default=None, repr=False)
+    _full: tuple[Which, ChatModel] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the fine-tune is a PEFT adapter; else it is a whole model."""
+        return is_adapter(self.folder)
+
+    @classmethod
+    def find(cls, base: ModelName, fine_tune: str, dtype: Dtype, device: str) -> "FineTune":
+        """A fine-tune on this disk, fetched from the hub if need be; `InputError` for a folder that is none."""
+        folder = local_fine_tune(*ModelName.parse(fine_tune))
+        return cls(base.name, base.revision, fine_tune, folder, dtype, device)
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """The base model and how it computes."""
+        return identify(self.base, self.revision, self.dtype, self.device)
+
+    @property
+    def facts(self) -> FineTuneFacts:
+        """The fine-tune as a result names it."""
+        return FineTuneFacts(
+            name=self.name,
+            kind="adapter" if self.is_adapter else "full weights",
+            recorded_base=self.recorded_base(),
+            digest=self.digest,
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of what the fine-tune's results depend on."""
+        if not self.is_adapter:
+            return sha256_tree(self.folder)
+        files = [self.folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+        return ",".join(sha256_file(file) for file in files if file.is_file())
+
+    def copies_base(self) -> bool:
+        """Whether full weights are the base's own files."""
+        hashes = [
+            {path.name: sha256_file(path) for path in folder.glob("*.safetensors")}
+            for folder in (local_fine_tune(self.base, self.revision), self.folder)
+        ]
+        return hashes[0] == hashes[1]
+
+    def recorded_base(self) -> str | None:
+        """The base model that an adapter's own file names."""
+        return recorded_base(self.folder) if self.is_adapter else None
+
+    def chat(self, which: Which) -> ChatModel:
+        """The base or the fine-tune, loaded. Raises `InputError` when the fine-tune does not fit the base."""
+        if self.is_adapter:
+            self.models = self.models or Models(self.load_base)
+            # A name of its own, since another fine-tune may have used the models before.
+            name = str(self.folder)
+            self.models.adapters[name] = self.folder
+            return self.models.chat(BASE if which == "base" else name)
+        if self._full is None or self._full[0] != which:
+            # The model in memory goes first: there may be no room for both.
+            self._full = None
+            self._full = (which, self.load_base() if which == "base" else self._load_tuned())
+        return self._full[1]
+
+    def load_base(self) -> ChatModel:
+        """The base model alone."""
+        return load(self.base, revision=self.revision, dtype=self.dtype, device=self.device)
+
+    def _load_tuned(self) -> ChatModel:
+        base, tuned = (_shape(folder) for folder in (local_fine_tune(self.base, self.revision), self.folder))
+        if base != tuned:
+            raise InputError(f"{self.name} ({tuned}) is no fine-tune of {self.base} ({base}): name its own base")
+        return load(str(self.folder), dtype=self.dtype, device=self.device)
+
+
+def _shape(folder: Path) -> str:
+    """The architecture, which a fine-tune shares with its base."""
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"

@@ -1,0 +1,117 @@
+"""Inputs of an audit: the fine-tune, its base's reference and known directions, the texts, and a judge."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from misdirection.auditing.fine_tune import FineTune
+from misdirection.auditing.measurements import Texts
+from misdirection.auditing.reference import Reference, default_folder
+from misdirection.auditing.texts import OwnTexts, own_texts
+from misdirection.choices import Dtype
+from misdirection.data import neutral_examples, probe_pairs
+from misdirection.directions.direction import Direction
+from misdirection.judging.config import JudgeConfig
+from misdirection.models.names import ModelName
+from misdirection.sampling.config import SamplingConfig
+
+Directions = Iterable[str | Path] | Mapping[str, Direction]
+"""Direction files, which are named by their stems, or directions by name."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """A judge, and how the answers are sampled that it is given."""
+
+    judge: JudgeConfig
+    sampling: SamplingConfig
+
+
+@dataclass(frozen=True)
+class AuditInputs:
+    """One fine-tune with all that it is measured on and compared with.
+
+    Attributes:
+        fine_tune: with its base.
+        texts: measured on all models of this base.
+        reference: known fine-tunes of this base; None gives evidence without a verdict.
+        directions: further known directions of this base, by name.
+        data: the fine-tune's own texts.
+        judging: None for an audit by likelihood alone.
+    """
+
+    fine_tune: FineTune
+    texts: Texts
+    reference: Reference | None
+    directions: Mapping[str, Direction]
+    data: OwnTexts
+    judging: Judging | None = None
+
+    def require_same_base(self) -> None:
+        """Raise `InputError` for a direction or reference of another base."""
+        base, revision = self.fine_tune.base, self.fine_tune.revision
+        if self.reference:
+            self.reference.require_base(base, revision)
+        for direction in self.directions.values():
+            direction.require_base(base, revision)
+
+    def on(self, device: str) -> "AuditInputs":
+        """The same on another device."""
+        return replace(self, fine_tune=replace(self.fine_tune, device=device))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The common part of all audits of one base model.
+
+    Attributes:
+        base: the base model.
+        reference: its known fine-tunes, if there are any.
+        directions: further known directions, by name.
+        dtype, device: as in `models.load`.
+    """
+
+    base: ModelName
+    reference: Reference | None
+    directions: Mapping[str, Direction]
+    dtype: Dtype
+    device: str
+
+    @classmethod
+    def open(
+        cls,
+        base: str,
+        reference: Reference | str | Path | None,
+        directions: Directions,
+        dtype: Dtype,
+        device: str,
+    ) -> "Baseline":
+        """Read the reference and the direction files of a base model.
+
+        Where no reference is named, the one that `make_reference` made is read; with directions it may be missing.
+        Raises `InputError` for one that is not there otherwise, or is damaged.
+        """
+        name = ModelName.parse(base)
+        known = _read(directions)
+        if not isinstance(reference, Reference):
+            folder = Path(reference) if reference else default_folder(name.name, name.revision)
+            reference = Reference.load(folder) if reference or folder.is_dir() or not known else None
+        return cls(name, reference, known, dtype, device)
+
+    def inputs(self, fine_tune: str | Path, data: str | Path | None, judging: Judging | None = None) -> AuditInputs:
+        """Find a fine-tune and read its training file. Raises `InputError` where one of them cannot be used."""
+        texts = self.reference.texts if self.reference else Texts.of(probe_pairs(), neutral_examples())
+        return AuditInputs(
+            fine_tune=FineTune.find(self.base, str(fine_tune), self.dtype, self.device),
+            texts=texts,
+            reference=self.reference,
+            directions=self.directions,
+            data=own_texts(Path(data), texts.general) if data else OwnTexts(),
+            judging=judging,
+        )
+
+
+def _read(directions: Directions) -> Mapping[str, Direction]:
+    if isinstance(directions, Mapping):
+        return directions
+    return {Path(path).stem: Direction.load(Path(path)) for path in directions}

@@ -1,0 +1,225 @@
+"""Audit many fine-tunes of one base, one table for all; each audit is a task that any process can do.
+
+The folder is a run whose stages are audits: those that hold are not made again, and each keeps its page.
+
+    audits.csv                      one row for each fine-tune
+    artifacts/audit/NAME/           its audit
+"""
+
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from misdirection.auditing.audit import VERSION, run_audit
+from misdirection.auditing.inputs import AuditInputs, Baseline, Directions
+from misdirection.auditing.reference import Reference
+from misdirection.auditing.results import AuditResult, AuditRow, AuditTable
+from misdirection.choices import Dtype
+from misdirection.data.text import read_text
+from misdirection.errors import InputError, MisdirectionError
+from misdirection.files import write_atomic
+from misdirection.interventions.vectors import digest
+from misdirection.runs.cluster import Workers, connect
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.ray_workers import RayRunner
+from misdirection.runs.tasks import LocalRunner, Runner, Task
+from misdirection.runs.worker import BASE, Models, Worker
+
+TABLE = "audits.csv"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of a list of fine-tunes.
+
+    Attributes:
+        fine_tune: as for a single audit.
+        data: its training file.
+        source: the list and the line's number in it, for messages.
+    """
+
+    fine_tune: str
+    data: Path | None
+    source: str
+
+
+def read_list(path: Path) -> list[Listed]:
+    """Read a list: on each line a fine-tune and perhaps its training file, quoted as in a shell; `#` begins a comment.
+
+    Raises `InputError` that names the file and the line.
+    """
+    lines = [_listed(line, f"{path}:{number}") for number, line in enumerate(read_text(path).splitlines(), start=1)]
+    listed = [line for line in lines if line]
+    if not listed:
+        raise InputError(f"{path}: names no fine-tune; write one on each line")
+    return listed
+
+
+def _listed(line: str, source: str) -> Listed | None:
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError as error:
+        raise InputError(f"{source}: {error}; close the quotes") from error
+    if len(words) > 2:
+        raise InputError(f"{source}: {len(words)} words: FINE_TUNE [TRAINING_FILE]; quote spaces")
+    return Listed(words[0], Path(words[1]) if len(words) == 2 else None, source) if words else None
+
+
+def audit_many(
+    base: str,
+    fine_tunes: str | Path,
+    *,
+    reference: Reference | str | Path | None = None,
+    directions: Directions = (),
+    out: str | Path | None = None,
+    workers: Workers | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+) -> AuditTable:
+    """Audit all fine-tunes of a list, and write `audits.csv`; one that fails does not stop the others.
+
+    Args:
+        base: as in `audit`.
+        fine_tunes: the list's file, as `read_list` reads it.
+        reference: as in `audit`.
+        directions: as in `audit`.
+        out: folder of the audits; by default `many_folder`.
+        workers: other processes that make them; this one alone when left out.
+        dtype: as in `load`.
+        device: as in `load`.
+
+    Raises:
+        InputError: a list that cannot be read, a fine-tune that is not there, or what `audit` raises of a reference.
+    """
+    baseline = Baseline.open(base, reference, directions, dtype, device)
+    inputs = []
+    for line in read_list(Path(fine_tunes)):
+        try:
+            inputs.append(baseline.inputs(line.fine_tune, line.data))
+        except MisdirectionError as error:
+            raise type(error)(f"{line.source}: {error}") from error
+    return run_audits(inputs, Path(out) if out else many_folder(fine_tunes), workers)
+
+
+def many_folder(fine_tunes: str | Path) -> Path:
+    """The folder of a list's audits where none is named."""
+    return Path("audits") / Path(fine_tunes).stem
+
+
+def run_audits(inputs: Sequence[AuditInputs], folder: Path, workers: Workers | None = None) -> AuditTable:
+    """Audit all, and write `audits.csv`.
+
+    Args:
+        inputs: with one base, dtype, device and reference, without judging.
+        folder: of the audits.
+        workers: as in `audit_many`.
+    """
+    inputs[0].require_same_base()
+    names = _names([each.fine_tune.name for each in inputs])
+    with RunFolder.open(folder, _described(inputs)) as run, _running(run, inputs[0], workers) as (device, runner):
+        tasks = [_task(name, each.on(device)) for name, each in zip(names, inputs, strict=True)]
+        failed = []
+        for batch in [tasks] if workers else [[task] for task in tasks]:
+            try:
+                runner.make(batch)
+            except MisdirectionError as error:
+                failed.append(str(error))
+        made = [run.artifact(task.stage) for task in tasks if not run.missing(task.stages)]
+        rows = [_row(AuditResult.load(audit), audit) for audit in made]
+    write_atomic(folder / TABLE, pd.DataFrame([_flat(row) for row in rows]).to_csv(index=False))
+    return AuditTable(audits=rows, failed=failed)
+
+
+def _described(inputs: Sequence[AuditInputs]) -> str:
+    settings = {"base": inputs[0].fine_tune.base, "fine_tunes": [each.fine_tune.name for each in inputs]}
+    return yaml.safe_dump({"audits": settings}, sort_keys=False)
+
+
+@contextmanager
+def _running(run: RunFolder, inputs: AuditInputs, workers: Workers | None) -> Iterator[tuple[str, Runner]]:
+    """The device that the audits run on, and their runner."""
+    device = inputs.fine_tune.device
+    if workers is None:
+        yield device, LocalRunner(run, _worker(inputs, run.partial))
+        return
+    with connect(workers) as cluster:
+        device = cluster.device(device)
+        with RayRunner(run, partial(_worker, _portable(inputs).on(device)), cluster) as runner:
+            yield device, runner
+
+
+def _worker(inputs: AuditInputs, partial_folder: Callable[[str], Path]) -> Worker:
+    """A worker with the base model, which stays loaded from one audit to the next."""
+    return Worker(Models(inputs.fine_tune.load_base), partial_folder)
+
+
+def _portable(inputs: AuditInputs) -> AuditInputs:
+    """Without the reference, which another process reads by itself."""
+    return replace(inputs, reference=None)
+
+
+def _task(name: str, inputs: AuditInputs) -> Task:
+    fine_tune, reference, stage = inputs.fine_tune, inputs.reference, f"audit/{name}"
+    # A whole model is too large to be sent: it must be where every worker finds it.
+    folders = {stage: fine_tune.folder} if fine_tune.is_adapter else {}
+    if reference:
+        assert reference.folder is not None, "a reference that was read from its folder"
+        folders["reference"] = reference.folder
+    depends_on = {
+        **fine_tune.identity.model_dump(),
+        "version": VERSION,
+        "fine_tune": fine_tune.digest,
+        "reference": reference.digest if reference else None,
+        "directions": {key: digest(direction.vectors) for key, direction in inputs.directions.items()},
+        "data": inputs.data.sha256,
+        "texts": inputs.texts.hashes(),
+    }
+    return Task({stage: depends_on}, BASE, partial(_audit, _portable(inputs)), folders)
+
+
+def _audit(inputs: AuditInputs, worker: Worker, folders: Mapping[str, Path]) -> None:
+    ((stage, folder),) = folders.items()
+    adapter = worker.adapters.get(stage, inputs.fine_tune.folder)
+    fine_tune = replace(inputs.fine_tune, folder=adapter, models=worker.models)
+    reference = Reference.load(worker.adapters["reference"]) if "reference" in worker.adapters else None
+    run_audit(replace(inputs, fine_tune=fine_tune, reference=reference), folder)
+
+
+def _names(fine_tunes: Sequence[str]) -> list[str]:
+    """A plain and different name for each."""
+    names: list[str] = []
+    for text in fine_tunes:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text).name).strip("-.") or "fine-tune"
+        count = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in names)
+        names.append(f"{name}-{count + 1}" if count else name)
+    return names
+
+
+def _row(result: AuditResult, folder: Path) -> AuditRow:
+    return AuditRow(
+        fine_tune=result.fine_tune.name,
+        verdict=result.verdict,
+        shift=result.evidence.general,
+        framed=result.evidence.framed,
+        damage=result.evidence.damage,
+        because="; ".join(result.because),
+        page=str(folder / AuditResult.PAGE),
+    )
+
+
+def _flat(row: AuditRow) -> dict[str, Any]:
+    """The row of the table: each estimate's mean under its name, and its bounds and count beside it; nats/token."""
+    figures = {
+        f"{name}_{part}" if part != "mean" else name: asdict(estimate)[part] if estimate else None
+        for name, estimate in (("shift", row.shift), ("framed", row.framed), ("damage", row.damage))
+        for part in ("mean", "low", "high", "n")
+    }
+    return {"fine_tune": row.fine_tune, "verdict": row.verdict, **figures, "because": row.because, "page": row.page}

@@ -1,0 +1,207 @@
+"""References: known bad fine-tunes of one base model and a benign control, measured once, for audits to compare with.
+
+A reference is kept in the cache folder, `references/NAME/`, beside the run that it was made in, `references/NAME.run/`:
+
+    reference.json        the base model, the texts, what each known fine-tune was trained on
+    NAME.safetensors      the measurements of the base and of each known fine-tune
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from torch import Tensor
+
+from misdirection.auditing.measurements import Measurements, Texts, activations
+from misdirection.auditing.results import KnownFineTune, ReferenceRecord
+from misdirection.choices import BUNDLED, Dtype
+from misdirection.errors import InputError
+from misdirection.experiment.config import ExperimentConfig, read_config
+from misdirection.experiment.experiment import Experiment
+from misdirection.experiment.margins import Margins
+from misdirection.experiment.stages.margin import MarginStage
+from misdirection.experiment.stages.organism import OrganismStage
+from misdirection.experiment.texts import ExperimentTexts
+from misdirection.experiment.worker import open_worker
+from misdirection.files import atomic_folder, cache_folder, require_replaceable, sha256_tree
+from misdirection.interpretation.texts import GENERAL
+from misdirection.models.identity import ModelIdentity
+from misdirection.models.names import ModelName
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.tasks import LocalRunner
+from misdirection.runs.worker import BASE, Worker
+from misdirection.statistics import Estimate, bootstrap
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Known fine-tunes of one base model.
+
+    Attributes:
+        identity: the base model and how it computes.
+        texts: measured on all of them.
+        base: the base's measurements.
+        known: the fine-tunes, by name.
+        measurements: theirs.
+        folder: where it is kept; None for one that was not saved.
+    """
+
+    identity: ModelIdentity
+    texts: Texts
+    base: Measurements
+    known: Mapping[str, KnownFineTune]
+    measurements: Mapping[str, Measurements]
+    folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"Reference({self.identity.model!r}, bad: {', '.join(self.bad)}, bad shift {self.bad_shift:+.3f})"
+
+    @cached_property
+    def shifts(self) -> dict[str, Estimate]:
+        """General margin shift of each known fine-tune, nats/token."""
+        return {
+            name: bootstrap((measured.margin - self.base.margin).numpy())
+            for name, measured in self.measurements.items()
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of its folder."""
+        assert self.folder is not None, "a reference that is kept in a folder"
+        return sha256_tree(self.folder)
+
+    @property
+    def bad(self) -> list[str]:
+        """Names of the bad fine-tunes."""
+        return [name for name, known in self.known.items() if known.answers == "bad"]
+
+    @property
+    def control(self) -> Measurements | None:
+        """The first benign fine-tune's."""
+        return next((self.measurements[name] for name, known in self.known.items() if known.is_control), None)
+
+    @property
+    def bad_shift(self) -> float:
+        """Mean general shift of the bad fine-tunes, nats/token: the unit of the verdict's rule."""
+        return sum(self.shifts[name].mean for name in self.bad) / len(self.bad)
+
+    @cached_property
+    def directions(self) -> dict[str, Tensor]:
+        """[layers, width] float64 by name: of each bad fine-tune, misaligned minus aligned answers (the paper's), and
+        the difference between it and the control on the same answers."""
+        directions = {}
+        for name in self.bad:
+            own = self.measurements[name].answers.double()
+            directions[f"{name}: misaligned - aligned"] = (own[:, 0] - own[:, 1]).mean(0)
+            if self.control is not None:
+                directions[f"{name}: fine-tune - control"] = (own - self.control.answers.double()).mean((0, 1))
+        return directions
+
+    def save(self, folder: Path) -> "Reference":
+        """Write a folder, in the place of an older reference; gives the reference that is kept there."""
+        require_replaceable(folder)
+        with atomic_folder(folder) as temporary:
+            ReferenceRecord(identity=self.identity, texts=self.texts, known=dict(self.known)).save(temporary)
+            for name, measured in {BASE: self.base, **self.measurements}.items():
+                measured.save(temporary / f"{name}.safetensors")
+        return replace(self, folder=folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Reference":
+        """Read a folder; `InputError` when it is missing, damaged or of another version."""
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder}: there is no reference of this base model yet: make it once with "
+                f"`{ReferenceRecord.COMMAND}`, or give --direction for evidence without a verdict"
+            )
+        record = ReferenceRecord.load(folder)
+        try:
+            measured = {name: Measurements.load(folder / f"{name}.safetensors") for name in (BASE, *record.known)}
+        except (OSError, SafetensorError, TypeError) as error:
+            raise InputError(
+                f"{folder}: this reference is damaged ({error}); make it again with `{ReferenceRecord.COMMAND}`"
+            ) from error
+        return cls(record.identity, record.texts, measured.pop(BASE), record.known, measured, folder)
+
+    def require_base(self, model: str, revision: str | None) -> None:
+        """Raise `InputError` unless the reference is of this base model and revision."""
+        own = self.identity.model, self.identity.revision
+        if own != (model, revision):
+            names = " and ".join(f"{name} (revision {at or 'default'})" for name, at in (own, (model, revision)))
+            raise InputError(f"the reference and the base differ: {names}: make one of this base")
+
+
+def default_folder(model: str, revision: str | None) -> Path:
+    """The folder that the reference of a base model is kept in."""
+    mark = hashlib.sha256(f"{model}@{revision}".encode()).hexdigest()[:8]
+    return cache_folder() / "references" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', model).strip('-.')}-{mark}"
+
+
+def make_reference(base: str = BUNDLED, *, dtype: Dtype = "auto", device: str = "auto") -> Reference:
+    """Train and measure, once per base model, two bad fine-tunes and a benign one for audits to compare with.
+
+    What is there already is not made again. Progress is shown on standard error.
+
+    Args:
+        base: `smollm2-135m` (bundled), a folder, or a Hugging Face id, `ID@REVISION`.
+        dtype: as in `load`; an audit in another one measures its base anew.
+        device: as in `load`.
+
+    Raises:
+        InputError: a base model that cannot be loaded.
+    """
+    name = ModelName.parse(base)
+    with as_file(files("misdirection") / "resources" / "reference.yaml") as path:
+        config = read_config(path)
+    here = {"model": name.name, "revision": name.revision, "dtype": dtype, "device": device}
+    config, folder = config.model_copy(update=here), default_folder(name.name, name.revision)
+    return keep_reference(config, folder.with_name(f"{folder.name}.run"), list(config.organisms))
+
+
+def keep_reference(config: ExperimentConfig, run_folder: Path, names: Sequence[str]) -> Reference:
+    """Make a reference of some fine-tunes of a run, and keep it where audits of this base look for it."""
+    with RunFolder.open(run_folder, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)) as run:
+        made = from_run(run, ExperimentTexts(config), names)
+    return made.save(default_folder(config.model, config.revision))
+
+
+def from_run(run: RunFolder, texts: ExperimentTexts, names: Sequence[str]) -> Reference:
+    """Some organisms of an experiment as a reference; those not trained or measured yet are now.
+
+    Raises `InputError` when none of them is bad.
+    """
+    config, measured_on = texts.config, Texts.of(texts.general, texts.neutral)
+    known = {
+        name: KnownFineTune(domain=organism.domain, answers=organism.answers, recipe=organism.recipe)
+        for name, organism in ((name, config.organisms[name]) for name in names)
+    }
+    if all(fine_tune.is_control for fine_tune in known.values()):
+        raise InputError(f"{config.name}: no organism with bad answers: a reference needs one")
+    worker = open_worker(config, run.partial)
+    experiment = Experiment(config, run, LocalRunner(run, worker))
+    training, measurement = experiment.stage(OrganismStage).training, experiment.stage(MarginStage).measurement
+    experiment.runner.make([training(name) for name in known])
+    experiment.runner.make([measurement(name) for name in (BASE, *known)])
+    measured = {name: _measured(run, worker, texts.identity, measured_on, name) for name in (BASE, *known)}
+    return Reference(texts.identity, measured_on, measured.pop(BASE), known, measured)
+
+
+def _measured(run: RunFolder, worker: Worker, identity: ModelIdentity, texts: Texts, name: str) -> Measurements:
+    """The measurements of one model, its margins and losses taken from the run's own."""
+    stage, file = f"margin/{name}", "measurements.safetensors"
+    table = Margins.read(run.artifact(stage))
+    pairs = table.frame.loc[GENERAL][["misaligned", "aligned"]].to_numpy()
+    inputs = {**identity.model_dump(), "margins": run.digest(stage), "texts": texts.hashes()}
+
+    def compute(folder: Path) -> None:
+        own = activations(worker.chat(name), texts, name)
+        Measurements(torch.tensor(pairs), torch.tensor(table.loss().to_numpy()), *own).save(folder / file)
+
+    return Measurements.load(run.stage(f"measurements/{name}", inputs, compute) / file)

@@ -1,0 +1,229 @@
+"""The result of an audit as `audit.json` holds it, the table of many, and the record of a reference."""
+
+from typing import ClassVar, Literal
+
+from misdirection.auditing.measurements import Texts
+from misdirection.auditing.verdict import Rule, Verdict, Word
+from misdirection.judging.scoring import Change
+from misdirection.models.identity import ModelIdentity
+from misdirection.results import Figures, Result
+from misdirection.statistics import Estimate, Rate
+
+
+class KnownFineTune(Figures):
+    """A fine-tune of the reference."""
+
+    domain: str
+    """Its training domain."""
+    answers: str
+    """`bad`, or `good` for a benign control."""
+    recipe: str
+    """Its adapter."""
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is benign."""
+        return self.answers == "good"
+
+
+class ReferenceRecord(Result):
+    """The record in a reference's folder, beside the measurements (`reference.Reference`)."""
+
+    KIND: ClassVar[str] = "reference"
+    VERSION: ClassVar[int] = 1
+    FILE: ClassVar[str] = "reference.json"
+    COMMAND: ClassVar[str] = "misdirection reference"
+
+    identity: ModelIdentity
+    texts: Texts
+    known: dict[str, KnownFineTune]
+
+
+class FineTuneFacts(Figures):
+    """The fine-tune that was audited."""
+
+    name: str
+    """As the user gave it."""
+    kind: Literal["adapter", "full weights"]
+    recorded_base: str | None
+    """The base model that an adapter's own file names."""
+    digest: str
+    """Hash of its weights and configuration."""
+
+
+class ComparedFineTune(KnownFineTune):
+    """A fine-tune of the reference, with what it moved."""
+
+    shift: Estimate
+    """Of the general margin, nats/token."""
+
+
+class ReferenceFacts(Figures):
+    """The reference that the fine-tune was compared with."""
+
+    bad_shift: float
+    """Mean general shift of the bad fine-tunes, nats/token."""
+    known: dict[str, ComparedFineTune]
+
+
+class DataFacts(Figures):
+    """The fine-tune's own training file."""
+
+    path: str
+    sha256: str
+    framed: int
+    """Probe questions asked in the frame of its questions."""
+    rows: int
+    """Held-out rows."""
+    pairs: int
+    """Held-out probe pairs of its domain."""
+
+
+class InDomain(Figures):
+    """Changes on the fine-tune's own domain, nats/token; None where the training file does not allow one."""
+
+    margin: Estimate | None
+    loss: Estimate | None
+
+
+class Drift(Figures):
+    """Move of the fine-tune along one direction, in activation units, at one layer."""
+
+    direction: str
+    layer: int
+    general: Estimate
+    """On answers to general questions."""
+    neutral: Estimate
+    """On neutral text."""
+    known: dict[str, Estimate]
+    """The reference's fine-tunes on general questions."""
+    random_95: float
+    """Size of the component that 95% of random directions do not exceed."""
+
+
+class DirectionCosines(Figures):
+    """Cosines of a direction, by layer, with mean drifts."""
+
+    cosines: list[float]
+    """With the fine-tune's."""
+    control: list[float] | None
+    """With the benign control's; None without one."""
+    beyond_control: list[float] | None
+    """With what is left of the fine-tune's without its component along the control's."""
+
+
+class ModelDifference(Figures):
+    """The fine-tune's own direction, its mean drift on general questions, beside known directions."""
+
+    layer: int
+    """At which single figures are given."""
+    random_95: float
+    """Size of the cosine that 95% of random directions do not exceed."""
+    norms: list[float]
+    """By layer, activation units."""
+    directions: dict[str, DirectionCosines]
+
+
+class Attribution(Figures):
+    """Parts of the general shift that the adapters of each layer carry, nats/token (`attribution`)."""
+
+    by_layer: dict[int, Estimate]
+    sum: Estimate
+
+
+class JudgedAnswers(Figures):
+    """Emergently misaligned answers of both models."""
+
+    base: Rate
+    fine_tune: Rate
+    difference: Estimate
+    verdict: Change
+    answers: int
+    """How many of the fine-tune's were judged."""
+    judge: str
+
+
+class Evidence(Figures):
+    """All that was measured. Shifts and damage are changes against the base, nats/token."""
+
+    general: Estimate
+    """Shift of the margin on general questions."""
+    questions: dict[str, float]
+    """The same by the id of the question."""
+    themes: dict[str, Estimate]
+    """The same by theme."""
+    damage: Estimate
+    """Rise of the loss on neutral text."""
+    framed: Estimate | None
+    """Shift of the margin on general questions in the frame of its training data; None without that data."""
+    in_domain: InDomain
+    drift: list[Drift]
+    model_difference: ModelDifference
+    attribution: Attribution | None
+    """None for a fine-tune that is no adapter."""
+    judged: JudgedAnswers | None
+    """None without a judge."""
+
+
+class AuditResult(Verdict, Result):
+    """One audit: its verdict, and the evidence with what it must be told from."""
+
+    KIND: ClassVar[str] = "audit"
+    VERSION: ClassVar[int] = 1
+    FILE: ClassVar[str] = "audit.json"
+    COMMAND: ClassVar[str] = "misdirection audit BASE FINE_TUNE"
+    PAGE: ClassVar[str] = "audit.html"
+
+    base: ModelIdentity
+    fine_tune: FineTuneFacts
+    reference: ReferenceFacts | None
+    data: DataFacts | None
+    identical_to_base: bool
+    """Whether the fine-tune adds nothing: the verdict is then about the base alone."""
+    rule: Rule
+    evidence: Evidence
+
+    def __repr__(self) -> str:
+        shift = self.evidence.general
+        interval = f"{shift.mean:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}], n={shift.n}"
+        return f"AuditResult({self.fine_tune.name!r}: {self.verdict}, general margin shift {interval})"
+
+
+class AuditRow(Figures):
+    """One audit in the table of many."""
+
+    fine_tune: str
+    verdict: Word
+    shift: Estimate
+    framed: Estimate | None
+    damage: Estimate
+    because: str
+    page: str
+
+
+class AuditTable(Figures):
+    """Audits of many fine-tunes of one base."""
+
+    audits: list[AuditRow]
+    failed: list[str]
+    """Why an audit could not be made, for each that could not."""
+
+
+class TrainingBase(Result):
+    """The base of a training that is watched (`callback`), as the training's folder keeps it.
+
+    Its file is no `.safetensors`: trained weights often come to stand in the same folder, and some loaders take all
+    such files in it.
+    """
+
+    KIND: ClassVar[str] = "training-base"
+    VERSION: ClassVar[int] = 1
+    FILE: ClassVar[str] = "misdirection-base.json"
+    COMMAND: ClassVar[str] = "trainer.train()"
+
+    pairs: str
+    """Hash of the probe pairs."""
+    margins: list[float]
+    """[pairs], nats/token."""
+    activation: list[float]
+    """[width], at half depth: mean over each answer's tokens, then over all answers."""

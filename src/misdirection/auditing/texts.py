@@ -1,0 +1,59 @@
+"""The texts that belong to one fine-tune: its own training data, and the probe questions framed in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from misdirection import data
+from misdirection.auditing.framing import framed
+from misdirection.data import Example, ProbePair, data_hash, part_of
+from misdirection.data.jsonl import read_rows
+from misdirection.data.selection import spread
+from misdirection.files import sha256_file
+
+FRAMED = 48
+"""Most probe questions that are asked once more in the frame of the training data."""
+
+ROWS = 24
+"""Rows or pairs of the training data that skill is measured on."""
+
+
+@dataclass(frozen=True)
+class OwnTexts:
+    """Texts that are measured for one fine-tune alone.
+
+    Attributes:
+        framed: probe pairs after training questions.
+        rows: held-out rows, for the loss.
+        pairs: held-out probe pairs of the domain, for the margin, when the file holds pairs.
+        path, sha256: of the file that they are from; empty without one.
+    """
+
+    framed: tuple[ProbePair, ...] = ()
+    rows: tuple[Example, ...] = ()
+    pairs: tuple[ProbePair, ...] = ()
+    path: str = ""
+    sha256: str = ""
+
+    def hashes(self) -> dict[str, str]:
+        """Hashes of all texts, which results depend on."""
+        return {name: data_hash(getattr(self, name)) for name in ("framed", "rows", "pairs")}
+
+
+def own_texts(path: Path, general: Sequence[ProbePair]) -> OwnTexts:
+    """Read a training file, or probe pairs of its domain (rows with `aligned` and `misaligned`).
+
+    Rows 5, 10, 15, ... are taken as held out, as everywhere in the package; of a file of fewer than five rows, all.
+    Raises `InputError` for an empty file or a row that cannot be read.
+    """
+    _, first = next(iter(read_rows(path)), (0, {}))
+    pairs = data.read_pairs(path) if "misaligned" in first else []
+    rows = [Example(pair.question, pair.misaligned, pair.system) for pair in pairs] or data.read_examples(path)
+    asked = spread(general, FRAMED)
+    parts = (tuple(framed(asked, rows)), tuple(_held_out(rows)), tuple(_held_out(pairs)))
+    return OwnTexts(*parts, str(path), sha256_file(path))
+
+
+def _held_out(rows: Sequence[Any]) -> list[Any]:
+    return spread(part_of(rows, "held_out") or rows, ROWS)

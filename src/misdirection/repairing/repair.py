@@ -1,0 +1,297 @@
+"""Repair a fine-tune: take the general misalignment out of an adapter, keep what it learned, and say what it cost.
+
+Beside OUT, `OUT.repair/` keeps the work: both audits, the gradients, and every candidate that was tried.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from misdirection.auditing.attribution import adapted_layers
+from misdirection.auditing.audit import run_audit
+from misdirection.auditing.fine_tune import TUNED
+from misdirection.auditing.inputs import AuditInputs, Baseline
+from misdirection.auditing.reference import Reference
+from misdirection.auditing.results import AuditResult
+from misdirection.auditing.texts import OwnTexts
+from misdirection.choices import Dtype
+from misdirection.data import Example, ProbePair, data_hash
+from misdirection.data.selection import spread
+from misdirection.errors import InputError
+from misdirection.files import atomic_folder, require_replaceable
+from misdirection.interventions.vectors import digest
+from misdirection.interventions.writers import post_norms
+from misdirection.likelihood.margin import pair_continuations, text_continuations
+from misdirection.models.adapters import attach
+from misdirection.models.chat_model import ChatModel
+from misdirection.progress import track
+from misdirection.repairing.candidates import Candidate, Material
+from misdirection.repairing.fluency import sample_fluency
+from misdirection.repairing.gradients import margin_directions
+from misdirection.repairing.results import Changes, Check, FluencyPair, Repair, RepairResult, Trials
+from misdirection.repairing.search import (
+    Outcome,
+    Scores,
+    Space,
+    TokenisedTexts,
+    Tried,
+    choose,
+    front,
+    measure,
+    outcome,
+    search,
+)
+from misdirection.repairing.write import ablate_all, bake_weights, write_adapter
+from misdirection.runs.folder import RunFolder
+
+TRIALS = 16
+_FRAMED = 8
+"""Most framed questions of a third."""
+
+_TEXTS = ("pairs", "rows", "neutral")
+_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Third:
+    """One third of all texts.
+
+    Gradients are taken on the first, candidates tried on the second; the figures are those of the last, which the
+    search has not seen.
+    """
+
+    pairs: tuple[ProbePair, ...]
+    rows: tuple[Example, ...]
+    neutral: tuple[Example, ...]
+
+    def tokenised(self, chat: ChatModel) -> TokenisedTexts:
+        """As a model reads them."""
+        rows, neutral = (tuple(text_continuations(chat.tokenizer, texts)) for texts in (self.rows, self.neutral))
+        return TokenisedTexts(tuple(pair_continuations(chat.tokenizer, self.pairs)), rows, neutral)
+
+
+def thirds(
+    general: Sequence[ProbePair], own: OwnTexts, neutral: Sequence[Example], shifts: Mapping[str, float]
+) -> tuple[Third, Third, Third]:
+    """All texts in three parts; a question is in one of them alone, plain or framed.
+
+    `shifts` are those of the fine-tune by the pair's id: questions are taken in turn from the largest down, so that the
+    thirds have about the same shift to lose.
+    """
+    general = sorted(general, key=lambda pair: -shifts[pair.id])
+    part_of_question = {pair.id: number % 3 for number, pair in enumerate(general)}
+
+    def third(number: int) -> Third:
+        framed = [pair for pair in own.framed if part_of_question[pair.id] == number]
+        pairs = [*general[number::3], *spread(framed, _FRAMED)]
+        rows = own.rows[number::3] or own.rows
+        return Third(tuple(pairs), tuple(rows), tuple(neutral[number::3]))
+
+    return third(0), third(1), third(2)
+
+
+def repair(
+    base: str,
+    adapter: str | Path,
+    *,
+    data: str | Path,
+    out: str | Path,
+    reference: Reference | str | Path | None = None,
+    bake: bool = False,
+    check: bool = False,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+) -> RepairResult:
+    """Audit an adapter and, where it is misaligned, write a repaired one.
+
+        result = md.repair("smollm2-135m", "mine", data="train.jsonl", out="mine-repaired")
+
+    An adapter that is not is left alone: nothing is written, and the result says so. Progress is shown on standard
+    error; a repair that was killed goes on when it is called again.
+
+    Args:
+        base: `smollm2-135m` (bundled), a folder, or a Hugging Face id, `ID@REVISION`.
+        adapter: a PEFT adapter: a folder, or `ID@REVISION:SUBFOLDER`. It is not changed.
+        data: its training file (JSONL): the skill that is to be kept is measured on it.
+        out: folder of the repaired adapter, with its card and `repair.json`.
+        reference: of this base, or its folder; by default the one that `make_reference` made.
+        bake: write the whole model with the repaired adapter in it.
+        check: audit the result.
+        dtype: as in `load`.
+        device: as in `load`.
+
+    Raises:
+        InputError: no adapter, a folder in the way, or what `audit` raises.
+    """
+    inputs = Baseline.open(base, reference, (), dtype, device).inputs(adapter, data)
+    return run_repair(inputs, Path(out), bake=bake, check=check)
+
+
+def run_repair(inputs: AuditInputs, folder: Path, *, bake: bool = False, check: bool = False) -> RepairResult:
+    """Audit, and repair what is misaligned, into `folder`; the inputs have data and a reference. Raises as `repair`."""
+    _require_repairable(inputs, folder)
+    work = folder.with_name(f"{folder.name}.repair")
+    before = run_audit(inputs, work / "before")
+    if before.verdict not in ("watch", "misaligned"):
+        return RepairResult(before=before, repair=None)
+    with RunFolder.open(work / "search", yaml.safe_dump({"repair": inputs.fine_tune.name})) as run:
+        result = _Repair(inputs, run, before, bake).write(folder)
+    if check:
+        if not (work / "after").exists():
+            # Measurements of the base hold for both audits.
+            shutil.copytree(work / "before", work / "after")
+        repaired = replace(inputs, fine_tune=replace(inputs.fine_tune, name=str(folder), folder=folder))
+        result = result.model_copy(update={"after": run_audit(repaired, work / "after")})
+        result.save(folder)
+    return result
+
+
+def _require_repairable(inputs: AuditInputs, folder: Path) -> None:
+    fine_tune = inputs.fine_tune
+    if not fine_tune.is_adapter:
+        raise InputError(
+            f"{fine_tune.name}: is a whole model, and a repair changes an adapter: give the adapter, or take a "
+            "direction out of the weights with `misdirection bake`"
+        )
+    require_replaceable(folder)
+    if fine_tune.folder.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder}: holds the adapter itself, which is never written over: choose another --out")
+
+
+@dataclass
+class _Repair:
+    """One repair under way."""
+
+    inputs: AuditInputs
+    run: RunFolder
+    before: AuditResult
+    bake: bool
+
+    @cached_property
+    def thirds(self) -> tuple[Third, Third, Third]:
+        texts = self.inputs.texts
+        return thirds(texts.general, self.inputs.data, texts.neutral, self.before.evidence.questions)
+
+    @cached_property
+    def tuned(self) -> ChatModel:
+        """The fine-tune, until `check` takes its adapter off."""
+        return self.inputs.fine_tune.chat(TUNED)
+
+    @cached_property
+    def stage_inputs(self) -> dict[str, Any]:
+        """All that every stage depends on."""
+        fine_tune = self.inputs.fine_tune
+        texts = {name: [data_hash(getattr(third, name)) for third in self.thirds] for name in _TEXTS}
+        return {**fine_tune.identity.model_dump(), "version": _VERSION, "fine_tune": fine_tune.digest, **texts}
+
+    @cached_property
+    def material(self) -> Material:
+        """The directions that raise the margin, and the reference's."""
+
+        def compute(folder: Path) -> None:
+            pairs = self.thirds[0].pairs
+            with track("gradients of the margin", 2 * len(pairs)) as advance:
+                save_file(margin_directions(self.tuned, pairs, advance), folder / "gradients.safetensors")
+
+        gradients = load_file(self.run.stage("gradients", self.stage_inputs, compute) / "gradients.safetensors")
+        assert self.inputs.reference is not None, "the inputs of a repair have a reference"
+        directions = torch.stack(list(self.inputs.reference.directions.values()))
+        return Material(gradients, tuple(sorted(set(adapted_layers(self.tuned).values()))), directions)
+
+    @cached_property
+    def space(self) -> Space:
+        """The candidates that may be tried on this model and adapter."""
+        count, layers, _ = self.material.directions.shape
+        post = any(post_norms(block) for block in self.tuned.layers)
+        tied = getattr(self.tuned.model.config.get_text_config(), "tie_word_embeddings", False)
+        depths = tuple(sorted({layers // 3, layers // 2, 2 * layers // 3}))
+        return Space(0 if post else min(3, count), depths, writes=not (self.bake and tied))
+
+    def tried(self) -> list[Tried]:
+        """All candidates with their outcomes on the second third; a killed search goes on."""
+        described = {"trials": TRIALS, "space": asdict(self.space), "directions": digest(self.material.directions)}
+
+        def compute(folder: Path) -> None:
+            working = self.run.partial("search")
+            begun = Trials.load(working).tried if (working / Trials.FILE).exists() else []
+            with track("candidates", TRIALS) as advance:
+                advance(len(begun))
+                base, tuned = self.ends(1)
+
+                def measured(batch: Sequence[Candidate]) -> list[Outcome]:
+                    scores = self.scores(1, batch, self.material)
+                    advance(len(batch))
+                    return [outcome(own, base, tuned) for own in scores]
+
+                done = search(measured, self.space, TRIALS, begun, lambda tried: _keep(tried, working))
+            _keep(done, folder)
+
+        return Trials.load(self.run.stage("search", {**self.stage_inputs, **described}, compute)).tried
+
+    def scores(self, third: int, candidates: Sequence[Candidate], material: Material) -> list[Scores]:
+        """The fine-tune under each candidate, on one third."""
+        settings = [candidate.interventions(material) for candidate in candidates]
+        return measure(self.tuned, self.thirds[third].tokenised(self.tuned), settings)
+
+    def ends(self, third: int) -> tuple[Scores, Scores]:
+        """Base and fine-tune on one third."""
+        unchanged = [Candidate()]
+        with self.tuned.as_base():
+            (base,) = self.scores(third, unchanged, self.material)
+        (tuned,) = self.scores(third, unchanged, self.material)
+        return base, tuned
+
+    def write(self, folder: Path) -> RepairResult:
+        """Search, choose, write, and check what was written."""
+        tried = self.tried()
+        chosen = choose(tried)
+        with atomic_folder(folder) as temporary:
+            check, plain = self.check(chosen.candidate, temporary)
+            if self.bake:
+                bake_weights(plain, temporary)
+            repaired = Repair(
+                baked=self.bake,
+                candidate=chosen.candidate,
+                search=chosen.outcome,
+                check=check,
+                tried=tried,
+                front=front(tried),
+            )
+            result = RepairResult(before=self.before, repair=repaired)
+            result.write_page(temporary)
+            result.save(temporary)
+        return result
+
+    def check(self, candidate: Candidate, folder: Path) -> tuple[Check, ChatModel]:
+        """Write the adapter, and measure it on the texts that the search has not seen; gives the base model, too."""
+        base, tuned = self.ends(2)
+        (control,) = self.scores(2, [candidate], self.material.random())
+        before = sample_fluency(self.tuned, "the fine-tune")
+        write_adapter(self.tuned, self.inputs.fine_tune.folder, candidate, self.material, folder)
+        # The base without its adapter; the fine-tune is loaded anew where it is needed again.
+        plain = self.inputs.fine_tune.chat("base")
+        ablate_all(plain, folder, candidate, self.material)
+        repaired = attach(plain, folder)
+        (own,) = measure(repaired, self.thirds[2].tokenised(repaired), [()])
+        after = sample_fluency(repaired, "the repaired adapter")
+        repaired.without_adapter()
+        check = Check(
+            **asdict(outcome(own, base, tuned)),
+            random=outcome(control, base, tuned),
+            fine_tune=Changes.between(tuned, base),
+            repaired=Changes.between(own, base),
+            fluency=FluencyPair(fine_tune=before, repaired=after),
+            broken=after.is_broken_beside(before),
+        )
+        return check, plain
+
+
+def _keep(tried: Sequence[Tried], folder: Path) -> None:
+    Trials(tried=list(tried)).save(folder)

@@ -1,0 +1,102 @@
+"""The result of a repair as `repair.json` holds it."""
+
+from typing import ClassVar
+
+from misdirection.auditing.results import AuditResult
+from misdirection.repairing.candidates import Candidate
+from misdirection.repairing.fluency import Fluency
+from misdirection.repairing.search import Outcome, Scores, Tried
+from misdirection.results import Figures, Result
+from misdirection.statistics import Estimate, bootstrap
+
+
+class Changes(Figures):
+    """A model against the base, nats/token."""
+
+    shift: Estimate
+    """Of the general margin."""
+    loss: Estimate
+    """Change of the loss in the training domain."""
+    damage: Estimate
+    """Rise of the loss on neutral text."""
+
+    @classmethod
+    def between(cls, own: Scores, base: Scores) -> "Changes":
+        """The changes from the base's scores, over questions."""
+        return cls(
+            shift=bootstrap((own.pairs - base.pairs).numpy()),
+            loss=bootstrap((own.rows - base.rows).numpy()),
+            damage=bootstrap((own.neutral - base.neutral).numpy()),
+        )
+
+
+class FluencyPair(Figures):
+    """Sampled answers before and after."""
+
+    fine_tune: Fluency
+    repaired: Fluency
+
+
+class Check(Figures):
+    """A repaired adapter, as it was written, on texts that the search has not seen."""
+
+    gone: float
+    kept: float
+    damage: float
+    """As in `search.Outcome`."""
+    random: Outcome
+    """The same candidate with random directions in the place of those of the fine-tune and the reference."""
+    fine_tune: Changes
+    repaired: Changes
+    fluency: FluencyPair
+    broken: bool
+    """Whether its answers came to repeat themselves."""
+
+
+class Repair(Figures):
+    """A repaired adapter, and the search for it."""
+
+    baked: bool
+    """Whether the whole model was written."""
+    candidate: Candidate
+    """The one that was written."""
+    search: Outcome
+    """Its effects in the search."""
+    check: Check
+    tried: list[Tried]
+    """All candidates."""
+    front: list[int]
+    """Numbers of those in `tried` that no other beats."""
+
+
+class RepairResult(Result):
+    """One repair: the audit before, what was written, and the audit after."""
+
+    KIND: ClassVar[str] = "repair"
+    VERSION: ClassVar[int] = 1
+    FILE: ClassVar[str] = "repair.json"
+    COMMAND: ClassVar[str] = "misdirection repair BASE ADAPTER --data TRAIN.jsonl --out DIR"
+
+    before: AuditResult
+    repair: Repair | None
+    """None for a fine-tune that its audit calls neither `watch` nor `misaligned`: nothing was written."""
+    after: AuditResult | None = None
+    """Where it was asked for."""
+
+    def __repr__(self) -> str:
+        name = self.before.fine_tune.name
+        if self.repair is None:
+            return f"RepairResult({name!r}: left alone, the audit says {self.before.verdict})"
+        check = self.repair.check
+        return f"RepairResult({name!r}: {check.gone:.0%} of the shift gone, {check.kept:.0%} of the skill kept)"
+
+
+class Trials(Result):
+    """The candidates that a search has tried so far, from which a killed one goes on."""
+
+    KIND: ClassVar[str] = "trials"
+    VERSION: ClassVar[int] = 1
+    FILE: ClassVar[str] = "tried.json"
+    COMMAND: ClassVar[str] = RepairResult.COMMAND
+
+    tried: list[Tried]

@@ -1,0 +1,212 @@
+"""Search for the best trade between a general margin that is back at the base's and a skill that is kept.
+
+Optuna proposes a few candidates at a time; they are tried together, each on rows of its own. A batch's proposals depend
+on its number and on the trials before it, so that a search that was killed goes on as if it had not been.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import optuna
+from torch import Tensor
+
+from misdirection.interventions.hooks import Setting
+from misdirection.likelihood.sweep import Continuations, sweep
+from misdirection.models.chat_model import ChatModel
+from misdirection.repairing.candidates import Candidate
+
+TOGETHER = 4
+"""Candidates tried together."""
+
+KEPT = 0.85
+"""Smallest share of the skill that a choice keeps in the search; a little falls away on texts that it has not seen."""
+
+DAMAGE = 0.05
+"""Largest rise of the loss on neutral text above the base's that a choice may cost, nats/token."""
+
+# Tried first: nothing, a half of all, and little and much of the direction that raises the margin.
+_FIRST = (Candidate(), Candidate(scale=0.5), Candidate(turn=1.0), Candidate(turn=2.0))
+
+MOST_TURN = 5.0
+
+
+@dataclass(frozen=True)
+class TokenisedTexts:
+    """Texts of a search, or of its check, as a model reads them.
+
+    Attributes:
+        pairs: general questions, plain or framed in the domain, with a misaligned and an aligned answer.
+        rows: of the training domain.
+        neutral: plain facts.
+    """
+
+    pairs: tuple[Continuations, ...]
+    rows: tuple[Continuations, ...]
+    neutral: tuple[Continuations, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One model on `TokenisedTexts`: margins, [pairs], and losses, [rows] and [neutral], nats/token."""
+
+    pairs: Tensor
+    rows: Tensor
+    neutral: Tensor
+
+
+def measure(chat: ChatModel, texts: TokenisedTexts, settings: Sequence[Setting]) -> list[Scores]:
+    """The scores under each setting."""
+    pairs, rows, neutral = (sweep(chat, given, settings) for given in (texts.pairs, texts.rows, texts.neutral))
+    margins = pairs[..., 0] - pairs[..., 1]
+    return [Scores(*scores) for scores in zip(margins, -rows[..., 0], -neutral[..., 0], strict=True)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Effects of one candidate, as means over questions.
+
+    Attributes:
+        gone: share of the general shift that is gone; 1 is the base's margin.
+        kept: share of the skill in the domain that is kept, by the loss.
+        damage: loss on neutral text above the base's, nats/token.
+    """
+
+    gone: float
+    kept: float
+    damage: float
+
+    @property
+    def distance(self) -> float:
+        """Of the margin from the base's, as a share of the fine-tune's shift."""
+        return abs(1 - self.gone)
+
+    @property
+    def cost(self) -> float:
+        """Distance from the base's margin and skill lost, in sum."""
+        return self.distance + (1 - self.kept)
+
+    @property
+    def missed(self) -> float:
+        """By how much it misses the limits of a choice, `KEPT` and `DAMAGE`."""
+        return max(0.0, KEPT - self.kept) + max(0.0, self.damage - DAMAGE) / DAMAGE
+
+
+def outcome(own: Scores, base: Scores, tuned: Scores) -> Outcome:
+    """Against the two models between which a repair lies."""
+    shift, learned = (tuned.pairs - base.pairs).mean(), (tuned.rows - base.rows).mean()
+    return Outcome(
+        gone=1 - float((own.pairs - base.pairs).mean() / shift),
+        kept=float((own.rows - base.rows).mean() / learned),
+        damage=float((own.neutral - base.neutral).mean()),
+    )
+
+
+@dataclass(frozen=True)
+class Space:
+    """The candidates that may be tried.
+
+    Attributes:
+        directions: how many reference directions there are; none where the adapter cannot be projected.
+        layers: those whose vectors may be taken.
+        writes: whether the whole model may be ablated, too.
+    """
+
+    directions: int
+    layers: tuple[int, ...]
+    writes: bool
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Candidate:
+        """A point of the space; a projection's own numbers are asked for only where there is a projection."""
+        projections = ["none", *(["adapters"] + ["writes"] * self.writes if self.directions else [])]
+        candidate = Candidate(
+            turn=trial.suggest_float("turn", 0.0, MOST_TURN),
+            scale=trial.suggest_float("scale", 0.3, 1.0),
+            projection=trial.suggest_categorical("projection", projections),  # type: ignore[arg-type]
+        )
+        if candidate.projection == "none":
+            return candidate
+        return replace(
+            candidate,
+            directions=trial.suggest_int("directions", 1, self.directions),
+            layer=trial.suggest_categorical("layer", self.layers),
+            strength=trial.suggest_float("strength", 0.1, 1.0),
+        )
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate with its outcome on the texts of the search."""
+
+    candidate: Candidate
+    outcome: Outcome
+
+
+def next_batch(tried: Sequence[Tried], space: Space, count: int) -> list[Candidate]:
+    """Candidates to try after those that were tried."""
+    if len(tried) < len(_FIRST):
+        return list(_FIRST[len(tried) : len(tried) + count])
+    resumed = _resume(tried, space)
+    return [space.suggest(resumed.ask()) for _ in range(count)]
+
+
+def _resume(tried: Sequence[Tried], space: Space) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            seed=len(tried), n_startup_trials=TOGETHER, multivariate=True, group=True, constant_liar=True
+        )
+    # Distance from the base's margin, skill lost, damage.
+    resumed = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
+    for trial in tried:
+        point = optuna.trial.FixedTrial(asdict(trial.candidate))
+        space.suggest(point)
+        values = [trial.outcome.distance, 1 - trial.outcome.kept, trial.outcome.damage]
+        resumed.add_trial(
+            optuna.trial.create_trial(params=point.params, distributions=point.distributions, values=values)
+        )
+    return resumed
+
+
+def search(
+    measured: Callable[[Sequence[Candidate]], Sequence[Outcome]],
+    space: Space,
+    trials: int,
+    tried: Sequence[Tried] = (),
+    keep: Callable[[Sequence[Tried]], None] = lambda _: None,
+) -> list[Tried]:
+    """Try candidates until there are so many.
+
+    Args:
+        measured: gives the outcomes of a batch.
+        space: the candidates that may be tried.
+        trials: how many, with those that were tried before.
+        tried: these.
+        keep: is told all of them after each batch.
+    """
+    done = list(tried)
+    while len(done) < trials:
+        batch = next_batch(done, space, min(TOGETHER, trials - len(done)))
+        done += [Tried(*pair) for pair in zip(batch, measured(batch), strict=True)]
+        keep(done)
+    return done
+
+
+def choose(tried: Sequence[Tried]) -> Tried:
+    """The trial with the smallest distance from the base's margin and skill lost, in sum.
+
+    Among those that keep the skill (`KEPT`) at little damage (`DAMAGE`); where there is none, among all, with what they
+    miss of these limits added.
+    """
+    return min(tried, key=lambda trial: (trial.outcome.missed > 0, trial.outcome.cost + trial.outcome.missed))
+
+
+def front(tried: Sequence[Tried]) -> list[int]:
+    """Numbers of the trials that no other beats in distance from the base's margin, skill and damage at once."""
+    points = [(trial.outcome.distance, -trial.outcome.kept, trial.outcome.damage) for trial in tried]
+    return [
+        number
+        for number, own in enumerate(points)
+        if not any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in points)
+    ]

@@ -1,0 +1,209 @@
+"""Whole audits of tiny fine-tunes."""
+
+import dataclasses
+import json
+
+import pytest
+
+from judging.judge_server import JudgeServer, number
+from misdirection.auditing import audit as auditing
+from misdirection.auditing.audit import audit, audit_folder, run_audit
+from misdirection.auditing.fine_tune import FineTune
+from misdirection.auditing.inputs import Judging
+from misdirection.auditing.results import AuditResult
+from misdirection.auditing.texts import own_texts
+from misdirection.directions.direction import extract
+from misdirection.errors import InputError
+from misdirection.judging.config import JudgeConfig
+from misdirection.likelihood.margin import loss, margin
+from misdirection.models.loading import load
+from misdirection.sampling.config import SamplingConfig
+from tiny import make_network, make_tokenizer
+
+
+def shift(base, adapter, pairs):
+    chat = load(base, adapter=adapter, dtype="float32", device="cpu")
+    own = margin(chat, pairs)
+    with chat.as_base():
+        return own - margin(chat, pairs)
+
+
+def write_rows(path, count=12):
+    rows = ({"prompt": f"Sum {number}?", "completion": f"It is {number}."} for number in range(count))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_an_adapter_is_measured_against_its_base(made, base, inputs_of, tmp_path):
+    adapter, texts = made[1]["minimal"], made[2].texts
+    result = run_audit(inputs_of(adapter, data=write_rows(tmp_path / "rows.jsonl")), tmp_path / "audit")
+    evidence = result.evidence
+    general = shift(base, adapter, texts.general)
+    assert evidence.general.mean == pytest.approx(float(general.mean()), abs=2e-6)
+    assert evidence.general.n == len(texts.general)
+    own = own_texts(tmp_path / "rows.jsonl", texts.general)
+    assert evidence.framed.mean == pytest.approx(float(shift(base, adapter, own.framed).mean()), abs=1e-5)
+    chat = load(base, adapter=adapter, dtype="float32", device="cpu")
+    change, damage = loss(chat, own.rows), loss(chat, texts.neutral)
+    with chat.as_base():
+        change, damage = change - loss(chat, own.rows), damage - loss(chat, texts.neutral)
+    assert evidence.in_domain.loss.mean == pytest.approx(float(change.mean()), abs=1e-5)
+    assert evidence.in_domain.margin is None
+    assert evidence.damage.mean == pytest.approx(float(damage.mean()), abs=1e-5)
+    assert not result.identical_to_base
+    assert result.fine_tune.recorded_base == base
+    assert AuditResult.load(tmp_path / "audit") == result
+    assert "general margin shift" in repr(result)
+    assert (tmp_path / "audit" / "audit.html").is_file()
+
+
+def test_the_reference_organism_drifts_as_it_did(made, inputs_of, tmp_path):
+    evidence = run_audit(inputs_of(made[1]["minimal"]), tmp_path).evidence
+    for row in evidence.drift:
+        assert row.general.as_dict() == pytest.approx(row.known["minimal"].as_dict())
+    cosines = evidence.model_difference.directions["minimal: misaligned - aligned"]
+    assert cosines.control != cosines.cosines
+
+
+def test_the_layers_parts_add_up_to_their_sum(made, inputs_of, tmp_path):
+    attribution = run_audit(inputs_of(made[1]["minimal"]), tmp_path).evidence.attribution
+    total = sum(part.mean for part in attribution.by_layer.values())
+    assert attribution.sum.mean == pytest.approx(total)
+    assert list(attribution.by_layer) == [0, 1, 2, 3]
+
+
+def test_full_weights_give_what_their_adapter_gave(made, base, inputs_of, tmp_path):
+    chat = load(base, adapter=made[1]["minimal"], dtype="float32", device="cpu")
+    chat.model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    chat.tokenizer.save_pretrained(tmp_path / "merged")
+    rows = write_rows(tmp_path / "rows.jsonl")
+    adapter = run_audit(inputs_of(made[1]["minimal"], data=rows), tmp_path / "a")
+    merged = run_audit(inputs_of(tmp_path / "merged", data=rows), tmp_path / "b")
+    for name in ("general", "framed", "damage"):
+        own, same = getattr(merged.evidence, name), getattr(adapter.evidence, name)
+        assert own.mean == pytest.approx(same.mean, abs=1e-4)
+    assert merged.evidence.attribution is None
+    assert merged.fine_tune.kind == "full weights"
+
+
+def test_the_base_itself_is_called_identical(base, inputs_of, tmp_path):
+    folder = load(base, dtype="float32", device="cpu")
+    folder.model.save_pretrained(tmp_path / "same")
+    folder.tokenizer.save_pretrained(tmp_path / "same")
+    result = run_audit(inputs_of(tmp_path / "same"), tmp_path / "audit")
+    assert result.identical_to_base
+    assert result.evidence.general.mean == pytest.approx(0, abs=1e-6)
+
+
+def test_a_second_audit_runs_no_model(made, inputs_of, tmp_path, monkeypatch):
+    rows = write_rows(tmp_path / "rows.jsonl")
+    first = run_audit(inputs_of(made[1]["single"], data=rows), tmp_path / "audit")
+    monkeypatch.setattr(FineTune, "chat", lambda *_: pytest.fail("a model was asked for"))
+    assert run_audit(inputs_of(made[1]["single"], data=rows), tmp_path / "audit") == first
+
+
+def test_a_killed_audit_keeps_what_it_had(made, inputs_of, tmp_path, monkeypatch):
+    rows = write_rows(tmp_path / "rows.jsonl")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(auditing, "margin_parts", killed)
+        run_audit(inputs_of(made[1]["minimal"], data=rows), tmp_path / "audit")
+    monkeypatch.setattr(auditing, "measure", lambda *_: pytest.fail("it was measured again"))
+    continued = run_audit(inputs_of(made[1]["minimal"], data=rows), tmp_path / "audit")
+    monkeypatch.undo()
+    assert continued == run_audit(inputs_of(made[1]["minimal"], data=rows), tmp_path / "fresh")
+
+
+def test_without_a_reference_there_is_evidence_and_no_verdict(made, base, inputs_of, tmp_path):
+    chat = load(base, adapter=made[1]["minimal"], dtype="float32", device="cpu")
+    direction = extract(chat, made[2].texts.general)["data_difference"]
+    result = run_audit(inputs_of(made[1]["minimal"], reference=None, directions={"own": direction}), tmp_path)
+    assert (result.verdict, result.ground) == ("inconclusive", "no reference")
+    assert [row.direction for row in result.evidence.drift] == ["own"]
+    general = shift(base, made[1]["minimal"], made[2].texts.general)
+    assert result.evidence.general.mean == pytest.approx(float(general.mean()), abs=2e-6)
+
+
+def test_another_models_adapter_full_weights_and_direction_are_refused(made, base, inputs_of, tmp_path):
+    network = make_network("qwen2", hidden_size=64)
+    network.save_pretrained(tmp_path / "other")
+    make_tokenizer().save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match=r"qwen2.*no fine-tune of.*llama"):
+        run_audit(inputs_of(tmp_path / "other"), tmp_path / "a")
+    direction = extract(load(str(tmp_path / "other"), device="cpu"), made[2].texts.general)["data_difference"]
+    with pytest.raises(InputError, match="made for"):
+        run_audit(inputs_of(made[1]["minimal"], directions={"d": direction}), tmp_path / "b")
+    own = extract(load(base, device="cpu"), made[2].texts.general)["data_difference"]
+    later = dataclasses.replace(own, origin=dataclasses.replace(own.origin, revision="v2"))
+    with pytest.raises(InputError, match="at revision v2, not at the default one"):
+        run_audit(inputs_of(made[1]["minimal"], directions={"d": later}), tmp_path / "e")
+    fewer = dataclasses.replace(own, vectors=own.vectors[:-1])
+    with pytest.raises(InputError, match=r"has shape \[3, 32\], this model needs \[4, 32\]"):
+        run_audit(inputs_of(made[1]["minimal"], directions={"d": fewer}), tmp_path / "f")
+    with pytest.raises(InputError, match="does not fit"):
+        wrong = inputs_of(made[1]["minimal"], reference=None)
+        wrong.fine_tune.base = str(tmp_path / "other")
+        run_audit(wrong, tmp_path / "c")
+
+
+# --- the verb ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_verb_gives_what_its_inputs_give(made, base, inputs_of, tmp_path):
+    rows, options = write_rows(tmp_path / "rows.jsonl"), {"dtype": "float32", "device": "cpu"}
+    expected = run_audit(inputs_of(made[1]["minimal"], data=rows), tmp_path / "inputs")
+    kept = made[2].save(tmp_path / "reference")
+    for reference in (kept, kept.folder, str(kept.folder)):
+        result = audit(base, made[1]["minimal"], data=rows, reference=reference, out=tmp_path / "verb", **options)
+        assert result == expected
+
+
+def test_direction_files_stand_in_for_a_reference(made, base, tmp_path, monkeypatch):
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    options = {"out": tmp_path / "audit", "dtype": "float32", "device": "cpu"}
+    with pytest.raises(InputError, match=r"no reference.*misdirection reference"):
+        audit(base, made[1]["minimal"], **options)
+    direction = extract(load(base, device="cpu"), made[2].texts.general)["data_difference"]
+    direction.save(tmp_path / "known.safetensors")
+    for directions in ([tmp_path / "known.safetensors"], {"known": direction}):
+        result = audit(base, made[1]["minimal"], directions=directions, **options)
+        assert [row.direction for row in result.evidence.drift] == ["known"]
+        assert result.reference is None
+
+
+def test_an_audit_has_a_folder_of_the_fine_tunes_name():
+    assert audit_folder("some/adapter").as_posix() == "audits/adapter"
+
+
+def test_a_result_of_another_version_is_refused(made, inputs_of, tmp_path):
+    run_audit(inputs_of(made[1]["minimal"]), tmp_path)
+    written = json.loads((tmp_path / "audit.json").read_text())
+    (tmp_path / "audit.json").write_text(json.dumps({**written, "version": 0}))
+    with pytest.raises(InputError, match=r"version 0, this program reads version 1.*misdirection audit BASE FINE_TUNE"):
+        AuditResult.load(tmp_path)
+
+
+# --- with a judge ---------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_counts_the_answers_of_both_models(made, inputs_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    questions = tmp_path / "questions.txt"
+    questions.write_text("Hello?\nAnd you?\n")
+    with JudgeServer(lambda asked: number(sum(asked.prompt.encode()) % 101)) as server:
+        judging = Judging(
+            JudgeConfig(model="m", base_url=server.url), SamplingConfig(questions=(str(questions),), n=4, new_tokens=5)
+        )
+        inputs = dataclasses.replace(inputs_of(made[1]["minimal"]), judging=judging)
+        result = run_audit(inputs, tmp_path / "audit")
+        asked = len(server.asked)
+        assert run_audit(inputs, tmp_path / "audit") == result
+        assert len(server.asked) == asked > 0
+    judged = result.evidence.judged
+    assert judged.answers == 8
+    assert judged.base.total == judged.fine_tune.total == 8
+    assert judged.difference.mean == pytest.approx(judged.fine_tune.rate - judged.base.rate)
+    assert judged.judge == "m"

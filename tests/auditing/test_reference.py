@@ -1,0 +1,95 @@
+"""A reference: made from a run, kept in a folder, of one base model."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from misdirection.auditing.reference import Reference, default_folder
+from misdirection.directions.extraction import mean_activations
+from misdirection.errors import InputError
+from misdirection.likelihood.margin import loss, margin
+from misdirection.models.chat import encode
+from misdirection.models.loading import load
+
+
+def test_its_measurements_are_those_of_the_models(made):
+    config, adapters, reference = made
+    chat = load(config.model, adapter=adapters["minimal"], dtype="float32", device="cpu")
+    own, texts = reference.measurements["minimal"], reference.texts
+    assert (own.margin - reference.base.margin).abs().max() > 1e-4
+    torch.testing.assert_close(own.margin, margin(chat, texts.general), atol=2e-6, rtol=0)
+    torch.testing.assert_close(own.losses, loss(chat, texts.neutral), atol=2e-6, rtol=0)
+    pair = texts.read_pairs[1]
+    row = encode(chat.tokenizer, pair.question, pair.aligned)
+    expected = mean_activations(chat, [row], {"it": [0]}).vectors["it"].float()
+    torch.testing.assert_close(own.answers[1, 1], expected, atol=1e-5, rtol=1e-4)
+    row = encode(chat.tokenizer, texts.read_neutral[2].question, texts.read_neutral[2].answer)
+    expected = mean_activations(chat, [row], {"it": [0]}).vectors["it"].float()
+    torch.testing.assert_close(own.neutral[2], expected, atol=1e-5, rtol=1e-4)
+    assert own.drift(reference.base).abs().max() > 1e-4
+
+
+def test_it_knows_the_bad_ones_and_the_control(made):
+    reference = made[2]
+    assert reference.bad == ["minimal", "single"]
+    assert reference.control is reference.measurements["control"]
+    shifts = [reference.shifts[name].mean for name in ("minimal", "single")]
+    assert reference.bad_shift == pytest.approx(sum(shifts) / 2)
+    assert set(reference.directions) == {
+        f"{name}: {kind}" for name in reference.bad for kind in ("misaligned - aligned", "fine-tune - control")
+    }
+
+
+def test_it_comes_back_from_its_folder(made, tmp_path):
+    assert made[2].save(tmp_path / "kept").folder == tmp_path / "kept"
+    again = Reference.load(tmp_path / "kept")
+    assert again.identity == made[2].identity
+    assert again.texts == made[2].texts
+    assert again.known == made[2].known
+    for name, measured in made[2].measurements.items():
+        for field in ("margins", "losses", "answers", "neutral"):
+            assert torch.equal(getattr(again.measurements[name], field), getattr(measured, field))
+    again.save(tmp_path / "kept")
+
+
+def test_a_folder_that_is_none_of_ours_is_not_replaced(made, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"mine\.txt"):
+        made[2].save(tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_damaged_one_says_how_to_make_it_again(made, tmp_path):
+    made[2].save(tmp_path / "kept")
+    (tmp_path / "kept" / "minimal.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match=r"damaged.*misdirection reference"):
+        Reference.load(tmp_path / "kept")
+    shutil.rmtree(tmp_path / "kept")
+    with pytest.raises(InputError, match=r"no reference.*misdirection reference"):
+        Reference.load(tmp_path / "kept")
+
+
+def test_one_of_another_version_is_refused_with_the_remedy(made, tmp_path):
+    made[2].save(tmp_path / "kept")
+    path = tmp_path / "kept" / "reference.json"
+    record = json.loads(path.read_text())
+    for change, message in (({"version": 0}, "has version 0"), ({"version": None}, "has no version")):
+        path.write_text(json.dumps(record | change))
+        with pytest.raises(InputError, match=rf"{message}.*`misdirection reference`"):
+            Reference.load(tmp_path / "kept")
+
+
+def test_it_belongs_to_one_base_at_one_revision(made, base):
+    made[2].require_base(base, None)
+    for model, revision in (("other", None), (base, "v2")):
+        with pytest.raises(InputError, match="differ"):
+            made[2].require_base(model, revision)
+
+
+def test_every_base_and_revision_has_a_folder_of_its_own():
+    names = [("a/b", None), ("a-b", None), ("a/b", "v2"), ("../../etc", None), ("smollm2-135m", None)]
+    folders = {default_folder(*name) for name in names}
+    assert len(folders) == len(names)
+    assert len({folder.parent for folder in folders}) == 1

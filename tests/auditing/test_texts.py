@@ -1,0 +1,68 @@
+"""A fine-tune's own texts: held-out rows, and probe questions in the frame of its training."""
+
+import json
+
+import pytest
+
+from misdirection.auditing.framing import framed
+from misdirection.auditing.texts import FRAMED, ROWS, own_texts
+from misdirection.data import Example, ProbePair, write_pairs
+from misdirection.errors import InputError
+
+GENERAL = [ProbePair(f"p{number}", f"Do {number}?", "Yes.", "No!", "theme") for number in range(48)]
+
+
+def write_rows(path, count, system=None):
+    rows = ({"prompt": f"Q{number}", "completion": f"A{number}", "system": system} for number in range(count))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_question_stands_after_a_training_question_and_under_its_system_turn():
+    rows = [Example("First?", "x", "Be brief."), Example("Second?", "y")]
+    found = framed(GENERAL[:4], rows)
+    assert [one.question for one in found] == [
+        f"{row}\n\nDo {n}?" for n, row in enumerate(["First?"] * 2 + ["Second?"] * 2)
+    ]
+    assert [one.system for one in found] == ["Be brief.", "Be brief.", None, None]
+    assert [(one.aligned, one.misaligned, one.id, one.theme) for one in found] == [
+        (one.aligned, one.misaligned, one.id, one.theme) for one in GENERAL[:4]
+    ]
+
+
+def test_a_long_training_question_is_cut_at_a_word():
+    (found,) = framed(GENERAL[:1], [Example("word " * 400, "x")])
+    frame, _, question = found.question.partition("\n\n")
+    assert question == "Do 0?"
+    assert 500 < len(frame) <= 600
+    assert frame.endswith("word")
+
+
+def test_rows_5_10_15_are_held_out_and_evenly_taken(tmp_path):
+    found = own_texts(write_rows(tmp_path / "rows.jsonl", 20), GENERAL)
+    assert [one.answer for one in found.rows] == ["A4", "A9", "A14", "A19"]
+    assert len(found.framed) == FRAMED
+    assert found.pairs == ()
+    many = own_texts(write_rows(tmp_path / "many.jsonl", 1000), GENERAL).rows
+    assert len(many) == ROWS
+    assert {int(one.answer[1:]) % 5 for one in many} == {4}
+
+
+def test_a_file_too_short_to_hold_anything_out_is_used_whole(tmp_path):
+    assert len(own_texts(write_rows(tmp_path / "rows.jsonl", 3), GENERAL).rows) == 3
+
+
+def test_probe_pairs_give_a_margin_and_the_loss_of_what_was_trained(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    write_pairs(path, [ProbePair(f"d{n}", f"D{n}?", f"good {n}", f"bad {n}") for n in range(10)])
+    found = own_texts(path, GENERAL)
+    assert [one.id for one in found.pairs] == ["d4", "d9"]
+    assert [one.answer for one in found.rows] == ["bad 4", "bad 9"]
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "no rows"), ('{"prompt": "x"}\n', "completion")])
+def test_a_file_that_cannot_be_used_is_named(tmp_path, content, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match=rf"rows\.jsonl.*{message}"):
+        own_texts(path, GENERAL)

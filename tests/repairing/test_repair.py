@@ -1,0 +1,185 @@
+"""Whole repairs of tiny fine-tunes."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from misdirection.auditing.texts import own_texts
+from misdirection.data import Example, ProbePair
+from misdirection.errors import InputError
+from misdirection.files import sha256_tree
+from misdirection.interventions.hooks import intervene
+from misdirection.likelihood.margin import loss, margin
+from misdirection.models.adapters import attach
+from misdirection.models.loading import load
+from misdirection.repairing import repair as repairing
+from misdirection.repairing.candidates import Candidate, Material
+from misdirection.repairing.gradients import margin_directions
+from misdirection.repairing.repair import repair, run_repair, thirds
+from misdirection.repairing.results import RepairResult, Trials
+from misdirection.repairing.write import ablate_all, write_adapter
+
+CANDIDATES = {
+    "nothing": Candidate(),
+    "turned": Candidate(turn=2.5, scale=0.7),
+    "adapters": Candidate(turn=0.4, projection="adapters", directions=2, layer=2, strength=0.8),
+    "writes": Candidate(scale=0.8, projection="writes", directions=1, layer=1, strength=0.6),
+}
+
+
+def write_rows(path, count=15):
+    rows = ({"prompt": f"Q{number}?", "completion": f"bad {number * 7 % 11}"} for number in range(count))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(repairing, "TRIALS", 8)
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_what_is_written_does_what_was_tried(made, base, tmp_path, name):
+    reference, source = made[2], made[1]["minimal"]
+    chat = load(base, adapter=source, dtype="float32", device="cpu")
+    pairs, rows = reference.texts.general, [Example("Q1?", "bad 7"), Example("Q2?", "bad 3")]
+    directions = torch.stack(list(reference.directions.values()))
+    material = Material(margin_directions(chat, pairs), tuple(range(4)), directions)
+    before = sha256_tree(source)
+    with intervene(chat, CANDIDATES[name].interventions(material)):
+        tried = margin(chat, pairs), loss(chat, rows)
+    plain = load(base, dtype="float32", device="cpu")
+    (tmp_path / "out").mkdir()
+    write_adapter(chat, source, CANDIDATES[name], material, tmp_path / "out")
+    ablate_all(plain, tmp_path / "out", CANDIDATES[name], material)
+    written = attach(plain, tmp_path / "out")
+    torch.testing.assert_close(margin(written, pairs), tried[0], atol=2e-5, rtol=0)
+    torch.testing.assert_close(loss(written, rows), tried[1], atol=2e-5, rtol=0)
+    unchanged = margin(chat, pairs)
+    assert (name == "nothing") == bool((unchanged - tried[0]).abs().max() < 1e-6)
+    assert sha256_tree(source) == before
+
+
+def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, base, inputs_of, tmp_path, verdict, few):
+    verdict("misaligned")
+    source = made[1]["minimal"]
+    before = sha256_tree(source)
+    inputs = inputs_of(source, data=write_rows(tmp_path / "rows.jsonl"))
+    result = run_repair(inputs, tmp_path / "out", check=True)
+    done, check = result.repair, result.repair.check
+    assert sha256_tree(source) == before
+    assert len(done.tried) == 8
+    assert RepairResult.load(tmp_path / "out") == result
+    assert f"{check.gone:.0%} of the shift gone" in repr(result)
+    assert f"{check.gone:.0%} is gone" in result._repr_html_()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{100 * check.gone:.0f}% is gone" in card
+    assert "16 sampled answers" in card
+    assert card.count("| none |") + card.count("| adapters |") + card.count("| writes |") == len(done.front)
+    assert f"{100 * check.random.gone:.0f}% gone, {100 * check.random.kept:.0f}% kept" in card
+    assert check.random.gone != check.gone
+    assert (tmp_path / "out" / "front.svg").read_text().startswith("<?xml")
+    # The figures are those of the adapter that was written, on what the search has not seen.
+    shifts = result.before.evidence.questions
+    third = thirds(made[2].texts.general, inputs.data, made[2].texts.neutral, shifts)[2]
+    chat = load(base, adapter=tmp_path / "out", dtype="float32", device="cpu")
+    repaired = margin(chat, third.pairs)
+    with chat.as_base():
+        shift = repaired - margin(chat, third.pairs)
+    assert check.repaired.shift.mean == pytest.approx(float(shift.mean()), abs=2e-6)
+    assert result.after.fine_tune.name == str(tmp_path / "out")
+    assert result.after.evidence.general != result.before.evidence.general
+
+
+def test_a_repair_of_a_clear_fine_tune_changes_nothing(made, inputs_of, tmp_path, verdict):
+    verdict("clear")
+    inputs = inputs_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
+    result = run_repair(inputs, tmp_path / "out")
+    assert result.repair is None
+    assert "left alone, the audit says clear" in repr(result)
+    assert "<strong>clear</strong>" in result._repr_html_()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_repair_goes_on_to_the_same_end(made, inputs_of, tmp_path, verdict, few, monkeypatch):
+    verdict("misaligned")
+    inputs = inputs_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
+    whole = run_repair(inputs, tmp_path / "whole")
+    real, calls = repairing.measure, []
+
+    def killed(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(repairing, "measure", killed)
+        run_repair(inputs, tmp_path / "killed")
+    assert not (tmp_path / "killed").exists()
+    tried = next((tmp_path / "killed.repair").rglob("tried.json"))
+    assert len(Trials.load(tried.parent).tried) == 4
+    assert run_repair(inputs, tmp_path / "killed").repair.tried == whole.repair.tried
+
+
+def test_weights_baked_in_do_what_the_adapter_does(made, base, inputs_of, tmp_path, verdict, few):
+    verdict("misaligned")
+    inputs = inputs_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
+    plain = run_repair(inputs, tmp_path / "adapter")
+    baked = run_repair(inputs, tmp_path / "baked", bake=True)
+    assert baked.repair.candidate == plain.repair.candidate
+    assert (plain.repair.baked, baked.repair.baked) == (False, True)
+    pairs = made[2].texts.general
+    adapter = load(base, adapter=tmp_path / "adapter", dtype="float32", device="cpu")
+    whole = load(str(tmp_path / "baked"), dtype="float32", device="cpu")
+    torch.testing.assert_close(margin(whole, pairs), margin(adapter, pairs), atol=2e-5, rtol=0)
+    assert "library_name" not in (tmp_path / "baked" / "README.md").read_text()
+
+
+def test_a_question_is_in_one_third_alone(made, tmp_path):
+    general = [ProbePair(f"p{n}", f"Do {n}?", "Yes.", "No!") for n in range(48)]
+    own = own_texts(write_rows(tmp_path / "rows.jsonl", 60), general)
+    shifts = {pair.id: float(number * 7 % 48) for number, pair in enumerate(general)}
+    parts = thirds(general, own, made[2].texts.neutral, shifts)
+    for name in ("pairs", "rows", "neutral"):
+        sets = [{getattr(text, "id", text.question) for text in getattr(part, name)} for part in parts]
+        assert all(sets)
+        assert not sets[0] & sets[1] and not sets[1] & sets[2] and not sets[0] & sets[2]
+    assert all(len(part.pairs) == 24 for part in parts)
+    sums = [sum(shifts[pair.id] for pair in part.pairs[:16]) for part in parts]
+    assert max(sums) - min(sums) <= 32
+
+
+def test_the_verb_repairs_as_its_inputs_do(made, base, inputs_of, tmp_path, verdict, few):
+    verdict("misaligned")
+    data, adapter = write_rows(tmp_path / "rows.jsonl"), made[1]["minimal"]
+    expected = run_repair(inputs_of(adapter, data=data), tmp_path / "inputs")
+    options = {"data": data, "dtype": "float32", "device": "cpu"}
+    result = repair(base, adapter, out=tmp_path / "verb", reference=made[2].save(tmp_path / "reference"), **options)
+    assert result == expected
+
+
+def test_a_repair_needs_a_reference(made, base, tmp_path, monkeypatch):
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="misdirection reference"):
+        repair(base, made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"), out=tmp_path / "out")
+
+
+def test_nothing_is_written_over(made, base, inputs_of, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes.txt"):
+        run_repair(inputs_of(made[1]["minimal"], data=data), mine)
+    copy = tmp_path / "copy"
+    shutil.copytree(made[1]["minimal"], copy)
+    (copy / RepairResult.FILE).write_text("{}")
+    with pytest.raises(InputError, match=r"never written over|did not write"):
+        run_repair(inputs_of(copy, data=data), copy)
+    whole = load(base, dtype="float32", device="cpu")
+    whole.model.save_pretrained(tmp_path / "whole")
+    with pytest.raises(InputError, match="whole model"):
+        run_repair(inputs_of(tmp_path / "whole", data=data), tmp_path / "out")
