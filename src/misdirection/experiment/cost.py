@@ -147,6 +147,8 @@ def _notes(
         notes.append(f"every sampled answer is counted at its most, {config.sampling.new_tokens} tokens")
     if config.sampling and config.sampling.engine.vllm is not None:
         notes.append("sampling is counted on the transformers engine; vLLM takes less")
+    if config.interpretation:
+        notes.append("adapters are scaled by the roles that a stand-in gives: a run may have up to six settings more")
     if config.judge and not issubclass(config.judge.kind, ModelJudge):
         where = config.judge.base_url or OPENAI_URL
         notes.append(f"a call of {where} is taken to last {JUDGE_SECONDS:g} s, {config.judge.concurrency} at a time")
