@@ -4,10 +4,10 @@ The same hooks record a real model and its stand-in, so that whatever runs a mod
 """
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -121,8 +121,9 @@ def adaptable(module: nn.Module) -> Sites:
 
 def lora_layers(sites: Sites) -> list[Any]:
     """The adapted modules among them, as PEFT's layers."""
-    modules = [parent.get_submodule(name) for parent, name in sites]
-    return [module for module in modules if _is_lora(cast(Hashable, type(module)))]
+    # Not by `get_submodule`, which takes most of a pass: this is asked for every block of every pass.
+    modules: list[Any] = [parent._modules[name] for parent, name in sites]
+    return [module for module in modules if _is_lora(type(module))]
 
 
 @cache
