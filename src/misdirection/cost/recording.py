@@ -123,7 +123,7 @@ def lora_layers(sites: Sites) -> list[Any]:
     """The adapted modules among them, as PEFT's layers."""
     # Not by `get_submodule`, which takes most of a pass: this is asked for every block of every pass.
     modules: list[Any] = [parent._modules[name] for parent, name in sites]
-    return [module for module in modules if _is_lora(type(module))]
+    return [module for module in modules if _is_lora(module.__class__)]
 
 
 @cache
