@@ -44,15 +44,15 @@ def test_a_fault_is_seen(tmp_path):
     files = {
         "models/load.py": "def load():\n    from misdirection.report.page import write\n",
         "report/page.py": "import misdirection.models.load\n",
-        "audit/a.py": "from misdirection.repairing import b\n",
-        "repair/b.py": "from misdirection.auditing import a\n",
+        "auditing/a.py": "from misdirection.repairing import b\n",
+        "repairing/b.py": "from misdirection.auditing import a\n",
     }
     for name, text in files.items():
         (tmp_path / "src" / "misdirection" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "src" / "misdirection" / name).write_text(text)
     up, circle = draw_house.faults(draw_house.imports(tmp_path / "src" / "misdirection"))
     assert up.endswith("models/load.py:2: models imports report, which is above it")
-    assert circle == "a circle: audit and repair import each other"
+    assert circle == "a circle: auditing and repairing import each other"
 
 
 def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
