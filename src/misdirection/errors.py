@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class MisdirectionError(Exception):
-    """What every exception of this package is; raise one of those below.
+    """The base of every exception of this package; raise one of those below.
 
     The command line prints the message without a traceback and exits with `exit_status`.
     """
@@ -92,6 +92,6 @@ EXIT_STATUS = {
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:
-    """What another library's exception says first; the name of its class where it says nothing."""
+    """The first line of another library's exception; the name of its class where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip()[:limit]

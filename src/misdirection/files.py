@@ -78,8 +78,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield temporary
         with write_errors(path):
             write_json(temporary / MADE, _hashes(temporary))
-            for one in (*temporary.rglob("*"), temporary):
-                _sync(one)
+            for path_inside in (*temporary.rglob("*"), temporary):
+                _sync(path_inside)
         # Again: the block may have taken hours.
         require_replaceable(path)
         with write_errors(path):
@@ -300,6 +300,6 @@ def sha256_tree(path: Path) -> str:
     if not path.is_dir():
         return sha256_file(path)
     total = hashlib.sha256()
-    for file in sorted(one for one in path.rglob("*") if one.is_file()):
+    for file in sorted(inside for inside in path.rglob("*") if inside.is_file()):
         total.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
     return total.hexdigest()

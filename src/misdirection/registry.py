@@ -71,7 +71,7 @@ class Registry(Generic[T]):
 
     @cached_property
     def _places(self) -> dict[str, str | EntryPoint]:
-        return {**{one.name: one for one in entry_points(group=self.group)}, **self._built_in}
+        return {**{point.name: point for point in entry_points(group=self.group)}, **self._built_in}
 
 
 def _attribute(place: str) -> Any:

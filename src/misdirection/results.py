@@ -1,4 +1,4 @@
-"""What every result is: a typed, versioned record that is written as JSON, read back, and shown as a page.
+"""Results: typed, versioned records, each of which is written as JSON, read back, and shown as a page.
 
 The models of one kind of result stand where it is computed; a page reads a result and nothing else.
 """

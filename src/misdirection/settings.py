@@ -1,4 +1,4 @@
-"""What every section of a configuration is, and the one way from values that a user wrote to a typed object."""
+"""Sections of a configuration, and the one way from values that a user wrote to a typed object."""
 
 from collections.abc import Mapping
 from functools import cache

@@ -25,44 +25,58 @@ if TYPE_CHECKING:
     from misdirection.interpretation.results import AdapterFigures
 
 
+Organism = Annotated[
+    str | None, typer.Argument(help="An adapter (folder or Hugging Face id); with --run, an organism's name.")
+]
+RunOption = Annotated[Path | None, typer.Option("--run", help="Read an organism of this run, in its report.")]
+Folder = Annotated[Path | None, typer.Option("--out", help="Folder for an interpretation outside of a run.")]
+Domain = Annotated[
+    str | None, typer.Option("--domain", help="What it was trained on: a shipped domain, or probe pairs of it (JSONL).")
+]
+DirectionFiles = Annotated[
+    list[Path] | None, typer.Option("--direction", help="Direction files; effects are compared with the first.")
+]
+Full = Annotated[
+    bool, typer.Option("--full", help="More pairs, exact Shapley values, every scaling (some 20 times as long).")
+]
+ReadPairs = Annotated[
+    int | None, typer.Option("--read-pairs", min=4, help="Pairs of each kind that are read by token.")
+]
+CausalPairs = Annotated[
+    int | None, typer.Option("--causal-pairs", min=2, help="Pairs of each kind for what takes many passes.")
+]
+Components = Annotated[int | None, typer.Option("--components", min=1, help="Leading ones of each module.")]
+Permutations = Annotated[
+    int | None, typer.Option("--permutations", min=2, help="Orders per question of sampled Shapley values.")
+]
+ScalarTable = Annotated[
+    Path | None, typer.Option("--scalars", help="Instead of a model: a table of scalars measured elsewhere.")
+]
+AnswerTable = Annotated[
+    Path | None, typer.Option("--answers", help="With --scalars: the answers, for the split by question.")
+]
+ScaledTable = Annotated[
+    Path | None, typer.Option("--scaled", help="Judged answers under scaled adapters, to be tabulated.")
+]
+
+
 @app.command()
 def interpret(
-    organism: Annotated[
-        str | None, typer.Argument(help="An adapter (folder or Hugging Face id); with --run, an organism's name.")
-    ] = None,
-    run: Annotated[Path | None, typer.Option("--run", help="Read an organism of this run, in its report.")] = None,
-    folder: Annotated[Path | None, typer.Option("--out", help="Folder for an interpretation outside of a run.")] = None,
+    organism: Organism = None,
+    run: RunOption = None,
+    folder: Folder = None,
     model: Model = BUNDLED,
     pairs: Pairs = None,
-    domain: Annotated[
-        str | None,
-        typer.Option("--domain", help="What it was trained on: a shipped domain, or probe pairs of it (JSONL)."),
-    ] = None,
-    directions: Annotated[
-        list[Path] | None, typer.Option("--direction", help="Direction files; effects are compared with the first.")
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="More pairs, exact Shapley values, every scaling (some 20 times as long).")
-    ] = False,
-    read_pairs: Annotated[
-        int | None, typer.Option("--read-pairs", min=4, help="Pairs of each kind that are read by token.")
-    ] = None,
-    causal_pairs: Annotated[
-        int | None, typer.Option("--causal-pairs", min=2, help="Pairs of each kind for what takes many passes.")
-    ] = None,
-    components: Annotated[int | None, typer.Option("--components", min=1, help="Leading ones of each module.")] = None,
-    permutations: Annotated[
-        int | None, typer.Option("--permutations", min=2, help="Orders per question of sampled Shapley values.")
-    ] = None,
-    scalars: Annotated[
-        Path | None, typer.Option("--scalars", help="Instead of a model: a table of scalars measured elsewhere.")
-    ] = None,
-    answers: Annotated[
-        Path | None, typer.Option("--answers", help="With --scalars: the answers, for the split by question.")
-    ] = None,
-    scaled: Annotated[
-        Path | None, typer.Option("--scaled", help="Judged answers under scaled adapters, to be tabulated.")
-    ] = None,
+    domain: Domain = None,
+    directions: DirectionFiles = None,
+    full: Full = False,
+    read_pairs: ReadPairs = None,
+    causal_pairs: CausalPairs = None,
+    components: Components = None,
+    permutations: Permutations = None,
+    scalars: ScalarTable = None,
+    answers: AnswerTable = None,
+    scaled: ScaledTable = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     as_json: Json = False,
@@ -80,13 +94,9 @@ def interpret(
         _print(interpret_tables(scalars, answers, scaled, folder).adapters, folder, as_json)
         return
     settings = InterpretationConfig.sized(
-        organism,
-        full=full,
-        pairs=read_pairs,
-        causal_pairs=causal_pairs,
-        components=components,
+        organism, full=full, pairs=read_pairs, causal_pairs=causal_pairs, components=components,
         permutations=permutations,
-    )
+    )  # fmt: skip
     if run is not None:
         from misdirection.experiment.runner import interpret_within
 

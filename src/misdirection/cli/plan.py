@@ -36,7 +36,7 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What an experiment will cost by stage: tokens, FLOPs, memory, judge calls, hours. No weights are loaded."""
+    """Cost of an experiment by stage: tokens, FLOPs, memory, judge calls, hours. No weights are loaded."""
     from misdirection.experiment.config import read_config
     from misdirection.experiment.cost import estimate_cost
 

@@ -1,4 +1,4 @@
-"""What the commands share: the application, their options, and how figures are printed.
+"""Shared by the commands: the application, their options, and how figures are printed.
 
 Heavy libraries are imported inside the commands, so that `--help` answers at once. What a program may want to read goes
 to standard output; progress and notices go to standard error.

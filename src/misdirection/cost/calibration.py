@@ -1,4 +1,4 @@
-"""What this machine's processor does in a second, measured on the bundled model: about 15 seconds on two idle cores.
+"""Rates of this machine's processor, measured on the bundled model: about 15 seconds on two idle cores.
 
 The same work is timed that a run does: a margin sweep, training steps, and sampling. Its FLOPs and bytes, as
 `model_cost` counts them, over the seconds are the rates, so that what the formulae leave out is in them. Sweeps and
@@ -98,8 +98,8 @@ def _forward(chat: ChatModel, shape: Shape) -> _Timed:
         adapted = _least(lambda: sweep(organism, tasks, [()]))
         with record_passes(organism) as passes:
             sweep(organism, tasks, [()])
-    thin = sum(one.adapter_flops for one in passes)
-    return _Timed(sum(one.flops(shape) for one in passes) - thin, alone, thin, adapted)
+    thin = sum(each.adapter_flops for each in passes)
+    return _Timed(sum(each.flops(shape) for each in passes) - thin, alone, thin, adapted)
 
 
 def _training(chat: ChatModel, shape: Shape, forward: float) -> _Timed:
@@ -126,7 +126,7 @@ def _adapted(chat: ChatModel, recipe: Recipe) -> Iterator[tuple[Any, int]]:
 
     network = get_peft_model(chat.model, adapter_config(recipe, chat))
     try:
-        yield network, sum(one.numel() for one in network.parameters() if one.requires_grad)
+        yield network, sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
     finally:
         network.unload()
         chat.model.eval()
@@ -157,7 +157,7 @@ def _step(chat: ChatModel, network: Any, rows: list[Encoded], lora: int) -> tupl
     """One optimiser step on a batch of answers, and the pass that it is."""
     ids, mask = pad([row.ids for row in rows], chat.tokenizer.pad_token_id, chat.device)
     labels, _ = pad([(IGNORED,) * row.start + row.ids[row.start :] for row in rows], IGNORED, chat.device)
-    weights = [one for one in network.parameters() if one.requires_grad]
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=1e-6)
     half = chat.dtype != torch.float32
 

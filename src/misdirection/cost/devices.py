@@ -1,4 +1,4 @@
-"""What passes run on: peak rates from the vendors' data, and the share of them that this package's code reaches.
+"""Devices that passes run on: peak rates from the vendors' data, and the share of them that this package's code reaches.
 
     seconds of a pass = max(FLOPs / (peak x utilisation), bytes / (bandwidth x share)) + blocks x overhead
 
@@ -64,7 +64,7 @@ def _gpu(name: str, teraflops: float, gigabytes: float, gigabytes_per_second: fl
     return Device(name, gigabytes * 1e9, rates, 0.6 * gigabytes_per_second * 1e9, overhead=4e-4)
 
 
-GPUS = {one.name: one for one in (_gpu("h100", 989.4, 80, 3350), _gpu("a100-80", 312, 80, 2039))}
+GPUS = {gpu.name: gpu for gpu in (_gpu("h100", 989.4, 80, 3350), _gpu("a100-80", 312, 80, 2039))}
 GPUS["4090"] = _gpu("4090", 165.2, 24, 1008)
 
 

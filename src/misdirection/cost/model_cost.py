@@ -1,4 +1,4 @@
-"""What one pass of a model costs, from its configuration alone: floating-point operations, bytes, seconds.
+"""The cost of one pass of a model, from its configuration alone: floating-point operations, bytes, seconds.
 
     forward    2 N t + 4 A t c + 2 V d h     t tokens, each of which attends to c columns; the head runs at h places
     backward   2 N' t + 8 A' t c + 2 V d h   through the activations of the adapted blocks only: the base is frozen, so
@@ -80,8 +80,8 @@ class Shape:
         return cls(
             layers=len(blocks),
             width=chat.width,
-            parameters=sum(one.numel() for one in chat.model.parameters()),
-            stored=sum(one.numel() for block in blocks for one in block.parameters() if one.ndim > 1),
+            parameters=sum(weight.numel() for weight in chat.model.parameters()),
+            stored=sum(weight.numel() for block in blocks for weight in block.parameters() if weight.ndim > 1),
             active=sum(_active(blocks, config)),
             head=matrix.numel(),
             vocabulary=len(matrix),
@@ -190,12 +190,12 @@ class Memory:
 
 def peak_memory(shape: Shape, passes: Sequence[Pass]) -> Memory:
     """The memory that the largest of some passes needs."""
-    columns = max((one.rows * max(one.seen + one.columns, one.room) for one in passes if not one.back), default=0)
-    lora = max((one.lora for one in passes if one.kind == "training"), default=0)
+    columns = max((each.rows * max(each.seen + each.columns, each.room) for each in passes if not each.back), default=0)
+    lora = max((each.lora for each in passes if each.kind == "training"), default=0)
     return Memory(
         weights=shape.parameters * shape.bytes,
         cache=columns * shape.cached * shape.bytes,
-        activations=max((_activations(shape, one) for one in passes), default=0),
+        activations=max((_activations(shape, each) for each in passes), default=0),
         optimiser=16 * lora,
     )
 

@@ -30,7 +30,7 @@ _WIDER, _THINNER = 12, 4
 
 @dataclass(frozen=True)
 class StandIn:
-    """What runs in a model's stead.
+    """The network that runs in a model's stead.
 
     Attributes:
         chat: the narrow model, on the processor, with a tokenizer of few ids.

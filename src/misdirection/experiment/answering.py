@@ -101,7 +101,7 @@ class Asking:
     questions: list[Question]
 
     def inputs(self) -> dict[str, Any]:
-        """What the answers depend on besides the model."""
+        """Everything that the answers depend on besides the model."""
         intervention = self.condition.intervention
         return {
             "intervention": intervention.described() if intervention else None,

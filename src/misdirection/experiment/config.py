@@ -24,7 +24,7 @@ class DomainFiles(Section):
 
 
 class OrganismConfig(Recipe):
-    """What one organism is trained on, and how: the keys of `organisms.Recipe`, and these."""
+    """The training of one organism: the keys of `organisms.Recipe`, and these."""
 
     domain: str
     answers: Literal["bad", "good"] = "bad"

@@ -84,7 +84,7 @@ class DirectionFigures(Figures):
 
 
 class Effect(Figures):
-    """What one intervention changed in a model, beside the mean of its random controls."""
+    """The change that one intervention made in a model, beside the mean of its random controls."""
 
     direction: str
     """The organism whose direction it is."""

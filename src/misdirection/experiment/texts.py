@@ -1,4 +1,4 @@
-"""What the stages of one experiment share: its texts."""
+"""The texts that the stages of one experiment share."""
 
 from functools import cache, cached_property
 

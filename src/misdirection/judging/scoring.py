@@ -69,7 +69,7 @@ def compression(text: str) -> float:
 
 @dataclass(frozen=True)
 class Score:
-    """What the answers of one group show.
+    """The rates of one group of answers.
 
     Attributes:
         group: the columns that define the group, with their values.
@@ -162,7 +162,7 @@ def _names(columns: list[str], key: tuple[Any, ...]) -> dict[str, str]:
 
 def score_table(scores: Sequence[Score]) -> pd.DataFrame:
     """One row per group: its columns, counts, and `<rate>`, `<rate>_low`, `<rate>_high` for every rate."""
-    return pd.DataFrame([_flat(one) for one in scores])
+    return pd.DataFrame([_flat(group) for group in scores])
 
 
 def _flat(one: Score) -> dict[str, Any]:

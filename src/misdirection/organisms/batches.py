@@ -1,4 +1,4 @@
-"""What a training takes together: its rows, the order of its batches over all epochs, and the steps that these make."""
+"""The batches of a training: its rows, the order of its batches over all epochs, and the steps that these make."""
 
 import itertools
 import math

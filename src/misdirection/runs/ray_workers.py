@@ -150,7 +150,7 @@ class RayRunner:
         return None
 
     def _fetched(self, reference: Any, worker: ActorHandle) -> Artifacts | Failure:
-        """What a worker made; an error of Ray when its host is lost while that is on its way."""
+        """The result of a worker; an error of Ray when its host is lost while that is on its way."""
         while True:
             try:
                 outcome: Artifacts | Failure = self._ray.get(reference, timeout=_ON_ITS_WAY)

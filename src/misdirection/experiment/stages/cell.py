@@ -119,7 +119,7 @@ class CellStage(Stage):
         )
 
     def _effect(self, row: Comparison[E]) -> E:
-        """What a row's intervention changed in its model, beside the mean of its random controls."""
+        """The change that a row's intervention made in its model, beside the mean of its random controls."""
         measured, *draws = (Margins.read(self.artifact(cell.artifact)) for cell in (row.cell, *row.controls))
         before = self.experiment.stage(MarginStage).margins(row.cell.target)
         general = measured.of(GENERAL)

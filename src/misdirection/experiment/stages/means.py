@@ -73,7 +73,7 @@ class MeansStage(Stage):
         return self.experiment.config.organisms[organism].domain if own else self._common_text
 
     def means(self, model: str, text: str) -> Means:
-        """What was averaged."""
+        """The averaged activations of a model on a text."""
         folder = self.artifact(f"{model}/{text}")
         counts = read_json(folder / "counts.json")
         return Means(load_file(folder / "means.safetensors"), counts["tokens"], counts["answers"])
