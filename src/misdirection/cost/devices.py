@@ -1,4 +1,4 @@
-"""Devices that passes run on: peak rates from the vendors' data, and the share of them that this package's code reaches.
+"""Devices that passes run on: peak rates from the vendors' data, and the share of them that this package reaches.
 
     seconds of a pass = max(FLOPs / (peak x utilisation), bytes / (bandwidth x share)) + blocks x overhead
 
