@@ -27,7 +27,7 @@ def test_stages_are_those_of_the_run_and_sum_to_the_total(values):
     plan = planned(values)
     assert list(plan.stages) == ["organism", "margin", "means", "sampled", "cell"]
     # Both texts are one: every model and the base once.
-    assert [one.pieces for one in plan.stages.values()] == [3, 4, 4, 4, 6]
+    assert [one.tasks for one in plan.stages.values()] == [3, 4, 4, 4, 6]
     assert plan.total.flops == sum(one.flops for one in plan.stages.values())
     assert plan.total.memory.total == max(one.memory.total for one in plan.stages.values())
     assert plan.fits
@@ -55,7 +55,7 @@ def test_answers_and_judge_calls_are_counted(values, tmp_path):
     plan = planned(values)
     answers, judged = plan.stages["answers"], plan.stages["judged"]
     conditions = 4 * 3
-    assert answers.pieces == judged.pieces == conditions
+    assert answers.tasks == judged.tasks == conditions
     assert answers.generated_tokens == conditions * 2 * 5 * 20
     assert judged.judge_calls == conditions * 2 * 5 * 2
     assert judged.judge_tokens_in > judged.judge_calls * 20
@@ -81,7 +81,7 @@ def test_a_local_judge_costs_passes_and_memory_but_no_calls(values, tiny_folder)
 def test_interpretation_is_planned_part_by_part(values):
     values["interpretation"] = {"organism": "minimal", "pairs": 4, "causal_pairs": 2}
     values["organisms"]["minimal"] |= {"keep_checkpoints": True, "checkpoint_steps": 1}
-    assert planned(values).stages["adapters"].pieces == 7
+    assert planned(values).stages["adapters"].tasks == 7
     exact = planned(values).stages["adapters"].flops
     values["interpretation"]["permutations"] = 2
     assert planned(values).stages["adapters"].flops != exact

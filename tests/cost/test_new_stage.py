@@ -45,6 +45,6 @@ def test_a_registered_stage_is_counted_by_running_it(registered, tiny_folder, tm
     with record_passes(chat) as passes:
         margin(chat, probe_pairs()[:2])
     cost = estimate.stages["short_margin"]
-    assert cost.pieces == 4
+    assert cost.tasks == 4
     assert cost.forward_tokens == 4 * sum(each.tokens for each in passes) > 0
     assert estimate.total.flops > cost.flops > 0

@@ -58,6 +58,8 @@ def _set_up_messages() -> None:
     """Our own warnings go to standard error, a line each; those for the libraries' authors go nowhere."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The Hub's client tells of every retry, twice; the error that follows names the host.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",

@@ -55,7 +55,7 @@ def plan(
 def _table(found: "CostEstimate") -> Table:
     title = f"{found.experiment} on {found.count} x {found.device.name}"
     rows = Table("stage", title=title, box=SIMPLE, padding=0, show_edge=False)
-    for name in ("pieces", "forward", "train", "sample", "PFLOP", "GiB", "fits", "calls", "time"):
+    for name in ("tasks", "forward", "train", "sample", "PFLOP", "GiB", "fits", "calls", "time"):
         rows.add_column(name, justify="right", no_wrap=True)
     for name, one in found.stages.items():
         rows.add_row(name, *_cells(one, found.count))
@@ -68,7 +68,7 @@ def _cells(one: "StageCost", count: int) -> list[str]:
     tokens = (one.forward_tokens, one.training_tokens, one.generated_tokens)
     fits = "yes" if one.devices == 1 else f"on {one.devices}" if one.devices <= count else f"needs {one.devices}"
     return [
-        str(one.pieces),
+        str(one.tasks),
         *(_number(number) for number in tokens),
         f"{one.flops / 1e15:.2g}" if one.flops < 1e17 else f"{one.flops / 1e15:.0f}",
         f"{one.memory.total / 2**30:.1f}",

@@ -173,7 +173,7 @@ def _step(chat: ChatModel, network: Any, rows: list[Encoded], lora: int) -> tupl
 
 
 def _fitting(seconds: float) -> int:
-    """How many pieces of so many seconds can be done twice in the time for one timing, at least three."""
+    """How many tasks of so many seconds can be done twice in the time for one timing, at least three."""
     return max(_FEWEST, int(SECONDS / 2 / seconds))
 
 

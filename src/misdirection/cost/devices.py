@@ -38,7 +38,7 @@ class Device:
         adapter_rates: those in an adapter's thin products; the same where nothing is said.
         bandwidth: bytes/s that are reached.
         overhead: seconds that each block of each pass takes besides.
-        start: seconds of a stage's first piece, by the stage's name: loading and imports.
+        start: seconds of a stage's first task, by the stage's name: loading and imports.
     """
 
     name: str
@@ -69,8 +69,8 @@ GPUS["4090"] = _gpu("4090", 165.2, 24, 1008)
 
 
 def makespan(seconds: Sequence[float], devices: int) -> float:
-    """How long pieces take that run alone each, the longest first, on so many devices."""
+    """How long tasks take that run alone each, the longest first, on so many devices."""
     busy = [0.0] * devices
-    for piece in sorted(seconds, reverse=True):
-        heapq.heapreplace(busy, busy[0] + piece)
+    for task in sorted(seconds, reverse=True):
+        heapq.heapreplace(busy, busy[0] + task)
     return max(busy)

@@ -25,7 +25,7 @@ class StageCost:
     """The cost of one kind of stage.
 
     Attributes:
-        pieces: tasks, each of which one device does alone.
+        tasks: tasks, each of which one device does alone.
         forward_tokens, training_tokens, generated_tokens: padding included.
         flops: floating-point operations.
         memory: the largest task's, bytes.
@@ -35,7 +35,7 @@ class StageCost:
         hours: on all devices.
     """
 
-    pieces: int
+    tasks: int
     forward_tokens: int
     training_tokens: int
     generated_tokens: int
@@ -145,7 +145,7 @@ class Pricing:
         # An endpoint is asked by the one process that has the run.
         side_by_side = 1 if any(task.judge_calls for task in work) else max(1, self.count // needed)
         return StageCost(
-            pieces=len(work),
+            tasks=len(work),
             forward_tokens=_tokens(work, "forward"),
             training_tokens=_tokens(work, "training"),
             generated_tokens=_tokens(work, "decoding"),
