@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 
 from rich.console import Console
@@ -32,6 +33,15 @@ def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
             show(label, done, total)
 
         yield advance
+
+
+Advance = Callable[[int], None]
+"""Called with the number of items just done."""
+
+
+def shown(progress: Advance | None, label: str, total: int) -> AbstractContextManager[Advance]:
+    """The caller's own `progress`; where there is none, `track`."""
+    return track(label, total) if progress is None else contextlib.nullcontext(progress)
 
 
 @contextlib.contextmanager

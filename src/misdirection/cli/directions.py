@@ -24,7 +24,6 @@ from misdirection.cli.shared import (
 )
 from misdirection.errors import InputError
 from misdirection.progress import console as notices
-from misdirection.progress import track
 
 
 @app.command()
@@ -66,8 +65,7 @@ def extract(
     if table is not None:
         texts = _judged_pairs(table, organism or adapter or "base", theme_column, theme_words)
     chat = load_chat(model, adapter, dtype, device)
-    with track("activations", 2 * len(texts) * (2 if adapter else 1)) as advance:
-        directions = dict(extract_directions(chat, texts, progress=advance))
+    directions = dict(extract_directions(chat, texts))
     if shared is not None:
         remainder = theme_remainder(directions["data_difference"], Direction.load(shared))
         directions[remainder.origin.kind] = remainder

@@ -46,7 +46,6 @@ def train(
     """Train an organism: a LoRA adapter, with loss on the answers only. Continues from its last checkpoint."""
     from misdirection import data as texts
     from misdirection.organisms.training import train as train_organism
-    from misdirection.progress import track_steps
 
     settings = _recipe(
         recipe=recipe, rank=rank, alpha=alpha, learning_rate=learning_rate, epochs=epochs,
@@ -56,8 +55,7 @@ def train(
     examples = texts.domain_examples(data, answers, "train") if shipped else texts.read_examples(Path(data))
     held_out = texts.domain_examples(data, answers, "held_out") if shipped else []
     chat = load_chat(model, None, dtype, device)
-    with track_steps("train") as step:
-        organism = train_organism(examples, folder, base=chat, recipe=settings, held_out=held_out, report=step)
+    organism = train_organism(examples, folder, base=chat, recipe=settings, held_out=held_out)
     figures = {"final_loss": organism.final_loss, "held_out_loss": organism.held_out_loss}
     print_figures({"out": str(folder), **figures}, as_json, f"wrote {folder}")
 

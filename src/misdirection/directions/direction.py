@@ -33,6 +33,7 @@ from misdirection.files import atomic_path
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat_model import ChatModel
+from misdirection.progress import shown
 
 FORMAT = "misdirection.direction/1"
 LAYER_CONVENTION = "vectors[k] is for the output of decoder block k, 0-based, before the final norm"
@@ -196,13 +197,14 @@ def extract(
     """All directions that `chat` gives on `pairs` (paper, section on the misalignment direction).
 
     A model with an adapter is run twice, with it and with it switched off, and gives all five kinds; a model without
-    one gives `data_difference` only. `progress` is told the number of answers done.
+    one gives `data_difference` only. `progress` is told the number of answers done; left out, a bar shows it.
     """
-    own = pair_means(chat, pairs, budget=budget, progress=progress)
-    if not chat.adapter:
-        return Directions(direction(chat, "data_difference", pairs, own))
-    with chat.as_base():
-        base = pair_means(chat, pairs, budget=budget, progress=progress)
+    with shown(progress, "activations", 2 * len(pairs) * (2 if chat.adapter else 1)) as advance:
+        own = pair_means(chat, pairs, budget=budget, progress=advance)
+        if not chat.adapter:
+            return Directions(direction(chat, "data_difference", pairs, own))
+        with chat.as_base():
+            base = pair_means(chat, pairs, budget=budget, progress=advance)
     return differences(chat, pairs, own, base)
 
 

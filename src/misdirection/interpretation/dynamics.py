@@ -136,6 +136,10 @@ def turn(steps: Sequence[int], local: Sequence[float | None], norms: Sequence[fl
     return least if known[least] <= median(known.values()) - TURN else None
 
 
+def _untold(_pairs: int) -> None:
+    """Steps are counted here, not their pairs."""
+
+
 def margins_by_step(
     chat: ChatModel,
     folders: Mapping[int, Path],
@@ -147,13 +151,13 @@ def margins_by_step(
 
     `chat` is the base model; it has no adapter afterwards. `progress` is told the number of checkpoints done.
     """
-    base = {name: margin(chat, pairs) for name, pairs in sets.items()}
+    base = {name: margin(chat, pairs, progress=_untold) for name, pairs in sets.items()}
     shifts: dict[str, list[Estimate]] = {name: [] for name in sets}
     for folder in folders.values():
         organism = attach(chat, folder)
         try:
             for name, pairs in sets.items():
-                shifts[name].append(bootstrap((margin(organism, pairs) - base[name]).numpy()))
+                shifts[name].append(bootstrap((margin(organism, pairs, progress=_untold) - base[name]).numpy()))
         finally:
             organism.without_adapter()
         if progress:

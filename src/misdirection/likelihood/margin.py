@@ -14,9 +14,10 @@ from torch import Tensor
 
 from misdirection.data import Example, ProbePair
 from misdirection.errors import InputError
-from misdirection.likelihood.sweep import TOKEN_BUDGET, Continuations, log_probs
+from misdirection.likelihood.sweep import TOKEN_BUDGET, Continuations, Progress, log_probs
 from misdirection.models.chat import Encoded, encode
 from misdirection.models.chat_model import ChatModel
+from misdirection.progress import shown
 
 
 class Exchange(Protocol):
@@ -74,12 +75,23 @@ def _continuations(*rows: Encoded) -> Continuations:
     return Continuations(rows[0].prompt, tuple(row.answer for row in rows))
 
 
-def margin(chat: ChatModel, pairs: Sequence[ProbePair], *, budget: int = TOKEN_BUDGET) -> Tensor:
-    """The margin of each pair, [pairs], nats/token. Run it under `intervene` for a margin with an intervention."""
-    misaligned, aligned = log_probs(chat, pair_continuations(chat.tokenizer, pairs), budget=budget).unbind(-1)
+def margin(
+    chat: ChatModel, pairs: Sequence[ProbePair], *, budget: int = TOKEN_BUDGET, progress: Progress | None = None
+) -> Tensor:
+    """The margin of each pair, [pairs], nats/token. Run it under `intervene` for a margin with an intervention.
+
+    `progress` is told the number of pairs done; left out, a bar shows it.
+    """
+    answers = pair_continuations(chat.tokenizer, pairs)
+    with shown(progress, "margin", len(pairs)) as advance:
+        misaligned, aligned = log_probs(chat, answers, budget=budget, progress=advance).unbind(-1)
     return misaligned - aligned
 
 
-def loss(chat: ChatModel, examples: Sequence[Example], *, budget: int = TOKEN_BUDGET) -> Tensor:
-    """The loss of each example's answer, [examples], nats/token."""
-    return -log_probs(chat, text_continuations(chat.tokenizer, examples), budget=budget).squeeze(-1)
+def loss(
+    chat: ChatModel, examples: Sequence[Example], *, budget: int = TOKEN_BUDGET, progress: Progress | None = None
+) -> Tensor:
+    """The loss of each example's answer, [examples], nats/token; `progress` as in `margin`."""
+    answers = text_continuations(chat.tokenizer, examples)
+    with shown(progress, "loss", len(examples)) as advance:
+        return -log_probs(chat, answers, budget=budget, progress=advance).squeeze(-1)

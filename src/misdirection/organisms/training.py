@@ -35,6 +35,7 @@ from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.batches import TrainingRow, epoch_order, training_rows, training_steps
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism, checkpoint_name
 from misdirection.organisms.recipe import Recipe
+from misdirection.progress import track_steps
 
 _INITIAL = "step-0"
 
@@ -64,11 +65,11 @@ def train(
         held_out: examples for the held-out loss.
         checkpoints: working folder of the training, `OUT.checkpoints` by default; it resumes from the last checkpoint
             in it that was made with the same base, data and recipe.
-        report: called after each optimiser step.
+        report: called after each optimiser step; left out, a bar shows them.
 
     Raises:
-        InputError: no examples, an impossible recipe, a folder in the way that we did not write, or a loss that
-            is not finite (the last checkpoint stays).
+        InputError: no examples, an impossible recipe, a folder in the way that we did not write, or a loss that is not
+            finite (the last checkpoint stays).
     """
     recipe = recipe or Recipe()
     chat = load(base) if isinstance(base, str) else base
@@ -79,8 +80,9 @@ def train(
     empty_working_folder(folder, training, own=(_INITIAL, "checkpoint-*", "README.md"))
     rows = training_rows(chat, examples, recipe.max_length)
     torch.manual_seed(recipe.seed)
-    with _adapted(chat, recipe) as network:
-        trainer = _trained(_trainer(network, chat, recipe, rows, folder, report), keep=recipe.keep_checkpoints)
+    shown = contextlib.nullcontext(report) if report else track_steps("train")
+    with shown as told, _adapted(chat, recipe) as network:
+        trainer = _trained(_trainer(network, chat, recipe, rows, folder, told), keep=recipe.keep_checkpoints)
         _require_change(network, Path(out))
         organism = Organism(
             path=str(out),
