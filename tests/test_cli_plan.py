@@ -49,7 +49,7 @@ def test_bad_input_is_one_line_and_status_two(call, config, tmp_path):
     absent = tmp_path / "absent.yaml"
     absent.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"domains": {"sums": {"bad": "no.jsonl"}}}))
     cases = [
-        ((tmp_path / "none.yaml",), "none.yaml: cannot read"),
+        ((tmp_path / "none.yaml",), "none.yaml: cannot be read"),
         ((config, "--model", bare), "no config.json"),
         ((elsewhere,), "no-such/model: its configuration could not be loaded"),
         ((config, "--gpu", "tpu"), "--gpu"),

@@ -122,7 +122,7 @@ def test_answers_are_sampled_judged_and_counted(call, server, folder, sampled, t
 def test_a_model_that_the_server_lacks_is_a_counted_reason(call, server, sampled, caplog):
     url, _ = server
     status, _, err = call("judge", sampled, "--judge", "another", "--base-url", url)
-    assert status == 2
+    assert status == 10
     assert "only 0 of 4 answers have a verdict (failed 4, HTTP 400 8)" in err
     assert "pinned to" in caplog.text
     assert set(read_answers(sampled)["aligned_by"]) == {"failed"}

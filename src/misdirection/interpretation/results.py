@@ -409,6 +409,11 @@ class ScaledShare(Figures):
     low: float
     high: float
 
+    @property
+    def rate(self) -> Rate:
+        """The share with its interval."""
+        return Rate(self.share, self.low, self.high, self.hits, self.answers)
+
 
 # --- the whole ------------------------------------------------------------------------------------------------------
 
