@@ -212,7 +212,8 @@ def test_a_failure_leaves_none_of_the_stages_made_together(tmp_path):
 
 
 def test_notices_go_to_the_log_by_default(tmp_path, caplog):
-    (tmp_path / "manifest.jsonl").write_text("{}\n")
+    with RunFolder.open(tmp_path, "x"):
+        (tmp_path / "manifest.jsonl").write_text("{}\n")
     with caplog.at_level(logging.WARNING, "misdirection"), RunFolder.open(tmp_path, "x"):
         pass
     assert "manifest.jsonl: 1 lines are damaged" in caplog.text
@@ -355,3 +356,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_artifacts(tmp_path):
     whole, killed = (sha256_tree(tmp_path / name / "artifacts") for name in ("whole", "killed"))
     assert whole == killed
     assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["experiment.yaml", "manifest.jsonl", "artifacts"])
+def test_a_folder_of_the_users_own_is_not_written_to(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with (
+        pytest.raises(MisdirectionError, match=f"holds {name}, which misdirection did not write"),
+        RunFolder.open(tmp_path, "x"),
+    ):
+        pass
+    assert (tmp_path / name).read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == [name]

@@ -36,6 +36,7 @@ from misdirection.files import (
 log = logging.getLogger("misdirection")
 
 _WORK = ("work",)
+_LOCK = ".lock"
 
 Notify = Callable[[str], None]
 """Takes one line that the user should read."""
@@ -57,8 +58,9 @@ class RunFolder:
         """Open `folder`, made if need be, for this process alone.
 
         The lock is the operating system's, so that it goes with a killed process. Raises `InputError` when
-        another process has the folder, or it cannot be written.
+        another process has the folder, when it is none of ours and holds a name that we write, or cannot be written.
         """
+        _require_ours(folder)
         lock = _lock(folder)
         try:
             _remove_leftovers(folder)
@@ -200,10 +202,22 @@ class RunFolder:
         return found
 
 
+def _require_ours(folder: Path) -> None:
+    """Refuse a folder in which no run was ever opened and which holds what a run would write over."""
+    if (folder / _LOCK).exists():
+        return
+    for name in ("experiment.yaml", "manifest.jsonl", "artifacts", "partial"):
+        if os.path.lexists(folder / name):
+            raise InputError(
+                f"{folder}: holds {name}, which misdirection did not write, so that nothing is written there: choose "
+                "another --out"
+            )
+
+
 def _lock(folder: Path) -> FileLock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
+        lock = FileLock(folder / _LOCK, timeout=0)
         lock.acquire()
     except Timeout as error:
         raise InputError(f"another run is using {folder}; wait for it to end or choose another --out") from error
