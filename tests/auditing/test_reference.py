@@ -93,3 +93,13 @@ def test_every_base_and_revision_has_a_folder_of_its_own():
     folders = {default_folder(*name) for name in names}
     assert len(folders) == len(names)
     assert len({folder.parent for folder in folders}) == 1
+
+
+def test_one_of_an_older_program_is_put_aside_when_it_is_made_again(made, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "reference.json").write_text("{}")
+    with pytest.raises(InputError, match="has no version"):
+        Reference.load(tmp_path / "kept")
+    made[2].save(tmp_path / "kept")
+    assert Reference.load(tmp_path / "kept").known == made[2].known
+    assert (tmp_path / "older" / "kept-1" / "reference.json").read_text() == "{}"

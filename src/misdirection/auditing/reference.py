@@ -30,7 +30,7 @@ from misdirection.experiment.stages.margin import MarginStage
 from misdirection.experiment.stages.organism import OrganismStage
 from misdirection.experiment.texts import ExperimentTexts
 from misdirection.experiment.worker import open_worker
-from misdirection.files import atomic_folder, cache_folder, require_replaceable, sha256_tree
+from misdirection.files import MADE, atomic_folder, cache_folder, set_aside, sha256_tree
 from misdirection.interpretation.texts import GENERAL
 from misdirection.models.identity import ModelIdentity
 from misdirection.models.names import ModelName
@@ -106,7 +106,9 @@ class Reference:
 
     def save(self, folder: Path) -> "Reference":
         """Write a folder, in the place of an older reference; gives the reference that is kept there."""
-        require_replaceable(folder)
+        # A reference of a program that did not list its files yet is put aside: nothing proves whose they are.
+        if (folder / ReferenceRecord.FILE).is_file() and not (folder / MADE).is_file():
+            set_aside(folder, folder.with_name("older"))
         with atomic_folder(folder) as temporary:
             ReferenceRecord(identity=self.identity, texts=self.texts, known=dict(self.known)).save(temporary)
             for name, measured in {BASE: self.base, **self.measurements}.items():
@@ -142,6 +144,15 @@ def default_folder(model: str, revision: str | None) -> Path:
     """The folder that the reference of a base model is kept in."""
     mark = hashlib.sha256(f"{model}@{revision}".encode()).hexdigest()[:8]
     return cache_folder() / "references" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', model).strip('-.')}-{mark}"
+
+
+def has_reference(model: str, revision: str | None) -> bool:
+    """Whether audits of this base find a reference that this program can read."""
+    try:
+        Reference.load(default_folder(model, revision))
+    except InputError:
+        return False
+    return True
 
 
 def make_reference(base: str = BUNDLED, *, dtype: Dtype = "auto", device: str = "auto") -> Reference:

@@ -29,17 +29,16 @@ def demo(
 
 def _keep_reference(path: Path, folder: Path) -> None:
     """Let audits of the bundled model compare with the demo's organisms, unless there is a reference already."""
-    from misdirection.auditing.reference import default_folder, keep_reference
+    from misdirection.auditing.reference import has_reference, keep_reference
     from misdirection.experiment.config import read_config
 
     config = read_config(path)
-    kept = default_folder(config.model, config.revision)
-    if not kept.is_dir():
+    if not has_reference(config.model, config.revision):
         # Of one recipe: how far margins move is the unit of an audit's rule, and nine rank-1 adapters move them less.
-        keep_reference(
+        reference = keep_reference(
             config, folder, [name for name, organism in config.organisms.items() if organism.recipe == "all"]
         )
-        out.print(f"reference for audits: {kept}", highlight=False, soft_wrap=True)
+        out.print(f"reference for audits: {reference.folder}", highlight=False, soft_wrap=True)
 
 
 @app.command()
