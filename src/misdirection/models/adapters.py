@@ -18,7 +18,7 @@ from misdirection.models.adapter_kinds import base_changes, unmeasured
 from misdirection.models.base_weights import BaseWeights
 from misdirection.models.bundled import bundled_folder, own_name
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.library import errors_in_one_line
+from misdirection.models.libraries import errors_in_one_line
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of an adapter's folder."""

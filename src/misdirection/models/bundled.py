@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from misdirection.choices import BUNDLED
 from misdirection.errors import DiskProblem, MissingPackage
 from misdirection.files import atomic_folder, cache_folder
-from misdirection.models.library import no_progress_bars
+from misdirection.models.libraries import no_progress_bars
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The same model on the hub, unquantised: adapters of ours name it as their base, so that anything can load them."""

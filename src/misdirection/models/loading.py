@@ -11,7 +11,7 @@ from misdirection.errors import InputError
 from misdirection.models.adapters import attach, is_adapter
 from misdirection.models.bundled import bundled_folder
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.library import errors_in_one_line, no_progress_bars
+from misdirection.models.libraries import errors_in_one_line, no_progress_bars
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
