@@ -18,16 +18,16 @@ from misdirection.errors import InputError
 from misdirection.interpretation.importance import gated
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
-from misdirection.likelihood.sweep import Progress
 from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.chat_model import ChatModel
+from misdirection.progress import Advance
 
 Parts = dict[str, Tensor]
 """By module: its part, [questions] float64, nats/token."""
 
 
-def margin_parts(chat: ChatModel, pairs: Sequence[ProbePair], progress: Progress | None = None) -> Parts:
+def margin_parts(chat: ChatModel, pairs: Sequence[ProbePair], progress: Advance | None = None) -> Parts:
     """Parts of the margin's shift. `progress` is told answers done, two for each pair.
 
     Raises `InputError` for an adapter that is no plain LoRA, or adapts nothing inside of the blocks.
@@ -52,7 +52,7 @@ def adapted_layers(chat: ChatModel) -> dict[str, int]:
     return layers
 
 
-def _slopes(chat: ChatModel, rows: Sequence[Encoded], progress: Progress | None) -> Parts:
+def _slopes(chat: ChatModel, rows: Sequence[Encoded], progress: Advance | None) -> Parts:
     """Derivative of each row's mean-token log-probability by each module's gate, at one half; [rows]."""
     adapted_layers(chat)
     modules = {site.path: site.output for site in LoraView.of(chat).plain_sites()}

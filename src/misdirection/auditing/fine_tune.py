@@ -11,7 +11,7 @@ from misdirection.auditing.results import FineTuneFacts
 from misdirection.choices import Dtype
 from misdirection.errors import InputError
 from misdirection.files import sha256_file, sha256_tree
-from misdirection.models.adapters import is_adapter, local_fine_tune, recorded_base
+from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, local_fine_tune, recorded_base
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.identity import ModelIdentity, identify
 from misdirection.models.loading import load
@@ -75,7 +75,7 @@ class FineTune:
         """Hash of what the fine-tune's results depend on."""
         if not self.is_adapter:
             return sha256_tree(self.folder)
-        files = [self.folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+        files = [self.folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
         return ",".join(sha256_file(file) for file in files if file.is_file())
 
     def copies_base(self) -> bool:

@@ -28,11 +28,11 @@ from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.resume import record, resume
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch, at_least_single
-from misdirection.likelihood.sweep import Progress
 from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
+from misdirection.progress import Advance
 from misdirection.statistics import percentiles, resample
 
 RESAMPLES = 1000
@@ -54,7 +54,7 @@ class Importance:
 
 
 def token_importance(
-    chat: ChatModel, rows: Sequence[Encoded], *, budget: int = BACKWARD_BUDGET, progress: Progress | None = None
+    chat: ChatModel, rows: Sequence[Encoded], *, budget: int = BACKWARD_BUDGET, progress: Advance | None = None
 ) -> Importance:
     """KL divergence from the base at every answer token, and its attribution to every adapter and position.
 
@@ -87,7 +87,7 @@ def token_importance(
 
 
 def zeroing(
-    chat: ChatModel, rows: Sequence[Encoded], *, budget: int = BACKWARD_BUDGET, progress: Progress | None = None
+    chat: ChatModel, rows: Sequence[Encoded], *, budget: int = BACKWARD_BUDGET, progress: Advance | None = None
 ) -> pd.DataFrame:
     """The loss of each answer's KL when the adapters of one layer are really switched off.
 

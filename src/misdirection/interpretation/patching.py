@@ -21,10 +21,11 @@ from misdirection.errors import InputError
 from misdirection.interventions.positions import TokenPositions
 from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.margin import pair_rows
-from misdirection.likelihood.sweep import TOKEN_BUDGET, Progress
+from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.chat_model import ChatModel
+from misdirection.progress import Advance
 
 Prompt = Sequence[int]
 
@@ -70,7 +71,7 @@ def patched_log_probs(
     *,
     layers: Sequence[int] | None = None,
     budget: int = TOKEN_BUDGET,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Tensor:
     """Mean-token log-probability of each target's answer with its prompt's adapter outputs from another prompt.
 
@@ -106,7 +107,7 @@ def patched_margins(
     pairs: Sequence[ProbePair],
     *,
     layers: Sequence[int] | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Tensor:
     """The margin of each pair with its prompt's adapter outputs from another prompt, [pairs] float64, nats/token.
 

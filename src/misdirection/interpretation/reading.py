@@ -22,6 +22,7 @@ from misdirection.interpretation.results import ModuleFigures
 from misdirection.interpretation.texts import GENERAL, Labelled, labelled
 from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
+from misdirection.models.adapters import ADAPTER_WEIGHTS
 from misdirection.models.identity import ModelIdentity
 from misdirection.organisms.organism import CHECKPOINTS
 from misdirection.runs.tasks import Task
@@ -170,7 +171,7 @@ def _figures(module: LoraModule, features: Sequence[str]) -> ModuleFigures:
 
 def hash_of_weights(adapter: Path) -> str:
     """Hash of a PEFT folder's weights."""
-    return sha256_file(adapter / "adapter_model.safetensors")
+    return sha256_file(adapter / ADAPTER_WEIGHTS)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from misdirection.data.tables import read_table
 from misdirection.errors import InputError
 from misdirection.files import atomic_path
-from misdirection.likelihood.sweep import TOKEN_BUDGET, Progress
+from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.chat_model import ChatModel
+from misdirection.progress import Advance
 
 COLUMNS = {
     "answer": "i",
@@ -61,7 +62,7 @@ def scalars(
     *,
     top: int | None = None,
     budget: int = TOKEN_BUDGET,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> pd.DataFrame:
     """The table of `token_scalars` alone."""
     return token_scalars(chat, rows, top=top, budget=budget, progress=progress).table
@@ -75,7 +76,7 @@ def token_scalars(
     residual: int | None = None,
     top: int | None = None,
     budget: int = TOKEN_BUDGET,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> TokenScalars:
     """Scalars of every answer token and component, and perhaps the residual stream, in one pass.
 

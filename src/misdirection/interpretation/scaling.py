@@ -15,8 +15,9 @@ from misdirection.interpretation.results import ScalingEffect
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.likelihood.margin import pair_continuations, text_continuations
-from misdirection.likelihood.sweep import TOKEN_BUDGET, Progress, sweep
+from misdirection.likelihood.sweep import TOKEN_BUDGET, sweep
 from misdirection.models.chat_model import ChatModel
+from misdirection.progress import Advance
 from misdirection.statistics import bootstrap
 
 Factors = Mapping[int, float]
@@ -60,7 +61,7 @@ def scaling_effects(
     settings: Mapping[str, Factors],
     *,
     budget: int = TOKEN_BUDGET,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> dict[str, ScalingEffect]:
     """Margin change for every question set, and damage, of every setting, by its name.
 

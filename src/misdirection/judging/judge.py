@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -16,6 +16,7 @@ from misdirection.judging.judges import Judge, Prompt
 from misdirection.judging.rubrics import Rubric
 from misdirection.judging.scoring import NO_VERDICT
 from misdirection.judging.verdicts import JudgeVerdict
+from misdirection.progress import Advance
 from misdirection.sampling.answers import Answer, answers_frame, as_answers
 
 CONCURRENCY = 16
@@ -85,7 +86,6 @@ class TooFewVerdicts(JudgeError):
 
 
 Rows = pd.DataFrame | Sequence[Answer]
-Progress = Callable[[int], None]
 
 
 def judging_cost(
@@ -107,7 +107,7 @@ def judge(
     cache: VerdictCache | None = None,
     concurrency: int = CONCURRENCY,
     max_calls: int | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Judged:
     """Puts every rubric to the judge about every answer.
 
@@ -196,7 +196,7 @@ class _JudgedTable:
             tokens=max(1, each) * -(-size // _BYTES_PER_TOKEN),
         )
 
-    def run(self, concurrency: int, max_calls: int | None, progress: Progress | None) -> None:
+    def run(self, concurrency: int, max_calls: int | None, progress: Advance | None) -> None:
         """Asks what is not in the cache."""
         if progress and self._cached:
             progress(self._cached)

@@ -6,7 +6,7 @@ carry their own setting, and a pass starts at the lowest layer that its settings
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,11 +20,10 @@ from misdirection.likelihood.answers import token_log_probs
 from misdirection.models.chat import batches, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
+from misdirection.progress import Advance
 
 TOKEN_BUDGET = 2048
 """Padded tokens in one batch of forward passes: large enough to keep a processor busy, small enough for a laptop."""
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Continuations:
 
 
 def log_probs(
-    chat: ChatModel, prompts: Sequence[Continuations], *, budget: int = TOKEN_BUDGET, progress: Progress | None = None
+    chat: ChatModel, prompts: Sequence[Continuations], *, budget: int = TOKEN_BUDGET, progress: Advance | None = None
 ) -> Tensor:
     """Mean-token log-probability of every answer, [prompts, answers], float64.
 
@@ -73,7 +72,7 @@ def sweep(
     settings: Sequence[Setting | Alternating],
     *,
     budget: int = TOKEN_BUDGET,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Tensor:
     """Mean-token log-probability of every answer under every setting, [settings, prompts, answers], float64.
 

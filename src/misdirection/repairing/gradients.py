@@ -17,14 +17,14 @@ from misdirection.auditing.attribution import adapted_layers
 from misdirection.data import ProbePair
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
-from misdirection.likelihood.sweep import Progress
 from misdirection.lora.view import LoraView
 from misdirection.models.chat import batches
 from misdirection.models.chat_model import ChatModel
+from misdirection.progress import Advance
 
 
 def margin_directions(
-    chat: ChatModel, pairs: Sequence[ProbePair], progress: Progress | None = None
+    chat: ChatModel, pairs: Sequence[ProbePair], progress: Advance | None = None
 ) -> dict[str, Tensor]:
     """Unit direction of each adapted module, [out] float32, by its path; one that has no say is left out.
 
