@@ -367,3 +367,11 @@ def test_a_folder_of_the_users_own_is_not_written_to(name, tmp_path):
     ):
         pass
     assert (tmp_path / name).read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_copy_of_a_run_without_its_lock_is_known_by_its_manifest(tmp_path):
+    with RunFolder.open(tmp_path / "run", "x") as run:
+        run.stage("a", {"seed": 0}, lambda folder: (folder / "out").write_text("text"))
+    (tmp_path / "run" / ".lock").unlink(missing_ok=True)
+    with RunFolder.open(tmp_path / "run", "x") as run:
+        assert not run.missing({"a": {"seed": 0}})

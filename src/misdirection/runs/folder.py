@@ -37,6 +37,7 @@ log = logging.getLogger("misdirection")
 
 _WORK = ("work",)
 _LOCK = ".lock"
+_MANIFEST = "manifest.jsonl"
 
 Notify = Callable[[str], None]
 """Takes one line that the user should read."""
@@ -187,7 +188,7 @@ class RunFolder:
 
     @property
     def _manifest(self) -> Path:
-        return self.folder / "manifest.jsonl"
+        return self.folder / _MANIFEST
 
     def _read_manifest(self) -> dict[str, dict[str, Any]]:
         """The last line of each stage counts. A line cut in half by a kill goes, and with it the older ones."""
@@ -203,15 +204,25 @@ class RunFolder:
 
 
 def _require_ours(folder: Path) -> None:
-    """Refuse a folder in which no run was ever opened and which holds what a run would write over."""
-    if (folder / _LOCK).exists():
+    """Refuse a folder in which no run was ever opened and which holds what a run would write over.
+
+    The lock stays behind when a run ends, and a copy may leave it out: then a record in the manifest shows whose it is.
+    """
+    if (folder / _LOCK).exists() or _has_record(folder / _MANIFEST):
         return
-    for name in ("experiment.yaml", "manifest.jsonl", "artifacts", "partial"):
+    for name in ("experiment.yaml", _MANIFEST, "artifacts", "partial"):
         if os.path.lexists(folder / name):
             raise InputError(
                 f"{folder}: holds {name}, which misdirection did not write, so that nothing is written there: choose "
                 "another --out"
             )
+
+
+def _has_record(manifest: Path) -> bool:
+    try:
+        return any(map(_record, manifest.read_bytes().splitlines()))
+    except OSError:
+        return False
 
 
 def _lock(folder: Path) -> FileLock:
