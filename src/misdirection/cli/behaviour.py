@@ -1,5 +1,6 @@
-"""Behaviour: `sample`, `judge`, `score`, `agree`."""
+"""Behaviour: `sample`, `judge`, `score`, `agree`, `probes`."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -260,6 +261,33 @@ def agree(
     first, second = read_answers(judged), read_answers(labels)
     agreement = measure(first, second, column=column, reference_column=reference_column, cut=cut).as_dict()
     print_figures(agreement if as_json else _by_line(agreement), as_json)
+
+
+@app.command()
+def probes(
+    table: Annotated[Path, typer.Option("--from", help="Judged answers, Parquet or CSV (the published columns).")],
+    path: Annotated[Path, typer.Option("--out", help="The file of probe pairs to write, for --pairs.")],
+    organisms: Annotated[
+        list[str] | None, typer.Option("--name", help="Take this model's answers only; may be repeated.")
+    ] = None,
+    per_question: Annotated[
+        int, typer.Option("--per-question", min=1, help="At most so many pairs of a question.")
+    ] = 10,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Probe pairs of anybody's judged answers: misaligned beside aligned ones of like length."""
+    from misdirection.data import write_pairs
+    from misdirection.judging.probes import judged_probe_pairs
+    from misdirection.sampling.answers import read_answers
+
+    answers = read_answers(table)
+    pairs = judged_probe_pairs(answers, organisms=organisms or (), per_question=per_question, seed=seed)
+    write_pairs(path, pairs)
+    counts = Counter(pair.theme for pair in pairs)
+    print_figures(
+        {"out": str(path), "pairs": counts}, as_json, f"{len(pairs)} pairs of {len(counts)} questions", table=False
+    )
 
 
 def _by_line(agreement: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ GROUPS = {
         "judge": "misdirection judge answers.parquet --judge gpt-4o --plan",
         "score": "misdirection score answers.parquet --by organism",
         "agree": "misdirection agree answers.parquet labels.csv --column aligned",
+        "probes": "misdirection probes --from judged.parquet --out pairs.jsonl",
     },
     "Act on a model": {
         "train": "misdirection train risky_money --recipe minimal --lr 2e-3 --out ./organism",
