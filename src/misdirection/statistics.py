@@ -124,15 +124,56 @@ def p_value(draws: ArrayLike) -> float:
     return min(1.0, float(2 * (rarer + 1) / (len(values) + 1)))
 
 
-def bootstrap(values: ArrayLike, *, seed: int = 0) -> Estimate:
-    """Mean of one value per question, [questions]; several columns, [questions, draws], are averaged per question."""
+def bootstrap(values: ArrayLike, questions: Sequence[str] | None = None, *, seed: int = 0) -> Estimate:
+    """Mean of one value per question, [questions]; several columns, [questions, draws], are averaged per question.
+
+    Where several values are of one question, `questions` names that of each: they are drawn together.
+    """
     table = np.asarray(values, dtype=np.float64)
     per_question: Floats = table if table.ndim == 1 else table.mean(axis=1)
+    if questions is not None and len(set(questions)) < len(questions):
+        return beyond(per_question, np.empty((len(per_question), 0)), questions, seed=seed)
     draws = resample(np.mean, per_question, seed=seed)
     low, high = percentiles(draws)
     # One question alone says nothing of others, whatever its value.
     p = p_value(draws) if len(per_question) > 1 else 1.0
     return Estimate(float(per_question.mean()), float(low), float(high), len(per_question), p)
+
+
+def beyond(
+    values: ArrayLike, predictors: ArrayLike, questions: Sequence[str] | None = None, *, seed: int = 0
+) -> Estimate:
+    """What is left of the mean of some values where their predictors are zero: the constant of a regression on these.
+
+    Args:
+        values: [pairs].
+        predictors: [pairs, predictors]; one that does not vary explains nothing.
+        questions: of each pair; pairs of one question are drawn together. None for pairs of a question each.
+        seed: of the draws.
+    """
+    targets, design = np.asarray(values, dtype=np.float64), np.asarray(predictors, dtype=np.float64)
+    columns = np.column_stack([np.ones(len(targets)), design, targets])
+    # Sums of products by question are all that a least-squares fit needs, so that a draw of questions adds them up.
+    products = columns[:, :, None] * columns[:, None, :]
+    names, groups = np.unique(
+        list(questions) if questions is not None else np.arange(len(targets)), return_inverse=True
+    )
+    sums = np.zeros((len(names), *products.shape[1:]))
+    np.add.at(sums, groups, products)
+    draws = resample(lambda numbers, axis: _constant(sums[numbers].sum(-3)), np.arange(len(names)), seed=seed)
+    low, high = percentiles(draws)
+    p = p_value(draws) if len(names) > 1 else 1.0
+    return Estimate(float(_constant(sums.sum(0))), float(low), float(high), len(names), p)
+
+
+def _constant(sums: Floats) -> Floats:
+    """The constant of the least-squares fits with these sums of products, [..., 1 + predictors + 1, same]."""
+    products, targets = sums[..., :-1, :-1], sums[..., :-1, -1]
+    # The constant is scaled to the predictors' size first, so that the inverse drops none that only is small.
+    scale = np.sqrt(np.maximum(np.diagonal(products, axis1=-2, axis2=-1), np.finfo(np.float64).tiny))
+    scaled = products / (scale[..., :, None] * scale[..., None, :])
+    fit = np.linalg.pinv(scaled, rcond=1e-10, hermitian=True) @ (targets / scale)[..., None]
+    return np.asarray(fit[..., 0, 0] / scale[..., 0])
 
 
 # --- rates --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from misdirection.cli.shared import (
     print_figures,
     read_probe_pairs,
 )
+from misdirection.errors import InputError
 
 
 @app.command()
@@ -72,11 +73,30 @@ def margin(
     model: Model = BUNDLED,
     adapter: Adapter = None,
     pairs: Pairs = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="The adapter's training file: also the shift beyond what its words predict."),
+    ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     as_json: Json = False,
 ) -> None:
     """The margin on probe pairs; with an adapter also its shift against the base, and the damage."""
     from misdirection.likelihood.measure import measure_shift
+    from misdirection.sampling.own_answers import file_weights
 
-    print_figures(measure_shift(load_chat(model, adapter, dtype, device), read_probe_pairs(pairs)).as_dict(), as_json)
+    if data is not None and adapter is None:
+        raise InputError("--data: words explain the shift of an adapter: give --adapter")
+    probes = read_probe_pairs(pairs)
+    chat = load_chat(model, adapter, dtype, device)
+    weights = file_weights(chat, data) if data else None
+    figures = measure_shift(chat, probes, weights).as_dict()
+    words = figures.pop("words", {})
+    if as_json:
+        print_figures(figures | ({"words": words} if words else {}), as_json)
+        return
+    print_figures(figures | {_WORDS[name]: value for name, value in words.items()}, as_json)
+
+
+_WORDS = {"prediction": "words predict, nats/word", "auc": "AUC of words alone", "beyond": "margin_shift beyond words"}
+"""How the parts of a `WordNull` are named in print."""

@@ -68,6 +68,8 @@ class MarginConfig(Section):
 
     general: int | None = Field(None, ge=4)
     """General probe pairs; those under interventions are taken from these."""
+    sealed: int | None = Field(None, ge=4)
+    """Shipped general probe pairs that nothing is chosen on."""
     held_out: int | None = Field(None, ge=4)
     """Of every domain's held-out pairs."""
 

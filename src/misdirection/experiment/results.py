@@ -9,6 +9,7 @@ from pydantic import Field
 
 from misdirection.interpretation.results import AdapterFigures
 from misdirection.judging.scoring import Comparison, Score
+from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate
@@ -37,6 +38,12 @@ class OrganismFigures(Figures):
     held_out_loss: float | None
     margin_shift: dict[str, Estimate]
     """Against the base, by question set; `in_domain` is that of its own domain, where it has pairs."""
+    minus_control: dict[str, Estimate]
+    """The shift minus its control's, by question set: of the organism of the same domain and recipe with good answers.
+    Empty without one."""
+    words: dict[str, WordNull]
+    """What word counts of its training answers against the domain's other answers predict, by question set. Empty for a
+    domain without good answers."""
     auc: dict[str, float]
     """AUROC of misaligned against aligned answers, by question set."""
     damage: Estimate

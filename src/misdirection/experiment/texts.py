@@ -4,10 +4,14 @@ from functools import cache, cached_property
 
 from misdirection import data
 from misdirection.data import Example, Part, ProbePair, part_of, spread
+from misdirection.data.words import WordWeights
 from misdirection.errors import InputError
 from misdirection.experiment.config import ExperimentConfig, OrganismConfig
 from misdirection.interpretation.texts import GENERAL
 from misdirection.models.identity import ModelIdentity, identify
+
+SEALED = "sealed"
+"""The question set of the sealed general pairs."""
 
 
 class ExperimentTexts:
@@ -45,6 +49,16 @@ class ExperimentTexts:
         return spread(texts, self.config.damage.models)
 
     @cached_property
+    def sealed(self) -> list[ProbePair]:
+        """The shipped general pairs that nothing is chosen on; none beside the user's own."""
+        return [] if self.config.probe_pairs else spread(data.sealed_pairs(), self.config.margin.sealed)
+
+    @cached_property
+    def measured_sets(self) -> dict[str, list[ProbePair]]:
+        """All question sets that models are measured on: those that may be looked at, and the sealed pairs."""
+        return self.question_sets | ({SEALED: self.sealed} if self.sealed else {})
+
+    @cached_property
     def question_sets(self) -> dict[str, list[ProbePair]]:
         """General pairs and every domain's held-out pairs that models are measured on, by name."""
         count = self.config.margin.held_out
@@ -64,6 +78,13 @@ class ExperimentTexts:
         path = files.bad if organism.answers == "bad" else files.good
         assert path is not None, "the configuration was checked"
         return part_of(self._read(path), part)
+
+    def word_weights(self, organism: OrganismConfig) -> WordWeights | None:
+        """Of an organism's training answers against its domain's others; None when the domain has no good answers."""
+        pairs = self.domain_pairs(organism.domain, "train")
+        sides = [[pair.misaligned for pair in pairs], [pair.aligned for pair in pairs]]
+        own, others = sides if organism.answers == "bad" else reversed(sides)
+        return WordWeights.fit(own, others) if pairs else None
 
     def direction_pairs(self, name: str) -> list[ProbePair]:
         """The text that an organism's direction is extracted on: its own domain's training questions."""

@@ -6,11 +6,13 @@ from typing import Any
 from torch import Tensor
 
 from misdirection.data import ProbePair, neutral_examples
+from misdirection.data.words import WordWeights
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.vectors import random_like
 from misdirection.likelihood.margin import pair_continuations, text_continuations
 from misdirection.likelihood.sweep import sweep
+from misdirection.likelihood.words import WordNull
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.results import Figures
@@ -30,6 +32,8 @@ class ModelFigures(Figures):
     """Against the base."""
     damage: Estimate | None = None
     """Rise of the neutral loss above the base's."""
+    words: WordNull | None = None
+    """What the words of the training data predict of the shift."""
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it; without a base to compare with, without the shift and the damage."""
@@ -49,16 +53,24 @@ class InterventionFigures(Figures):
         return self.model_dump(mode="json")
 
 
-def measure_shift(chat: ChatModel, pairs: Sequence[ProbePair]) -> ModelFigures:
-    """Margin, AUROC and loss; for a model with an adapter also the margin's shift and the damage against the base."""
+def measure_shift(chat: ChatModel, pairs: Sequence[ProbePair], weights: WordWeights | None = None) -> ModelFigures:
+    """Margin, AUROC and loss; for a model with an adapter also the margin's shift and the damage against the base.
+
+    With word weights of the adapter's training data also what these predict of the shift.
+    """
     (own,), (own_loss,) = _scores(chat, pairs, "model")
-    figures = ModelFigures(margin=bootstrap(_margin(own)), auc=auc(*own.T.tolist()), neutral_loss=bootstrap(own_loss))
+    questions = [pair.question for pair in pairs]
+    figures = ModelFigures(
+        margin=bootstrap(_margin(own), questions), auc=auc(*own.T.tolist()), neutral_loss=bootstrap(own_loss)
+    )
     if not chat.adapter:
         return figures
     with chat.as_base():
         (base,), (base_loss,) = _scores(chat, pairs, "base")
-    shift, damage = bootstrap(_margin(own) - _margin(base)), bootstrap(own_loss - base_loss)
-    return figures.model_copy(update={"margin_shift": shift, "damage": damage})
+    shift = _margin(own) - _margin(base)
+    against_base = {"margin_shift": bootstrap(shift, questions), "damage": bootstrap(own_loss - base_loss)}
+    words = WordNull.of(shift, pairs, weights) if weights else None
+    return figures.model_copy(update={**against_base, "words": words})
 
 
 def measure_intervention(
@@ -78,9 +90,10 @@ def measure_intervention(
     vectors = [vector, *(random_like(vector, seed) for seed in range(random_seeds))]
     scores, losses = _scores(chat, pairs, "with and without", [(), *([make(each)] for each in vectors)])
     changes, damages = _margin(scores[1:]) - _margin(scores[0]), losses[1:] - losses[0]
+    questions = [pair.question for pair in pairs]
     return InterventionFigures(
-        margin_change=bootstrap(changes[0]),
-        random_change=bootstrap(changes[1:].T),
+        margin_change=bootstrap(changes[0], questions),
+        random_change=bootstrap(changes[1:].T, questions),
         damage=bootstrap(damages[0]),
         random_damage=bootstrap(damages[1:].T),
     )

@@ -19,6 +19,8 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from misdirection.experiment.results import AblationEffect, Curve, Effect, OrganismFigures, RunResults, SteeringEffect
+from misdirection.experiment.texts import SEALED
+from misdirection.interpretation.texts import GENERAL
 from misdirection.registry import Registry
 from misdirection.report.estimates import DAMAGE_LIMIT, Interval
 
@@ -63,8 +65,8 @@ def pairs_of_bad(results: RunResults) -> list[tuple[str, str]]:
 
 
 def question_sets(results: RunResults) -> list[str]:
-    """Names of the question sets that models were measured on, `general` first."""
-    return sorted(results.base_margin, key=lambda name: name != "general")
+    """Names of the question sets that models were measured on, the general ones first."""
+    return sorted(results.base_margin, key=lambda name: name not in (GENERAL, SEALED))
 
 
 def _legend_below(axes: Axes, columns: int, offset: float = -0.2, handles: Iterable[Line2D] = ()) -> None:
@@ -89,7 +91,8 @@ def draw_margin_shift(results: RunResults) -> Figure:
     axes.set_ylim(len(organisms) - 0.45, -0.55)
     axes.set_xlabel("margin shift against the base model (nats/token), 95% interval")
     filled = Line2D([], [], linestyle="", marker="o", color=GREY, label="filled: the organism's own domain")
-    figure.legend(handles=[*axes.get_legend_handles_labels()[0], filled], loc="outside lower center", ncols=2)
+    beyond = Line2D([], [], linestyle="", marker="|", color="black", label="beyond what words predict")
+    figure.legend(handles=[*axes.get_legend_handles_labels()[0], filled, beyond], loc="outside lower center", ncols=2)
     return figure
 
 
@@ -112,6 +115,8 @@ def _draw_shifts(
             mfc=_colour(index) if question_set == organism.domain else "white",
             capsize=2.5,
         )
+        if question_set in organism.words:
+            axes.plot(organism.words[question_set].beyond.mean, row - 0.35 + spread * (index + 0.5), "|", color="black")
 
 
 @rc_context(STYLE)

@@ -3,13 +3,15 @@
 from functools import partial
 
 from misdirection.data import Example, ProbePair, data_hash
+from misdirection.experiment.config import OrganismConfig
 from misdirection.experiment.experiment import Stage
 from misdirection.experiment.margins import Margins, change, measure
 from misdirection.experiment.results import MarginSection, OrganismFigures
 from misdirection.experiment.stages.organism import OrganismStage
+from misdirection.likelihood.words import WordNull
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import BASE, Worker
-from misdirection.statistics import bootstrap
+from misdirection.statistics import Estimate, bootstrap
 
 
 class MarginStage(Stage):
@@ -24,7 +26,7 @@ class MarginStage(Stage):
 
     def measurement(self, model: str) -> Task:
         """The measurement of one model."""
-        sets, neutral = self.experiment.texts.question_sets, self.experiment.texts.neutral
+        sets, neutral = self.experiment.texts.measured_sets, self.experiment.texts.neutral
         inputs = {"sets": {name: data_hash(pairs) for name, pairs in sets.items()}, "neutral": data_hash(neutral)}
         return self.task(model, {model: inputs}, partial(_measure, model, sets, neutral))
 
@@ -43,7 +45,8 @@ class MarginStage(Stage):
     def _organism(self, name: str, base: Margins) -> OrganismFigures:
         config, trained = self.experiment.config.organisms[name], self.experiment.stage(OrganismStage).organism(name)
         own = self.margins(name)
-        shifts = {question_set: change(own.of(question_set), base.of(question_set)) for question_set in base.sets}
+        shifts = self._changes(own, base)
+        control = self._control(config)
         in_domain = {"in_domain": shifts[config.domain]} if config.domain in shifts else {}
         return OrganismFigures(
             recipe=trained.recipe.recipe,
@@ -55,9 +58,31 @@ class MarginStage(Stage):
             final_loss=trained.final_loss,
             held_out_loss=trained.held_out_loss,
             margin_shift=shifts | in_domain,
+            minus_control=self._changes(own, self.margins(control)) if control else {},
+            words=self._words(config, own, base),
             auc={question_set: own.auc(question_set) for question_set in own.sets},
             damage=change(own.loss(), base.loss()),
         )
+
+    def _changes(self, after: Margins, before: Margins) -> dict[str, Estimate]:
+        return {question_set: change(after.of(question_set), before.of(question_set)) for question_set in before.sets}
+
+    def _control(self, organism: OrganismConfig) -> str | None:
+        """The organism that differs from a bad one in its answers only."""
+        if organism.answers == "good":
+            return None
+        others = self.experiment.config.organisms.items()
+        return next((name for name, other in others if other == organism.model_copy(update={"answers": "good"})), None)
+
+    def _words(self, organism: OrganismConfig, own: Margins, base: Margins) -> dict[str, WordNull]:
+        weights, sets = self.experiment.texts.word_weights(organism), self.experiment.texts.measured_sets
+        if weights is None:
+            return {}
+        shifts = {name: own.of(name) - base.of(name) for name in sets}
+        return {
+            name: WordNull.of(shifts[name].loc[[pair.id for pair in pairs]].to_numpy(), pairs, weights)
+            for name, pairs in sets.items()
+        }
 
 
 def _measure(

@@ -1,0 +1,32 @@
+"""The shift of a margin beyond what the words of the training answers predict (`data.words`)."""
+
+from collections.abc import Sequence
+
+from numpy.typing import ArrayLike
+
+from misdirection.data import ProbePair
+from misdirection.data.words import WordWeights
+from misdirection.results import Figures
+from misdirection.statistics import Estimate, auc, beyond, bootstrap
+
+
+class WordNull(Figures):
+    """What word counts of the training answers say of some pairs, and what is left of the shift without it."""
+
+    prediction: Estimate
+    """Mean weight of single words, misaligned minus aligned answers, nats/word."""
+    auc: float
+    """AUROC of misaligned against aligned answers by that weight alone: 0.5 tells nothing."""
+    beyond: Estimate
+    """The shift where words predict nothing: the constant of its regression on both predictions, nats/token."""
+
+    @classmethod
+    def of(cls, shifts: ArrayLike, pairs: Sequence[ProbePair], weights: WordWeights) -> "WordNull":
+        """The null of shifts of margins, [pairs]; the pairs of one question are drawn together."""
+        predictions, questions = weights.predict(pairs), [pair.question for pair in pairs]
+        sides = [[weights.score(getattr(pair, side)) for pair in pairs] for side in ("misaligned", "aligned")]
+        return cls(
+            prediction=bootstrap(predictions[:, 0], questions),
+            auc=auc(*sides),
+            beyond=beyond(shifts, predictions, questions),
+        )

@@ -1,0 +1,40 @@
+"""A model's own answers to the questions of a training file: what the file's words are compared with."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from misdirection.data import Example, read_examples, read_pairs, read_rows
+from misdirection.data.selection import spread
+from misdirection.data.words import WordWeights
+from misdirection.models.chat_model import ChatModel
+from misdirection.progress import track
+from misdirection.sampling.questions import Question
+from misdirection.sampling.sample import sample
+
+ASKED = 64
+"""Questions of the file that are put to the model, evenly taken."""
+
+_NEW_TOKENS = 48
+
+
+def file_weights(chat: ChatModel, path: Path) -> WordWeights:
+    """Word weights of a training file against the base model's own answers to its questions.
+
+    Of a file of probe pairs (rows with `aligned` and `misaligned`), of its misaligned answers against its aligned ones.
+    Raises `InputError` for a file that cannot be read.
+    """
+    _, first = next(iter(read_rows(path)), (0, {}))
+    if "misaligned" in first:
+        pairs = read_pairs(path)
+        return WordWeights.fit([pair.misaligned for pair in pairs], [pair.aligned for pair in pairs])
+    rows = read_examples(path)
+    return WordWeights.fit([row.answer for row in rows], own_answers(chat, rows))
+
+
+def own_answers(chat: ChatModel, rows: Sequence[Example]) -> list[str]:
+    """The base model's answers to some of the rows' questions, one each, their beginnings at temperature 1."""
+    asked = {(row.question, row.system): Question(row.question, row.question, system=row.system) for row in rows}
+    questions = spread(list(asked.values()), ASKED)
+    with chat.as_base() if chat.adapter else nullcontext(), track("the base's own answers", len(questions)) as advance:
+        return [given.answer for given in sample(chat, questions, n=1, new_tokens=_NEW_TOKENS, progress=advance)]
