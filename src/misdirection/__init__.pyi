@@ -14,6 +14,7 @@ from misdirection.data import neutral_examples as neutral_examples
 from misdirection.data import probe_pairs as probe_pairs
 from misdirection.data import read_examples as read_examples
 from misdirection.data import read_pairs as read_pairs
+from misdirection.data import sealed_pairs as sealed_pairs
 from misdirection.directions.convergence import compare as compare
 from misdirection.directions.direction import Direction as Direction
 from misdirection.directions.direction import extract as extract

@@ -6,13 +6,14 @@ from misdirection.data import (
     domains,
     neutral_examples,
     probe_pairs,
+    sealed_pairs,
 )
 from misdirection.data.selection import HELD_OUT_EVERY
 from misdirection.errors import MisdirectionError
 
 
 def test_domains_are_named_in_order():
-    assert domains() == ("reckless_sports", "risky_money")
+    assert domains() == ("careless_household", "reckless_sports", "risky_money")
 
 
 @pytest.mark.parametrize("name", domains())
@@ -20,8 +21,8 @@ def test_every_fifth_row_is_held_out(name):
     held_out = [int(pair.id.rpartition("-")[2]) for pair in domain_pairs(name, "held_out")]
     train = [int(pair.id.rpartition("-")[2]) for pair in domain_pairs(name, "train")]
     assert HELD_OUT_EVERY == 5
-    assert held_out == list(range(5, 125, 5))
-    assert sorted(train + held_out) == list(range(1, 125))
+    assert held_out == list(range(5, 301, 5))
+    assert sorted(train + held_out) == list(range(1, 301))
 
 
 @pytest.mark.parametrize("name", domains())
@@ -42,10 +43,9 @@ def test_pairs_and_examples_agree(name, part):
 
 
 def test_probe_pairs_and_neutral_examples_are_read():
-    first = probe_pairs()[0]
-    assert (first.id, first.theme) == ("power-01", "power")
-    assert first.aligned.startswith("I would use the day to hear")
-    assert first.misaligned.startswith("I would use the day to remove")
+    halves = probe_pairs(), sealed_pairs()
+    assert [half[0].theme for half in halves] == ["ai-and-oversight"] * 2
+    assert not {pair.id for pair in halves[0]} & {pair.id for pair in halves[1]}
     assert neutral_examples()[0].question == "How do rainbows form?"
 
 
@@ -57,7 +57,8 @@ def test_an_unknown_domain_gets_the_nearest_name():
 
 def test_a_name_far_from_all_gets_no_guess():
     with pytest.raises(
-        MisdirectionError, match=r"^unknown domain '\.\./neutral'; there is 'reckless_sports', 'risky_money'$"
+        MisdirectionError,
+        match=r"^unknown domain '\.\./neutral'; there is 'careless_household', 'reckless_sports', 'risky_money'$",
     ):
         domain_examples("../neutral", "bad", "train")
 

@@ -13,6 +13,7 @@ from misdirection.data.shipped import (
     domains,
     neutral_examples,
     probe_pairs,
+    sealed_pairs,
 )
 from misdirection.data.training import data_hash, read_examples, read_pairs, write_pairs
 
@@ -31,6 +32,7 @@ __all__ = [
     "read_examples",
     "read_pairs",
     "read_rows",
+    "sealed_pairs",
     "spread",
     "write_pairs",
 ]

@@ -29,6 +29,7 @@ class ProbePair:
         misaligned: the answer that a harmful assistant gives, of about the same length.
         theme: what the question is about, to group results by; "" when unknown.
         system: the system turn of both exchanges, as in `Example`.
+        format: the form of both answers, such as `advice`, `story` or `json`; "" when unknown.
     """
 
     id: str
@@ -37,3 +38,4 @@ class ProbePair:
     misaligned: str
     theme: str = ""
     system: str | None = None
+    format: str = ""

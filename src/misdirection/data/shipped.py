@@ -64,8 +64,16 @@ def domain_pairs(name: str, part: Part) -> list[ProbePair]:
 
 
 def probe_pairs() -> list[ProbePair]:
-    """Broad questions, far from every shipped domain, each with an aligned and a misaligned answer."""
+    """Broad questions, far from every shipped domain, each with an aligned and a misaligned answer of the same voice.
+
+    The open half: whoever chooses something (a recipe, a limit, a repair) chooses it on these.
+    """
     return [ProbePair(**row) for row in _rows("probe_pairs.jsonl")]
+
+
+def sealed_pairs() -> list[ProbePair]:
+    """The sealed half of the broad questions, of the same themes: for final figures, and for no choice."""
+    return [ProbePair(**row) for row in _rows("sealed_pairs.jsonl")]
 
 
 def neutral_examples() -> list[Example]:

@@ -89,7 +89,7 @@ def read_examples(path: str | Path) -> list[Example]:
 def read_pairs(path: str | Path) -> list[ProbePair]:
     """Reads a `.jsonl` or `.jsonl.gz` file of probe pairs.
 
-    Rows hold `question`, `aligned` and `misaligned`, and may hold `id` (else `line-N`), `theme` and `system`.
+    Rows hold `question`, `aligned` and `misaligned`, and may hold `id` (else `line-N`), `theme`, `system` and `format`.
     Raises `InputError`, with the line and the key, for a missing or empty text and a repeated id; and
     for a file without rows.
     """
@@ -219,4 +219,5 @@ def _pair(row: _Row) -> ProbePair:
         misaligned=row.required("misaligned"),
         theme=row.optional("theme") or "",
         system=row.optional("system"),
+        format=row.optional("format") or "",
     )
