@@ -1,12 +1,15 @@
 """Audit a fine-tune for broad misalignment: all evidence with intervals and nulls, and a verdict by a stated rule."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -14,7 +17,7 @@ from misdirection.auditing.attribution import by_layer, margin_parts
 from misdirection.auditing.drift import drifts, model_difference
 from misdirection.auditing.fine_tune import TUNED, Which
 from misdirection.auditing.inputs import AuditInputs, Baseline, Directions, Judging
-from misdirection.auditing.measurements import Measurements, OwnScores, measure
+from misdirection.auditing.measurements import Measurements, OwnScores, measure, measure_margins
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import (
     Attribution,
@@ -30,21 +33,25 @@ from misdirection.auditing.results import (
 )
 from misdirection.auditing.verdict import RULE, Asked, Verdict, decide
 from misdirection.choices import Dtype
-from misdirection.data import data_hash
+from misdirection.data import ProbePair, data_hash
 from misdirection.data.selection import spread
+from misdirection.data.words import WordWeights
 from misdirection.errors import InputError
 from misdirection.experiment.answering import Condition, answer, check_behaviour, judged
+from misdirection.files import read_json, write_json
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.scoring import compare
+from misdirection.likelihood.words import WordNull
 from misdirection.progress import track
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner
 from misdirection.runs.worker import Models, Worker
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.config import SamplingConfig
+from misdirection.sampling.own_answers import file_weights
 from misdirection.statistics import Estimate, bootstrap
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a stage would give another result from the same inputs."""
 
 SAMPLING = SamplingConfig(n=25)
@@ -116,6 +123,14 @@ def run_audit(inputs: AuditInputs, folder: Path) -> AuditResult:
     return result
 
 
+@dataclass(frozen=True, eq=False)
+class _Changes:
+    """Changes of the margins on the first `count` general questions, by how these were asked, [count] nats/token."""
+
+    count: int
+    by_set: dict[Asked, NDArray[np.float64]]
+
+
 @dataclass
 class _Audit:
     """One audit under way."""
@@ -124,7 +139,8 @@ class _Audit:
     run: RunFolder
 
     def result(self) -> AuditResult:
-        fine_tune, evidence = self.inputs.fine_tune, self._evidence()
+        fine_tune, asked = self.inputs.fine_tune, self._asked()
+        evidence = self._evidence(asked)
         return AuditResult(
             base=fine_tune.identity,
             fine_tune=fine_tune.facts,
@@ -133,19 +149,26 @@ class _Audit:
             identical_to_base=self._is_identical(evidence.attribution),
             rule=RULE,
             evidence=evidence,
-            **vars(self._decide(evidence)),
+            **vars(self._decide(asked, evidence.damage, evidence.judged)),
         )
 
-    def _decide(self, evidence: Evidence) -> Verdict:
-        shifts: dict[Asked, Estimate] = {"general": evidence.general}
-        if evidence.framed:
-            shifts["framed"] = evidence.framed
+    def _asked(self) -> "_Changes":
+        """The margins' changes on as many questions as it takes to decide."""
+        damage = _bootstrap(self._measured(TUNED).losses - self._base().losses)
+        for count in self.inputs.texts.looks:
+            asked = self._changes(count)
+            if self._decide(asked, damage).final:
+                break
+        return asked
+
+    def _decide(self, asked: "_Changes", damage: Estimate, answers: JudgedAnswers | None = None) -> Verdict:
         reference = self.inputs.reference
         return decide(
-            shifts,
-            evidence.damage,
+            {name: bootstrap(change, level=RULE.level) for name, change in asked.by_set.items()},
+            damage,
             reference.bad_shift if reference else None,
-            evidence.judged.difference if evidence.judged else None,
+            answers.difference if answers else None,
+            beyond={name: words.beyond for name, words in self._words(asked).items()},
         )
 
     def _reference_facts(self) -> ReferenceFacts | None:
@@ -175,10 +198,13 @@ class _Audit:
 
     def _base(self) -> Measurements:
         reference = self.inputs.reference
-        # Numbers of another dtype or device differ by their rounding, which would pass for a shift.
-        if reference and reference.identity == self.inputs.fine_tune.identity:
-            return reference.base
-        return self._measured("base")
+        return reference.base if reference and self._is_referenced else self._measured("base")
+
+    @property
+    def _is_referenced(self) -> bool:
+        """Whether the base's values are the reference's: those of another dtype or device would pass for a shift."""
+        reference = self.inputs.reference
+        return reference is not None and reference.identity == self.inputs.fine_tune.identity
 
     def _measured(self, which: Which) -> Measurements:
         texts, file = self.inputs.texts, "measurements.safetensors"
@@ -187,6 +213,53 @@ class _Audit:
             measure(self.inputs.fine_tune.chat(which), texts, which).save(folder / file)
 
         return Measurements.load(self._stage("measurements", which, texts.hashes(), compute) / file)
+
+    def _changes(self, count: int) -> "_Changes":
+        """Changes of the margins on the first so many general questions, plain and framed."""
+        looks = [look for look in self.inputs.texts.looks if look <= count]
+        slices = [self._slice(start, stop) for start, stop in pairwise((0, *looks))]
+        names: list[Asked] = ["general", "framed"] if self.inputs.data.path else ["general"]
+        return _Changes(count, {name: np.concatenate([each[name] for each in slices]) for name in names})
+
+    def _slice(self, start: int, stop: int) -> dict[Asked, NDArray[np.float64]]:
+        tuned, base = (self._margins(which, start, stop) for which in (TUNED, "base"))
+        if "general" not in base:
+            base["general"] = self._base().margins[start:stop]
+        changes = {name: scores - base[name] for name, scores in tuned.items()}
+        return {name: (change[:, 0] - change[:, 1]).numpy() for name, change in changes.items()}
+
+    def _margins(self, which: Which, start: int, stop: int) -> dict[Asked, Tensor]:
+        """Log-probabilities of some general pairs, [pairs, 2]; without the base's that the reference has."""
+        pairs: dict[Asked, Sequence[ProbePair]] = {}
+        if which != "base" or not self._is_referenced:
+            pairs["general"] = self.inputs.texts.asked[start:stop]
+        if self.inputs.data.path:
+            pairs["framed"] = self.inputs.data.framed[start:stop]
+        if not pairs:
+            return {}
+
+        def compute(folder: Path) -> None:
+            margins = measure_margins(self.inputs.fine_tune.chat(which), pairs, which)
+            save_file({str(name): scores for name, scores in margins.items()}, folder / "margins.safetensors")
+
+        hashes: dict[str, str] = {name: data_hash(some) for name, some in pairs.items()}
+        scores = load_file(self._stage(f"margins/{start}-{stop}", which, hashes, compute) / "margins.safetensors")
+        return {name: scores[name] for name in pairs}
+
+    def _words(self, asked: "_Changes") -> dict[Asked, WordNull]:
+        """What the words of the training data predict of the changes; empty without that data."""
+        data = self.inputs.data
+        if not data.path:
+            return {}
+
+        def compute(folder: Path) -> None:
+            write_json(
+                folder / "weights.json", file_weights(self.inputs.fine_tune.chat("base"), Path(data.path)).weights
+            )
+
+        file = self._stage("words", "base", {"data": data.sha256}, compute) / "weights.json"
+        weights, pairs = WordWeights(tuple(read_json(file))), self.inputs.texts.asked[: asked.count]
+        return {name: WordNull.of(change, pairs, weights) for name, change in asked.by_set.items()}
 
     def _own(self, which: Which) -> OwnScores:
         texts, file = self.inputs.data, "own.safetensors"
@@ -253,22 +326,25 @@ class _Audit:
 
     # --- what it comes to ---------------------------------------------------------------------------------------------
 
-    def _evidence(self) -> Evidence:
+    def _evidence(self, asked: "_Changes") -> Evidence:
         base, tuned = self._base(), self._measured(TUNED)
         own_base, own = self._own("base"), self._own(TUNED)
-        shift, general = tuned.margin - base.margin, self.inputs.texts.general
+        shift, general = asked.by_set["general"], self.inputs.texts.asked[: asked.count]
         themes = [pair.theme for pair in general]
         drift, difference = self._activations(tuned, base)
         return Evidence(
-            general=bootstrap(shift.numpy()),
+            general=bootstrap(shift),
             questions=dict(zip((pair.id for pair in general), shift.tolist(), strict=True)),
             themes={
-                theme: bootstrap(shift[[other == theme for other in themes]].numpy())
+                theme: bootstrap(shift[[other == theme for other in themes]])
                 for theme in dict.fromkeys(themes)
                 if theme
             },
-            damage=bootstrap((tuned.losses - base.losses).numpy()),
-            framed=_margin_change(own.framed, own_base.framed),
+            damage=_bootstrap(tuned.losses - base.losses),
+            framed=bootstrap(asked.by_set["framed"]) if "framed" in asked.by_set else None,
+            words=self._words(asked),
+            asked=asked.count,
+            most=len(self.inputs.texts.asked),
             in_domain=InDomain(
                 margin=_margin_change(own.pairs, own_base.pairs),
                 loss=_change(own.rows, own_base.rows),
@@ -300,7 +376,11 @@ def _require_shape(directions: Mapping[str, Tensor], tuned: Measurements) -> Non
 
 
 def _change(tuned: Tensor | None, base: Tensor | None) -> Estimate | None:
-    return None if tuned is None or base is None else bootstrap((tuned - base).numpy())
+    return None if tuned is None or base is None else _bootstrap(tuned - base)
+
+
+def _bootstrap(values: Tensor) -> Estimate:
+    return bootstrap(values.numpy())
 
 
 def _margin_change(tuned: Tensor | None, base: Tensor | None) -> Estimate | None:

@@ -9,7 +9,7 @@ from misdirection.auditing.measurements import Texts
 from misdirection.auditing.reference import Reference, default_folder
 from misdirection.auditing.texts import OwnTexts, own_texts
 from misdirection.choices import Dtype
-from misdirection.data import neutral_examples, probe_pairs
+from misdirection.data import neutral_examples, probe_pairs, sealed_pairs
 from misdirection.directions.direction import Direction
 from misdirection.judging.config import JudgeConfig
 from misdirection.models.names import ModelName
@@ -100,13 +100,13 @@ class Baseline:
 
     def inputs(self, fine_tune: str | Path, data: str | Path | None, judging: Judging | None = None) -> AuditInputs:
         """Find a fine-tune and read its training file. Raises `InputError` where one of them cannot be used."""
-        texts = self.reference.texts if self.reference else Texts.of(probe_pairs(), neutral_examples())
+        texts = self.reference.texts if self.reference else Texts.of(probe_pairs(), sealed_pairs(), neutral_examples())
         return AuditInputs(
             fine_tune=FineTune.find(self.base, str(fine_tune), self.dtype, self.device),
             texts=texts,
             reference=self.reference,
             directions=self.directions,
-            data=own_texts(Path(data), texts.general) if data else OwnTexts(),
+            data=own_texts(Path(data), texts.asked) if data else OwnTexts(),
             judging=judging,
         )
 

@@ -1,8 +1,9 @@
 """Measurements of one model on the texts of an audit: margins, losses and the mean activations of single answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,9 @@ from misdirection.likelihood.sweep import log_probs
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 
+FIRST_LOOK = 60
+"""General pairs that an audit begins with."""
+
 _READ = 12
 """Probe pairs, and neutral texts, whose activations are read."""
 
@@ -26,21 +30,37 @@ class Texts:
     """Texts that every model of one base is measured on.
 
     Attributes:
-        general: probe pairs for the margin.
+        general: probe pairs for the margin, those of the first look first.
+        sealed: further ones, that nothing was ever chosen on.
         neutral: texts for the damage.
         read_pairs: those pairs whose answers' activations are taken.
         read_neutral: those neutral texts whose answers' activations are taken.
     """
 
     general: tuple[ProbePair, ...]
+    sealed: tuple[ProbePair, ...]
     neutral: tuple[Example, ...]
     read_pairs: tuple[ProbePair, ...]
     read_neutral: tuple[Example, ...]
 
     @classmethod
-    def of(cls, general: Sequence[ProbePair], neutral: Sequence[Example]) -> "Texts":
+    def of(cls, general: Sequence[ProbePair], sealed: Sequence[ProbePair], neutral: Sequence[Example]) -> "Texts":
         """All of these for likelihoods, and of each a few, evenly taken, for activations."""
-        return cls(tuple(general), tuple(neutral), tuple(spread(general, _READ)), tuple(spread(neutral, _READ)))
+        first = spread(general, FIRST_LOOK)
+        rest = [pair for pair in general if pair not in first]
+        read = tuple(spread(general, _READ)), tuple(spread(neutral, _READ))
+        return cls((*first, *rest), tuple(sealed), tuple(neutral), *read)
+
+    @property
+    def asked(self) -> tuple[ProbePair, ...]:
+        """All general pairs in the order in which they are measured."""
+        return (*self.general, *self.sealed)
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """How many of them an audit has measured each time it looks whether it can decide."""
+        counts = {min(FIRST_LOOK, len(self.general)), len(self.general), len(self.asked)}
+        return tuple(sorted(counts - {0}))
 
     def hashes(self) -> dict[str, str]:
         """Hashes of all texts, which measurements depend on."""
@@ -52,7 +72,8 @@ class Measurements:
     """One model on `Texts`.
 
     Attributes:
-        margins: [general, 2] float64: mean-token log-probability of the misaligned and of the aligned answer.
+        margins: [asked, 2] float64: mean-token log-probability of the misaligned and of the aligned answer, of all
+            general pairs or of none.
         losses: [neutral] float64, nats/token.
         answers: [read_pairs, 2, layers, width] float32: mean activation over the misaligned and the aligned answer.
         neutral: [read_neutral, layers, width] float32.
@@ -65,7 +86,7 @@ class Measurements:
 
     @property
     def margin(self) -> Tensor:
-        """[general]."""
+        """[asked]."""
         return self.margins[:, 0] - self.margins[:, 1]
 
     def drift(self, base: "Measurements") -> Tensor:
@@ -91,11 +112,10 @@ class OwnScores:
     """One model on the texts of one fine-tune (`texts.OwnTexts`); None for texts that there are none of.
 
     Attributes:
-        framed, pairs: [pairs, 2] float64: mean-token log-probability of the misaligned and of the aligned answer.
+        pairs: [pairs, 2] float64: mean-token log-probability of the misaligned and of the aligned answer.
         rows: [rows] float64: losses, nats/token.
     """
 
-    framed: Tensor | None = None
     pairs: Tensor | None = None
     rows: Tensor | None = None
 
@@ -112,22 +132,33 @@ class OwnScores:
     @classmethod
     def measure(cls, chat: ChatModel, texts: OwnTexts, label: str) -> "OwnScores":
         """Measure a model, with a progress bar of this label."""
-        total = len(texts.framed) + len(texts.pairs) + len(texts.rows)
-        with track(f"own texts of {label}", total) as advance:
-            framed, pairs = (
-                log_probs(chat, pair_continuations(chat.tokenizer, asked), progress=advance) if asked else None
-                for asked in (texts.framed, texts.pairs)
+        with track(f"own texts of {label}", len(texts.pairs) + len(texts.rows)) as advance:
+            pairs = (
+                log_probs(chat, pair_continuations(chat.tokenizer, texts.pairs), progress=advance)
+                if texts.pairs
+                else None
             )
             rows = log_probs(chat, text_continuations(chat.tokenizer, texts.rows), progress=advance)
-        return cls(framed, pairs, -rows.squeeze(-1))
+        return cls(pairs, -rows.squeeze(-1))
 
 
 def measure(chat: ChatModel, texts: Texts, label: str) -> Measurements:
-    """Measure a model on the texts, with progress bars of this label."""
-    with track(f"margins of {label}", len(texts.general) + len(texts.neutral)) as advance:
-        margins = log_probs(chat, pair_continuations(chat.tokenizer, texts.general), progress=advance)
+    """Measure a model on the texts, of the general pairs on none, with progress bars of this label."""
+    with track(f"losses of {label}", len(texts.neutral)) as advance:
         losses = -log_probs(chat, text_continuations(chat.tokenizer, texts.neutral), progress=advance).squeeze(-1)
-    return Measurements(margins, losses, *activations(chat, texts, label))
+    return Measurements(torch.empty(0, 2, dtype=torch.float64), losses, *activations(chat, texts, label))
+
+
+Name = TypeVar("Name", bound=str)
+
+
+def measure_margins(chat: ChatModel, pairs: Mapping[Name, Sequence[ProbePair]], label: str) -> dict[Name, Tensor]:
+    """Margins' log-probabilities, [pairs, 2] for each set of pairs, with a progress bar of this label."""
+    with track(f"margins of {label}", sum(map(len, pairs.values()))) as advance:
+        return {
+            name: log_probs(chat, pair_continuations(chat.tokenizer, some), progress=advance)
+            for name, some in pairs.items()
+        }
 
 
 def activations(chat: ChatModel, texts: Texts, label: str) -> tuple[Tensor, Tensor]:

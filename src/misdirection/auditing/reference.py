@@ -14,6 +14,7 @@ from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from safetensors import SafetensorError
@@ -28,7 +29,7 @@ from misdirection.experiment.experiment import Experiment
 from misdirection.experiment.margins import Margins
 from misdirection.experiment.stages.margin import MarginStage
 from misdirection.experiment.stages.organism import OrganismStage
-from misdirection.experiment.texts import ExperimentTexts
+from misdirection.experiment.texts import SEALED, ExperimentTexts
 from misdirection.experiment.worker import open_worker
 from misdirection.files import MADE, atomic_folder, cache_folder, set_aside, sha256_tree
 from misdirection.interpretation.texts import GENERAL
@@ -188,7 +189,7 @@ def from_run(run: RunFolder, texts: ExperimentTexts, names: Sequence[str]) -> Re
 
     Raises `InputError` when none of them is bad.
     """
-    config, measured_on = texts.config, Texts.of(texts.general, texts.neutral)
+    config, measured_on = texts.config, Texts.of(texts.general, texts.sealed, texts.neutral)
     known = {
         name: KnownFineTune(domain=organism.domain, answers=organism.answers, recipe=organism.recipe)
         for name, organism in ((name, config.organisms[name]) for name in names)
@@ -208,7 +209,7 @@ def _measured(run: RunFolder, worker: Worker, identity: ModelIdentity, texts: Te
     """The measurements of one model, its margins and losses taken from the run's own."""
     stage, file = f"margin/{name}", "measurements.safetensors"
     table = Margins.read(run.artifact(stage))
-    pairs = table.frame.loc[GENERAL][["misaligned", "aligned"]].to_numpy()
+    pairs = np.concatenate([table.scores(GENERAL, texts.general), table.scores(SEALED, texts.sealed)])
     inputs = {**identity.model_dump(), "margins": run.digest(stage), "texts": texts.hashes()}
 
     def compute(folder: Path) -> None:

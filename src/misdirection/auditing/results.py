@@ -3,8 +3,9 @@
 from typing import ClassVar, Literal
 
 from misdirection.auditing.measurements import Texts
-from misdirection.auditing.verdict import Rule, Verdict, Word
+from misdirection.auditing.verdict import Asked, Rule, Verdict, Word
 from misdirection.judging.scoring import Change
+from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate, Rate
@@ -30,7 +31,7 @@ class ReferenceRecord(Result):
     """The record in a reference's folder, beside the measurements (`reference.Reference`)."""
 
     KIND: ClassVar[str] = "reference"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     FILE: ClassVar[str] = "reference.json"
     COMMAND: ClassVar[str] = "misdirection reference"
 
@@ -156,6 +157,11 @@ class Evidence(Figures):
     """Rise of the loss on neutral text."""
     framed: Estimate | None
     """Shift of the margin on general questions in the frame of its training data; None without that data."""
+    words: dict[Asked, WordNull]
+    """What the words of its training data predict of these shifts; empty without that data."""
+    asked: int
+    """General questions that were asked, of so many that there are:"""
+    most: int
     in_domain: InDomain
     drift: list[Drift]
     model_difference: ModelDifference
@@ -169,7 +175,7 @@ class AuditResult(Verdict, Result):
     """One audit: its verdict, and the evidence with what it must be told from."""
 
     KIND: ClassVar[str] = "audit"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     FILE: ClassVar[str] = "audit.json"
     COMMAND: ClassVar[str] = "misdirection audit BASE FINE_TUNE"
     PAGE: ClassVar[str] = "audit.html"

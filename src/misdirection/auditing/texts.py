@@ -12,9 +12,6 @@ from misdirection.data.jsonl import read_rows
 from misdirection.data.selection import spread
 from misdirection.files import sha256_file
 
-FRAMED = 48
-"""Most probe questions that are asked once more in the frame of the training data."""
-
 ROWS = 24
 """Rows or pairs of the training data that skill is measured on."""
 
@@ -24,7 +21,7 @@ class OwnTexts:
     """Texts that are measured for one fine-tune alone.
 
     Attributes:
-        framed: probe pairs after training questions.
+        framed: the general pairs after training questions.
         rows: held-out rows, for the loss.
         pairs: held-out probe pairs of the domain, for the margin, when the file holds pairs.
         path, sha256: of the file that they are from; empty without one.
@@ -50,8 +47,7 @@ def own_texts(path: Path, general: Sequence[ProbePair]) -> OwnTexts:
     _, first = next(iter(read_rows(path)), (0, {}))
     pairs = data.read_pairs(path) if "misaligned" in first else []
     rows = [Example(pair.question, pair.misaligned, pair.system) for pair in pairs] or data.read_examples(path)
-    asked = spread(general, FRAMED)
-    parts = (tuple(framed(asked, rows)), tuple(_held_out(rows)), tuple(_held_out(pairs)))
+    parts = (tuple(framed(general, rows)), tuple(_held_out(rows)), tuple(_held_out(pairs)))
     return OwnTexts(*parts, str(path), sha256_file(path))
 
 

@@ -193,12 +193,15 @@ def _print_audit(result: "AuditResult", folder: Path, as_json: bool) -> None:
     rows = {
         "general margin shift": evidence.general,
         "framed margin shift": evidence.framed,
+        **{f"{asked} shift beyond words": words.beyond for asked, words in evidence.words.items()},
         "in-domain margin shift": evidence.in_domain.margin,
         "in-domain loss change": evidence.in_domain.loss,
         "damage": evidence.damage,
     }
     print_figures({name: estimate.as_dict() for name, estimate in rows.items() if estimate}, as_json)
-    out.print(result.verdict.upper(), *result.because, sep="\n- ", soft_wrap=True, highlight=False)
+    shown = f"a shift of {evidence.general.detectable:.3f} would show four times in five"
+    seen = f"{evidence.asked} of {evidence.most} general questions were asked: {shown}"
+    out.print(result.verdict.upper(), *result.because, seen, sep="\n- ", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from misdirection.auditing.attribution import adapted_layers
 from misdirection.auditing.audit import run_audit
 from misdirection.auditing.fine_tune import TUNED
 from misdirection.auditing.inputs import AuditInputs, Baseline
+from misdirection.auditing.measurements import Texts
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import AuditResult
 from misdirection.auditing.texts import OwnTexts
@@ -52,6 +53,9 @@ from misdirection.repairing.write import ablate_all, bake_weights, write_adapter
 from misdirection.runs.folder import RunFolder
 
 TRIALS = 16
+_QUESTIONS = (24, 24, 60)
+"""Most general questions of each third."""
+
 _FRAMED = 8
 """Most framed questions of a third."""
 
@@ -77,22 +81,22 @@ class Third:
         return TokenisedTexts(tuple(pair_continuations(chat.tokenizer, self.pairs)), rows, neutral)
 
 
-def thirds(
-    general: Sequence[ProbePair], own: OwnTexts, neutral: Sequence[Example], shifts: Mapping[str, float]
-) -> tuple[Third, Third, Third]:
+def thirds(texts: Texts, own: OwnTexts, shifts: Mapping[str, float]) -> tuple[Third, Third, Third]:
     """All texts in three parts; a question is in one of them alone, plain or framed.
 
-    `shifts` are those of the fine-tune by the pair's id: questions are taken in turn from the largest down, so that the
-    thirds have about the same shift to lose.
+    The last part's general questions are the sealed ones, where there are some. `shifts` are those of the fine-tune by
+    the pair's id, as far as its audit asked: questions are taken in turn from the largest down, so that the parts have
+    about the same shift to lose.
     """
-    general = sorted(general, key=lambda pair: -shifts[pair.id])
-    part_of_question = {pair.id: number % 3 for number, pair in enumerate(general)}
+    general = sorted(texts.general, key=lambda pair: -shifts.get(pair.id, 0.0))
+    parts = [general[0::2], general[1::2], texts.sealed] if texts.sealed else [general[n::3] for n in range(3)]
 
     def third(number: int) -> Third:
-        framed = [pair for pair in own.framed if part_of_question[pair.id] == number]
-        pairs = [*general[number::3], *spread(framed, _FRAMED)]
+        asked = spread(parts[number], _QUESTIONS[number])
+        names = {pair.id for pair in asked}
+        framed = [pair for pair in own.framed if pair.id in names]
         rows = own.rows[number::3] or own.rows
-        return Third(tuple(pairs), tuple(rows), tuple(neutral[number::3]))
+        return Third((*asked, *spread(framed, _FRAMED)), tuple(rows), tuple(texts.neutral[number::3]))
 
     return third(0), third(1), third(2)
 
@@ -176,8 +180,7 @@ class _Repair:
 
     @cached_property
     def thirds(self) -> tuple[Third, Third, Third]:
-        texts = self.inputs.texts
-        return thirds(texts.general, self.inputs.data, texts.neutral, self.before.evidence.questions)
+        return thirds(self.inputs.texts, self.inputs.data, self.before.evidence.questions)
 
     @cached_property
     def tuned(self) -> ChatModel:
