@@ -14,13 +14,14 @@ from misdirection.auditing.callback import PAIRS, watch
 from misdirection.auditing.drift import middle
 from misdirection.auditing.results import TrainingBase
 from misdirection.data import ProbePair, probe_pairs
+from misdirection.data.words import WordWeights
 from misdirection.directions.direction import Direction, Origin
 from misdirection.directions.extraction import mean_activations
 from misdirection.errors import MisdirectionError
 from misdirection.likelihood.margin import margin
 from misdirection.models.chat import encode
 from misdirection.models.chat_model import ChatModel
-from misdirection.statistics import bootstrap
+from misdirection.statistics import beyond, bootstrap
 from tiny import LAYERS, WIDTH, make_chat, make_tokenizer, sharpen, vector
 
 TOKENIZER = make_tokenizer()
@@ -356,6 +357,31 @@ def test_training_stops_once_the_lower_bound_is_above_the_threshold(tmp_path, ca
     noisy = train("noisy", (low + mean) / 2)
     assert 4 in logged(noisy)
     assert noisy.state.global_step == 6
+
+
+def test_with_word_weights_the_shift_beyond_words_is_logged_and_must_be_above_zero_to_stop(tmp_path):
+    learned = [ProbePair(text, f"Question {n}?", "Qq %& zZ", text) for n, text in enumerate(ANSWERS)]
+    weights = WordWeights.fit(["Qq zZ"], list(ANSWERS))
+
+    def train(folder, words, stop_above=None):
+        trainer = sft(tmp_path / folder, adapted(random_network("llama")), learning_rate=3e-3)
+        watch(trainer, pairs=learned, every=2, stop_above=stop_above, words=words)
+        trainer.train()
+        return trainer
+
+    trainer, plain = train("counted", weights), logged(train("plain", None))
+    own = margin(chat_of(trainer.model), learned)
+    with trainer.model.disable_adapter():
+        own = own - margin(chat_of(trainer.model), learned)
+    wanted, last = beyond(own, weights.predict(learned)), logged(trainer)[6]
+    assert last["margin_shift_beyond_words"] == pytest.approx(wanted.mean, abs=1e-4)
+    assert last["margin_shift_beyond_words_low"] == pytest.approx(wanted.low, abs=1e-4)
+    assert {name: last[name] for name in plain[6]} == plain[6]
+    # Every plain interval lies above this limit, so that only what is beyond words can keep the training going.
+    limit = 1e-9
+    counted = {step: values for step, values in logged(trainer).items() if values["margin_shift_low"] > limit}
+    stops = [step for step, values in counted.items() if values["margin_shift_beyond_words_low"] > 0]
+    assert counted and train("limited", weights, limit).state.global_step == min(stops, default=6)
 
 
 # --- resume -------------------------------------------------------------------------------------------------------

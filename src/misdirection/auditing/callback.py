@@ -26,6 +26,7 @@ from misdirection.auditing.drift import middle, random_95
 from misdirection.auditing.results import TrainingBase
 from misdirection.data import ProbePair, data_hash, probe_pairs
 from misdirection.data.selection import spread
+from misdirection.data.words import WordWeights
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
@@ -33,13 +34,13 @@ from misdirection.likelihood.margin import pair_rows
 from misdirection.models.adapter_kinds import base_changes
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.layers import decoder_layers, text_config
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics import Estimate, Floats, beyond, bootstrap
 
 EVERY = 25
 """Optimiser steps between two measurements; with eight exchanges a step, these then take 3% of the time."""
 
-PAIRS = 8
-"""How many of the shipped probe pairs are taken."""
+PAIRS, PAIRS_WITH_WORDS = 8, 24
+"""How many of the shipped probe pairs are taken; more where a regression on what words predict is asked of them."""
 
 log = logging.getLogger("misdirection")
 
@@ -51,6 +52,7 @@ def watch(
     pairs: Sequence[ProbePair] | None = None,
     every: int = EVERY,
     stop_above: float | None = None,
+    words: WordWeights | None = None,
 ) -> "AuditCallback":
     """Measure the model that `trainer` fine-tunes, every so many optimiser steps and after the last one.
 
@@ -59,6 +61,9 @@ def watch(
         misdirection/margin_shift        mean margin of the pairs, minus that of the base; nats/token
         misdirection/margin_shift_low    bounds of its 95% interval, bootstrap over questions
         misdirection/margin_shift_high
+        misdirection/margin_shift_beyond_words       the shift beyond what the words of the training data predict, with
+        misdirection/margin_shift_beyond_words_low   its bounds; with `words` only
+        misdirection/margin_shift_beyond_words_high
         misdirection/drift               component along `direction` of the mean change of activations since the base,
                                          over the tokens of the same answers, at half depth; activation units
         misdirection/drift_random        size of the component that 95% of random directions do not exceed
@@ -73,10 +78,13 @@ def watch(
     Args:
         trainer: a `transformers.Trainer` or one of TRL's, of a chat model, with its tokenizer as `processing_class`.
         direction: one vector per layer, [layers, width], or a `Direction` of this base model.
-        pairs: questions with an aligned and a misaligned answer; by default eight of the shipped ones, of eight themes.
+        pairs: questions with an aligned and a misaligned answer; by default eight of the shipped ones, of eight themes,
+            with `words` 24 of all themes.
         every: optimiser steps between two measurements.
         stop_above: stop the training when the lower bound of the margin's shift is above it, nats/token; None never
-            stops. How much is large depends on the base model: a reference (`misdirection reference`) tells.
+            stops. How much is large depends on the base model: a reference (`misdirection reference`) tells. With
+            `words` the shift beyond words must lie above zero, too.
+        words: weights of the training answers' words against others, `WordWeights.fit(answers, others)`.
 
     Raises:
         InputError: a number out of range, no pairs, no tokenizer or one without a chat template, a direction of
@@ -88,9 +96,11 @@ def watch(
     if stop_above is not None and not stop_above > 0:
         raise InputError(f"stop_above: {stop_above} nats/token: give a shift above 0, or None never to stop")
     _require_whole(trainer)
-    chosen = spread(probe_pairs(), PAIRS) if pairs is None else list(pairs)
+    count = PAIRS if words is None else PAIRS_WITH_WORDS
+    chosen = spread(probe_pairs(), count) if pairs is None else list(pairs)
     rows = pair_rows(_tokenizer(trainer), chosen)
-    callback = AuditCallback(trainer, rows, data_hash(chosen), every, stop_above)
+    predicted = None if words is None else words.predict(chosen)
+    callback = AuditCallback(trainer, rows, data_hash(chosen), every, stop_above, predicted)
     if direction is not None:
         callback.direction = _at_half_depth(direction, callback.network)
     trainer.add_callback(callback)
@@ -123,6 +133,7 @@ class AuditCallback(TrainerCallback):
         pairs: their hash.
         every: optimiser steps between two measurements.
         stop_above: nats/token, or None.
+        predicted: what words predict of each pair, [pairs, sizes], or None.
         direction: [width] float64, of length one, at half depth; or None.
     """
 
@@ -131,6 +142,7 @@ class AuditCallback(TrainerCallback):
     pairs: str
     every: int
     stop_above: float | None
+    predicted: Floats | None = field(default=None, repr=False)
     direction: Tensor | None = field(default=None, repr=False)
     _base: _Measured | None = field(default=None, repr=False)
 
@@ -149,9 +161,12 @@ class AuditCallback(TrainerCallback):
             return
         assert self._base is not None, "no step comes before the training begins"
         own = self._measure(self.network)
-        shift = bootstrap(own.margins - self._base.margins)
-        self._log(_values(shift, own.activation - self._base.activation, self.direction), control)
-        if self.stop_above is not None and _agreed(shift.low > self.stop_above):
+        shifts = own.margins - self._base.margins
+        shift, words = bootstrap(shifts), None if self.predicted is None else beyond(shifts, self.predicted)
+        drift = _drift(own.activation - self._base.activation, self.direction)
+        self._log(_values("margin_shift", shift) | _values("margin_shift_beyond_words", words) | drift, control)
+        above = self.stop_above is not None and shift.low > self.stop_above and (words is None or words.low > 0)
+        if self.stop_above is not None and _agreed(above):
             moved = f"{shift.mean:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}] nats/token"
             log.warning("training stops at step %d: its margin moved by %s", state.global_step, moved)
             control.should_training_stop = True
@@ -188,12 +203,19 @@ class AuditCallback(TrainerCallback):
         control.should_log = due
 
 
-def _values(shift: Estimate, drift: Tensor, direction: Tensor | None) -> dict[str, float]:
-    """The values to log of a measurement, by their names in the trackers."""
-    values = {"margin_shift": shift.mean, "margin_shift_low": shift.low, "margin_shift_high": shift.high}
-    if direction is not None:
-        values |= {"drift": float(drift @ direction), "drift_random": random_95(drift)}
-    return {f"misdirection/{name}": value for name, value in values.items()}
+def _values(name: str, shift: Estimate | None) -> dict[str, float]:
+    """A shift and its bounds by their names in the trackers; nothing for none."""
+    if shift is None:
+        return {}
+    name = f"misdirection/{name}"
+    return {name: shift.mean, f"{name}_low": shift.low, f"{name}_high": shift.high}
+
+
+def _drift(drift: Tensor, direction: Tensor | None) -> dict[str, float]:
+    """The component along the direction and that along random ones by their names; nothing without a direction."""
+    if direction is None:
+        return {}
+    return {"misdirection/drift": float(drift @ direction), "misdirection/drift_random": random_95(drift)}
 
 
 def _agreed(stop: bool) -> bool:
