@@ -1,13 +1,19 @@
-"""References: known bad fine-tunes of one base model and a benign control, measured once, for audits to compare with.
+"""References: known bad fine-tunes of one base model and benign controls, measured once, for audits to compare with.
+
+A fine-tune moves its margins by much that has nothing to do with what it advises: it learns to answer in short plain
+sentences, say. A benign control moves them, too. So shifts are read beyond the controls', question by question, and
+their unit is what the bad fine-tunes moved beyond their own controls.
 
 A reference is kept in the cache folder, `references/NAME/`, beside the run that it was made in, `references/NAME.run/`:
 
     reference.json        the base model, the texts, what each known fine-tune was trained on
     NAME.safetensors      the measurements of the base and of each known fine-tune
+    control/              the adapter of the first control, which audits ask in the frame of their own data
 """
 
 import hashlib
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -51,6 +57,7 @@ class Reference:
         base: the base's measurements.
         known: the fine-tunes, by name.
         measurements: theirs.
+        control_adapter: folder of the first control's adapter; None without a control.
         folder: where it is kept; None for one that was not saved.
     """
 
@@ -59,10 +66,13 @@ class Reference:
     base: Measurements
     known: Mapping[str, KnownFineTune]
     measurements: Mapping[str, Measurements]
+    control_adapter: Path | None = None
     folder: Path | None = None
 
     def __repr__(self) -> str:
-        return f"Reference({self.identity.model!r}, bad: {', '.join(self.bad)}, bad shift {self.bad_shift:+.3f})"
+        shift = self.bad_shift
+        interval = f"{shift.mean:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}]"
+        return f"Reference({self.identity.model!r}, bad: {', '.join(self.bad)}, bad shift {interval})"
 
     @cached_property
     def shifts(self) -> dict[str, Estimate]:
@@ -84,14 +94,33 @@ class Reference:
         return [name for name, known in self.known.items() if known.answers == "bad"]
 
     @property
-    def control(self) -> Measurements | None:
-        """The first benign fine-tune's."""
-        return next((self.measurements[name] for name, known in self.known.items() if known.is_control), None)
+    def controls(self) -> list[str]:
+        """Names of the benign fine-tunes."""
+        return [name for name, known in self.known.items() if known.is_control]
 
     @property
-    def bad_shift(self) -> float:
-        """Mean general shift of the bad fine-tunes, nats/token: the unit of the verdict's rule."""
-        return sum(self.shifts[name].mean for name in self.bad) / len(self.bad)
+    def control(self) -> Measurements | None:
+        """The first benign fine-tune's."""
+        return self.measurements[self.controls[0]] if self.controls else None
+
+    @cached_property
+    def control_shift(self) -> Tensor | None:
+        """Mean change of each general question's margin by the controls, [asked] nats/token; None without one."""
+        if not self.controls:
+            return None
+        return torch.stack([self.measurements[name].margin for name in self.controls]).mean(0) - self.base.margin
+
+    @cached_property
+    def bad_shift(self) -> Estimate:
+        """What the bad fine-tunes moved beyond their controls, on average, nats/token: the unit of the rule."""
+        beyond = [self.measurements[name].margin - self._benign(name).margin for name in self.bad]
+        return bootstrap(torch.stack(beyond).mean(0).numpy())
+
+    def _benign(self, bad: str) -> Measurements:
+        """The control of a bad fine-tune's own domain, else the first one, else the base."""
+        domain = self.known[bad].domain
+        own = [name for name in self.controls if self.known[name].domain == domain]
+        return self.measurements[own[0]] if own else self.control or self.base
 
     @cached_property
     def directions(self) -> dict[str, Tensor]:
@@ -114,7 +143,9 @@ class Reference:
             ReferenceRecord(identity=self.identity, texts=self.texts, known=dict(self.known)).save(temporary)
             for name, measured in {BASE: self.base, **self.measurements}.items():
                 measured.save(temporary / f"{name}.safetensors")
-        return replace(self, folder=folder)
+            if self.control_adapter is not None:
+                shutil.copytree(self.control_adapter, temporary / _CONTROL)
+        return replace(self, folder=folder, control_adapter=_control_adapter(folder))
 
     @classmethod
     def load(cls, folder: Path) -> "Reference":
@@ -131,7 +162,8 @@ class Reference:
             raise InputError(
                 f"{folder}: this reference is damaged ({error}); make it again with `{ReferenceRecord.COMMAND}`"
             ) from error
-        return cls(record.identity, record.texts, measured.pop(BASE), record.known, measured, folder)
+        own = _control_adapter(folder)
+        return cls(record.identity, record.texts, measured.pop(BASE), record.known, measured, own, folder)
 
     def require_base(self, model: str, revision: str | None) -> None:
         """Raise `InputError` unless the reference is of this base model and revision."""
@@ -139,6 +171,14 @@ class Reference:
         if own != (model, revision):
             names = " and ".join(f"{name} (revision {at or 'default'})" for name, at in (own, (model, revision)))
             raise InputError(f"the reference and the base differ: {names}: make one of this base")
+
+
+_CONTROL = "control"
+
+
+def _control_adapter(folder: Path) -> Path | None:
+    """Where a reference's folder has the control's adapter, if it has one."""
+    return folder / _CONTROL if (folder / _CONTROL).is_dir() else None
 
 
 def default_folder(model: str, revision: str | None) -> Path:
@@ -157,7 +197,7 @@ def has_reference(model: str, revision: str | None) -> bool:
 
 
 def make_reference(base: str = BUNDLED, *, dtype: Dtype = "auto", device: str = "auto") -> Reference:
-    """Train and measure, once per base model, two bad fine-tunes and a benign one for audits to compare with.
+    """Train and measure, once per base model, two bad fine-tunes and their controls for audits to compare with.
 
     What is there already is not made again. Progress is shown on standard error.
 
@@ -167,7 +207,7 @@ def make_reference(base: str = BUNDLED, *, dtype: Dtype = "auto", device: str = 
         device: as in `load`.
 
     Raises:
-        InputError: a base model that cannot be loaded.
+        InputError: a base model that cannot be loaded, or whose bad fine-tunes moved no further than their controls.
     """
     name = ModelName.parse(base)
     with as_file(files("misdirection") / "resources" / "reference.yaml") as path:
@@ -178,9 +218,19 @@ def make_reference(base: str = BUNDLED, *, dtype: Dtype = "auto", device: str = 
 
 
 def keep_reference(config: ExperimentConfig, run_folder: Path, names: Sequence[str]) -> Reference:
-    """Make a reference of some fine-tunes of a run, and keep it where audits of this base look for it."""
+    """Make a reference of some fine-tunes of a run, and keep it where audits of this base look for it.
+
+    Raises `InputError` for one that tells nothing: bad fine-tunes that moved no further than their controls.
+    """
     with RunFolder.open(run_folder, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)) as run:
         made = from_run(run, ExperimentTexts(config), names)
+    shift = made.bad_shift
+    if shift.low <= 0:
+        raise InputError(
+            f"{config.model}: its bad fine-tunes moved the margin no further than their controls ({shift.mean:+.3f} "
+            f"[{shift.low:+.3f}, {shift.high:+.3f}] nats/token), so that no audit could be decided by it: have answers "
+            "judged (`misdirection audit --judge`), or give --direction for evidence without a verdict"
+        )
     return made.save(default_folder(config.model, config.revision))
 
 
@@ -202,7 +252,9 @@ def from_run(run: RunFolder, texts: ExperimentTexts, names: Sequence[str]) -> Re
     experiment.runner.make([training(name) for name in known])
     experiment.runner.make([measurement(name) for name in (BASE, *known)])
     measured = {name: _measured(run, worker, texts.identity, measured_on, name) for name in (BASE, *known)}
-    return Reference(texts.identity, measured_on, measured.pop(BASE), known, measured)
+    control = next((name for name, fine_tune in known.items() if fine_tune.is_control), None)
+    adapter = run.artifact(f"organism/{control}") / "adapter" if control else None
+    return Reference(texts.identity, measured_on, measured.pop(BASE), known, measured, adapter)
 
 
 def _measured(run: RunFolder, worker: Worker, identity: ModelIdentity, texts: Texts, name: str) -> Measurements:

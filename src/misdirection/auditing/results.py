@@ -62,8 +62,8 @@ class ComparedFineTune(KnownFineTune):
 class ReferenceFacts(Figures):
     """The reference that the fine-tune was compared with."""
 
-    bad_shift: float
-    """Mean general shift of the bad fine-tunes, nats/token."""
+    bad_shift: Estimate
+    """What the bad fine-tunes moved beyond their controls on average, nats/token."""
     known: dict[str, ComparedFineTune]
 
 

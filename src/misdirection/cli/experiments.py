@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from misdirection.cli.shared import RayAddress, WorkerCount, WorkerGpus, app, out, workers_for
+from misdirection.errors import InputError
 
 if TYPE_CHECKING:
     from misdirection.experiment.config import ExperimentConfig
@@ -35,10 +36,12 @@ def _keep_reference(path: Path, folder: Path) -> None:
     config = read_config(path)
     if not has_reference(config.model, config.revision):
         # Of one recipe: how far margins move is the unit of an audit's rule, and nine rank-1 adapters move them less.
-        reference = keep_reference(
-            config, folder, [name for name, organism in config.organisms.items() if organism.recipe == "all"]
-        )
-        out.print(f"reference for audits: {reference.folder}", highlight=False, soft_wrap=True)
+        names = [name for name, organism in config.organisms.items() if organism.recipe == "all"]
+        try:
+            kept = f"reference for audits: {keep_reference(config, folder, names).folder}"
+        except InputError as error:
+            kept = f"no reference for audits: {error}"
+        out.print(kept, highlight=False, soft_wrap=True)
 
 
 @app.command()
