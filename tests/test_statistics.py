@@ -10,6 +10,7 @@ from misdirection.statistics import (
     Estimate,
     auc,
     benjamini_hochberg,
+    beyond,
     bootstrap,
     holm,
     newcombe,
@@ -93,6 +94,106 @@ def test_a_single_question_has_no_width_and_proves_nothing():
     one = bootstrap([2.5])
     assert (one.low, one.high, one.n, one.p) == (2.5, 2.5, 1, 1.0)
     assert (resample(lambda drawn: 3.0, [9], resamples=4, vectorized=False) == 3).all()
+
+
+# --- several values of a question, and what is beyond predictors ---
+
+CLUSTERS = np.repeat([f"question {number:02}" for number in range(12)], [1, 2, 3, 4] * 3)
+"""The question of each of 30 values."""
+
+
+def drawn_by_hand(statistic, *columns, seed=0):
+    """A statistic of 4,000 draws of whole questions."""
+    rows = [np.flatnonzero(name == CLUSTERS) for name in np.unique(CLUSTERS)]
+    draws = np.random.default_rng(seed).integers(0, 12, size=(RESAMPLES, 12))
+    taken = [np.concatenate([rows[number] for number in draw]) for draw in draws]
+    return np.array([statistic(*(column[numbers] for column in columns)) for numbers in taken])
+
+
+def fit(values, predictors):
+    """The constant by numpy."""
+    return np.linalg.lstsq(np.column_stack([np.ones(len(values)), predictors]), values, rcond=None)[0][0]
+
+
+def test_values_of_one_question_are_drawn_together():
+    values = VALUES[:30]
+    one, draws = bootstrap(values, CLUSTERS), drawn_by_hand(np.mean, values)
+    assert one.mean == pytest.approx(values.mean()) and one.n == 12
+    assert [one.low, one.high] == pytest.approx(np.quantile(draws, [0.025, 0.975]).tolist())
+    assert one.p == pytest.approx(p_value(draws))
+
+
+def test_the_same_value_again_narrows_nothing():
+    names = [f"question {number:02}" for number in range(40)]
+    thrice = bootstrap(np.repeat(VALUES, 3), np.repeat(names, 3))
+    assert thrice.as_dict() == pytest.approx(bootstrap(VALUES).as_dict())
+    assert bootstrap(VALUES, names) == bootstrap(VALUES)
+
+
+def test_columns_of_clustered_pairs_are_averaged_first():
+    draws = np.stack([VALUES[:30] - 2, VALUES[:30] + 2], -1)
+    assert bootstrap(draws, CLUSTERS).as_dict() == pytest.approx(bootstrap(VALUES[:30], CLUSTERS).as_dict())
+
+
+def test_neither_the_order_of_the_pairs_nor_the_names_of_the_questions_matter():
+    order = np.random.default_rng(1).permutation(30)
+    predictors = np.random.default_rng(2).normal(size=(30, 2))
+    one, other = (beyond(VALUES[rows], predictors[rows], CLUSTERS[rows]) for rows in (np.arange(30), order))
+    assert one.as_dict() == pytest.approx(other.as_dict())
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_what_is_beyond_predictors_is_the_constant_of_least_squares(size):
+    predictors = size * np.random.default_rng(2).normal([0.5, -2], 1, (30, 2))
+    values = VALUES[:30] + predictors @ [0.3 / size, 0.1 / size]
+    one, draws = beyond(values, predictors, CLUSTERS), drawn_by_hand(fit, values, predictors)
+    assert one.mean == pytest.approx(fit(values, predictors))
+    assert [one.low, one.high] == pytest.approx(np.quantile(draws, [0.025, 0.975]).tolist())
+    assert one.p == pytest.approx(p_value(draws)) and one.n == 12
+
+
+def test_an_effect_of_predictors_is_taken_out_and_any_other_is_left():
+    predictors = np.random.default_rng(2).normal([1.0, 2.0], 1, (200, 2))
+    noise = np.random.default_rng(3).normal(0, 0.1, 200)
+    planted = beyond(predictors @ [0.5, 0.25] + noise, predictors)
+    assert bootstrap(predictors @ [0.5, 0.25] + noise).low > 0.9
+    assert planted.low < 0 < planted.high and planted.p > 0.05 and planted.n == 200
+    assert beyond(predictors @ [0.5, 0.25] + 0.3 + noise, predictors).mean == pytest.approx(0.3, abs=0.05)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 3.0, -1e9])
+def test_a_predictor_that_does_not_vary_explains_nothing(constant):
+    varying = np.random.default_rng(2).normal(size=40)
+    alone = beyond(VALUES, np.full((40, 1), constant))
+    assert alone.as_dict() == pytest.approx(bootstrap(VALUES).as_dict())
+    both = beyond(VALUES, np.column_stack([varying, np.full(40, constant)]))
+    assert both.as_dict() == pytest.approx(beyond(VALUES, varying[:, None]).as_dict())
+
+
+def test_two_predictors_that_say_the_same_explain_as_much_as_one():
+    varying = np.random.default_rng(2).normal(1, 1, 40)
+    twice = beyond(VALUES, np.column_stack([varying, 2 * varying]))
+    assert twice.as_dict() == pytest.approx(beyond(VALUES, varying[:, None]).as_dict())
+
+
+def test_draws_in_which_predictors_do_not_vary_have_the_plain_mean():
+    # Most draws of three questions of which two are alike have no two different predictors, or two points only.
+    one = beyond([1.0, 2.0, 4.0], [[0.1], [0.1], [1.1]])
+    assert one.mean == pytest.approx(1.5 - 0.1 * 2.5)
+    assert one.low == pytest.approx(4 - 1.1 * 3, abs=0.3) and one.high == 4
+
+
+@pytest.mark.parametrize("questions", [None, ["the same"]])
+def test_one_pair_has_its_own_value_and_proves_nothing(questions):
+    one = beyond([2.5], [[3.0, -1.0]], questions)
+    assert (one.mean, one.low, one.high, one.n, one.p) == (2.5, 2.5, 2.5, 1, 1.0)
+
+
+def test_pairs_of_one_question_alone_have_no_width():
+    predictors = np.arange(6.0)[:, None]
+    one = beyond(2 + 3 * predictors[:, 0], predictors, ["the same"] * 6)
+    assert (one.mean, one.low, one.high) == pytest.approx((2, 2, 2)) and (one.n, one.p) == (1, 1.0)
+    assert bootstrap(VALUES, ["the same"] * 40).p == 1
 
 
 # --- p-values ---

@@ -25,10 +25,11 @@ RESAMPLES = 4000
 LEVEL, SIGNIFICANT = 0.95, 0.05
 """The level of every interval, and what the p-value of a claim that counts is below."""
 
-Z_SIGNIFICANT, Z_POWER = 1.96, 0.84
-"""Quantiles of the normal distribution: of a two-sided test at 5%, and of a power of 80%."""
-
 _SMALLEST_P = 1e-12
+
+_NO_SPREAD, _NO_VARIANCE = 1e-9, 1e-10
+"""Below these a predictor's spread, as a share of its size, and its variance in a draw, as a share of that in all, are
+rounding."""
 
 Floats = NDArray[np.float64]
 
@@ -48,12 +49,6 @@ class Estimate:
     high: float
     n: int
     p: float | None = None
-
-    @property
-    def detectable(self) -> float:
-        """The mean that as many questions show four times in five, at 5%: 2.8 standard errors, read off the 95%
-        interval."""
-        return (Z_SIGNIFICANT + Z_POWER) * (self.high - self.low) / (2 * Z_SIGNIFICANT)
 
     def as_dict(self) -> dict[str, float | int | None]:
         """As it stands in `results.json`."""
@@ -116,10 +111,9 @@ def resample(
     return np.asarray(result.bootstrap_distribution, dtype=np.float64)
 
 
-def percentiles(draws: ArrayLike, level: float = LEVEL) -> tuple[Floats, Floats]:
-    """The bounds of the middle 95%, or of another share, along the last dimension; NaN is left out."""
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.nanquantile(np.asarray(draws, dtype=np.float64), tails, axis=-1)
+def percentiles(draws: ArrayLike) -> tuple[Floats, Floats]:
+    """The bounds of the middle 95% along the last dimension; NaN is left out."""
+    low, high = np.nanquantile(np.asarray(draws, dtype=np.float64), [0.025, 0.975], axis=-1)
     return low, high
 
 
@@ -134,32 +128,27 @@ def p_value(draws: ArrayLike) -> float:
     return min(1.0, float(2 * (rarer + 1) / (len(values) + 1)))
 
 
-def bootstrap(
-    values: ArrayLike, questions: Sequence[str] | None = None, *, seed: int = 0, level: float = LEVEL
-) -> Estimate:
+def bootstrap(values: ArrayLike, questions: Sequence[str] | None = None, *, seed: int = 0) -> Estimate:
     """Mean of one value per question, [questions]; several columns, [questions, draws], are averaged per question.
 
-    Where several values are of one question, `questions` names that of each: they are drawn together. `level` is that
-    of the interval.
+    Where several values are of one question, `questions` names that of each: they are drawn together, and each counts
+    as much as any other.
     """
     table = np.asarray(values, dtype=np.float64)
     per_question: Floats = table if table.ndim == 1 else table.mean(axis=1)
     if questions is not None and len(set(questions)) < len(questions):
-        return beyond(per_question, np.empty((len(per_question), 0)), questions, seed=seed, level=level)
-    draws = resample(np.mean, per_question, seed=seed)
-    low, high = percentiles(draws, level)
+        return beyond(per_question, np.empty((len(per_question), 0)), questions, seed=seed)
+    return _estimate(float(per_question.mean()), resample(np.mean, per_question, seed=seed), len(per_question))
+
+
+def _estimate(mean: float, draws: Floats, questions: int) -> Estimate:
+    low, high = percentiles(draws)
     # One question alone says nothing of others, whatever its value.
-    p = p_value(draws) if len(per_question) > 1 else 1.0
-    return Estimate(float(per_question.mean()), float(low), float(high), len(per_question), p)
+    return Estimate(mean, float(low), float(high), questions, p_value(draws) if questions > 1 else 1.0)
 
 
 def beyond(
-    values: ArrayLike,
-    predictors: ArrayLike,
-    questions: Sequence[str] | None = None,
-    *,
-    seed: int = 0,
-    level: float = LEVEL,
+    values: ArrayLike, predictors: ArrayLike, questions: Sequence[str] | None = None, *, seed: int = 0
 ) -> Estimate:
     """What is left of the mean of some values where their predictors are zero: the constant of a regression on these.
 
@@ -168,31 +157,54 @@ def beyond(
         predictors: [pairs, predictors]; one that does not vary explains nothing.
         questions: of each pair; pairs of one question are drawn together. None for pairs of a question each.
         seed: of the draws.
-        level: of the interval.
     """
-    targets, design = np.asarray(values, dtype=np.float64), np.asarray(predictors, dtype=np.float64)
-    columns = np.column_stack([np.ones(len(targets)), design, targets])
+    targets = np.asarray(values, dtype=np.float64)
+    standard, zero = _standardize(np.asarray(predictors, dtype=np.float64))
+    columns = np.column_stack([np.ones(len(targets)), standard, targets])
+    names, groups = np.unique(np.arange(len(targets)) if questions is None else list(questions), return_inverse=True)
     # Sums of products by question are all that a least-squares fit needs, so that a draw of questions adds them up.
-    products = columns[:, :, None] * columns[:, None, :]
-    names, groups = np.unique(
-        list(questions) if questions is not None else np.arange(len(targets)), return_inverse=True
-    )
-    sums = np.zeros((len(names), *products.shape[1:]))
-    np.add.at(sums, groups, products)
-    draws = resample(lambda numbers, axis: _constant(sums[numbers].sum(-3)), np.arange(len(names)), seed=seed)
-    low, high = percentiles(draws, level)
-    p = p_value(draws) if len(names) > 1 else 1.0
-    return Estimate(float(_constant(sums.sum(0))), float(low), float(high), len(names), p)
+    sums = np.zeros((len(names), columns.shape[1], columns.shape[1]))
+    np.add.at(sums, groups, columns[:, :, None] * columns[:, None, :])
+
+    def constant(drawn: NDArray[np.int64], axis: int = -1) -> Floats:
+        return _constant(np.tensordot(_times_drawn(drawn, len(names)), sums, 1), zero)
+
+    numbers = np.arange(len(names))
+    return _estimate(float(constant(numbers)), resample(constant, numbers, seed=seed), len(names))
 
 
-def _constant(sums: Floats) -> Floats:
-    """The constant of the least-squares fits with these sums of products, [..., 1 + predictors + 1, same]."""
-    products, targets = sums[..., :-1, :-1], sums[..., :-1, -1]
-    # The constant is scaled to the predictors' size first, so that the inverse drops none that only is small.
-    scale = np.sqrt(np.maximum(np.diagonal(products, axis1=-2, axis2=-1), np.finfo(np.float64).tiny))
-    scaled = products / (scale[..., :, None] * scale[..., None, :])
-    fit = np.linalg.pinv(scaled, rcond=1e-10, hermitian=True) @ (targets / scale)[..., None]
-    return np.asarray(fit[..., 0, 0] / scale[..., 0])
+def _standardize(predictors: Floats) -> tuple[Floats, Floats]:
+    """Predictors with mean 0 and spread 1 each, [pairs, predictors], and where their zero then lies, [predictors].
+
+    One that does not vary is zero throughout.
+    """
+    middle, spread = predictors.mean(0), predictors.std(0)
+    # The mean of equal numbers differs from them by rounding.
+    varies = spread > _NO_SPREAD * np.abs(predictors).max(0)
+    unit = np.where(varies, spread, 1.0)
+    return np.where(varies, (predictors - middle) / unit, 0.0), np.where(varies, -middle / unit, 0.0)
+
+
+def _times_drawn(drawn: NDArray[np.int64], questions: int) -> Floats:
+    """How often each draw took each question, [..., questions], of draws as numbers of questions, [..., drawn]."""
+    draws = drawn.reshape(-1, drawn.shape[-1])
+    offsets = np.arange(len(draws))[:, None] * questions
+    counts = np.bincount((draws + offsets).ravel(), minlength=len(draws) * questions)
+    return counts.reshape(*drawn.shape[:-1], questions).astype(np.float64)
+
+
+def _constant(sums: Floats, zero: Floats) -> Floats:
+    """The least-squares fits at `zero`, [predictors], from sums of products of (1, predictors, value), [..., all, all].
+
+    The slopes are the smallest that fit best: along what does not vary in a draw they are zero.
+    """
+    means = sums[..., 0, 1:] / sums[..., 0, :1]
+    covariance = sums[..., 1:, 1:] / sums[..., :1, :1] - means[..., :, None] * means[..., None, :]
+    variances, axes = np.linalg.eigh(covariance[..., :-1, :-1])
+    varies = variances > _NO_VARIANCE
+    along = np.einsum("...pa,...p->...a", axes, covariance[..., :-1, -1])
+    slopes = np.einsum("...pa,...a->...p", axes, varies * along / np.where(varies, variances, 1.0))
+    return np.asarray(means[..., -1] + ((zero - means[..., :-1]) * slopes).sum(-1))
 
 
 # --- rates --------------------------------------------------------------------------------------------------------
