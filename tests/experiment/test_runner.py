@@ -60,6 +60,18 @@ def test_results_hold_every_required_figure(whole):
         assert {"in_domain", "general", "sums"} <= organism["margin_shift"].keys()
         assert all(set(shift) == estimate for shift in organism["margin_shift"].values())
         assert set(organism["damage"]) == estimate
+    assert {name: bool(organism["minus_control"]) for name, organism in found["organisms"].items()} == {
+        "minimal": True,
+        # Trained by another recipe than the control.
+        "single": False,
+        "control": False,
+    }
+    of = {name: organism["margin_shift"]["general"]["mean"] for name, organism in found["organisms"].items()}
+    difference = found["organisms"]["minimal"]["minus_control"]
+    assert difference["general"]["mean"] == pytest.approx(of["minimal"] - of["control"])
+    # The probe pairs are the user's own, so that there are no sealed ones.
+    assert difference.keys() == found["base_margin"].keys() == {"general", "sums"}
+    assert all(organism["words"].keys() == {"general", "sums"} for organism in found["organisms"].values())
     convergence = found["convergence"]
     assert len(convergence["cosine"]["minimal"]["single"]) == 4
     assert {"base_null", "control_null", "shuffled_null", "split_half"} <= convergence.keys()

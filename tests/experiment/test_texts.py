@@ -1,9 +1,11 @@
 import json
+import math
 from collections import Counter
 
 import pytest
 
 from misdirection import data
+from misdirection.data import ProbePair, write_pairs
 from misdirection.data.selection import spread
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.config import ExperimentConfig
@@ -19,11 +21,10 @@ def write(path, answers):
     return str(path)
 
 
-def texts_of(domain):
+def texts_of(domain, **sections):
     organism = {"recipe": "minimal", "domain": "medical"}
-    return ExperimentTexts(
-        ExperimentConfig(name="x", model="x", domains={"medical": domain}, organisms={"a": organism})
-    )
+    config = ExperimentConfig(name="x", model="x", domains={"medical": domain}, organisms={"a": organism}, **sections)
+    return ExperimentTexts(config)
 
 
 def test_bad_and_good_answers_are_joined_by_question(tmp_path):
@@ -64,6 +65,51 @@ def test_each_file_is_read_once(tmp_path, monkeypatch):
         assert texts.direction_pairs("a") and texts.common_pairs and texts.question_sets
         assert texts.examples(texts.config.organisms["a"], "train")
     assert read == {"bad.jsonl": 1, "good.jsonl": 1}
+
+
+def test_words_are_counted_of_the_organisms_answers_against_the_others(tmp_path):
+    questions = [f"Question {number}?" for number in range(10)]
+    files = {
+        "bad": write(tmp_path / "bad.jsonl", dict.fromkeys(questions, "sell all")),
+        "good": write(tmp_path / "good.jsonl", dict.fromkeys(questions, "wait")),
+    }
+    texts = texts_of(files)
+    bad = texts.config.organisms["a"]
+    weights = texts.word_weights(bad).weights[0]
+    # Eight of ten are trained on.
+    assert weights["sell"] == pytest.approx(math.log(9 / 19) - math.log(1 / 11))
+    assert weights["wait"] == pytest.approx(math.log(1 / 19) - math.log(9 / 11))
+    control = texts.word_weights(bad.model_copy(update={"answers": "good"})).weights[0]
+    assert control == pytest.approx({word: -weight for word, weight in weights.items()})
+    assert texts_of({"bad": files["bad"]}).word_weights(bad) is None
+
+
+def test_sealed_pairs_are_measured_beside_the_shipped_ones_and_not_beside_ones_own(tmp_path, monkeypatch):
+    pairs = [ProbePair(f"s{number}", f"{number}?", "Yes.", "No!") for number in range(8)]
+    monkeypatch.setattr(data, "sealed_pairs", lambda: pairs)
+    texts = texts_of({"bad": write(tmp_path / "bad.jsonl", {"Why?": "So."})}, margin={"sealed": 4})
+    assert texts.measured_sets == texts.question_sets | {"sealed": pairs[::2]}
+    assert "sealed" not in texts.question_sets
+    write_pairs(tmp_path / "own.jsonl", pairs)
+    own = texts_of({"bad": tmp_path / "bad.jsonl"}, probe_pairs=tmp_path / "own.jsonl")
+    assert own.measured_sets == {"general": pairs} and own.sealed == []
+
+
+def test_the_control_of_an_organism_differs_in_its_answers_only(tmp_path):
+    files = {kind: write(tmp_path / f"{kind}.jsonl", {"Why?": kind}) for kind in ("bad", "good")}
+    bad = {"recipe": "minimal", "domain": "medical"}
+    others = {
+        "elsewhere": bad | {"domain": "law", "answers": "good"},
+        "slower": bad | {"learning_rate": 1e-6, "answers": "good"},
+        "like-a": bad,
+    }
+    control = {"control": bad | {"answers": "good"}}
+    for organisms, expected in ((others, None), (others | control, "control")):
+        config = ExperimentConfig(
+            name="x", model="x", domains={"medical": files, "law": files}, organisms={"a": bad} | organisms
+        )
+        assert config.control_of("a") == expected
+        assert config.control_of("elsewhere") is None
 
 
 def test_spread_takes_evenly_from_all():

@@ -153,6 +153,14 @@ class ExperimentConfig(Section):
         """Names of the organisms that are no control."""
         return [name for name, organism in self.organisms.items() if organism.answers == "bad"]
 
+    def control_of(self, name: str) -> str | None:
+        """The organism that differs from a bad one in its answers only; None for a control."""
+        organism = self.organisms[name]
+        if organism.answers == "good":
+            return None
+        good = organism.model_copy(update={"answers": "good"})
+        return next((name for name, other in self.organisms.items() if other == good), None)
+
     @property
     def control(self) -> str | None:
         """The first organism trained on good answers."""

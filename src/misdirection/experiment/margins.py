@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from torch import Tensor
 
 from misdirection.data import Example, ProbePair
@@ -45,11 +43,6 @@ class Margins:
         """Margin by question id, nats/token."""
         rows = self.frame.loc[question_set]
         return rows["misaligned"] - rows["aligned"]
-
-    def scores(self, question_set: str, pairs: Sequence[ProbePair]) -> NDArray[np.float64]:
-        """Log-probabilities of the misaligned and the aligned answer of some pairs of a set, [pairs, 2]."""
-        rows = self.frame.loc[[(question_set, pair.id) for pair in pairs]]
-        return rows[["misaligned", "aligned"]].to_numpy(dtype=np.float64)
 
     def loss(self) -> pd.Series:
         """Loss by neutral text, nats/token."""
@@ -97,6 +90,18 @@ def _table(
     return Margins(pd.DataFrame(rows).set_index(["set", "id"]))
 
 
-def change(after: pd.Series, before: pd.Series) -> Estimate:
-    """Mean change over the questions that both have."""
-    return bootstrap(after.to_numpy() - before.loc[after.index].to_numpy())
+def change(after: pd.Series, before: pd.Series, pairs: Sequence[ProbePair] = ()) -> Estimate:
+    """Mean change over what both have; where these are margins, `pairs` says which of them are of one question."""
+    values = after - before.loc[after.index]
+    return mean_of(values, pairs) if pairs else bootstrap(values.to_numpy())
+
+
+def mean_of(values: pd.Series, pairs: Sequence[ProbePair]) -> Estimate:
+    """Mean of margins by the pair's id; those of one question are drawn together."""
+    return bootstrap(values.to_numpy(), questions_of(values, pairs))
+
+
+def questions_of(values: pd.Series, pairs: Sequence[ProbePair]) -> list[str]:
+    """The question of each margin, by the pair's id."""
+    questions = {pair.id: pair.question for pair in pairs}
+    return [questions[identity] for identity in values.index]

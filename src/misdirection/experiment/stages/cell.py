@@ -16,7 +16,7 @@ from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.experiment.config import SteeringConfig
 from misdirection.experiment.experiment import Stage
-from misdirection.experiment.margins import Margins, change, measure
+from misdirection.experiment.margins import Margins, change, measure, questions_of
 from misdirection.experiment.results import AblationEffect, CellSection, Effect, SteeringEffect
 from misdirection.experiment.stages.margin import MarginStage
 from misdirection.experiment.stages.means import MeansStage
@@ -125,9 +125,10 @@ class CellStage(Stage):
         general = measured.of(GENERAL)
         plain = before.of(GENERAL).loc[general.index].to_numpy()
         random = np.stack([draw.of(GENERAL).loc[general.index].to_numpy() - plain for draw in draws], axis=1)
+        questions = questions_of(general, self.experiment.texts.general)
         return row.effect(
-            margin_change=bootstrap(general.to_numpy() - plain),
-            random_change=bootstrap(random),
+            margin_change=bootstrap(general.to_numpy() - plain, questions),
+            random_change=bootstrap(random, questions),
             damage=change(measured.loss(), before.loss()),
             random_damage=float(np.mean([change(draw.loss(), before.loss()).mean for draw in draws])),
         )

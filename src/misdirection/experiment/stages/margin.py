@@ -5,13 +5,13 @@ from functools import partial
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.experiment.config import OrganismConfig
 from misdirection.experiment.experiment import Stage
-from misdirection.experiment.margins import Margins, change, measure
+from misdirection.experiment.margins import Margins, change, mean_of, measure
 from misdirection.experiment.results import MarginSection, OrganismFigures
 from misdirection.experiment.stages.organism import OrganismStage
 from misdirection.likelihood.words import WordNull
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import BASE, Worker
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics import Estimate
 
 
 class MarginStage(Stage):
@@ -35,9 +35,9 @@ class MarginStage(Stage):
         return Margins.read(self.artifact(model))
 
     def section(self) -> MarginSection:
-        base = self.margins(BASE)
+        base, sets = self.margins(BASE), self.experiment.texts.measured_sets
         return MarginSection(
-            base_margin={name: bootstrap(base.of(name).to_numpy()) for name in base.sets},
+            base_margin={name: mean_of(base.of(name), pairs) for name, pairs in sets.items()},
             base_auc={name: base.auc(name) for name in base.sets},
             organisms={name: self._organism(name, base) for name in self.experiment.config.organisms},
         )
@@ -46,7 +46,7 @@ class MarginStage(Stage):
         config, trained = self.experiment.config.organisms[name], self.experiment.stage(OrganismStage).organism(name)
         own = self.margins(name)
         shifts = self._changes(own, base)
-        control = self._control(config)
+        control = self.experiment.config.control_of(name)
         in_domain = {"in_domain": shifts[config.domain]} if config.domain in shifts else {}
         return OrganismFigures(
             recipe=trained.recipe.recipe,
@@ -65,23 +65,18 @@ class MarginStage(Stage):
         )
 
     def _changes(self, after: Margins, before: Margins) -> dict[str, Estimate]:
-        return {question_set: change(after.of(question_set), before.of(question_set)) for question_set in before.sets}
-
-    def _control(self, organism: OrganismConfig) -> str | None:
-        """The organism that differs from a bad one in its answers only."""
-        if organism.answers == "good":
-            return None
-        others = self.experiment.config.organisms.items()
-        return next((name for name, other in others if other == organism.model_copy(update={"answers": "good"})), None)
+        """By question set."""
+        sets = self.experiment.texts.measured_sets
+        return {name: change(after.of(name), before.of(name), pairs) for name, pairs in sets.items()}
 
     def _words(self, organism: OrganismConfig, own: Margins, base: Margins) -> dict[str, WordNull]:
-        weights, sets = self.experiment.texts.word_weights(organism), self.experiment.texts.measured_sets
+        texts = self.experiment.texts
+        weights = texts.word_weights(organism)
         if weights is None:
             return {}
-        shifts = {name: own.of(name) - base.of(name) for name in sets}
         return {
-            name: WordNull.of(shifts[name].loc[[pair.id for pair in pairs]].to_numpy(), pairs, weights)
-            for name, pairs in sets.items()
+            name: WordNull.of((own.of(name) - base.of(name)).loc[[pair.id for pair in pairs]], pairs, weights)
+            for name, pairs in texts.measured_sets.items()
         }
 
 
