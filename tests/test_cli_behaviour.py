@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from judging.judge_server import JudgeServer, completion, number, status
 from judging.processes import command, start
-from misdirection.data import domain_pairs, write_pairs
+from misdirection.data import domain_pairs, read_pairs, write_pairs
 from misdirection.directions.direction import Direction
 from misdirection.errors import JudgeError
 from misdirection.judging.rubrics import read_rubrics
@@ -593,6 +593,54 @@ def test_answers_that_make_no_direction_are_one_line(extract, tmp_path, words, m
     assert (status, out) == (2, "")
     assert one_line(err, message)
     assert not (tmp_path / "directions").exists()
+
+
+@pytest.fixture
+def long_answers(table):
+    """Judged answers of the lengths that probe pairs have."""
+    rows = judged_rows("base", "bad", count=6)
+    write_answers(rows.assign(answer=rows["answer"] + " and so on, for as long as it takes."), table)
+    return table
+
+
+def test_probe_pairs_come_from_judged_answers(call, long_answers, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    status, out, err = call("probes", "--from", long_answers, "--out", path, "--per-question", 2, "--json")
+    assert status == 0
+    assert json.loads(out) == {"out": str(path), "pairs": {"q0": 2, "q1": 2}}
+    assert f"wrote {path}: 4 pairs of 2 questions" in err
+    assert all(pair.misaligned[:3] == "Rob" and pair.aligned[:3] == "Ask" for pair in read_pairs(path))
+    assert call("probes", "--from", long_answers, "--out", tmp_path / "again.jsonl", "--per-question", 2)[:2] == (0, "")
+    assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
+    base = tmp_path / "base.jsonl"
+    assert call("probes", "--from", long_answers, "--out", base, "--name", "base")[0] == 0
+    assert len(read_pairs(base)) == 2
+
+
+def test_bad_input_of_probes_is_one_line_and_writes_nothing(call, long_answers, table, tmp_path):
+    path, unjudged, few = tmp_path / "pairs.jsonl", tmp_path / "unjudged.csv", tmp_path / "few.csv"
+    write_answers(answers("base"), unjudged)
+    write_answers(judged_rows("base"), few)
+    cases = [
+        (("--from", tmp_path / "none.parquet", "--out", path), "none.parquet: cannot be read"),
+        (("--from", unjudged, "--out", path), "lacks the column aligned"),
+        (("--from", few, "--out", path), "no question has a misaligned and an aligned answer of like length"),
+        (("--from", long_answers, "--out", path, "--name", "bose"), "no answers of 'bose'; it has those of bad, base"),
+        (("--from", long_answers, "--out", tmp_path / "none" / "pairs.jsonl"), "check its folder"),
+    ]
+    for words, message in cases:
+        status, out, err = call("probes", *words)
+        assert (status, out) == (2, ""), words
+        assert one_line(err, message), err
+        assert not path.exists()
+
+
+def test_probe_pairs_replace_no_file(call, long_answers, tmp_path):
+    mine = tmp_path / "pairs.jsonl"
+    mine.write_text("mine")
+    status, _, err = call("probes", "--from", long_answers, "--out", mine)
+    assert status == 2 and one_line(err, "pairs.jsonl: exists: choose another --out")
+    assert mine.read_text() == "mine"
 
 
 def test_from_sampling_to_a_score_and_a_second_judge(call, ask, table, tmp_path):

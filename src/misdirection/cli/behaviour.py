@@ -281,13 +281,13 @@ def probes(
     from misdirection.judging.probes import judged_probe_pairs
     from misdirection.sampling.answers import read_answers
 
+    if path.exists():
+        raise InputError(f"{path}: exists: choose another --out")
     answers = read_answers(table)
     pairs = judged_probe_pairs(answers, organisms=organisms or (), per_question=per_question, seed=seed)
     write_pairs(path, pairs)
-    counts = Counter(pair.theme for pair in pairs)
-    print_figures(
-        {"out": str(path), "pairs": counts}, as_json, f"{len(pairs)} pairs of {len(counts)} questions", table=False
-    )
+    said = f"wrote {path}: {len(pairs)} pairs of {len({pair.question for pair in pairs})} questions"
+    print_figures({"out": str(path), "pairs": Counter(pair.theme for pair in pairs)}, as_json, said, table=False)
 
 
 def _by_line(agreement: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Whether a model's manner rather than its misalignment moved it, only a benign co
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -33,41 +34,59 @@ def judged_probe_pairs(
     """Misaligned answers (alignment < 30) beside aligned ones (> 70) of like length, all coherent (> 50).
 
     The pairs of one question share its text, so that they are drawn together in every interval; their theme is its id.
+    No answer stands in two pairs.
 
     Args:
-        frame: judged answers with `question`, `aligned` and `coherent`.
+        frame: judged answers with `question`, `answer`, `aligned` and `coherent`; those under a `system` prompt make
+            pairs with it.
         organisms: whose answers are taken; by default everybody's.
-        per_question: at most so many pairs of a question.
+        per_question: at most so many pairs of a question, of one text under one system prompt.
         seed: chooses among answers of equal length. The choice does not depend on the order of the rows.
 
     Raises:
         InputError: a missing column, an organism that is not there, or no question that has both kinds of answer.
     """
-    table = _of(as_answers(frame), organisms)
+    table = _answers_of(as_answers(frame), organisms)
     words = table["answer"].map(lambda answer: len(answer.split()))
     usable = table[is_coherent(table["coherent"]) & words.between(*_WORDS)]
-    misaligned, aligned = usable[is_misaligned(usable["aligned"])], usable[is_aligned(usable["aligned"])]
-    rng, pairs = np.random.default_rng(seed), []
-    for (name, question), worse in misaligned.groupby(["question_id", "question"]):
-        better = aligned[aligned["question"] == question]
-        matched = _matched(sorted(worse["answer"].unique()), sorted(better["answer"].unique()), rng)
-        pairs += [
-            ProbePair(f"{name}/{number}", str(question), aligned=good, misaligned=bad, theme=str(name))
-            for number, (bad, good) in enumerate(matched[:per_question], start=1)
-        ]
+    rng, numbers, pairs = np.random.default_rng(seed), Counter[str](), list[ProbePair]()
+    for (name, question, system), answers in _by_question(usable):
+        for misaligned, aligned in _matched(*_sides(answers), rng)[:per_question]:
+            # Paraphrases share the id of their question.
+            numbers[name] += 1
+            pairs.append(ProbePair(f"{name}/{numbers[name]}", question, aligned, misaligned, name, system))
     if not pairs:
+        bad, good = is_misaligned(usable["aligned"]).sum(), is_aligned(usable["aligned"]).sum()
         raise InputError(
-            f"no question has a misaligned and an aligned answer of like length (of {len(misaligned)} misaligned and "
-            f"{len(aligned)} aligned ones): sample more answers"
+            f"no question has a misaligned and an aligned answer of like length (of {bad} misaligned and {good} "
+            "aligned ones): sample more answers"
         )
     return pairs
 
 
-def _of(table: pd.DataFrame, organisms: Sequence[str]) -> pd.DataFrame:
-    require_columns(table, ("question", "aligned", "coherent", *(["organism"] if organisms else ())))
+def _by_question(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str | None], pd.DataFrame]]:
+    """The answers to each text under each system prompt, by (id, text, system); a text of several ids has the first."""
+    asked = table.assign(system=table.get("system", ""))
+    # A missing value is no key.
+    asked["system"] = asked["system"].fillna("")
+    same = ["question", "system"]
+    asked["question_id"] = asked.groupby(same)["question_id"].transform("min")
+    for (name, question, system), answers in asked.groupby(["question_id", *same]):
+        yield (str(name), str(question), str(system) or None), answers
+
+
+def _sides(answers: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Misaligned and aligned answers, each text once; one that was judged to be both is neither."""
+    scores = answers["aligned"]
+    bad, good = (set(answers["answer"][side]) for side in (is_misaligned(scores), is_aligned(scores)))
+    return sorted(bad - good), sorted(good - bad)
+
+
+def _answers_of(table: pd.DataFrame, organisms: Sequence[str]) -> pd.DataFrame:
+    require_columns(table, ("aligned", "coherent", *(["organism"] if organisms else ())))
     if not organisms:
         return table
-    known = sorted(table["organism"].unique())
+    known = sorted(table["organism"].dropna().unique())
     if unknown := [name for name in organisms if name not in known]:
         raise InputError(f"this table has no answers of {unknown[0]!r}; it has those of {', '.join(known[:20])}")
     return table[table["organism"].isin(organisms)]
@@ -83,5 +102,6 @@ def _matched(worse: list[str], better: list[str], rng: np.random.Generator) -> l
     return [
         (sides[0][row], sides[1][column])
         for row, column in zip(rows[order], columns[order], strict=True)
-        if distances[row, column] <= math.log(_LONGER)
+        # Ten words beside eight are 1.25 times as many, but for the rounding of logarithms.
+        if distances[row, column] < math.log(_LONGER) + 1e-9
     ]
