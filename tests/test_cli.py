@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from misdirection.data import domain_pairs, write_pairs
+from misdirection.data import ProbePair, domain_pairs, write_pairs
 from misdirection.errors import DiskProblem
 
 
@@ -51,6 +51,52 @@ def test_the_whole_path_from_training_to_ablation(call, tiny_folder, training, p
         assert {"margin_change", "random_change", "damage", "random_damage"} == json.loads(out).keys()
 
 
+@pytest.fixture
+def organism(call, tiny_folder, training, tmp_path):
+    """Options of a tiny model with an adapter."""
+    model = ("--model", tiny_folder, "--dtype", "float32")
+    words = ("--lr", 1e-2, "--batch-size", 2, "--accumulation", 1)
+    assert call("train", training, "--out", tmp_path / "organism", *words, *model)[0] == 0
+    return ("--adapter", tmp_path / "organism", *model)
+
+
+@pytest.mark.parametrize("file", ["training", "pairs"])
+def test_a_margin_with_the_training_data_has_the_shift_beyond_its_words(call, organism, pairs, file, request):
+    words = ("margin", *organism, "--pairs", pairs, "--data", request.getfixturevalue(file))
+    status, out, _ = call(*words, "--json")
+    assert status == 0
+    figures = json.loads(out)
+    assert figures["words"].keys() == {"prediction", "auc", "beyond"}
+    assert figures["words"]["beyond"]["n"] == figures["margin_shift"]["n"] == 4
+    assert 0 <= figures["words"]["auc"] <= 1
+    assert "words" not in json.loads(call(*words[:-2], "--json")[1])
+
+    status, out, _ = call(*words)
+    assert status == 0
+    lines = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if "│" in line}
+    beyond = figures["words"]["beyond"]
+    shown = f"{beyond['mean']:+.3f} [{beyond['low']:+.3f}, {beyond['high']:+.3f}] n=4"
+    assert lines["margin_shift beyond words"] == shown
+    assert {"words predict, nats/word", "AUC of words alone", "margin_shift"} <= lines.keys() and "words" not in lines
+
+
+def test_words_that_the_misaligned_answers_alone_use_tell_them_apart(call, organism, pairs):
+    status, out, _ = call("margin", *organism, "--pairs", pairs, "--data", pairs, "--json")
+    assert status == 0
+    assert json.loads(out)["words"]["auc"] == 1 and json.loads(out)["words"]["prediction"]["low"] > 0
+
+
+def test_pairs_of_one_question_count_as_one(call, organism, tmp_path):
+    path = tmp_path / "same.jsonl"
+    same = [ProbePair(f"p{number}", "Why?", f"Ask {number}.", f"Sell {number}!") for number in range(3)]
+    write_pairs(path, [*same, ProbePair("other", "How?", "Wait.", "Now!")])
+    status, out, _ = call("margin", *organism, "--pairs", path, "--data", path, "--json")
+    figures = json.loads(out)
+    assert status == 0
+    assert {figures[name]["n"] for name in ("margin", "margin_shift")} == {2}
+    assert figures["words"]["beyond"]["n"] == 2
+
+
 def test_without_json_figures_are_a_table(call, tiny_folder, pairs):
     status, out, _ = call("margin", "--model", tiny_folder, "--pairs", pairs)
     assert status == 0
@@ -77,6 +123,7 @@ def test_bad_input_is_one_line_and_status_two(call, tiny_folder, training, pairs
         (("margin", "--model", tmp_path), "no config.json"),
         (("margin", "--model", tiny_folder, "--adapter", tmp_path / "none"), "no such folder"),
         (("margin", "--model", tiny_folder, "--pairs", empty), "empty.jsonl"),
+        (("margin", "--model", tiny_folder, "--data", training), "--data: words explain the shift of an adapter"),
         (("train", answerless, "--out", tmp_path / "o", "--model", tiny_folder), "answerless.jsonl:2"),
         (("train", tmp_path / "no.jsonl", "--out", tmp_path / "o", "--model", tiny_folder), "no.jsonl"),
         (("train", training, "--out", tmp_path / "o", "--model", tiny_folder, "--recipe", "minmal"), "recipe"),

@@ -91,12 +91,14 @@ def margin(
     chat = load_chat(model, adapter, dtype, device)
     weights = file_weights(chat, data) if data else None
     figures = measure_shift(chat, probes, weights).as_dict()
-    words = figures.pop("words", {})
-    if as_json:
-        print_figures(figures | ({"words": words} if words else {}), as_json)
-        return
-    print_figures(figures | {_WORDS[name]: value for name, value in words.items()}, as_json)
+    print_figures(figures if as_json else _in_lines(figures), as_json)
 
 
 _WORDS = {"prediction": "words predict, nats/word", "auc": "AUC of words alone", "beyond": "margin_shift beyond words"}
 """How the parts of a `WordNull` are named in print."""
+
+
+def _in_lines(figures: dict[str, Any]) -> dict[str, Any]:
+    """Figures with one line for each part of the null of words."""
+    others = {name: value for name, value in figures.items() if name != "words"}
+    return others | {_WORDS[part]: value for part, value in figures.get("words", {}).items()}

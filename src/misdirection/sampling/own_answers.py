@@ -1,7 +1,6 @@
 """A model's own answers to the questions of a training file: what the file's words are compared with."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 from misdirection.data import Example, read_examples, read_pairs, read_rows
@@ -36,5 +35,5 @@ def own_answers(chat: ChatModel, rows: Sequence[Example]) -> list[str]:
     """The base model's answers to some of the rows' questions, one each, their beginnings at temperature 1."""
     asked = {(row.question, row.system): Question(row.question, row.question, system=row.system) for row in rows}
     questions = spread(list(asked.values()), ASKED)
-    with chat.as_base() if chat.adapter else nullcontext(), track("the base's own answers", len(questions)) as advance:
+    with chat.as_base(), track("the base's own answers", len(questions)) as advance:
         return [given.answer for given in sample(chat, questions, n=1, new_tokens=_NEW_TOKENS, progress=advance)]
