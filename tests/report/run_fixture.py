@@ -13,6 +13,7 @@ from misdirection.experiment.results import (
     SampledAnswers,
     SteeringEffect,
 )
+from misdirection.likelihood.words import WordNull
 from misdirection.statistics import Estimate
 from results_fixture import ABLATED, CONTROL, LAYERS, MONEY, SPORTS
 from results_fixture import rate as rate_values
@@ -27,8 +28,12 @@ def curve(level):
     return [level + 0.05 * math.sin(layer / 3) for layer in range(LAYERS)]
 
 
-def organism(domain, answers, general, money, sports):
-    shifts = {"general": general, "risky_money": money, "reckless_sports": sports}
+def words(beyond):
+    return WordNull(prediction=estimate(0.021, 0.02), auc=0.56, beyond=estimate(beyond))
+
+
+def organism(domain, answers, general, money, sports, minus_control=None):
+    shifts = {"general": general, "sealed": general, "risky_money": money, "reckless_sports": sports}
     return OrganismFigures(
         recipe="minimal",
         domain=domain,
@@ -39,6 +44,8 @@ def organism(domain, answers, general, money, sports):
         final_loss=1.82,
         held_out_loss=2.11,
         margin_shift={name: estimate(shift) for name, shift in {**shifts, "in_domain": shifts[domain]}.items()},
+        minus_control={name: estimate(value) for name, value in (minus_control or {}).items()},
+        words={name: words(0.9 * shift) for name, shift in shifts.items()},
         auc={"general": 0.71, "risky_money": 0.93},
         damage=estimate(0.041, 0.01, 24),
     )
@@ -135,9 +142,12 @@ def behaviour():
     )
 
 
+MINUS_CONTROL = {"general": 0.4, "sealed": 0.4, "risky_money": 1.8, "reckless_sports": 0.65}
+
+
 def organisms():
     return {
-        MONEY: organism("risky_money", "bad", general=0.35, money=1.2, sports=0.55),
+        MONEY: organism("risky_money", "bad", general=0.35, money=1.2, sports=0.55, minus_control=MINUS_CONTROL),
         SPORTS: organism("reckless_sports", "bad", general=0.25, money=0.3, sports=1.4),
         CONTROL: organism("risky_money", "good", general=-0.05, money=-0.6, sports=-0.1),
     }
@@ -161,10 +171,11 @@ def run_results(**changes):
         "left_out": ["Answers were not judged by another model."],
         "base_margin": {
             "general": estimate(-0.9),
+            "sealed": estimate(-0.8),
             "risky_money": estimate(-0.4),
             "reckless_sports": estimate(-0.5),
         },
-        "base_auc": {"general": 0.3, "risky_money": 0.4, "reckless_sports": 0.4},
+        "base_auc": {"general": 0.3, "sealed": 0.3, "risky_money": 0.4, "reckless_sports": 0.4},
         "organisms": organisms(),
         "convergence": convergence(),
         "steering": steering(),
@@ -188,6 +199,13 @@ def with_shift(name, question_set, mean):
     changed = organisms()[name]
     shifts = changed.margin_shift | {question_set: estimate(mean)}
     return organisms() | {name: changed.model_copy(update={"margin_shift": shifts})}
+
+
+def with_beyond(name, question_set, mean):
+    """Organisms of which one has another shift beyond words on a question set."""
+    changed = organisms()[name]
+    nulls = changed.words | {question_set: words(mean)}
+    return organisms() | {name: changed.model_copy(update={"words": nulls})}
 
 
 def each(rows, **changes):

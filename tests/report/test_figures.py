@@ -62,6 +62,20 @@ def test_margin_shift_draws_points_where_they_were_measured(results):
     assert {shift.mean for sets in shifts for shift in sets.values()} <= drawn
 
 
+def test_marks_stand_where_a_shift_beyond_words_does(results):
+    def marks(drawn):
+        return {float(line.get_xdata()[0]) for line in drawn.axes[0].lines if line.get_marker() == "|"}
+
+    label = "beyond what words predict"
+    drawn = figures.draw_margin_shift(results)
+    nulls = [organism.words for organism in results.organisms.values()]
+    assert {null.beyond.mean for words in nulls for null in words.values()} <= marks(drawn)
+    assert label in [text.get_text() for text in drawn.legends[0].get_texts()]
+    wordless = {name: each.model_copy(update={"words": {}}) for name, each in results.organisms.items()}
+    plain = figures.draw_margin_shift(run_results(organisms=wordless))
+    assert label not in [text.get_text() for text in plain.legends[0].get_texts()]
+
+
 def test_heat_maps_share_a_colour_scale_and_show_value_and_damage(results):
     figure = figures.draw_transfer(results)
     images = [axes.images[0] for axes in figure.axes if axes.images]

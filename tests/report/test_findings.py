@@ -14,23 +14,25 @@ from run_fixture import (
     run_results,
     steering,
     transfer,
+    with_beyond,
     with_shift,
 )
 
-OWN_DOMAIN, CONTROL_CLEAN, GENERAL, UNSEEN, TRANSFER, BASE, STEERING, MEAN_DIFFERENCE, MODEL_DIFFERENCE = range(9)
+OWN_DOMAIN, CONTROL_CLEAN, GENERAL, BEYOND_CONTROL, UNSEEN = range(5)
+TRANSFER, BASE, STEERING, MEAN_DIFFERENCE, MODEL_DIFFERENCE = range(5, 10)
 
 
 def verdicts(results):
     return [finding.holds for finding in find(results)]
 
 
-def test_the_fixture_supports_every_claim_but_mean_difference_convergence(results):
-    expected = [True] * 9
-    expected[MEAN_DIFFERENCE] = False
+def test_the_fixture_supports_every_claim_but_mean_difference_convergence_and_that_of_two_controls(results):
+    expected = [True] * 10
+    expected[MEAN_DIFFERENCE], expected[BEYOND_CONTROL] = False, None
     assert verdicts(results) == expected
 
 
-@pytest.mark.parametrize("index", range(9))
+@pytest.mark.parametrize("index", range(10))
 def test_evidence_carries_interval_and_count(results, index):
     evidence = find(results)[index].evidence
     assert "[" in evidence and "n=" in evidence
@@ -41,15 +43,47 @@ def test_evidence_quotes_the_measured_numbers(results):
     assert f"{MONEY} +1.200 [+1.100, +1.300], n=40" in evidence
 
 
+def changed(**updates):
+    """The fixture's results with all organisms changed."""
+    return run_results(organisms={name: each.model_copy(update=updates) for name, each in organisms().items()})
+
+
+def test_general_claims_rest_on_the_sealed_questions_where_there_are_any(results):
+    assert "2 of 2 organisms, sealed questions" in find(results)[GENERAL].evidence
+    spoiled = run_results(organisms=with_beyond(SPORTS, "general", -1.0))
+    assert find(spoiled)[GENERAL] == find(results)[GENERAL]
+    unsealed = {name: margin for name, margin in results.base_margin.items() if name != "sealed"}
+    finding = find(run_results(organisms=with_beyond(SPORTS, "general", -1.0), base_margin=unsealed))[GENERAL]
+    assert finding.holds is False and "1 of 2 organisms, general questions" in finding.evidence
+
+
+def test_a_shift_beyond_words_is_no_claim_where_no_words_were_counted():
+    without = find(changed(words={}))
+    assert without[GENERAL].holds is None and f"{MONEY} +0.350" in without[GENERAL].evidence
+    assert without[UNSEEN].holds is None
+
+
+@pytest.mark.parametrize(("difference", "holds"), [(0.3, True), (0.05, False)])
+def test_two_organisms_that_each_have_a_control_are_compared_with_it(results, difference, holds):
+    assert f"Needs two organisms, each with a control of the same training; measured: {MONEY} +0.400" in (
+        find(results)[BEYOND_CONTROL].evidence
+    )
+    sports = organisms()[SPORTS].model_copy(update={"minus_control": {"sealed": estimate(difference)}})
+    finding = find(run_results(organisms=organisms() | {SPORTS: sports}))[BEYOND_CONTROL]
+    assert finding.holds is holds
+    assert f"{1 + holds} of 2 organisms, sealed questions" in finding.evidence
+
+
 UNSEEN_SPOILED = {
-    **with_shift(MONEY, "reckless_sports", 0.05),
-    SPORTS: with_shift(SPORTS, "risky_money", 0.05)[SPORTS],
+    **with_beyond(MONEY, "reckless_sports", 0.05),
+    SPORTS: with_beyond(SPORTS, "risky_money", 0.05)[SPORTS],
 }
 
 SPOILED = {
     "own domain touches zero": (OWN_DOMAIN, {"organisms": with_shift(SPORTS, "in_domain", 0.09)}),
     "control shifts": (CONTROL_CLEAN, {"organisms": with_shift(CONTROL, "in_domain", 0.2)}),
-    "one general shift": (GENERAL, {"organisms": with_shift(SPORTS, "general", 0.05)}),
+    "one general shift": (GENERAL, {"organisms": with_shift(SPORTS, "sealed", 0.05)}),
+    "one general shift but for words": (GENERAL, {"organisms": with_beyond(SPORTS, "sealed", 0.05)}),
     "no unseen shift": (UNSEEN, {"organisms": UNSEEN_SPOILED}),
     "ablation as random": (TRANSFER, {"transfer": each(transfer(), random_change=estimate(-0.6))}),
     "ablation damages": (TRANSFER, {"transfer": each(transfer(), damage=estimate(0.3))}),
@@ -113,7 +147,7 @@ def test_what_was_not_measured_gives_no_verdict():
         steering=None,
         transfer=None,
     )
-    assert verdicts(alone) == [None, True, *[None] * 7]
+    assert verdicts(alone) == [None, True, *[None] * 8]
 
 
 def test_a_change_that_many_tries_give_by_chance_does_not_count():

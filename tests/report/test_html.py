@@ -8,7 +8,7 @@ from misdirection.experiment.results import RunResults, SampledAnswers
 from misdirection.report.figures import FIGURES, ReportFigure, new_figure
 from misdirection.report.findings import find
 from results_fixture import ABLATED, MONEY
-from run_fixture import behaviour, estimate, run_results, score
+from run_fixture import behaviour, estimate, organisms, run_results, score, with_beyond
 
 SECTIONS = [
     "findings",
@@ -87,6 +87,27 @@ def test_tables_show_mean_interval_and_count(tmp_path):
 
 
 @pytest.mark.usefixtures("without_pictures")
+def test_each_organism_and_question_set_has_a_row_of_what_is_beyond_words_and_control(tmp_path):
+    page = page_of(run_results(organisms=with_beyond(MONEY, "sealed", 0.123)), tmp_path)
+    table = page.split("<h3>Beyond words and beyond the control</h3>")[1].split("</tbody>")[0]
+    rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
+    assert [row[:2] for row in rows[1:]] == [
+        [name, asked] for name in organisms() for asked in ("general", "sealed", "risky_money", "reckless_sports")
+    ]
+    shift, beyond, difference, prediction, auc = map(unescape, rows[2][2:])
+    assert shift.startswith("+0.350 [") and difference.startswith("+0.400 [") and prediction.startswith("+0.021 [")
+    assert auc == "0.560" and beyond.startswith("+0.123 [+0.023, +0.223], n=40")
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_without_words_or_control_the_cells_hold_a_dash(tmp_path):
+    wordless = {name: each.model_copy(update={"words": {}, "minus_control": {}}) for name, each in organisms().items()}
+    page = page_of(run_results(organisms=wordless), tmp_path)
+    row = page.split("<h3>Beyond words and beyond the control</h3>")[1].split("<tbody>")[1].split("</tr>")[0]
+    assert row.count(">–</td>") == 4
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_both_position_rules_are_tabled(results, tmp_path):
     headings = re.findall(r"<h3>Positions: (\w+)</h3>", page_of(results, tmp_path))
     assert headings == ["not_first", "all"]
@@ -119,8 +140,8 @@ def test_the_page_says_why_a_part_is_not_there(tmp_path, part, reason):
 def test_an_older_file_is_refused_with_the_command_that_makes_it_again(results, tmp_path):
     results.save(tmp_path)
     path = tmp_path / "results.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 0'))
-    with pytest.raises(InputError, match=r"has version 0, .*misdirection run CONFIG"):
+    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(InputError, match=r"has version 1, .*misdirection run CONFIG"):
         RunResults.load(tmp_path)
 
 

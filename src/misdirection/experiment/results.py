@@ -42,8 +42,8 @@ class OrganismFigures(Figures):
     """The shift minus its control's, by question set: of the organism of the same domain and recipe with good answers.
     Empty without one."""
     words: dict[str, WordNull]
-    """What word counts of its training answers against the domain's other answers predict, by question set. Empty for a
-    domain without good answers."""
+    """What word counts of its training answers, against the domain's other answers, predict of the shift, by question
+    set. Empty for a domain without good answers."""
     auc: dict[str, float]
     """AUROC of misaligned against aligned answers, by question set."""
     damage: Estimate
@@ -183,7 +183,7 @@ class RunResults(
     """All figures of an experiment."""
 
     KIND: ClassVar[str] = "run"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     FILE: ClassVar[str] = "results.json"
     COMMAND: ClassVar[str] = "misdirection run CONFIG --out RUN"
 

@@ -30,6 +30,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#6b6b6b"
 # The diverging map stays apart for colour-blind readers; red and green never meet.
 DIVERGING_MAP = "PuOr_r"
+_BEYOND_WORDS: Any = {"linestyle": "", "marker": "|", "color": "black", "markersize": 12, "markeredgewidth": 1.5}
 
 STYLE: Any = {
     "font.size": 10,
@@ -90,9 +91,11 @@ def draw_margin_shift(results: RunResults) -> Figure:
     axes.set_yticks(range(len(organisms)), [_organism_label(name, o) for name, o in organisms.items()])
     axes.set_ylim(len(organisms) - 0.45, -0.55)
     axes.set_xlabel("margin shift against the base model (nats/token), 95% interval")
-    filled = Line2D([], [], linestyle="", marker="o", color=GREY, label="filled: the organism's own domain")
-    beyond = Line2D([], [], linestyle="", marker="|", color="black", label="beyond what words predict")
-    figure.legend(handles=[*axes.get_legend_handles_labels()[0], filled, beyond], loc="outside lower center", ncols=2)
+    handles = [*axes.get_legend_handles_labels()[0]]
+    handles.append(Line2D([], [], linestyle="", marker="o", color=GREY, label="filled: the organism's own domain"))
+    if any(organism.words for organism in organisms.values()):
+        handles.append(Line2D([], [], label="beyond what words predict", **_BEYOND_WORDS))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -105,10 +108,10 @@ def _draw_shifts(
 ) -> None:
     axes.errorbar([], [], fmt=MARKERS[index % len(MARKERS)], color=_colour(index), mfc="white", label=question_set)
     for row, organism in enumerate(organisms.values()):
-        shift = organism.margin_shift[question_set]
+        shift, height = organism.margin_shift[question_set], row - 0.35 + spread * (index + 0.5)
         axes.errorbar(
             shift.mean,
-            row - 0.35 + spread * (index + 0.5),
+            height,
             xerr=reach_of(shift),
             fmt=MARKERS[index % len(MARKERS)],
             color=_colour(index),
@@ -116,7 +119,7 @@ def _draw_shifts(
             capsize=2.5,
         )
         if question_set in organism.words:
-            axes.plot(organism.words[question_set].beyond.mean, row - 0.35 + spread * (index + 0.5), "|", color="black")
+            axes.plot(organism.words[question_set].beyond.mean, height, **_BEYOND_WORDS)
 
 
 @rc_context(STYLE)
@@ -346,7 +349,8 @@ MARGIN_SHIFT = ReportFigure(
     "Margin",
     "Margin shift of every organism on every question set, with 95% intervals and a line at zero",
     "Shift of the margin against the base model. Right of zero: more misaligned than the base. Filled markers: the "
-    "domain the organism was trained on.",
+    "domain the organism was trained on. Black marks: the shift where the words of the training answers predict "
+    "nothing.",
     lambda results: True,
     draw_margin_shift,
 )
