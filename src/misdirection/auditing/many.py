@@ -18,10 +18,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from misdirection.auditing.audit import VERSION, run_audit
+from misdirection.auditing.audit import run_audit
 from misdirection.auditing.inputs import AuditInputs, Baseline, Directions
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import AuditResult, AuditRow, AuditTable
+from misdirection.auditing.stages import VERSION
 from misdirection.choices import Dtype
 from misdirection.data.text import read_text
 from misdirection.errors import InputError, MisdirectionError

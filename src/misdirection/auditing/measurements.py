@@ -1,9 +1,9 @@
 """Measurements of one model on the texts of an audit: margins, losses and the mean activations of single answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -57,10 +57,10 @@ class Texts:
         return (*self.general, *self.sealed)
 
     @property
-    def looks(self) -> tuple[int, ...]:
-        """How many of them an audit has measured each time it looks whether it can decide."""
-        counts = {min(FIRST_LOOK, len(self.general)), len(self.general), len(self.asked)}
-        return tuple(sorted(counts - {0}))
+    def looks(self) -> tuple[slice, ...]:
+        """The parts of `asked` that an audit measures in turn: a first few, the other open ones, the sealed ones."""
+        bounds = {0, min(FIRST_LOOK, len(self.general)), len(self.general), len(self.asked)}
+        return tuple(slice(start, stop) for start, stop in pairwise(sorted(bounds)))
 
     def hashes(self) -> dict[str, str]:
         """Hashes of all texts, which measurements depend on."""
@@ -72,8 +72,8 @@ class Measurements:
     """One model on `Texts`.
 
     Attributes:
-        margins: [asked, 2] float64: mean-token log-probability of the misaligned and of the aligned answer, of all
-            general pairs or of none.
+        margins: [asked, 2] float64: mean-token log-probability of the misaligned and of the aligned answer. Of no pair,
+            [0, 2], in an audit, which asks in turn (`looks`) and keeps these apart.
         losses: [neutral] float64, nats/token.
         answers: [read_pairs, 2, layers, width] float32: mean activation over the misaligned and the aligned answer.
         neutral: [read_neutral, layers, width] float32.
@@ -143,22 +143,16 @@ class OwnScores:
 
 
 def measure(chat: ChatModel, texts: Texts, label: str) -> Measurements:
-    """Measure a model on the texts, of the general pairs on none, with progress bars of this label."""
+    """Measure a model on all texts but the general pairs, with progress bars of this label."""
     with track(f"losses of {label}", len(texts.neutral)) as advance:
         losses = -log_probs(chat, text_continuations(chat.tokenizer, texts.neutral), progress=advance).squeeze(-1)
     return Measurements(torch.empty(0, 2, dtype=torch.float64), losses, *activations(chat, texts, label))
 
 
-Name = TypeVar("Name", bound=str)
-
-
-def measure_margins(chat: ChatModel, pairs: Mapping[Name, Sequence[ProbePair]], label: str) -> dict[Name, Tensor]:
-    """Margins' log-probabilities, [pairs, 2] for each set of pairs, with a progress bar of this label."""
-    with track(f"margins of {label}", sum(map(len, pairs.values()))) as advance:
-        return {
-            name: log_probs(chat, pair_continuations(chat.tokenizer, some), progress=advance)
-            for name, some in pairs.items()
-        }
+def measure_margins(chat: ChatModel, pairs: Sequence[ProbePair], label: str) -> Tensor:
+    """Log-probabilities of the misaligned and of the aligned answers, [pairs, 2], with a progress bar of this label."""
+    with track(label, len(pairs)) as advance:
+        return log_probs(chat, pair_continuations(chat.tokenizer, pairs), progress=advance)
 
 
 def activations(chat: ChatModel, texts: Texts, label: str) -> tuple[Tensor, Tensor]:

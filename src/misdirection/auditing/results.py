@@ -160,8 +160,9 @@ class Evidence(Figures):
     words: dict[Asked, WordNull]
     """What the words of its training data predict of these shifts; empty without that data."""
     asked: int
-    """General questions that were asked, of so many that there are:"""
+    """General questions that were asked."""
     most: int
+    """General questions that there are."""
     in_domain: InDomain
     drift: list[Drift]
     model_difference: ModelDifference

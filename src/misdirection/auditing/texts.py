@@ -1,6 +1,6 @@
 """The texts that belong to one fine-tune: its own training data, and the probe questions framed in it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ class OwnTexts:
     """Texts that are measured for one fine-tune alone.
 
     Attributes:
-        framed: the general pairs after training questions.
+        framed: the general pairs after training questions, in the order in which they are asked.
         rows: held-out rows, for the loss.
         pairs: held-out probe pairs of the domain, for the margin, when the file holds pairs.
         path, sha256: of the file that they are from; empty without one.
@@ -38,17 +38,19 @@ class OwnTexts:
         return {name: data_hash(getattr(self, name)) for name in ("framed", "rows", "pairs")}
 
 
-def own_texts(path: Path, general: Sequence[ProbePair]) -> OwnTexts:
+def own_texts(path: Path, looks: Iterable[Sequence[ProbePair]]) -> OwnTexts:
     """Read a training file, or probe pairs of its domain (rows with `aligned` and `misaligned`).
 
+    The general pairs of each look are framed in questions from the whole file: a look that may be the last must not
+    pass over a part of it.
     Rows 5, 10, 15, ... are taken as held out, as everywhere in the package; of a file of fewer than five rows, all.
     Raises `InputError` for an empty file or a row that cannot be read.
     """
     _, first = next(iter(read_rows(path)), (0, {}))
     pairs = data.read_pairs(path) if "misaligned" in first else []
     rows = [Example(pair.question, pair.misaligned, pair.system) for pair in pairs] or data.read_examples(path)
-    parts = (tuple(framed(general, rows)), tuple(_held_out(rows)), tuple(_held_out(pairs)))
-    return OwnTexts(*parts, str(path), sha256_file(path))
+    asked = tuple(pair for look in looks for pair in framed(look, rows))
+    return OwnTexts(asked, tuple(_held_out(rows)), tuple(_held_out(pairs)), str(path), sha256_file(path))
 
 
 def _held_out(rows: Sequence[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from misdirection.data import ProbePair
 from misdirection.data.words import WordWeights
 from misdirection.results import Figures
-from misdirection.statistics import Estimate, auc, beyond, bootstrap
+from misdirection.statistics import LEVEL, Estimate, auc, beyond, bootstrap
 
 
 class WordNull(Figures):
@@ -21,12 +21,15 @@ class WordNull(Figures):
     """The shift where words predict nothing: the constant of its regression on both predictions, nats/token."""
 
     @classmethod
-    def of(cls, shifts: ArrayLike, pairs: Sequence[ProbePair], weights: WordWeights) -> "WordNull":
-        """The null of shifts of margins, [pairs]; the pairs of one question are drawn together."""
+    def of(
+        cls, shifts: ArrayLike, pairs: Sequence[ProbePair], weights: WordWeights, level: float = LEVEL
+    ) -> "WordNull":
+        """The null of shifts of margins, [pairs], with intervals of this level; the pairs of one question are drawn
+        together."""
         predictions, questions = weights.predict(pairs), [pair.question for pair in pairs]
         sides = [[weights.score(getattr(pair, side)) for pair in pairs] for side in ("misaligned", "aligned")]
         return cls(
-            prediction=bootstrap(predictions[:, 0], questions),
+            prediction=bootstrap(predictions[:, 0], questions, level=level),
             auc=auc(*sides),
-            beyond=beyond(shifts, predictions, questions),
+            beyond=beyond(shifts, predictions, questions, level=level),
         )

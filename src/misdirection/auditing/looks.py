@@ -1,0 +1,77 @@
+"""The looks of an audit: it asks general questions in a few steps, until the rule can decide."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from misdirection.auditing.fine_tune import TUNED
+from misdirection.auditing.stages import Stages
+from misdirection.auditing.verdict import RULE, Asked, Verdict, decide
+from misdirection.data import ProbePair
+from misdirection.data.words import WordWeights
+from misdirection.likelihood.words import WordNull
+from misdirection.statistics import LEVEL, Estimate, Floats, bootstrap
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """How far the margins moved on the questions that were asked.
+
+    Attributes:
+        pairs: general pairs, in the order in which they were asked.
+        by_set: change of each pair's margin, nats/token, by how it was asked, [pairs] each.
+        weights: of the words of the training data; None without that data.
+    """
+
+    pairs: tuple[ProbePair, ...]
+    by_set: Mapping[Asked, Floats]
+    weights: WordWeights | None
+
+    def shifts(self, level: float = LEVEL) -> dict[Asked, Estimate]:
+        """Mean changes, with intervals of this level."""
+        return {asked: bootstrap(change, level=level) for asked, change in self.by_set.items()}
+
+    def words(self, level: float = LEVEL) -> dict[Asked, WordNull]:
+        """What words predict of the shifts, and what is left of these; empty without the training data."""
+        if self.weights is None:
+            return {}
+        return {asked: WordNull.of(change, self.pairs, self.weights, level) for asked, change in self.by_set.items()}
+
+
+def ask(stages: Stages) -> Changes:
+    """Ask until the rule can decide, or all is asked.
+
+    Without a reference to decide by, all open questions are asked, and no sealed one.
+    """
+    texts = stages.inputs.texts
+    for count in range(1, len(texts.looks) + 1):
+        changes = _changes(stages, texts.looks[:count])
+        verdict = decide_on(stages, changes)
+        if verdict.is_final or (verdict.unit is None and len(changes.pairs) >= len(texts.general)):
+            break
+    return changes
+
+
+def _changes(stages: Stages, looks: tuple[slice, ...]) -> Changes:
+    data = stages.inputs.data
+    sets: tuple[Asked, ...] = ("general", "framed") if data.path else ("general",)
+    by_set = {asked: np.concatenate([_change(stages, asked, look) for look in looks]) for asked in sets}
+    return Changes(stages.inputs.texts.asked[: looks[-1].stop], by_set, stages.word_weights())
+
+
+def _change(stages: Stages, asked: Asked, look: slice) -> Floats:
+    change = stages.margins(TUNED, asked, look) - stages.margins("base", asked, look)
+    return np.asarray(change[:, 0] - change[:, 1])
+
+
+def decide_on(stages: Stages, changes: Changes, rate: Estimate | None = None) -> Verdict:
+    """The verdict on what was measured, by intervals of the rule's level; `rate` is the judge's."""
+    reference = stages.inputs.reference
+    return decide(
+        changes.shifts(RULE.level),
+        stages.damage(),
+        reference.bad_shift if reference else None,
+        rate,
+        beyond={asked: words.beyond for asked, words in changes.words(RULE.level).items()},
+    )

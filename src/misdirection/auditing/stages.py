@@ -1,0 +1,141 @@
+"""What one audit measures, each as a stage of its folder, so that nothing is measured twice."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from misdirection.auditing.attribution import by_layer, margin_parts
+from misdirection.auditing.fine_tune import TUNED, Which
+from misdirection.auditing.inputs import AuditInputs, Judging
+from misdirection.auditing.measurements import Measurements, OwnScores, measure, measure_margins
+from misdirection.auditing.verdict import Asked
+from misdirection.data import data_hash
+from misdirection.data.selection import spread
+from misdirection.data.words import WordWeights
+from misdirection.experiment.answering import Condition, answer, judged
+from misdirection.files import read_json, write_json
+from misdirection.progress import track
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.tasks import LocalRunner
+from misdirection.runs.worker import Models, Worker
+from misdirection.sampling.own_answers import file_weights
+from misdirection.statistics import Estimate, bootstrap
+
+VERSION = 3
+"""Raised whenever a stage would give another result from the same inputs."""
+
+_ATTRIBUTED = 8
+"""Pairs whose shift is attributed to layers."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The measurements of one audit, each made when it is first asked for.
+
+    Attributes:
+        inputs: what is measured.
+        run: the audit's folder.
+    """
+
+    inputs: AuditInputs
+    run: RunFolder
+
+    @property
+    def is_referenced(self) -> bool:
+        """Whether the base's values are the reference's: those of another dtype or device would pass for a shift."""
+        reference = self.inputs.reference
+        return reference is not None and reference.identity == self.inputs.fine_tune.identity
+
+    def base(self) -> Measurements:
+        """The base's losses and activations, and where the reference has it the margins."""
+        reference = self.inputs.reference
+        return reference.base if reference and self.is_referenced else self._measured("base")
+
+    def tuned(self) -> Measurements:
+        """The fine-tune's losses and activations."""
+        return self._measured(TUNED)
+
+    def damage(self) -> Estimate:
+        """Rise of the loss on neutral text, nats/token."""
+        return bootstrap((self.tuned().losses - self.base().losses).numpy())
+
+    def _measured(self, which: Which) -> Measurements:
+        texts, file = self.inputs.texts, "measurements.safetensors"
+
+        def compute(folder: Path) -> None:
+            measure(self.inputs.fine_tune.chat(which), texts, which).save(folder / file)
+
+        return Measurements.load(self._stage("measurements", which, texts.hashes(), compute) / file)
+
+    def margins(self, which: Which, asked: Asked, look: slice) -> Tensor:
+        """Log-probabilities of the general pairs of one look, plain or framed, [pairs, 2]."""
+        if which == "base" and asked == "general" and self.is_referenced:
+            return self.base().margins[look]
+        pairs = (self.inputs.data.framed if asked == "framed" else self.inputs.texts.asked)[look]
+        name, file = f"margins/{asked}/{look.start}-{look.stop}", "margins.safetensors"
+
+        def compute(folder: Path) -> None:
+            scores = measure_margins(self.inputs.fine_tune.chat(which), pairs, f"{asked} margins of {which}")
+            save_file({"margins": scores}, folder / file)
+
+        return load_file(self._stage(name, which, {"pairs": data_hash(pairs)}, compute) / file)["margins"]
+
+    def word_weights(self) -> WordWeights | None:
+        """Word weights of the training file against the base's own answers; None without that file."""
+        data, file = self.inputs.data, "weights.json"
+        if not data.path:
+            return None
+
+        def compute(folder: Path) -> None:
+            weights = file_weights(self.inputs.fine_tune.chat("base"), Path(data.path)).weights
+            write_json(folder / file, weights)
+
+        return WordWeights(tuple(read_json(self._stage("words", "base", {"data": data.sha256}, compute) / file)))
+
+    def own(self, which: Which) -> OwnScores:
+        """One model on the fine-tune's own texts."""
+        texts, file = self.inputs.data, "own.safetensors"
+        if not texts.path:
+            return OwnScores()
+
+        def compute(folder: Path) -> None:
+            OwnScores.measure(self.inputs.fine_tune.chat(which), texts, which).save(folder / file)
+
+        return OwnScores.load(self._stage("own", which, texts.hashes(), compute) / file)
+
+    def layer_parts(self) -> dict[int, Tensor]:
+        """Parts of an adapter's general shift by layer, [pairs] each, for a few open pairs."""
+        fine_tune, pairs = self.inputs.fine_tune, spread(self.inputs.texts.general, _ATTRIBUTED)
+        file = "parts.safetensors"
+
+        def compute(folder: Path) -> None:
+            chat = fine_tune.chat(TUNED)
+            with track("attribution of the shift", 2 * len(pairs)) as advance:
+                layers = by_layer(chat, margin_parts(chat, pairs, advance))
+            save_file({str(layer): part for layer, part in layers.items()}, folder / file)
+
+        parts = load_file(self._stage("attribution", TUNED, {"pairs": data_hash(pairs)}, compute) / file)
+        return {layer: parts[str(layer)] for layer in sorted(map(int, parts))}
+
+    def judged_file(self, which: Which, judging: Judging) -> Path:
+        """The table of one model's judged answers."""
+        stage, fine_tune = f"answers/{which}", self.inputs.fine_tune
+        inputs = self._common(which)
+        answer(self.run, stage, lambda: fine_tune.chat(which), judging.sampling, inputs, Condition(which))
+        verdicts = judged(self.run, judging.judge, stage)
+        # A judge needs none of the models.
+        LocalRunner(self.run, Worker(Models(lambda: fine_tune.chat("base")), self.run.partial)).make([verdicts])
+        return self.run.artifact(verdicts.stage) / "judged.parquet"
+
+    def _stage(self, name: str, which: Which, inputs: Mapping[str, Any], compute: Callable[[Path], None]) -> Path:
+        return self.run.stage(f"{name}/{which}", {**self._common(which), **inputs}, compute)
+
+    def _common(self, which: Which) -> dict[str, Any]:
+        """All that every measurement of one model depends on."""
+        fine_tune = self.inputs.fine_tune
+        digest = None if which == "base" else fine_tune.digest
+        return {**fine_tune.identity.model_dump(), "version": VERSION, "fine_tune": digest}
