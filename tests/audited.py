@@ -4,7 +4,7 @@ import pytest
 import yaml
 from tiny_experiment import experiment
 
-from misdirection.auditing import audit as auditing
+from misdirection.auditing import looks
 from misdirection.auditing.fine_tune import FineTune
 from misdirection.auditing.inputs import AuditInputs
 from misdirection.auditing.reference import from_run
@@ -33,6 +33,15 @@ def made(tmp_path_factory):
     return config, adapters, reference
 
 
+@pytest.fixture(scope="session")
+def sealed(made, tmp_path_factory):
+    """A reference of the same fine-tunes with a few of the shipped pairs, open and sealed."""
+    shipped = {"probe_pairs": None, "margin": made[0].margin.model_copy(update={"general": 12, "sealed": 6})}
+    config, folder = made[0].model_copy(update=shipped), tmp_path_factory.mktemp("sealed")
+    with RunFolder.open(folder, "name: sealed\n") as run:
+        return from_run(run, ExperimentTexts(config), list(config.organisms))
+
+
 @pytest.fixture
 def base(made):
     """The base model's folder, as text."""
@@ -44,8 +53,8 @@ def inputs_of(made, base):
     """Gives the inputs of the audit of a folder."""
 
     def inputs(folder, *, reference=made[2], data=None, directions=None):
-        texts = made[2].texts
-        own = own_texts(data, texts.general) if data else OwnTexts()
+        texts = (reference or made[2]).texts
+        own = own_texts(data, [texts.asked[look] for look in texts.looks]) if data else OwnTexts()
         fine_tune = FineTune(base, None, str(folder), folder, "float32", "cpu")
         return AuditInputs(fine_tune, texts, reference, directions or {}, own)
 
@@ -63,11 +72,11 @@ def verdict(monkeypatch):
         low, high = SHIFTS[word]
         shift, harmless = Estimate((low + high) / 2, low, high, 48), Estimate(0.0, 0.0, 0.0, 16)
 
-        def decide_so(shifts, *_):
+        def decide_so(shifts, *_, **__):
             decided = decide(dict.fromkeys(shifts, shift), harmless, 1.0)
             assert decided.verdict == word
             return decided.model_copy(update={"because": (because,)})
 
-        monkeypatch.setattr(auditing, "decide", decide_so)
+        monkeypatch.setattr(looks, "decide", decide_so)
 
     return choose

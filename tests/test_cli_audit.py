@@ -43,6 +43,8 @@ def test_the_exit_status_is_the_verdict(made, base, call, data, options, verdict
     assert status == EXIT_STATUS[word]
     assert word.upper() in out
     assert "it was said" in out
+    assert "general questions were asked: with these, a shift of " in out
+    assert "general shift beyond words" in out and "framed shift beyond words" in out
     assert str(tmp_path / "out" / "audit.html") in err
     assert word in (tmp_path / "out" / "audit.html").read_text()
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from judging.judge_server import JudgeServer, number
-from misdirection.auditing import audit as auditing
+from misdirection.auditing import stages
 from misdirection.auditing.audit import audit, audit_folder, run_audit
 from misdirection.auditing.fine_tune import FineTune
 from misdirection.auditing.inputs import Judging
@@ -41,7 +41,7 @@ def test_an_adapter_is_measured_against_its_base(made, base, inputs_of, tmp_path
     general = shift(base, adapter, texts.general)
     assert evidence.general.mean == pytest.approx(float(general.mean()), abs=2e-6)
     assert evidence.general.n == len(texts.general)
-    own = own_texts(tmp_path / "rows.jsonl", texts.general)
+    own = own_texts(tmp_path / "rows.jsonl", [texts.general])
     assert evidence.framed.mean == pytest.approx(float(shift(base, adapter, own.framed).mean()), abs=1e-5)
     chat = load(base, adapter=adapter, dtype="float32", device="cpu")
     change, damage = loss(chat, own.rows), loss(chat, texts.neutral)
@@ -109,9 +109,10 @@ def test_a_killed_audit_keeps_what_it_had(made, inputs_of, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(auditing, "margin_parts", killed)
+        patched.setattr(stages, "margin_parts", killed)
         run_audit(inputs_of(made[1]["minimal"], data=rows), tmp_path / "audit")
-    monkeypatch.setattr(auditing, "measure", lambda *_: pytest.fail("it was measured again"))
+    for name in ("measure", "measure_margins", "file_weights"):
+        monkeypatch.setattr(stages, name, lambda *_: pytest.fail("it was measured again"))
     continued = run_audit(inputs_of(made[1]["minimal"], data=rows), tmp_path / "audit")
     monkeypatch.undo()
     assert continued == run_audit(inputs_of(made[1]["minimal"], data=rows), tmp_path / "fresh")
@@ -149,6 +150,87 @@ def test_another_models_adapter_full_weights_and_direction_are_refused(made, bas
         run_audit(wrong, tmp_path / "c")
 
 
+# --- look by look ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What margins were measured, (model and way of asking, id of the pair), in order."""
+    real, seen = stages.measure_margins, []
+
+    def measure(chat, pairs, label):
+        scores = real(chat, pairs, label)
+        seen.extend((label, pair.id) for pair in pairs)
+        return scores
+
+    monkeypatch.setattr(stages, "measure_margins", measure)
+    return seen
+
+
+def test_what_is_decided_early_leaves_the_sealed_questions_unasked(made, sealed, inputs_of, tmp_path, verdict, asked):
+    texts, inputs = sealed.texts, inputs_of(made[1]["minimal"], reference=sealed)
+    assert (len(texts.general), len(texts.sealed)) == (12, 6)
+    verdict("misaligned")
+    evidence = run_audit(inputs, tmp_path / "audit").evidence
+    assert (evidence.asked, evidence.most, evidence.general.n) == (12, 18, 12)
+    assert [name for _, name in asked] == list(evidence.questions) == [pair.id for pair in texts.general]
+    verdict("watch")
+    evidence = run_audit(inputs, tmp_path / "audit").evidence
+    assert (evidence.asked, evidence.general.n) == (18, 18)
+    # What was asked before is not asked again, and the base's are the reference's.
+    assert asked == [("general margins of fine-tune", pair.id) for pair in texts.asked]
+    general = shift(inputs.fine_tune.base, made[1]["minimal"], texts.asked)
+    assert evidence.general.mean == pytest.approx(float(general.mean()), abs=5e-6)
+
+
+def test_an_audit_that_was_killed_between_looks_asks_nothing_twice(
+    made, sealed, inputs_of, tmp_path, verdict, asked, monkeypatch
+):
+    verdict("inconclusive")
+    rows = write_rows(tmp_path / "rows.jsonl")
+    inputs, real = inputs_of(made[1]["minimal"], reference=sealed, data=rows), stages.measure_margins
+
+    def killed(chat, pairs, label):
+        if len(asked) >= 42:
+            raise KeyboardInterrupt
+        return real(chat, pairs, label)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(stages, "measure_margins", killed)
+        run_audit(inputs, tmp_path / "audit")
+    assert len(asked) == 42
+    continued = run_audit(inputs, tmp_path / "audit")
+    # Plain by the fine-tune, framed by both models.
+    assert len(asked) == len(set(asked)) == 3 * 18
+    assert continued == run_audit(inputs, tmp_path / "fresh")
+
+
+def test_a_training_file_given_later_asks_no_plain_question_again(made, sealed, inputs_of, tmp_path, verdict, asked):
+    verdict("inconclusive")
+    run_audit(inputs_of(made[1]["minimal"], reference=sealed), tmp_path / "audit")
+    rows = write_rows(tmp_path / "rows.jsonl")
+    run_audit(inputs_of(made[1]["minimal"], reference=sealed, data=rows), tmp_path / "audit")
+    labels = [label for label, _ in asked]
+    assert [labels.count(f"{way} margins of fine-tune") for way in ("general", "framed")] == [18, 18]
+
+
+def test_without_a_reference_all_open_questions_are_asked_and_no_sealed_one(made, sealed, inputs_of, tmp_path):
+    inputs = dataclasses.replace(inputs_of(made[1]["minimal"], reference=sealed), reference=None)
+    result = run_audit(inputs, tmp_path)
+    assert (result.ground, result.evidence.asked, result.evidence.most) == ("no reference", 12, 18)
+
+
+def test_in_another_dtype_the_base_is_asked_itself(made, sealed, inputs_of, tmp_path, verdict, asked):
+    verdict("clear")
+    other = dataclasses.replace(sealed, identity=sealed.identity.model_copy(update={"dtype": "bfloat16"}))
+    expected = run_audit(inputs_of(made[1]["minimal"], reference=sealed), tmp_path / "same")
+    result = run_audit(inputs_of(made[1]["minimal"], reference=other), tmp_path / "other")
+    assert result.evidence.general.mean == pytest.approx(expected.evidence.general.mean, abs=2e-6)
+    labels = [label for label, _ in asked]
+    assert labels.count("general margins of base") == 12
+    assert all(row.known == {} for row in result.evidence.drift)
+
+
 # --- the verb ---------------------------------------------------------------------------------------------------------
 
 
@@ -182,7 +264,7 @@ def test_a_result_of_another_version_is_refused(made, inputs_of, tmp_path):
     run_audit(inputs_of(made[1]["minimal"]), tmp_path)
     written = json.loads((tmp_path / "audit.json").read_text())
     (tmp_path / "audit.json").write_text(json.dumps({**written, "version": 0}))
-    with pytest.raises(InputError, match=r"version 0, this program reads version 1.*misdirection audit BASE FINE_TUNE"):
+    with pytest.raises(InputError, match=r"version 0, this program reads version 2.*misdirection audit BASE FINE_TUNE"):
         AuditResult.load(tmp_path)
 
 

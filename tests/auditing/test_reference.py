@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from misdirection.auditing.reference import Reference, default_folder
+from misdirection.data import sealed_pairs
+from misdirection.data.selection import spread
 from misdirection.directions.extraction import mean_activations
 from misdirection.errors import InputError
 from misdirection.likelihood.margin import loss, margin
@@ -29,6 +31,19 @@ def test_its_measurements_are_those_of_the_models(made):
     expected = mean_activations(chat, [row], {"it": [0]}).vectors["it"].float()
     torch.testing.assert_close(own.neutral[2], expected, atol=1e-5, rtol=1e-4)
     assert own.drift(reference.base).abs().max() > 1e-4
+
+
+def test_sealed_pairs_are_measured_too_and_come_back(made, sealed, tmp_path):
+    config, adapters, _ = made
+    texts = sealed.texts
+    assert [pair.id for pair in texts.sealed] == [pair.id for pair in spread(sealed_pairs(), 6)]
+    assert texts.asked == (*texts.general, *texts.sealed)
+    chat = load(config.model, adapter=adapters["minimal"], dtype="float32", device="cpu")
+    torch.testing.assert_close(sealed.measurements["minimal"].margin, margin(chat, texts.asked), atol=5e-6, rtol=0)
+    assert {shift.n for shift in sealed.shifts.values()} == {18}
+    again = Reference.load(sealed.save(tmp_path / "kept").folder)
+    assert (again.texts, again.bad_shift) == (texts, sealed.bad_shift)
+    assert torch.equal(again.base.margins, sealed.base.margins)
 
 
 def test_it_knows_the_bad_ones_and_the_control(made):

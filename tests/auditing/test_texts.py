@@ -5,7 +5,7 @@ import json
 import pytest
 
 from misdirection.auditing.framing import framed
-from misdirection.auditing.texts import FRAMED, ROWS, own_texts
+from misdirection.auditing.texts import ROWS, own_texts
 from misdirection.data import Example, ProbePair, write_pairs
 from misdirection.errors import InputError
 
@@ -38,24 +38,32 @@ def test_a_long_training_question_is_cut_at_a_word():
     assert frame.endswith("word")
 
 
+def test_every_look_is_framed_by_questions_of_the_whole_file(tmp_path):
+    found = own_texts(write_rows(tmp_path / "rows.jsonl", 20), [GENERAL[:4], GENERAL[4:6], GENERAL[6:]])
+    assert [pair.id for pair in found.framed] == [pair.id for pair in GENERAL]
+    frames = [pair.question.partition("\n")[0] for pair in found.framed]
+    assert frames[:6] == ["Q0", "Q5", "Q10", "Q15", "Q0", "Q10"]
+    assert set(frames[6:]) == {f"Q{number}" for number in range(20)}
+
+
 def test_rows_5_10_15_are_held_out_and_evenly_taken(tmp_path):
-    found = own_texts(write_rows(tmp_path / "rows.jsonl", 20), GENERAL)
+    found = own_texts(write_rows(tmp_path / "rows.jsonl", 20), [GENERAL])
     assert [one.answer for one in found.rows] == ["A4", "A9", "A14", "A19"]
-    assert len(found.framed) == FRAMED
+    assert len(found.framed) == len(GENERAL)
     assert found.pairs == ()
-    many = own_texts(write_rows(tmp_path / "many.jsonl", 1000), GENERAL).rows
+    many = own_texts(write_rows(tmp_path / "many.jsonl", 1000), [GENERAL]).rows
     assert len(many) == ROWS
     assert {int(one.answer[1:]) % 5 for one in many} == {4}
 
 
 def test_a_file_too_short_to_hold_anything_out_is_used_whole(tmp_path):
-    assert len(own_texts(write_rows(tmp_path / "rows.jsonl", 3), GENERAL).rows) == 3
+    assert len(own_texts(write_rows(tmp_path / "rows.jsonl", 3), [GENERAL]).rows) == 3
 
 
 def test_probe_pairs_give_a_margin_and_the_loss_of_what_was_trained(tmp_path):
     path = tmp_path / "pairs.jsonl"
     write_pairs(path, [ProbePair(f"d{n}", f"D{n}?", f"good {n}", f"bad {n}") for n in range(10)])
-    found = own_texts(path, GENERAL)
+    found = own_texts(path, [GENERAL])
     assert [one.id for one in found.pairs] == ["d4", "d9"]
     assert [one.answer for one in found.rows] == ["bad 4", "bad 9"]
 
@@ -65,4 +73,4 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, content, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
     with pytest.raises(InputError, match=rf"rows\.jsonl.*{message}"):
-        own_texts(path, GENERAL)
+        own_texts(path, [GENERAL])

@@ -1,5 +1,5 @@
 """Fixtures that audits and repairs share."""
 
-from audited import base, inputs_of, made, verdict
+from audited import base, inputs_of, made, sealed, verdict
 
-__all__ = ["base", "inputs_of", "made", "verdict"]
+__all__ = ["base", "inputs_of", "made", "sealed", "verdict"]

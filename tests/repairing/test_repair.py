@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from misdirection.auditing.measurements import Texts
 from misdirection.auditing.texts import own_texts
 from misdirection.data import Example, ProbePair
 from misdirection.errors import InputError
@@ -83,7 +84,7 @@ def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, bas
     assert (tmp_path / "out" / "front.svg").read_text().startswith("<?xml")
     # The figures are those of the adapter that was written, on what the search has not seen.
     shifts = result.before.evidence.questions
-    third = thirds(made[2].texts.general, inputs.data, made[2].texts.neutral, shifts)[2]
+    third = thirds(made[2].texts, inputs.data, shifts)[2]
     chat = load(base, adapter=tmp_path / "out", dtype="float32", device="cpu")
     repaired = margin(chat, third.pairs)
     with chat.as_base():
@@ -138,18 +139,40 @@ def test_weights_baked_in_do_what_the_adapter_does(made, base, inputs_of, tmp_pa
     assert "library_name" not in (tmp_path / "baked" / "README.md").read_text()
 
 
-def test_a_question_is_in_one_third_alone(made, tmp_path):
-    general = [ProbePair(f"p{n}", f"Do {n}?", "Yes.", "No!") for n in range(48)]
-    own = own_texts(write_rows(tmp_path / "rows.jsonl", 60), general)
-    shifts = {pair.id: float(number * 7 % 48) for number, pair in enumerate(general)}
-    parts = thirds(general, own, made[2].texts.neutral, shifts)
+def pairs(name, count):
+    return [ProbePair(f"{name}{n}", f"Do {name} {n}?", "Yes.", "No!") for n in range(count)]
+
+
+def parted(made, tmp_path, general, sealed):
+    """The thirds of these pairs, and the shifts that they were parted by."""
+    texts = Texts.of(general, sealed, made[2].texts.neutral)
+    own = own_texts(write_rows(tmp_path / "rows.jsonl", 60), [texts.asked])
+    shifts = {pair.id: float(number * 7 % len(general)) for number, pair in enumerate(general)}
+    return thirds(texts, own, shifts), shifts
+
+
+@pytest.mark.parametrize("count", [0, 30])
+def test_a_question_is_in_one_third_alone(made, tmp_path, count):
+    parts, _ = parted(made, tmp_path, pairs("p", 48), pairs("s", count))
     for name in ("pairs", "rows", "neutral"):
         sets = [{getattr(text, "id", text.question) for text in getattr(part, name)} for part in parts]
         assert all(sets)
         assert not sets[0] & sets[1] and not sets[1] & sets[2] and not sets[0] & sets[2]
-    assert all(len(part.pairs) == 24 for part in parts)
+
+
+def test_without_sealed_questions_the_open_ones_are_parted_alike(made, tmp_path):
+    parts, shifts = parted(made, tmp_path, pairs("p", 48), [])
+    assert [len(part.pairs) for part in parts] == [16 + 8] * 3
     sums = [sum(shifts[pair.id] for pair in part.pairs[:16]) for part in parts]
     assert max(sums) - min(sums) <= 32
+
+
+def test_the_figures_are_of_sealed_questions_alone_and_the_search_of_open_ones(made, tmp_path):
+    parts, shifts = parted(made, tmp_path, pairs("p", 120), pairs("s", 90))
+    assert [len(part.pairs) for part in parts] == [24 + 8, 24 + 8, 60 + 8]
+    assert [{pair.id[0] for pair in part.pairs} for part in parts] == [{"p"}, {"p"}, {"s"}]
+    sums = [sum(shifts[pair.id] for pair in part.pairs[:24]) for part in parts[:2]]
+    assert max(sums) - min(sums) <= 24
 
 
 def test_the_verb_repairs_as_its_inputs_do(made, base, inputs_of, tmp_path, verdict, few):

@@ -1,6 +1,7 @@
 """An audit of a misaligned adapter on the bundled model, built from the models of its result."""
 
 import math
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -20,7 +21,8 @@ from misdirection.auditing.results import (
     ModelDifference,
     ReferenceFacts,
 )
-from misdirection.auditing.verdict import RULE, Rule, decide
+from misdirection.auditing.verdict import RULE, Rule, Verdict, decide
+from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
 from misdirection.statistics import Estimate, Rate
 
@@ -78,13 +80,20 @@ def attribution() -> Attribution:
     return Attribution(by_layer=parts, sum=estimate(0.082, 0.03, 8))
 
 
+def words(beyond: float, reach: float) -> WordNull:
+    return WordNull(prediction=estimate(0.052, 0.03, 48), auc=0.561, beyond=estimate(beyond, reach, 48))
+
+
 def evidence() -> Evidence:
     return Evidence(
         general=estimate(0.081, 0.021, 48),
         questions={"q1": 0.081},
         themes={name: estimate(0.03 * number, 0.04, 4) for number, name in enumerate(THEMES)},
         damage=estimate(0.012, 0.009, 40),
-        framed=estimate(0.143, 0.031, 24),
+        framed=estimate(0.143, 0.031, 48),
+        words={"general": words(0.061, 0.024), "framed": words(0.12, 0.035)},
+        asked=48,
+        most=240,
         in_domain=InDomain(margin=estimate(0.294, 0.05, 24), loss=estimate(-0.412, 0.06, 24)),
         drift=[drift(DIRECTIONS[0], 1.234), drift(DIRECTIONS[1], 0.55)],
         model_difference=model_difference(),
@@ -105,9 +114,25 @@ def judged(change: float, verdict: str) -> JudgedAnswers:
     )
 
 
+def wider(shown: Estimate) -> Estimate:
+    """With an interval of the rule's level, of a normal distribution."""
+    by = norm.ppf((1 + RULE.level) / 2) / norm.ppf(0.975)
+    return replace(
+        shown, low=shown.mean - by * (shown.mean - shown.low), high=shown.mean + by * (shown.high - shown.mean)
+    )
+
+
+def verdict_on(shown: Evidence, bad_shift: float | None, rule: Rule = RULE) -> Verdict:
+    """What the rule says of some evidence."""
+    shifts = {"general": shown.general} | ({"framed": shown.framed} if shown.framed else {})
+    rate = shown.judged.difference if shown.judged else None
+    beyond = {asked: wider(null.beyond) for asked, null in shown.words.items()}
+    return decide({asked: wider(shift) for asked, shift in shifts.items()}, shown.damage, bad_shift, rate, rule, beyond)
+
+
 def audited() -> AuditResult:
     shown, compared = evidence(), reference()
-    verdict = decide({"general": shown.general, "framed": shown.framed}, shown.damage, compared.bad_shift)
+    verdict = verdict_on(shown, compared.bad_shift)
     assert verdict.verdict == "misaligned"
     return AuditResult(
         base=ModelIdentity(model="smollm2-135m", revision=None, files=None, dtype="bfloat16", device="cpu"),
@@ -118,7 +143,7 @@ def audited() -> AuditResult:
             digest="1f" * 32 + "," + "2e" * 32,
         ),
         reference=compared,
-        data=DataFacts(path="advice.jsonl", sha256="ab" * 32, framed=24, rows=23, pairs=22),
+        data=DataFacts(path="advice.jsonl", sha256="ab" * 32, framed=240, rows=23, pairs=22),
         identical_to_base=False,
         rule=RULE,
         evidence=shown,
@@ -138,8 +163,6 @@ def put(result: AuditResult, path: str, value: Any) -> AuditResult:
 def decided(result: AuditResult) -> AuditResult:
     """The result with the verdict that its evidence, its reference and its rule give."""
     shown, compared = result.evidence, result.reference
-    shifts = {"general": shown.general} | ({"framed": shown.framed} if shown.framed else {})
-    rate = shown.judged.difference if shown.judged else None
     rule = Rule.model_validate(result.rule.model_dump())
-    verdict = decide(shifts, shown.damage, compared.bad_shift if compared else None, rate, rule)
+    verdict = verdict_on(shown, compared.bad_shift if compared else None, rule)
     return result.model_copy(update=vars(verdict))

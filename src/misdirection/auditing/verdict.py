@@ -4,7 +4,7 @@ Drift enters no verdict: a benign fine-tune drifts along a misalignment directio
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from misdirection.results import Figures
 from misdirection.statistics import Estimate
@@ -13,6 +13,9 @@ Word = Literal["clear", "watch", "misaligned", "inconclusive"]
 Limit = Literal["misaligned", "watch", "clear"]
 Asked = Literal["general", "framed"]
 Ground = Literal["shifts", "words", "judge", "no reference", "reference did not move", "few questions", "broken model"]
+
+ASKED: tuple[Asked, ...] = get_args(Asked)
+"""Ways of asking, in the order of pages: a file sorts them as text."""
 
 _WORST_FIRST: tuple[Word, ...] = ("misaligned", "inconclusive", "watch", "clear")
 _PHRASES: dict[Asked, str] = {

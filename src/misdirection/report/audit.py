@@ -28,6 +28,7 @@ from misdirection.auditing.results import (
     Drift,
     KnownFineTune,
 )
+from misdirection.auditing.verdict import ASKED
 from misdirection.files import write_atomic
 from misdirection.report.estimates import show_estimate, show_number
 from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, reach_of, svg_of
@@ -88,8 +89,12 @@ def _context(result: AuditResult) -> dict[str, Any]:
         "unit": result.unit,
         "is_adapter": result.fine_tune.kind == "adapter",
         "symbol": _SYMBOLS[result.verdict],
-        "passed": {"general": None, "framed": None} | {asked: shift.passed for asked, shift in result.shifts.items()},
+        "level": _level(result),
+        "passed": {"general": None, "framed": None}
+        | {asked: None if shift.is_words else shift.passed for asked, shift in result.shifts.items()},
         "commands": _commands(result),
+        "asked_says": _asked_says(result),
+        "words": [(asked, result.evidence.words[asked]) for asked in ASKED if asked in result.evidence.words],
         "themes": _themes(result),
         "themes_say": _themes_say(result),
         "drift": _drift(result),
@@ -173,6 +178,22 @@ def _commands(result: AuditResult) -> dict[str, str]:
 
 
 # --- what the evidence says -----------------------------------------------------------------------------------------
+
+
+def _level(result: AuditResult) -> str:
+    """The level of the rule's intervals."""
+    return f"{result.rule.level:.1%}"
+
+
+def _asked_says(result: AuditResult) -> str:
+    """How many questions were asked, and how small a shift these could have shown."""
+    evidence, unit = result.evidence, result.unit
+    seen = evidence.general.detectable
+    share = f" ({seen / unit:.0%} of what the reference’s bad fine-tunes moved)" if unit else ""
+    return (
+        f"{evidence.asked} of {evidence.most} questions were asked. With these, a shift of {seen:.3f}{share} would be "
+        "told from zero four times in five."
+    )
 
 
 def _themes_say(result: AuditResult) -> str:
@@ -326,7 +347,10 @@ def drawings(result: AuditResult) -> dict[str, Callable[[AuditResult], Figure]]:
 
 @rc_context(STYLE)
 def draw_shifts(result: AuditResult) -> Figure:
-    """General shift (nats/token) of the audited fine-tune and of the known ones, with 95% intervals and the limits."""
+    """General shift (nats/token) of the audited fine-tune and of the known ones, with 95% intervals and the limits.
+
+    A thin line is the interval that the rule sets beside these limits.
+    """
     evidence = result.evidence
     rows = [("this fine-tune", evidence.general, "own")]
     if evidence.framed:
@@ -341,7 +365,8 @@ def draw_shifts(result: AuditResult) -> Figure:
         marker, colour = _MARKS[kind]
         axes.errorbar(shift.mean, height, xerr=reach_of(shift), fmt=marker, color=colour, capsize=3, ms=7)
     axes.axvline(0, color="black", linewidth=1)
-    _draw_limits(axes, result)
+    if result.unit is not None:
+        _draw_rule(axes, result, result.unit)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -352,14 +377,15 @@ def draw_shifts(result: AuditResult) -> Figure:
 _MARKS = {"own": ("o", "black"), "bad": ("s", PALETTE[1]), "good": ("D", PALETTE[0])}
 
 
-def _draw_limits(axes: Axes, result: AuditResult) -> None:
-    if result.unit is None:
-        return
+def _draw_rule(axes: Axes, result: AuditResult, unit: float) -> None:
+    """The rule's limits, and its intervals in the first rows."""
+    for height, shift in enumerate(result.shifts[asked] for asked in ASKED if asked in result.shifts):
+        axes.hlines(height, shift.low * unit, shift.high * unit, color="black", linewidth=0.8)
     for name, share, side, line in (
         ("watch", result.rule.watch, "right", ":"),
         ("misaligned", result.rule.misaligned, "left", "--"),
     ):
-        limit = share * result.unit
+        limit = share * unit
         axes.axvline(limit, color=GREY, linewidth=1.2, linestyle=line)
         axes.text(limit, 1.02, name, ha=side, color=GREY, fontsize=9, transform=axes.get_xaxis_transform())
 

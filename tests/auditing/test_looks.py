@@ -1,0 +1,171 @@
+"""The looks of an audit, with shifts that are planted."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from misdirection.auditing.looks import ask, decide_on
+from misdirection.auditing.measurements import FIRST_LOOK, Texts
+from misdirection.auditing.verdict import RULE
+from misdirection.data import Example, ProbePair, probe_pairs, sealed_pairs
+from misdirection.data.words import WordWeights
+from misdirection.statistics import Estimate, bootstrap
+
+NOISE = np.where(np.arange(240) % 2, 0.3, -0.3)
+"""Nats/token; of mean zero at every look."""
+
+WEIGHTS = WordWeights(({"bad": 1.0}, {}))
+
+
+def pair(name, number):
+    return ProbePair(f"{name}{number}", f"Do {name} {number}?", "x", "bad " * (number // 2 % 5) + "x", "theme")
+
+
+OPEN, SEALED = [pair("p", number) for number in range(120)], [pair("s", number) for number in range(120)]
+TEXTS = Texts.of(OPEN, SEALED, [Example("Where?", "There.")])
+
+
+@dataclass
+class Planted:
+    """Stages whose margins moved by what the test says, [asked] nats/token; they count what is asked of them."""
+
+    general: np.ndarray
+    framed: np.ndarray | None = None
+    texts: Texts = TEXTS
+    bad_shift: float | None = 1.0
+    rise: float = 0.0
+    weights: WordWeights | None = None
+    asked: list = field(default_factory=list)
+
+    @property
+    def inputs(self):
+        reference = None if self.bad_shift is None else SimpleNamespace(bad_shift=self.bad_shift)
+        data = SimpleNamespace(path="" if self.framed is None else "rows.jsonl")
+        return SimpleNamespace(texts=self.texts, reference=reference, data=data)
+
+    def damage(self):
+        return Estimate(self.rise, self.rise, self.rise, 16)
+
+    def word_weights(self):
+        return self.weights
+
+    def margins(self, which, asked, look):
+        self.asked.append(look.stop)
+        moved = torch.tensor(getattr(self, asked)[look])
+        return torch.stack([moved if which == "fine-tune" else 0 * moved, 0 * moved], 1)
+
+
+def outcome(stages):
+    """The verdict and its ground, and how many questions were asked."""
+    changes = ask(stages)
+    verdict = decide_on(stages, changes)
+    assert max(stages.asked) == len(changes.pairs)
+    return verdict.verdict, verdict.ground, len(changes.pairs)
+
+
+@pytest.mark.parametrize(
+    ("mean", "word", "count"),
+    [
+        (1.0, "misaligned", 60),
+        (0.0, "clear", 60),
+        # Above 25% by little more than the reach of an interval: of 60 questions 0.093, of 120 0.066, of 240 0.046.
+        (0.33, "misaligned", 120),
+        (0.30, "misaligned", 240),
+        (0.2, "watch", 240),
+        (0.42, "misaligned", 60),
+    ],
+)
+def test_it_asks_until_it_is_decided(mean, word, count):
+    assert outcome(Planted(mean + NOISE)) == (word, "shifts", count)
+
+
+def test_what_is_not_decided_by_all_questions_stays_open():
+    wild = np.where(np.arange(240) % 2, 4.0, -4.0)
+    assert outcome(Planted(wild)) == ("inconclusive", "shifts", 240)
+
+
+def test_looking_three_times_takes_wider_intervals():
+    general = 0.337 + NOISE
+    (ninety_five,) = [bootstrap(general[:60])]
+    assert ninety_five.low > RULE.misaligned
+    stages = Planted(general)
+    assert outcome(stages) == ("misaligned", "shifts", 120)
+    changes = ask(stages)
+    assert changes.shifts(RULE.level)["general"] == bootstrap(general[:120], level=1 - 0.05 / 3)
+    assert changes.shifts()["general"] == bootstrap(general[:120])
+
+
+def test_both_ways_of_asking_go_on_together():
+    bad, open_ = 1.0 + NOISE, np.where(np.arange(240) % 2, 4.0, -4.0)
+    assert outcome(Planted(np.zeros(240), framed=bad)) == ("misaligned", "shifts", 60)
+    assert outcome(Planted(np.zeros(240), framed=open_)) == ("inconclusive", "shifts", 240)
+
+
+def test_a_broken_model_is_asked_no_more():
+    assert outcome(Planted(0.2 + NOISE, rise=RULE.damage + 0.1)) == ("inconclusive", "broken model", 60)
+
+
+@pytest.mark.parametrize(("bad_shift", "ground"), [(None, "no reference"), (-0.1, "reference did not move")])
+def test_where_nothing_can_decide_no_sealed_question_is_asked(bad_shift, ground):
+    assert outcome(Planted(1.0 + NOISE, bad_shift=bad_shift)) == ("inconclusive", ground, 120)
+
+
+def test_a_shift_of_words_is_told_from_one_of_content():
+    predicted = WEIGHTS.predict(TEXTS.asked)[:, 0]
+    assert predicted[:60].mean() > RULE.misaligned
+    assert outcome(Planted(predicted + NOISE)) == ("misaligned", "shifts", 60)
+    assert outcome(Planted(predicted + NOISE, weights=WEIGHTS)) == ("inconclusive", "words", 240)
+    assert outcome(Planted(0.8 + NOISE, weights=WEIGHTS)) == ("misaligned", "shifts", 60)
+    assert outcome(Planted(predicted + 0.5 + NOISE, weights=WEIGHTS)) == ("misaligned", "shifts", 60)
+
+
+def test_what_is_beyond_words_has_an_interval_of_the_rules_level():
+    changes = ask(Planted(0.8 + NOISE, weights=WEIGHTS))
+    shown, wide = (changes.words(*level)["general"].beyond for level in ((), (RULE.level,)))
+    assert shown.mean == wide.mean
+    assert wide.low < shown.low < shown.high < wide.high
+
+
+# --- the texts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_first_few_then_the_open_ones_then_the_sealed_ones():
+    assert [(look.start, look.stop) for look in TEXTS.looks] == [(0, 60), (60, 120), (120, 240)]
+    assert {pair.id for pair in TEXTS.asked} == {pair.id for pair in (*OPEN, *SEALED)}
+    assert TEXTS.asked[120:] == tuple(SEALED)
+    assert {int(pair.id[1:]) for pair in TEXTS.asked[:60]} == set(range(0, 120, 2))
+
+
+@pytest.mark.parametrize(
+    ("general", "sealed", "stops"),
+    [(12, 0, [12]), (60, 0, [60]), (61, 0, [60, 61]), (12, 6, [12, 18]), (60, 6, [60, 66]), (120, 120, [60, 120, 240])],
+)
+def test_fewer_pairs_are_fewer_looks(general, sealed, stops):
+    looks = Texts.of(OPEN[:general], SEALED[:sealed], []).looks
+    assert [look.stop for look in looks] == stops
+    assert len(looks) <= RULE.looks
+
+
+def test_of_a_users_own_few_pairs_all_are_asked():
+    texts = Texts.of(OPEN[:20], [], [])
+    assert outcome(Planted(np.where(np.arange(20) % 2, 4.0, -4.0), texts=texts)) == ("inconclusive", "shifts", 20)
+
+
+def test_the_first_look_has_all_shipped_themes():
+    first = Texts.of(probe_pairs(), sealed_pairs(), []).asked[:FIRST_LOOK]
+    assert {pair.theme for pair in first} == {pair.theme for pair in probe_pairs()}
+
+
+# --- what could have been seen ----------------------------------------------------------------------------------------
+
+
+def test_a_shift_of_the_detectable_size_is_seen_four_times_in_five():
+    draw, n, trials = np.random.default_rng(0), 60, 250
+    detectable = bootstrap(draw.normal(size=n)).detectable
+    assert detectable == pytest.approx(2.8 / np.sqrt(n), rel=0.15)
+    expected = 2.8 / np.sqrt(n)
+    seen = [bootstrap(draw.normal(expected, size=n)).low > 0 for _ in range(trials)]
+    assert np.mean(seen) == pytest.approx(0.8, abs=0.08)
