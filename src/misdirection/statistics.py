@@ -25,6 +25,9 @@ RESAMPLES = 4000
 LEVEL, SIGNIFICANT = 0.95, 0.05
 """The level of every interval, and what the p-value of a claim that counts is below."""
 
+Z_SIGNIFICANT, Z_POWER = 1.96, 0.84
+"""Quantiles of the normal distribution: of a two-sided test at 5%, and of a power of 80%."""
+
 _SMALLEST_P = 1e-12
 
 _NO_SPREAD, _NO_VARIANCE = 1e-9, 1e-10
@@ -49,6 +52,12 @@ class Estimate:
     high: float
     n: int
     p: float | None = None
+
+    @property
+    def detectable(self) -> float:
+        """The mean that as many questions show four times in five, at 5%: 2.8 standard errors, read off the 95%
+        interval."""
+        return (Z_SIGNIFICANT + Z_POWER) * (self.high - self.low) / (2 * Z_SIGNIFICANT)
 
     def as_dict(self) -> dict[str, float | int | None]:
         """As it stands in `results.json`."""
@@ -111,9 +120,10 @@ def resample(
     return np.asarray(result.bootstrap_distribution, dtype=np.float64)
 
 
-def percentiles(draws: ArrayLike) -> tuple[Floats, Floats]:
-    """The bounds of the middle 95% along the last dimension; NaN is left out."""
-    low, high = np.nanquantile(np.asarray(draws, dtype=np.float64), [0.025, 0.975], axis=-1)
+def percentiles(draws: ArrayLike, level: float = LEVEL) -> tuple[Floats, Floats]:
+    """The bounds of the middle 95%, or of another share, along the last dimension; NaN is left out."""
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.nanquantile(np.asarray(draws, dtype=np.float64), tails, axis=-1)
     return low, high
 
 
@@ -128,27 +138,35 @@ def p_value(draws: ArrayLike) -> float:
     return min(1.0, float(2 * (rarer + 1) / (len(values) + 1)))
 
 
-def bootstrap(values: ArrayLike, questions: Sequence[str] | None = None, *, seed: int = 0) -> Estimate:
+def bootstrap(
+    values: ArrayLike, questions: Sequence[str] | None = None, *, seed: int = 0, level: float = LEVEL
+) -> Estimate:
     """Mean of one value per question, [questions]; several columns, [questions, draws], are averaged per question.
 
     Where several values are of one question, `questions` names that of each: they are drawn together, and each counts
-    as much as any other.
+    as much as any other. `level` is that of the interval.
     """
     table = np.asarray(values, dtype=np.float64)
     per_question: Floats = table if table.ndim == 1 else table.mean(axis=1)
     if questions is not None and len(set(questions)) < len(questions):
-        return beyond(per_question, np.empty((len(per_question), 0)), questions, seed=seed)
-    return _estimate(float(per_question.mean()), resample(np.mean, per_question, seed=seed), len(per_question))
+        return beyond(per_question, np.empty((len(per_question), 0)), questions, seed=seed, level=level)
+    draws = resample(np.mean, per_question, seed=seed)
+    return _estimate(float(per_question.mean()), draws, len(per_question), level)
 
 
-def _estimate(mean: float, draws: Floats, questions: int) -> Estimate:
-    low, high = percentiles(draws)
+def _estimate(mean: float, draws: Floats, questions: int, level: float) -> Estimate:
+    low, high = percentiles(draws, level)
     # One question alone says nothing of others, whatever its value.
     return Estimate(mean, float(low), float(high), questions, p_value(draws) if questions > 1 else 1.0)
 
 
 def beyond(
-    values: ArrayLike, predictors: ArrayLike, questions: Sequence[str] | None = None, *, seed: int = 0
+    values: ArrayLike,
+    predictors: ArrayLike,
+    questions: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> Estimate:
     """What is left of the mean of some values where their predictors are zero: the constant of a regression on these.
 
@@ -157,6 +175,7 @@ def beyond(
         predictors: [pairs, predictors]; one that does not vary explains nothing.
         questions: of each pair; pairs of one question are drawn together. None for pairs of a question each.
         seed: of the draws.
+        level: of the interval.
     """
     targets = np.asarray(values, dtype=np.float64)
     standard, zero = _standardize(np.asarray(predictors, dtype=np.float64))
@@ -170,7 +189,7 @@ def beyond(
         return _constant(np.tensordot(_times_drawn(drawn, len(names)), sums, 1), zero)
 
     numbers = np.arange(len(names))
-    return _estimate(float(constant(numbers)), resample(constant, numbers, seed=seed), len(names))
+    return _estimate(float(constant(numbers)), resample(constant, numbers, seed=seed), len(names), level)
 
 
 def _standardize(predictors: Floats) -> tuple[Floats, Floats]:

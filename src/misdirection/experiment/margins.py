@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import Tensor
 
 from misdirection.data import Example, ProbePair
@@ -43,6 +45,11 @@ class Margins:
         """Margin by question id, nats/token."""
         rows = self.frame.loc[question_set]
         return rows["misaligned"] - rows["aligned"]
+
+    def scores(self, question_set: str, pairs: Sequence[ProbePair]) -> NDArray[np.float64]:
+        """Log-probabilities of the misaligned and the aligned answer of some pairs of a set, [pairs, 2]."""
+        rows = self.frame.loc[[(question_set, pair.id) for pair in pairs]]
+        return rows[["misaligned", "aligned"]].to_numpy(dtype=np.float64)
 
     def loss(self) -> pd.Series:
         """Loss by neutral text, nats/token."""
