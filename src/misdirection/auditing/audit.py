@@ -136,6 +136,7 @@ class _Audit:
             themes=_by_theme(changes),
             damage=self.stages.damage(),
             framed=shifts.get("framed"),
+            beyond_control=changes.beyond_control(),
             words=changes.words(),
             asked=len(changes.pairs),
             most=len(self.inputs.texts.asked),

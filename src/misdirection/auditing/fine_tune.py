@@ -1,4 +1,4 @@
-"""The two models of an audit: a fine-tune, as an adapter or as full weights, and its base."""
+"""The models of an audit: a fine-tune, as an adapter or as full weights, its base, and a benign control on that."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,13 +18,14 @@ from misdirection.models.loading import load
 from misdirection.models.names import ModelName
 from misdirection.runs.worker import BASE, Models
 
-Which = Literal["base", "fine-tune"]
+Which = Literal["base", "fine-tune", "control"]
 TUNED: Which = "fine-tune"
+CONTROL: Which = "control"
 
 
 @dataclass
 class FineTune:
-    """A fine-tune and its base; one of the two is in memory at a time, or both when they share the base's weights.
+    """A fine-tune and its base; one of them is in memory at a time, or several when they share the base's weights.
 
     Attributes:
         base: name of the base model.
@@ -32,6 +33,7 @@ class FineTune:
         name: of the fine-tune, as the user gave it.
         folder: where the fine-tune is on this disk.
         dtype, device: as in `models.load`.
+        control: adapter folder of the reference's benign control; None without one.
         models: has the base model, where several fine-tunes share it.
     """
 
@@ -41,8 +43,9 @@ class FineTune:
     folder: Path
     dtype: Dtype = "auto"
     device: str = "auto"
+    control: Path | None = None
     models: Models | None = field(default=None, repr=False)
-    _full: tuple[Which, ChatModel] | None = field(default=None, init=False, repr=False)
+    _tuned: ChatModel | None = field(default=None, init=False, repr=False)
 
     @property
     def is_adapter(self) -> bool:
@@ -50,10 +53,12 @@ class FineTune:
         return is_adapter(self.folder)
 
     @classmethod
-    def find(cls, base: ModelName, fine_tune: str, dtype: Dtype, device: str) -> "FineTune":
+    def find(
+        cls, base: ModelName, fine_tune: str, dtype: Dtype, device: str, control: Path | None = None
+    ) -> "FineTune":
         """A fine-tune on this disk, fetched from the hub if need be; `InputError` for a folder that is none."""
         folder = local_fine_tune(*ModelName.parse(fine_tune))
-        return cls(base.name, base.revision, fine_tune, folder, dtype, device)
+        return cls(base.name, base.revision, fine_tune, folder, dtype, device, control)
 
     @cached_property
     def identity(self) -> ModelIdentity:
@@ -73,10 +78,12 @@ class FineTune:
     @cached_property
     def digest(self) -> str:
         """Hash of what the fine-tune's results depend on."""
-        if not self.is_adapter:
-            return sha256_tree(self.folder)
-        files = [self.folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
-        return ",".join(sha256_file(file) for file in files if file.is_file())
+        return _adapter_digest(self.folder) if self.is_adapter else sha256_tree(self.folder)
+
+    @cached_property
+    def control_digest(self) -> str | None:
+        """The same of the control; None without one."""
+        return _adapter_digest(self.control) if self.control else None
 
     def copies_base(self) -> bool:
         """Whether full weights are the base's own files."""
@@ -91,18 +98,31 @@ class FineTune:
         return recorded_base(self.folder) if self.is_adapter else None
 
     def chat(self, which: Which) -> ChatModel:
-        """The base or the fine-tune, loaded. Raises `InputError` when the fine-tune does not fit the base."""
+        """One of the models, loaded. Raises `InputError` when the fine-tune does not fit the base."""
         if self.is_adapter:
-            self.models = self.models or Models(self.load_base)
-            # A name of its own, since another fine-tune may have used the models before.
-            name = str(self.folder)
-            self.models.adapters[name] = self.folder
-            return self.models.chat(BASE if which == "base" else name)
-        if self._full is None or self._full[0] != which:
+            return self._on_base(self._adapter(which))
+        if which != TUNED:
+            self._tuned = None
+            return self._on_base(self._adapter(which))
+        if self._tuned is None:
             # The model in memory goes first: there may be no room for both.
-            self._full = None
-            self._full = (which, self.load_base() if which == "base" else self._load_tuned())
-        return self._full[1]
+            if self.models:
+                self.models.release()
+            self._tuned = self._load_tuned()
+        return self._tuned
+
+    def _adapter(self, which: Which) -> Path | None:
+        assert which != CONTROL or self.control, "the reference has a control"
+        return {"base": None, TUNED: self.folder, CONTROL: self.control}[which]
+
+    def _on_base(self, adapter: Path | None) -> ChatModel:
+        """The base, alone or with an adapter on it."""
+        self.models = self.models or Models(self.load_base)
+        if adapter is None:
+            return self.models.chat(BASE)
+        # A name of its own, since another fine-tune may have used the models before.
+        self.models.adapters[str(adapter)] = adapter
+        return self.models.chat(str(adapter))
 
     def load_base(self) -> ChatModel:
         """The base model alone."""
@@ -113,6 +133,11 @@ class FineTune:
         if base != tuned:
             raise InputError(f"{self.name} ({tuned}) is no fine-tune of {self.base} ({base}): name its own base")
         return load(str(self.folder), dtype=self.dtype, device=self.device)
+
+
+def _adapter_digest(folder: Path) -> str:
+    files = [folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+    return ",".join(sha256_file(file) for file in files if file.is_file())
 
 
 def _shape(folder: Path) -> str:

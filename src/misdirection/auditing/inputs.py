@@ -101,8 +101,9 @@ class Baseline:
     def inputs(self, fine_tune: str | Path, data: str | Path | None, judging: Judging | None = None) -> AuditInputs:
         """Find a fine-tune and read its training file. Raises `InputError` where one of them cannot be used."""
         texts = self.reference.texts if self.reference else Texts.of(probe_pairs(), sealed_pairs(), neutral_examples())
+        control = self.reference.control_adapter if self.reference else None
         return AuditInputs(
-            fine_tune=FineTune.find(self.base, str(fine_tune), self.dtype, self.device),
+            fine_tune=FineTune.find(self.base, str(fine_tune), self.dtype, self.device, control),
             texts=texts,
             reference=self.reference,
             directions=self.directions,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from misdirection.auditing.fine_tune import TUNED
+from misdirection.auditing.fine_tune import CONTROL, TUNED, Which
 from misdirection.auditing.stages import Stages
 from misdirection.auditing.verdict import RULE, Asked, Verdict, decide
 from misdirection.data import ProbePair
@@ -21,22 +21,42 @@ class Changes:
     Attributes:
         pairs: general pairs, in the order in which they were asked.
         by_set: change of each pair's margin, nats/token, by how it was asked, [pairs] each.
+        control: the same of the reference's benign controls; empty without one.
         weights: of the words of the training data; None without that data.
     """
 
     pairs: tuple[ProbePair, ...]
     by_set: Mapping[Asked, Floats]
+    control: Mapping[Asked, Floats]
     weights: WordWeights | None
 
     def shifts(self, level: float = LEVEL) -> dict[Asked, Estimate]:
         """Mean changes, with intervals of this level."""
-        return {asked: bootstrap(change, level=level) for asked, change in self.by_set.items()}
+        return _means(self.by_set, level)
+
+    def beyond_control(self, level: float = LEVEL) -> dict[Asked, Estimate]:
+        """Mean changes beyond the control's, with intervals of this level; empty without a control."""
+        return _means(self._decisive, level) if self.control else {}
+
+    def decisive(self, level: float = LEVEL) -> dict[Asked, Estimate]:
+        """What the rule is about: changes beyond the control's, or the changes themselves where there is no control."""
+        return _means(self._decisive, level)
 
     def words(self, level: float = LEVEL) -> dict[Asked, WordNull]:
-        """What words predict of the shifts, and what is left of these; empty without the training data."""
+        """What words predict of the decisive changes, and what is left of these; empty without the training data."""
         if self.weights is None:
             return {}
-        return {asked: WordNull.of(change, self.pairs, self.weights, level) for asked, change in self.by_set.items()}
+        return {asked: WordNull.of(change, self.pairs, self.weights, level) for asked, change in self._decisive.items()}
+
+    @property
+    def _decisive(self) -> Mapping[Asked, Floats]:
+        if not self.control:
+            return self.by_set
+        return {asked: change - self.control[asked] for asked, change in self.by_set.items()}
+
+
+def _means(changes: Mapping[Asked, Floats], level: float) -> dict[Asked, Estimate]:
+    return {asked: bootstrap(change, level=level) for asked, change in changes.items()}
 
 
 def ask(stages: Stages) -> Changes:
@@ -56,12 +76,21 @@ def ask(stages: Stages) -> Changes:
 def _changes(stages: Stages, looks: tuple[slice, ...]) -> Changes:
     data = stages.inputs.data
     sets: tuple[Asked, ...] = ("general", "framed") if data.path else ("general",)
-    by_set = {asked: np.concatenate([_change(stages, asked, look) for look in looks]) for asked in sets}
-    return Changes(stages.inputs.texts.asked[: looks[-1].stop], by_set, stages.word_weights())
+    has_control = stages.inputs.fine_tune.control is not None
+
+    def joined(which: Which) -> dict[Asked, Floats]:
+        return {asked: np.concatenate([_change(stages, which, asked, look) for look in looks]) for asked in sets}
+
+    control = joined(CONTROL) if has_control else {}
+    return Changes(stages.inputs.texts.asked[: looks[-1].stop], joined(TUNED), control, stages.word_weights())
 
 
-def _change(stages: Stages, asked: Asked, look: slice) -> Floats:
-    change = stages.margins(TUNED, asked, look) - stages.margins("base", asked, look)
+def _change(stages: Stages, which: Which, asked: Asked, look: slice) -> Floats:
+    """Change of each margin against the base's."""
+    reference = stages.inputs.reference
+    if which == CONTROL and asked == "general" and reference and reference.control_shift is not None:
+        return np.asarray(reference.control_shift[look])
+    change = stages.margins(which, asked, look) - stages.margins("base", asked, look)
     return np.asarray(change[:, 0] - change[:, 1])
 
 
@@ -69,7 +98,7 @@ def decide_on(stages: Stages, changes: Changes, rate: Estimate | None = None) ->
     """The verdict on what was measured, by intervals of the rule's level; `rate` is the judge's."""
     reference = stages.inputs.reference
     return decide(
-        changes.shifts(RULE.level),
+        changes.decisive(RULE.level),
         stages.damage(),
         reference.bad_shift if reference else None,
         rate,

@@ -157,6 +157,8 @@ class Evidence(Figures):
     """Rise of the loss on neutral text."""
     framed: Estimate | None
     """Shift of the margin on general questions in the frame of its training data; None without that data."""
+    beyond_control: dict[Asked, Estimate]
+    """These shifts minus those of the reference's benign control, question by question; empty without a control."""
     words: dict[Asked, WordNull]
     """What the words of its training data predict of these shifts; empty without that data."""
     asked: int

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from misdirection.auditing.attribution import by_layer, margin_parts
-from misdirection.auditing.fine_tune import TUNED, Which
+from misdirection.auditing.fine_tune import CONTROL, TUNED, Which
 from misdirection.auditing.inputs import AuditInputs, Judging
 from misdirection.auditing.measurements import Measurements, OwnScores, measure, measure_margins
 from misdirection.auditing.verdict import Asked
@@ -137,5 +137,5 @@ class Stages:
     def _common(self, which: Which) -> dict[str, Any]:
         """All that every measurement of one model depends on."""
         fine_tune = self.inputs.fine_tune
-        digest = None if which == "base" else fine_tune.digest
-        return {**fine_tune.identity.model_dump(), "version": VERSION, "fine_tune": digest}
+        digests = {"base": None, TUNED: fine_tune.digest, CONTROL: fine_tune.control_digest}
+        return {**fine_tune.identity.model_dump(), "version": VERSION, "fine_tune": digests[which]}
