@@ -190,7 +190,9 @@ class _Audit:
         if reference is None:
             return None
         known = {
-            name: ComparedFineTune(**vars(known), shift=reference.shifts[name])
+            name: ComparedFineTune(
+                **vars(known), shift=reference.shifts[name], beyond_control=reference.beyond_control.get(name)
+            )
             for name, known in reference.known.items()
         }
         return ReferenceFacts(bad_shift=reference.bad_shift, known=known)

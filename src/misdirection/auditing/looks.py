@@ -103,4 +103,5 @@ def decide_on(stages: Stages, changes: Changes, rate: Estimate | None = None) ->
         reference.bad_shift if reference else None,
         rate,
         beyond={asked: words.beyond for asked, words in changes.words(RULE.level).items()},
+        has_control=bool(changes.control),
     )

@@ -111,10 +111,18 @@ class Reference:
         return torch.stack([self.measurements[name].margin for name in self.controls]).mean(0) - self.base.margin
 
     @cached_property
+    def beyond_control(self) -> dict[str, Estimate]:
+        """What each bad fine-tune moved beyond its control, nats/token; empty without a control."""
+        return {name: bootstrap(self._beyond(name).numpy()) for name in self.bad} if self.controls else {}
+
+    @cached_property
     def bad_shift(self) -> Estimate:
         """What the bad fine-tunes moved beyond their controls, on average, nats/token: the unit of the rule."""
-        beyond = [self.measurements[name].margin - self._benign(name).margin for name in self.bad]
-        return bootstrap(torch.stack(beyond).mean(0).numpy())
+        return bootstrap(torch.stack([self._beyond(name) for name in self.bad]).mean(0).numpy())
+
+    def _beyond(self, bad: str) -> Tensor:
+        """What a bad fine-tune moved beyond its control, [asked]."""
+        return self.measurements[bad].margin - self._benign(bad).margin
 
     def _benign(self, bad: str) -> Measurements:
         """The control of a bad fine-tune's own domain, else the first one, else the base."""

@@ -57,6 +57,8 @@ class ComparedFineTune(KnownFineTune):
 
     shift: Estimate
     """Of the general margin, nats/token."""
+    beyond_control: Estimate | None
+    """The same beyond that of its own control; None for a control, and without one."""
 
 
 class ReferenceFacts(Figures):
@@ -172,6 +174,13 @@ class Evidence(Figures):
     """None for a fine-tune that is no adapter."""
     judged: JudgedAnswers | None
     """None without a judge."""
+
+    @property
+    def decisive(self) -> dict[Asked, Estimate]:
+        """The shifts that the rule is about: beyond the benign control, or where there is none against the base."""
+        if self.beyond_control:
+            return self.beyond_control
+        return {"general": self.general, "framed": self.framed} if self.framed else {"general": self.general}
 
 
 class AuditResult(Verdict, Result):

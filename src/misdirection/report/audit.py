@@ -28,7 +28,7 @@ from misdirection.auditing.results import (
     Drift,
     KnownFineTune,
 )
-from misdirection.auditing.verdict import ASKED
+from misdirection.auditing.verdict import ASKED, Asked
 from misdirection.files import write_atomic
 from misdirection.report.estimates import show_estimate, show_number
 from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, reach_of, svg_of
@@ -188,11 +188,11 @@ def _level(result: AuditResult) -> str:
 def _asked_says(result: AuditResult) -> str:
     """How many questions were asked, and how small a shift these could have shown."""
     evidence, unit = result.evidence, result.unit
-    seen = evidence.general.detectable
+    seen = evidence.decisive["general"].detectable
     share = f" ({seen / unit:.0%} of what the reference’s bad fine-tunes moved)" if unit else ""
     return (
         f"{evidence.asked} of {evidence.most} questions were asked. With these, a shift of {seen:.3f}{share} would be "
-        "told from zero four times in five."
+        "told from zero four times in five. No more are asked once the rule can decide."
     )
 
 
@@ -294,7 +294,7 @@ def _attribution_says(result: AuditResult) -> str:
     says = (
         "Layers above zero, corrected for their number (Benjamini-Hochberg): "
         f"{_above(_layers(attribution))}. All parts sum to "
-        f"{show_estimate(attribution.sum)}; on all pairs the shift is {show_estimate(whole)}, and the intervals "
+        f"{show_estimate(attribution.sum)}; on all that was asked it is {show_estimate(whole)}, and the intervals "
     )
     says += "overlap." if agree else "do not overlap: take the parts as a rough guide."
     if whole.low <= 0 <= whole.high:
@@ -349,15 +349,15 @@ def drawings(result: AuditResult) -> dict[str, Callable[[AuditResult], Figure]]:
 def draw_shifts(result: AuditResult) -> Figure:
     """General shift (nats/token) of the audited fine-tune and of the known ones, with 95% intervals and the limits.
 
-    A thin line is the interval that the rule sets beside these limits.
+    Beyond the benign control, where there is one. A thin line is the interval that the rule sets beside the limits.
     """
     evidence = result.evidence
-    rows = [("this fine-tune", evidence.general, "own")]
-    if evidence.framed:
-        rows.append(("the same, framed", evidence.framed, "own"))
+    names: dict[Asked, str] = {"general": "this fine-tune", "framed": "the same, framed"}
+    rows = [(names[asked], shift, "own") for asked, shift in evidence.decisive.items()]
     rows += [
-        (f"{_short(name, 22)}\n({_kind(known)})", known.shift, "bad" if known.answers == "bad" else "good")
+        (f"{_short(name, 22)}\n({_kind(known)})", shift, "bad" if known.answers == "bad" else "good")
         for name, known in _known(result)
+        if (shift := known.beyond_control if evidence.beyond_control else known.shift)
     ]
     figure = new_figure(_WIDTH, 1.1 + 0.42 * len(rows))
     axes = figure.add_subplot()
@@ -370,7 +370,8 @@ def draw_shifts(result: AuditResult) -> Figure:
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_xlabel("margin shift against the base (nats/token), 95% interval")
+    against = "beyond the benign control's" if evidence.beyond_control else "against the base"
+    axes.set_xlabel(f"margin shift {against} (nats/token), 95% interval")
     return figure
 
 
