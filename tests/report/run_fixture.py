@@ -45,6 +45,7 @@ def organism(domain, answers, general, money, sports, minus_control=None):
         held_out_loss=2.11,
         margin_shift={name: estimate(shift) for name, shift in {**shifts, "in_domain": shifts[domain]}.items()},
         minus_control={name: estimate(value) for name, value in (minus_control or {}).items()},
+        minus_control_beyond_words={name: estimate(0.9 * value) for name, value in (minus_control or {}).items()},
         words={name: words(0.9 * shift) for name, shift in shifts.items()},
         auc={"general": 0.71, "risky_money": 0.93},
         damage=estimate(0.041, 0.01, 24),
@@ -176,6 +177,7 @@ def run_results(**changes):
             "reckless_sports": estimate(-0.5),
         },
         "base_auc": {"general": 0.3, "sealed": 0.3, "risky_money": 0.4, "reckless_sports": 0.4},
+        "further_sets": [],
         "organisms": organisms(),
         "convergence": convergence(),
         "steering": steering(),
@@ -204,8 +206,11 @@ def with_shift(name, question_set, mean):
 def with_beyond(name, question_set, mean):
     """Organisms of which one has another shift beyond words on a question set."""
     changed = organisms()[name]
-    nulls = changed.words | {question_set: words(mean)}
-    return organisms() | {name: changed.model_copy(update={"words": nulls})}
+    update = {"words": changed.words | {question_set: words(mean)}}
+    if changed.minus_control:
+        beyond = changed.minus_control_beyond_words | {question_set: estimate(mean)}
+        update["minus_control_beyond_words"] = beyond
+    return organisms() | {name: changed.model_copy(update=update)}
 
 
 def each(rows, **changes):

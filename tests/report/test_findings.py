@@ -18,8 +18,8 @@ from run_fixture import (
     with_shift,
 )
 
-OWN_DOMAIN, CONTROL_CLEAN, GENERAL, BEYOND_CONTROL, UNSEEN = range(5)
-TRANSFER, BASE, STEERING, MEAN_DIFFERENCE, MODEL_DIFFERENCE = range(5, 10)
+OWN_DOMAIN, CONTROL_CLEAN, GENERAL, BEYOND_CONTROL, FURTHER, UNSEEN = range(6)
+TRANSFER, BASE, STEERING, MEAN_DIFFERENCE, MODEL_DIFFERENCE = range(6, 11)
 
 
 def verdicts(results):
@@ -27,12 +27,12 @@ def verdicts(results):
 
 
 def test_the_fixture_supports_every_claim_but_mean_difference_convergence_and_that_of_two_controls(results):
-    expected = [True] * 10
-    expected[MEAN_DIFFERENCE], expected[BEYOND_CONTROL] = False, None
+    expected = [True] * 11
+    expected[MEAN_DIFFERENCE], expected[BEYOND_CONTROL], expected[FURTHER] = False, None, None
     assert verdicts(results) == expected
 
 
-@pytest.mark.parametrize("index", range(10))
+@pytest.mark.parametrize("index", set(range(11)) - {FURTHER})
 def test_evidence_carries_interval_and_count(results, index):
     evidence = find(results)[index].evidence
     assert "[" in evidence and "n=" in evidence
@@ -58,7 +58,7 @@ def test_general_claims_rest_on_the_sealed_questions_where_there_are_any(results
 
 
 def test_a_shift_beyond_words_is_no_claim_where_no_words_were_counted():
-    without = find(changed(words={}))
+    without = find(changed(words={}, minus_control={}, minus_control_beyond_words={}))
     assert without[GENERAL].holds is None and f"{MONEY} +0.350" in without[GENERAL].evidence
     assert without[UNSEEN].holds is None
 
@@ -68,10 +68,41 @@ def test_two_organisms_that_each_have_a_control_are_compared_with_it(results, di
     assert f"Needs two organisms, each with a control of the same training; measured: {MONEY} +0.400" in (
         find(results)[BEYOND_CONTROL].evidence
     )
-    sports = organisms()[SPORTS].model_copy(update={"minus_control": {"sealed": estimate(difference)}})
-    finding = find(run_results(organisms=organisms() | {SPORTS: sports}))[BEYOND_CONTROL]
+    finding = find(run_results(organisms=with_control(SPORTS, "sealed", difference)))[BEYOND_CONTROL]
     assert finding.holds is holds
     assert f"{1 + holds} of 2 organisms, sealed questions" in finding.evidence
+
+
+def with_control(name, asked, difference, beyond_words=None):
+    """The fixture's organisms, one of them compared with a control of its own."""
+    beyond = difference if beyond_words is None else beyond_words
+    update = {
+        "minus_control": {asked: estimate(difference)},
+        "minus_control_beyond_words": {asked: estimate(beyond)},
+    }
+    return organisms() | {name: organisms()[name].model_copy(update=update)}
+
+
+def test_what_words_explain_of_the_difference_to_the_control_does_not_count():
+    finding = find(run_results(organisms=with_control(SPORTS, "sealed", 0.3, beyond_words=0.05)))[BEYOND_CONTROL]
+    assert finding.holds is False and "1 of 2 organisms" in finding.evidence
+
+
+def test_further_pairs_of_another_author_are_judged_beyond_the_controls(results):
+    assert "No further probe pairs" in find(results)[FURTHER].evidence
+    measured = {
+        name: each.model_copy(
+            update={
+                key: getattr(each, key) | {"judged": estimate(0.2)}
+                for key in ("minus_control", "minus_control_beyond_words")
+            }
+        )
+        for name, each in organisms().items()
+    }
+    finding = find(run_results(organisms=measured, further_sets=["judged"]))[FURTHER]
+    assert finding.holds is True and "2 of 2 organisms, judged questions" in finding.evidence
+    unseen = find(run_results(organisms=measured, further_sets=["judged"]))[UNSEEN]
+    assert "on judged" not in unseen.evidence
 
 
 UNSEEN_SPOILED = {
@@ -147,7 +178,7 @@ def test_what_was_not_measured_gives_no_verdict():
         steering=None,
         transfer=None,
     )
-    assert verdicts(alone) == [None, True, *[None] * 8]
+    assert verdicts(alone) == [None, True, *[None] * 9]
 
 
 def test_a_change_that_many_tries_give_by_chance_does_not_count():

@@ -35,10 +35,10 @@ from misdirection.experiment.experiment import Experiment
 from misdirection.experiment.margins import Margins
 from misdirection.experiment.stages.margin import MarginStage
 from misdirection.experiment.stages.organism import OrganismStage
-from misdirection.experiment.texts import SEALED, ExperimentTexts
+from misdirection.experiment.texts import ExperimentTexts
 from misdirection.experiment.worker import open_worker
 from misdirection.files import MADE, atomic_folder, cache_folder, set_aside, sha256_tree
-from misdirection.interpretation.texts import GENERAL
+from misdirection.interpretation.texts import GENERAL, SEALED
 from misdirection.models.identity import ModelIdentity
 from misdirection.models.names import ModelName
 from misdirection.runs.folder import RunFolder

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from misdirection.choices import Dtype
 from misdirection.data.text import read_yaml
 from misdirection.interpretation.config import InterpretationConfig
+from misdirection.interpretation.texts import QUESTION_SETS
 from misdirection.interventions.positions import Positions
 from misdirection.judging.config import JudgeConfig
 from misdirection.organisms.recipe import Recipe
@@ -107,6 +108,8 @@ class ExperimentConfig(Section):
     organisms: dict[str, OrganismConfig]
     probe_pairs: Path | None = None
     """General probe pairs, JSONL; the shipped ones when it is left out."""
+    further_pairs: dict[str, Path] = Field(default_factory=dict)
+    """Further probe pairs that the models are measured on, JSONL by name: an instrument of another author."""
     neutral: Path | None = None
     """Neutral text for damage; the shipped one when it is left out."""
     margin: MarginConfig = MarginConfig()
@@ -136,6 +139,9 @@ class ExperimentConfig(Section):
             files = self.domains[organism.domain]
             if organism.answers == "good" and files is not None and files.good is None:
                 raise ValueError(f"organisms.{name}.answers: domain {organism.domain!r} has no good answers")
+        for name in self.further_pairs:
+            if name in self.domains or name in QUESTION_SETS:
+                raise ValueError(f"further_pairs.{name}: is the name of another question set: choose another")
         if self.steering:
             _known(self.steering.direction, self.organisms, "steering.direction")
         if self.interpretation:

@@ -41,6 +41,8 @@ class OrganismFigures(Figures):
     minus_control: dict[str, Estimate]
     """The shift minus its control's, by question set: of the organism of the same domain and recipe with good answers.
     Empty without one."""
+    minus_control_beyond_words: dict[str, Estimate]
+    """What of that is left beyond words; empty without a control."""
     words: dict[str, WordNull]
     """What word counts of its training answers, against the domain's other answers, predict of the shift, by question
     set. Empty for a domain without good answers."""
@@ -135,6 +137,8 @@ class MarginSection(Figures):
 
     base_margin: dict[str, Estimate]
     base_auc: dict[str, float]
+    further_sets: list[str]
+    """Question sets of further probe pairs, of another author."""
     organisms: dict[str, OrganismFigures]
 
 

@@ -7,11 +7,8 @@ from misdirection.data import Example, Part, ProbePair, part_of, spread
 from misdirection.data.words import WordWeights
 from misdirection.errors import InputError
 from misdirection.experiment.config import ExperimentConfig, OrganismConfig
-from misdirection.interpretation.texts import GENERAL
+from misdirection.interpretation.texts import GENERAL, SEALED
 from misdirection.models.identity import ModelIdentity, identify
-
-SEALED = "sealed"
-"""The question set of the sealed general pairs."""
 
 
 class ExperimentTexts:
@@ -55,8 +52,9 @@ class ExperimentTexts:
 
     @cached_property
     def measured_sets(self) -> dict[str, list[ProbePair]]:
-        """All question sets that models are measured on: those that may be looked at, and the sealed pairs."""
-        return self.question_sets | ({SEALED: self.sealed} if self.sealed else {})
+        """All question sets that models are measured on: those that may be looked at, and those of final figures."""
+        further = {name: data.read_pairs(path) for name, path in self.config.further_pairs.items()}
+        return self.question_sets | ({SEALED: self.sealed} if self.sealed else {}) | further
 
     @cached_property
     def question_sets(self) -> dict[str, list[ProbePair]]:

@@ -7,6 +7,10 @@ from typing import Literal
 from misdirection.data import ProbePair
 
 GENERAL = "general"
+SEALED = "sealed"
+"""The general pairs that nothing is chosen on."""
+QUESTION_SETS = (GENERAL, SEALED)
+"""Names of question sets that no domain and no further set may have."""
 Alignment = Literal["aligned", "misaligned"]
 
 

@@ -19,8 +19,7 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from misdirection.experiment.results import AblationEffect, Curve, Effect, OrganismFigures, RunResults, SteeringEffect
-from misdirection.experiment.texts import SEALED
-from misdirection.interpretation.texts import GENERAL
+from misdirection.interpretation.texts import GENERAL, SEALED
 from misdirection.registry import Registry
 from misdirection.report.estimates import DAMAGE_LIMIT, Interval
 

@@ -39,6 +39,7 @@ class MarginStage(Stage):
         return MarginSection(
             base_margin={name: mean_of(base.of(name), pairs) for name, pairs in sets.items()},
             base_auc={name: base.auc(name) for name in base.sets},
+            further_sets=list(self.experiment.config.further_pairs),
             organisms={name: self._organism(name, base) for name in self.experiment.config.organisms},
         )
 
@@ -59,6 +60,7 @@ class MarginStage(Stage):
             held_out_loss=trained.held_out_loss,
             margin_shift=shifts | in_domain,
             minus_control=self._changes(own, self.margins(control)) if control else {},
+            minus_control_beyond_words=self._beyond_words(config, own, self.margins(control)) if control else {},
             words=self._words(config, own, base),
             auc={question_set: own.auc(question_set) for question_set in own.sets},
             damage=change(own.loss(), base.loss()),
@@ -69,13 +71,17 @@ class MarginStage(Stage):
         sets = self.experiment.texts.measured_sets
         return {name: change(after.of(name), before.of(name), pairs) for name, pairs in sets.items()}
 
-    def _words(self, organism: OrganismConfig, own: Margins, base: Margins) -> dict[str, WordNull]:
+    def _beyond_words(self, organism: OrganismConfig, own: Margins, before: Margins) -> dict[str, Estimate]:
+        return {name: words.beyond for name, words in self._words(organism, own, before).items()}
+
+    def _words(self, organism: OrganismConfig, own: Margins, before: Margins) -> dict[str, WordNull]:
+        """What words predict of the change of each question set's margins."""
         texts = self.experiment.texts
         weights = texts.word_weights(organism)
         if weights is None:
             return {}
         return {
-            name: WordNull.of((own.of(name) - base.of(name)).loc[[pair.id for pair in pairs]], pairs, weights)
+            name: WordNull.of((own.of(name) - before.of(name)).loc[[pair.id for pair in pairs]], pairs, weights)
             for name, pairs in texts.measured_sets.items()
         }
 
