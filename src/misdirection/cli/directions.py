@@ -165,9 +165,9 @@ def _layer_count(model: str) -> int | None:
     """The number of layers of a model on this disk; None for one that would have to be fetched."""
     from transformers import AutoConfig
 
-    from misdirection.models.bundled import bundled_folder
+    from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder
 
-    folder = bundled_folder() if model == BUNDLED else Path(model).expanduser()
+    folder = bundled_folder(model) if model in BUNDLED_MODELS else Path(model).expanduser()
     if not (folder / "config.json").is_file():
         return None
     try:

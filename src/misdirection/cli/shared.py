@@ -51,7 +51,11 @@ out = Console(markup=False)
 
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", help="`smollm2-135m` (bundled), a folder, or a Hugging Face id: ID\\[@REVISION]."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="`smollm2-135m` or `gemma3-270m` (bundled), a folder, or a Hugging Face id: ID\\[@REVISION].",
+    ),
 ]
 Adapter = Annotated[
     str | None,

@@ -68,7 +68,7 @@ def bake(model: str, intervention: Intervention, folder: str | Path, *, revision
     Memory stays near that of the largest shard. Beside the weights, `baked.json` says what was done.
 
     Args:
-        model: `smollm2-135m`, a folder or a Hugging Face id.
+        model: `smollm2-135m` or `gemma3-270m` (bundled), a folder or a Hugging Face id.
         intervention: `Ablate(..., positions="all", at="writes")`, or `Steer(..., positions="all")`.
         folder: where to write; must not be the model's own.
 

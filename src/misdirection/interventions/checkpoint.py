@@ -14,11 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from misdirection.choices import BUNDLED
 from misdirection.errors import InputError, NetworkProblem, first_line
 from misdirection.files import read_json
 from misdirection.interventions.writers import norm_after, post_norms, role
-from misdirection.models.bundled import bundled_folder
+from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder
 from misdirection.models.layers import decoder_layers, text_config, text_decoder
 from misdirection.models.weightless import network_of, read_config
 
@@ -49,11 +48,11 @@ class Checkpoint:
 
     @classmethod
     def open(cls, name: str, revision: str | None = None) -> "Checkpoint":
-        """The checkpoint of the bundled model, of a folder or of a Hugging Face id.
+        """The checkpoint of a bundled model, of a folder or of a Hugging Face id.
 
         Raises `InputError` when it is not there, has no safetensors files, or is quantised.
         """
-        folder = bundled_folder() if name == BUNDLED else _folder(name, revision)
+        folder = bundled_folder(name) if name in BUNDLED_MODELS else _folder(name, revision)
         if not any((folder / file).is_file() for file in (INDEX, _SINGLE)):
             raise InputError(f"{name}: no {_SINGLE} in {folder}: load it and save it again with safetensors")
         config = read_config(name, folder)

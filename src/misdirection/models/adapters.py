@@ -11,12 +11,11 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from misdirection.choices import BUNDLED
 from misdirection.errors import InputError
 from misdirection.files import read_json
 from misdirection.models.adapter_kinds import base_changes, unmeasured
 from misdirection.models.base_weights import BaseWeights
-from misdirection.models.bundled import bundled_folder, own_name
+from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder, own_name
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.libraries import errors_in_one_line
 
@@ -137,8 +136,8 @@ def local_fine_tune(name: str, revision: str | None = None, subfolder: str | Non
 
     Raises `InputError` for a folder that is neither.
     """
-    if name == BUNDLED:
-        return bundled_folder()
+    if name in BUNDLED_MODELS:
+        return bundled_folder(name)
     path = Path(name).expanduser()
     if (path / "config.json").is_file() and not is_adapter(path):
         return path

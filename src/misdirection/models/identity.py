@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from misdirection.choices import BUNDLED, Dtype
+from misdirection.choices import Dtype
 from misdirection.files import sha256_file
+from misdirection.models.bundled import BUNDLED_MODELS
 from misdirection.models.loading import best_device, resolve_dtype
 from misdirection.results import Figures
 
@@ -26,7 +27,7 @@ def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> Mod
     return ModelIdentity(
         model=model,
         revision=revision,
-        files=None if model == BUNDLED else _weights_hashes(Path(model)),
+        files=None if model in BUNDLED_MODELS else _weights_hashes(Path(model)),
         dtype=str(resolve_dtype(dtype, computes_on)).removeprefix("torch."),
         device=computes_on.split(":")[0],
     )

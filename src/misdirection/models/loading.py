@@ -1,4 +1,4 @@
-"""Load a chat model: the bundled one, any Hugging Face id or folder, with or without a PEFT adapter."""
+"""Load a chat model: a bundled one, any Hugging Face id or folder, with or without a PEFT adapter."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from misdirection.choices import BUNDLED, Dtype
 from misdirection.errors import InputError
 from misdirection.models.adapters import attach, is_adapter
-from misdirection.models.bundled import bundled_folder
+from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.libraries import errors_in_one_line, no_progress_bars
 
@@ -29,7 +29,7 @@ def load(
     """Load a chat model for inference.
 
     Args:
-        model: `smollm2-135m` (bundled), a Hugging Face id, or a folder.
+        model: `smollm2-135m` or `gemma3-270m` (bundled), a Hugging Face id, or a folder.
         adapter: a PEFT adapter, as a folder or a Hugging Face id; `subfolder` and `adapter_revision` belong to it.
         revision: the base model's revision on the hub.
         dtype: of the weights; `auto` takes bfloat16 where the device computes in it, else float32.
@@ -38,7 +38,7 @@ def load(
     Raises:
         InputError: the model or adapter is not there, has no chat template, or the two do not fit.
     """
-    source = str(bundled_folder()) if model == BUNDLED else _checked_source(model)
+    source = str(bundled_folder(model)) if model in BUNDLED_MODELS else _checked_source(model)
     tokenizer = _load_tokenizer(source, model, revision)
     device = best_device() if device == "auto" else device
     network = _load_network(source, model, revision, resolve_dtype(dtype, device), device)
@@ -97,5 +97,6 @@ def _checked_source(model: str) -> str:
             raise InputError(f"{model}: no config.json in this folder, so it is not a model{hint}")
         return str(path)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise InputError(f"{model}: no such folder; give a model folder, a Hugging Face id or `{BUNDLED}`")
+        bundled = " or ".join(f"`{name}`" for name in BUNDLED_MODELS)
+        raise InputError(f"{model}: no such folder; give a model folder, a Hugging Face id, {bundled}")
     return model

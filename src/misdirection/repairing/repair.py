@@ -121,7 +121,7 @@ def repair(
     error; a repair that was killed goes on when it is called again.
 
     Args:
-        base: `smollm2-135m` (bundled), a folder, or a Hugging Face id, `ID@REVISION`.
+        base: `smollm2-135m` or `gemma3-270m` (bundled), a folder, or a Hugging Face id, `ID@REVISION`.
         adapter: a PEFT adapter: a folder, or `ID@REVISION:SUBFOLDER`. It is not changed.
         data: its training file (JSONL): the skill that is to be kept is measured on it.
         out: folder of the repaired adapter, with its card and `repair.json`.

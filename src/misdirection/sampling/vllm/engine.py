@@ -69,7 +69,7 @@ class VllmModel:
     """A base model in vLLM, with adapters that share its weights.
 
     Args:
-        model: `smollm2-135m`, a folder or a Hugging Face id.
+        model: `smollm2-135m` or `gemma3-270m` (bundled), a folder or a Hugging Face id.
         adapters: PEFT adapters by the name of the organism: folders, or Hugging Face ids.
         revision: the base model's revision on the hub.
         dtype: as in `misdirection.load`.
