@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import importlib.util
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,8 @@ from misdirection.models.chat import encode, frame
 from misdirection.models.loading import load
 from misdirection.sampling.transformers_engine import end_tokens
 from tiny import LAYERS, WIDTH, make_network
+
+gguf = pytest.importorskip("gguf", reason="the bundled models need the extra `bundled`")
 
 GEMMA = "gemma3-270m"
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
