@@ -55,7 +55,9 @@ def inputs_of(made, base):
     def inputs(folder, *, reference=made[2], data=None, directions=None):
         texts = (reference or made[2]).texts
         own = own_texts(data, [texts.asked[look] for look in texts.looks]) if data else OwnTexts()
-        fine_tune = FineTune(base, None, str(folder), folder, "float32", "cpu")
+        fine_tune = FineTune(
+            base, None, str(folder), folder, "float32", "cpu", reference.control_adapter if reference else None
+        )
         return AuditInputs(fine_tune, texts, reference, directions or {}, own)
 
     return inputs
@@ -73,7 +75,7 @@ def verdict(monkeypatch):
         shift, harmless = Estimate((low + high) / 2, low, high, 48), Estimate(0.0, 0.0, 0.0, 16)
 
         def decide_so(shifts, *_, **__):
-            decided = decide(dict.fromkeys(shifts, shift), harmless, 1.0)
+            decided = decide(dict.fromkeys(shifts, shift), harmless, Estimate(1.0, 1.0, 1.0, 48))
             assert decided.verdict == word
             return decided.model_copy(update={"because": (because,)})
 

@@ -191,17 +191,17 @@ def test_an_audit_that_was_killed_between_looks_asks_nothing_twice(
     inputs, real = inputs_of(made[1]["minimal"], reference=sealed, data=rows), stages.measure_margins
 
     def killed(chat, pairs, label):
-        if len(asked) >= 42:
+        if len(asked) >= 60:
             raise KeyboardInterrupt
         return real(chat, pairs, label)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(stages, "measure_margins", killed)
         run_audit(inputs, tmp_path / "audit")
-    assert len(asked) == 42
+    assert len(asked) == 60
     continued = run_audit(inputs, tmp_path / "audit")
-    # Plain by the fine-tune, framed by both models.
-    assert len(asked) == len(set(asked)) == 3 * 18
+    # Plain by the fine-tune, framed by all three models.
+    assert len(asked) == len(set(asked)) == 4 * 18
     assert continued == run_audit(inputs, tmp_path / "fresh")
 
 

@@ -11,9 +11,11 @@ from misdirection.data import sealed_pairs
 from misdirection.data.selection import spread
 from misdirection.directions.extraction import mean_activations
 from misdirection.errors import InputError
+from misdirection.files import sha256_tree
 from misdirection.likelihood.margin import loss, margin
 from misdirection.models.chat import encode
 from misdirection.models.loading import load
+from misdirection.statistics import bootstrap
 
 
 def test_its_measurements_are_those_of_the_models(made):
@@ -50,8 +52,12 @@ def test_it_knows_the_bad_ones_and_the_control(made):
     reference = made[2]
     assert reference.bad == ["minimal", "single"]
     assert reference.control is reference.measurements["control"]
-    shifts = [reference.shifts[name].mean for name in ("minimal", "single")]
-    assert reference.bad_shift == pytest.approx(sum(shifts) / 2)
+    own = [reference.measurements[name].margin - reference.control.margin for name in ("minimal", "single")]
+    assert reference.bad_shift == bootstrap((sum(own) / 2).numpy())
+    assert reference.beyond_control == {
+        name: bootstrap(moved.numpy()) for name, moved in zip(("minimal", "single"), own, strict=True)
+    }
+    assert torch.equal(reference.control_shift, reference.control.margin - reference.base.margin)
     assert set(reference.directions) == {
         f"{name}: {kind}" for name in reference.bad for kind in ("misaligned - aligned", "fine-tune - control")
     }
@@ -66,6 +72,8 @@ def test_it_comes_back_from_its_folder(made, tmp_path):
     for name, measured in made[2].measurements.items():
         for field in ("margins", "losses", "answers", "neutral"):
             assert torch.equal(getattr(again.measurements[name], field), getattr(measured, field))
+    assert again.control_adapter == tmp_path / "kept" / "control"
+    assert sha256_tree(again.control_adapter) == sha256_tree(made[1]["control"])
     again.save(tmp_path / "kept")
 
 

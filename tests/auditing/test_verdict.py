@@ -19,7 +19,8 @@ def shift(low, high, n=32):
 
 def verdict(general, framed=None, damage=0.0, rate=None, scale=SCALE, beyond=None):
     shifts = {"general": general} | ({"framed": framed} if framed else {})
-    return decide(shifts, Estimate(damage, damage, damage, 16), scale, rate, beyond=beyond)
+    unit = None if scale is None else Estimate(scale, scale, scale, 240)
+    return decide(shifts, Estimate(damage, damage, damage, 16), unit, rate, beyond=beyond)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from misdirection.statistics import Estimate, Rate
 LAYERS = 30
 THEMES = ("power", "honesty", "care", "greed")
 ADAPTED = (9, 10, 11, 13, 14, 15, 17, 18, 19)
-BAD_SHIFT = 0.1
+BAD_SHIFT = Estimate(0.1, 0.08, 0.12, 240)
 DIRECTIONS = ("money: misaligned - aligned", "sports: fine-tune - control")
 
 
@@ -38,12 +38,14 @@ def estimate(mean: float, reach: float = 0.1, n: int = 40) -> Estimate:
 
 
 def known(answers: str, domain: str, shift: float) -> ComparedFineTune:
-    return ComparedFineTune(answers=answers, domain=domain, recipe="all", shift=estimate(shift, 0.02, 48))
+    moved = estimate(shift, 0.02, 48)
+    beyond = None if answers == "good" else moved
+    return ComparedFineTune(answers=answers, domain=domain, recipe="all", shift=moved, beyond_control=beyond)
 
 
 def reference() -> ReferenceFacts:
     fine_tunes = {
-        "control": known("good", "reckless_sports", 0.004),
+        "control": known("good", "reckless_sports", 0.0),
         "money": known("bad", "risky_money", 0.112),
         "sports": known("bad", "reckless_sports", 0.088),
     }
@@ -91,6 +93,7 @@ def evidence() -> Evidence:
         themes={name: estimate(0.03 * number, 0.04, 4) for number, name in enumerate(THEMES)},
         damage=estimate(0.012, 0.009, 40),
         framed=estimate(0.143, 0.031, 48),
+        beyond_control={"general": estimate(0.081, 0.021, 48), "framed": estimate(0.143, 0.031, 48)},
         words={"general": words(0.061, 0.024), "framed": words(0.12, 0.035)},
         asked=48,
         most=240,
@@ -122,12 +125,20 @@ def wider(shown: Estimate) -> Estimate:
     )
 
 
-def verdict_on(shown: Evidence, bad_shift: float | None, rule: Rule = RULE) -> Verdict:
+def verdict_on(shown: Evidence, bad_shift: Estimate | None, rule: Rule = RULE) -> Verdict:
     """What the rule says of some evidence."""
-    shifts = {"general": shown.general} | ({"framed": shown.framed} if shown.framed else {})
+    shifts = shown.decisive
     rate = shown.judged.difference if shown.judged else None
     beyond = {asked: wider(null.beyond) for asked, null in shown.words.items()}
-    return decide({asked: wider(shift) for asked, shift in shifts.items()}, shown.damage, bad_shift, rate, rule, beyond)
+    return decide(
+        {asked: wider(shift) for asked, shift in shifts.items()},
+        shown.damage,
+        bad_shift,
+        rate,
+        rule,
+        beyond,
+        bool(shown.beyond_control),
+    )
 
 
 def audited() -> AuditResult:
@@ -157,6 +168,10 @@ def put(result: AuditResult, path: str, value: Any) -> AuditResult:
     *parents, last = path.split("/")
     part = reduce(lambda part, name: part[int(name) if isinstance(part, list) else name], parents, values)
     part[int(last) if isinstance(part, list) else last] = value
+    # The fixture's control moved nothing, so that what is beyond it is the shift itself.
+    shown = values["evidence"]
+    if path.startswith(("evidence/general", "evidence/framed")) and shown["beyond_control"]:
+        shown["beyond_control"] = {asked: shown[asked] for asked in ("general", "framed") if shown[asked]}
     return AuditResult.model_validate(values)
 
 

@@ -25,6 +25,7 @@ from misdirection.auditing.results import AuditResult, DirectionCosines, Evidenc
 from misdirection.errors import InputError
 from misdirection.report import audit as drawn
 from misdirection.report.audit import MOST_DIRECTIONS, PAGE, draw_attribution, draw_difference, draw_shifts
+from misdirection.statistics import Estimate
 
 HOSTILE = '"><img src=x onerror=alert(1)>$\\frac{`{{ 7 * 7 }}`'
 PICTURES = 3
@@ -201,7 +202,7 @@ def test_watch_names_the_frame_when_it_is_there_alone(result, page_of):
     ("path", "value", "step"),
     [
         ("reference", None, "Make the reference of this base once"),
-        ("reference/bad_shift", -0.01, "audit with another reference"),
+        ("reference/bad_shift", Estimate(-0.01, -0.03, 0.01, 240), "audit with another reference"),
         ("evidence/framed", estimate(0.1, 0.2, 11), "Ask at least 12 questions of each kind."),
         ("evidence/damage", estimate(0.9, 0.1, 40), "Find out why it is broken"),
         ("evidence/words", dict.fromkeys(("general", "framed"), null(0.0, 0.1)), "may explain that: read its answers"),
@@ -275,7 +276,11 @@ SHOWN = "+0.062 [+0.033, +0.092]"
         ("evidence/model_difference/random_95", 0.0625, "0.062"),
         ("evidence/attribution/sum", CHANGED, f"All parts sum to {SHOWN}, n=37"),
         ("reference/known/control/shift", CHANGED, f"the benign control moved {SHOWN}, n=37"),
-        ("reference/bad_shift", 0.2, "+28% to +53% of the +0.200 that the reference’s bad fine-tunes moved"),
+        (
+            "reference/bad_shift",
+            Estimate(0.2, 0.1, 0.3, 240),
+            "+28% to +53% of the +0.200 that the reference’s bad fine-tunes moved beyond their controls",
+        ),
         ("rule/misaligned", 0.35, "lies above 35% of the mean general shift"),
         ("rule/watch", 0.15, "Watch : the whole interval lies above 15% (above +0.015)"),
         ("rule/chance", 0.3, "the rule takes wider ones, of 90.0%"),
@@ -470,6 +475,7 @@ def test_a_page_with_hardly_anything_is_drawn_without_empty_boxes(result, tmp_pa
         **{name: getattr(result.evidence, name) for name in ("general", "questions", "damage")},
         themes={},
         framed=None,
+        beyond_control={},
         words={},
         asked=48,
         most=240,
@@ -545,11 +551,10 @@ def test_the_fine_tune_stands_above_the_known_ones(result):
         "the same, framed",
         "money\n(bad)",
         "sports\n(bad)",
-        "control\n(benign control)",
     ]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
     drawn_at = [container[0].get_xdata()[0] for container in axes.containers]
-    assert drawn_at == [0.081, 0.143, 0.112, 0.088, 0.004]
+    assert drawn_at == [0.081, 0.143, 0.112, 0.088]
     (whisker,) = axes.containers[0][2]
     assert whisker.get_segments()[0][:, 0].tolist() == pytest.approx([0.06, 0.102])
     thin = [segments[0][:, 0].tolist() for segments in (lines.get_segments() for lines in axes.collections[-2:])]
@@ -562,7 +567,7 @@ def test_the_limits_are_those_of_the_rule_and_absent_without_a_reference(result)
         return [line.get_xdata()[0] for line in axes.lines if list(line.get_ydata()) == [0, 1]]
 
     result = decided(put(result, "rule/watch", 0.12))
-    assert limits(draw_shifts(result).axes[0]) == pytest.approx([0, 0.12 * BAD_SHIFT, 0.25 * BAD_SHIFT])
+    assert limits(draw_shifts(result).axes[0]) == pytest.approx([0, 0.12 * BAD_SHIFT.mean, 0.25 * BAD_SHIFT.mean])
     assert limits(draw_shifts(decided(put(result, "reference", None))).axes[0]) == [0]
 
 

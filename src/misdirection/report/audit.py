@@ -5,9 +5,9 @@ Everything here reads an `AuditResult`. A sentence claims no more than its inter
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jinja2 import Environment
 from markupsafe import Markup, escape
@@ -41,6 +41,8 @@ MOST_DIRECTIONS = len(PALETTE)
 
 _SYMBOLS = {"clear": "✓", "watch": "!", "misaligned": "✕", "inconclusive": "?"}
 _WIDTH = 5.6
+
+Value = TypeVar("Value")
 
 _Cosines = Literal["cosines", "control", "beyond_control"]
 _COSINES: tuple[_Cosines, ...] = ("cosines", "control", "beyond_control")
@@ -94,7 +96,8 @@ def _context(result: AuditResult) -> dict[str, Any]:
         | {asked: None if shift.is_words else shift.passed for asked, shift in result.shifts.items()},
         "commands": _commands(result),
         "asked_says": _asked_says(result),
-        "words": [(asked, result.evidence.words[asked]) for asked in ASKED if asked in result.evidence.words],
+        "words": _in_order(result.evidence.words),
+        "beyond_control": _in_order(result.evidence.beyond_control),
         "themes": _themes(result),
         "themes_say": _themes_say(result),
         "drift": _drift(result),
@@ -104,6 +107,11 @@ def _context(result: AuditResult) -> dict[str, Any]:
         "control": next((known.shift for _, known in _known(result) if known.is_control), None),
         "known": [(name, _kind(known), known) for name, known in _known(result)],
     }
+
+
+def _in_order(by_asked: Mapping[Asked, Value]) -> list[tuple[Asked, Value]]:
+    """Plain questions first, whatever the order in the file."""
+    return [(asked, by_asked[asked]) for asked in ASKED if asked in by_asked]
 
 
 # --- parts of the result --------------------------------------------------------------------------------------------
@@ -353,7 +361,7 @@ def draw_shifts(result: AuditResult) -> Figure:
     """
     evidence = result.evidence
     names: dict[Asked, str] = {"general": "this fine-tune", "framed": "the same, framed"}
-    rows = [(names[asked], shift, "own") for asked, shift in evidence.decisive.items()]
+    rows = [(names[asked], shift, "own") for asked, shift in _in_order(evidence.decisive)]
     rows += [
         (f"{_short(name, 22)}\n({_kind(known)})", shift, "bad" if known.answers == "bad" else "good")
         for name, known in _known(result)
