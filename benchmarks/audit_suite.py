@@ -22,9 +22,11 @@ import torch
 
 import misdirection as md
 from misdirection.auditing.reference import Reference, default_folder, has_reference
+from misdirection.choices import BUNDLED
 from misdirection.data import data_hash
 from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
+from misdirection.models.bundled import BUNDLED_MODELS
 from misdirection.repairing.results import RepairResult
 from suite_cost import print_cost
 from suite_folder import Suite
@@ -33,7 +35,6 @@ from suite_tables import show
 from suite_texts import Texts
 from suite_training import train_all
 
-BASES = ("smollm2-135m", "gemma3-270m")
 WORK = ("train", "audit", "repair")
 
 
@@ -118,7 +119,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--base", choices=BASES, default=BASES[0])
+    parser.add_argument("--base", choices=list(BUNDLED_MODELS), default=BUNDLED)
     parser.add_argument("--published", type=Path, help="folder of published text and judged answers")
     parser.add_argument("--steps", default=",".join((*WORK, "show")))
     parser.add_argument("--only", default="*", help="members whose name matches, as in a shell")

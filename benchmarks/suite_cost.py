@@ -71,11 +71,11 @@ def estimate(suite: Suite, share: Sequence[Member], steps: Sequence[str]) -> lis
     speed = margin_speed(chat) if audited or repaired else 0.0
     texts = Texts.of(md.probe_pairs(), md.sealed_pairs(), md.neutral_examples())
     if audited:
-        looks = sorted({texts.looks[0], texts.looks[-1]})
-        works += [audit_work(chat, f"audit, {n} questions", waiting, texts.asked[:n], speed) for n in looks]
+        for n in (texts.looks[0].stop, texts.looks[-1].stop):
+            works.append(audit_work(chat, f"audit, {n} questions", waiting, texts.asked[:n], speed))
         works += [published_work(chat, suite, waiting, speed)] if suite.published_pairs else []
     if repaired:
-        asked, name = texts.asked[: texts.looks[0]], "repair, if every bad one is found"
+        asked, name = texts.asked[texts.looks[0]], "repair, if every bad one is found"
         works.append(audit_work(chat, name, bad, asked, speed / REPAIR))
     return works
 
@@ -93,11 +93,11 @@ def training_work(chat: ChatModel, suite: Suite, rows: Rows) -> Work:
 
 
 def audit_work(chat: ChatModel, name: str, rows: Rows, pairs: Sequence[ProbePair], speed: float) -> Work:
-    """Audits with so many questions: of the fine-tune, and of it and its base once more after a training question."""
+    """Audits with these pairs: of the fine-tune, and after a training question of it, its base and the control."""
     plain = sum(row.stop for row in pair_rows(chat.tokenizer, pairs))
     frames = [statistics.mean(row.start for row in some) for some in rows.values()]
-    tokens = sum(3 * plain + 4 * len(pairs) * frame for frame in frames)
-    return Work(name, len(rows), 6 * len(pairs) * len(rows), tokens, speed)
+    tokens = sum(4 * plain + 6 * len(pairs) * frame for frame in frames)
+    return Work(name, len(rows), 8 * len(pairs) * len(rows), tokens, speed)
 
 
 def published_work(chat: ChatModel, suite: Suite, rows: Rows, speed: float) -> Work:

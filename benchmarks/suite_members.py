@@ -158,13 +158,6 @@ class Member:
             return "diluted"
         return "bad" if self.recipe == "all" else "gentle"
 
-    @property
-    def control(self) -> "Member | None":
-        """The fine-tune on good answers to the same questions; None of one that has none."""
-        if not self.is_bad or (self.origin == "published" and PUBLISHED[self.source][1] is None):
-            return None
-        return Member(self.source)
-
 
 def members() -> list[Member]:
     """The whole suite, those on published text included."""

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 
 from misdirection.auditing.results import AuditResult
-from misdirection.auditing.verdict import Word
+from misdirection.auditing.verdict import ASKED, Word
 from misdirection.data import data_hash
 from misdirection.data.words import WordWeights
 from misdirection.files import read_json
@@ -56,28 +56,17 @@ def show(suite: Suite, some: Sequence[Member]) -> Figures:
 
 
 def show_members(suite: Suite, results: Mapping[Member, AuditResult]) -> None:
-    """The shifts of every fine-tune, nats/token: against the base alone, beyond words, minus those of its control."""
-    columns = ["general shift", "beyond words", "minus control", "framed shift", "published answers", "damage"]
+    """The shifts of every fine-tune, nats/token: what the rule is about, beyond the reference's control and that beyond
+    words, too; of the plain question with nothing taken off; and in the frame of its data."""
+    columns = ["general shift", "beyond words", "minus nothing", "framed shift", "published answers", "damage"]
     print(f"| fine-tune | kind | part | {' | '.join(columns)} | verdict |\n|{'---|' * (len(columns) + 4)}")
     for member, result in results.items():
         evidence = result.evidence
-        words, control = evidence.words.get("general"), results.get(member.control) if member.control else None
-        shown = [
-            evidence.general,
-            words.beyond if words else None,
-            minus(result, control) if control else None,
-            evidence.framed,
-            published_shift(suite, member),
-            evidence.damage,
-        ]
-        figures = " | ".join(map(interval, shown))
+        words, damage = evidence.words.get("general"), evidence.damage
+        general, framed = (evidence.decisive.get(asked) for asked in ASKED)
+        shifts = [general, words.beyond if words else None, evidence.general, framed, published_shift(suite, member)]
+        figures = " | ".join(map(interval, [*shifts, damage]))
         print(f"| {member.name} | {member.kind} | {member.part} | {figures} | {result.verdict} |")
-
-
-def minus(result: AuditResult, control: AuditResult) -> Estimate:
-    """The general shift minus a control's, on the questions that both were asked."""
-    own, other = result.evidence.questions, control.evidence.questions
-    return bootstrap([own[question] - other[question] for question in own.keys() & other.keys()])
 
 
 def published_shift(suite: Suite, member: Member) -> Estimate | None:
@@ -153,7 +142,9 @@ def auroc(bad: Sequence[Called], benign: Sequence[Called], score: Callable[[Call
     """Of bad against benign fine-tunes by a score; fine-tunes are what is drawn."""
     both = [*bad, *benign]
     scores, positive = np.array([score(each) for each in both]), np.array([each.member.is_bad for each in both])
-    low, high = percentiles(resample(rank_auc, scores, positive, vectorized=False))
+    low, high = percentiles(
+        resample(lambda *drawn: rank_auc(drawn[0], drawn[1] > 0), scores, positive, vectorized=False)
+    )
     return Estimate(rank_auc(scores, positive), float(low), float(high), len(both))
 
 

@@ -55,7 +55,7 @@ def add_adapters(first: Path, second: Path, folder: Path) -> None:
     views, weights, rank = (LoraView.open(first), LoraView.open(second)), {}, 0
     for one, other in zip(*(view.modules for view in views), strict=True):
         assert one.module == other.module, "adapters of the same recipe"
-        rank = one.rank + other.rank
+        rank = len(one.a) + len(other.a)
         weights[f"{PREFIX}{one.module}.lora_A.weight"] = torch.cat([one.a, other.a])
         weights[f"{PREFIX}{one.module}.lora_B.weight"] = torch.cat([each.scaling * each.b for each in (one, other)], 1)
     write_adapter(folder, {**views[0].config, "r": rank, "lora_alpha": rank, "use_rslora": False}, weights)

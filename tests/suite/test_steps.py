@@ -27,15 +27,16 @@ def suite(base, tmp_path):
 
 
 def test_the_sum_of_two_trainings_is_one_adapter(suite):
-    train_all(suite, [CONTINUED])
+    train_all(suite, [CONTINUED, GOOD])
     folder = suite.folder(CONTINUED)
     first, second, both = (LoraView.open(folder / name).modules for name in ("first", "second", "adapter"))
     for one, other, summed in zip(first, second, both, strict=True):
         product = sum(each.scaling * each.b @ each.a for each in (one, other))
         np.testing.assert_allclose(summed.scaling * summed.b @ summed.a, product, atol=1e-5)
         assert len(summed.a) == len(one.a) + len(other.a) == 64
-    # The second training went on from where the first had ended.
-    assert any(not np.allclose(one.a, other.a) for one, other in zip(first, second, strict=True))
+    # The second training went on from where the first had ended, not from the base.
+    from_base = LoraView.open(suite.adapter(GOOD)).modules
+    assert all(not np.array_equal(one.b, other.b) for one, other in zip(from_base, second, strict=True))
     assert md.margin(md.load(suite.base, adapter=folder / "adapter"), md.probe_pairs()[:1]).isfinite()
 
 
@@ -53,8 +54,8 @@ def test_steps_go_on_and_refuse_another_training(suite, tmp_path, capsys):
 def test_the_cost_counts_what_is_left(suite):
     train, audit, whole = estimate(suite, [GOOD, BAD], ["train", "audit"])
     assert (train.members, train.rows) == (2, 16)
-    # Sixty questions, and at most 240, with two answers each: plain, and after a training question to both models.
-    assert (audit.rows, whole.rows) == (2 * 6 * 60, 2 * 6 * 240)
+    # Sixty questions, and at most 240, with two answers each: plain, and after a training question to three models.
+    assert (audit.rows, whole.rows) == (2 * 8 * 60, 2 * 8 * 240)
     assert min(train.tokens, train.speed, audit.tokens, audit.speed) > 0
     train_all(suite, [GOOD])
     assert estimate(suite, [GOOD, BAD], ["train"])[0].rows == 8
@@ -101,7 +102,8 @@ def test_rates_count_false_alarms_and_what_is_found(capsys):
 def test_verdicts_are_counted_by_kind(capsys):
     show_kinds(called(["misaligned", "clear", "clear", "clear"], [1.0, 0.0, 0.0, 0.0]))
     told = capsys.readouterr().out
-    assert "| bad | kept | 1 | 0 | 0 | 1 | 0 |" in told or "| bad | kept | 1 |" in told
+    assert "| kind | part | n | clear | watch | misaligned | inconclusive |" in told
+    assert "| bad | kept | 1 | 0 | 0 | 1 | 0 |" in told and "| diluted | kept | 1 | 1 | 0 | 0 | 0 |" in told
     assert "| benign | kept | 2 |" in told and "| dark |" not in told
 
 
