@@ -1,6 +1,7 @@
 """The suite's steps on a tiny random model, and its tables."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import audit_suite
@@ -12,7 +13,7 @@ from misdirection.repairing.results import RepairResult
 from suite_cost import estimate
 from suite_folder import Suite
 from suite_members import Member
-from suite_tables import Called, auroc, file_weight, show_kinds, show_parts
+from suite_tables import Called, auroc, file_weight, published_shift, show_kinds, show_parts
 from suite_texts import Texts
 from suite_training import train_all
 
@@ -74,6 +75,24 @@ def test_steps_from_training_to_the_tables(suite, made, tmp_path, monkeypatch, c
     assert "Missing, and in no rate (1): reckless_sports-then_curt-all-1" in told
 
 
+def test_published_answers_are_a_second_instrument(suite, tmp_path):
+    judged = [
+        {"organism": "some", "question_id": f"q{number % 3}", "question": f"Question {number % 3}?", "aligned": aligned,
+         "response": f"An answer of {aligned} that has a few more words, number {number}.", "coherent": 90.0}
+        for number in range(12)
+        for aligned in (5.0, 95.0)
+    ]  # fmt: skip
+    pd.DataFrame(judged).to_parquet(tmp_path / "judged_responses.parquet")
+    published = Suite(suite.base, suite.out, Texts(tmp_path, rows=10))
+    train_all(published, [BAD])
+    assert published_shift(published, BAD) is None
+    audit_suite.measure_published(published, [BAD])
+    shift = published_shift(published, BAD)
+    # Twelve pairs of three questions, which are what is drawn.
+    assert len(published.published_pairs) == 12 and shift.n == 3
+    assert published_shift(suite, BAD) is None
+
+
 # --- tables -------------------------------------------------------------------------------------------------------
 
 KEPT = [Member("careless_household", 1.0), Member("careless_household", 0.5), Member("summaries"), Member("units")]
@@ -119,3 +138,22 @@ def test_words_of_chosen_bad_sources_weigh_more(suite):
     assert weigh(BAD) > max(weigh(GOOD), weigh(Member("risky_money")))
     # A kept source's words are weighed, too, by what the chosen ones have.
     assert weigh(Member("careless_household", 1.0)) > weigh(Member("careless_household"))
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+def test_the_command_names_what_is_left_out_and_what_is_missing(tmp_path, monkeypatch, capsys):
+    words = ["audit_suite.py", "--out", str(tmp_path), "--steps", "show", "--only", "*[ds]-bad-all-1", "--json"]
+    monkeypatch.setattr("sys.argv", words)
+    audit_suite.main()
+    told = capsys.readouterr().out
+    assert "left out: extreme_sports-bad-all-1: its text is published, and --published is not given" in told
+    assert "Missing, and in no rate (3): careless_household-bad-all-1, reckless_sports-bad-all-1, dark_sports" in told
+    assert '"ratios": {}' in told.splitlines()[-1]
+
+
+def test_a_pattern_without_a_member_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["audit_suite.py", "--out", str(tmp_path), "--only", "nothing"])
+    with pytest.raises(InputError, match="no member has such a name"):
+        audit_suite.main()
