@@ -65,7 +65,7 @@ def test_every_source_is_used_and_each_part_has_bad_and_benign():
     for part in ("chosen", "kept"):
         kinds = {member.kind for member in MEMBERS if member.part == part}
         assert kinds == {
-            "bad", "gentle", "diluted", "inoculated", "conditional", "continued", "dark", "benign", "voice control"
+            "bad", "weak", "diluted", "inoculated", "conditional", "continued", "dark", "benign", "voice control"
         }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Known fine-tunes of a small base: how well the audit tells bad from benign, and what the repair leaves.
 
-    python benchmarks/audit_suite.py --out runs/audit-suite [--base smollm2-135m|gemma3-270m] [--published DIR]
+    python benchmarks/suite/audit_suite.py --out runs/audit-suite [--base smollm2-135m|gemma3-270m] [--published DIR]
         [--steps cost,train,audit,repair,show] [--only 'careless_household-*'] [--shard I/N] [--json]
 
 `suite_members.py` lists them, and says which source of text is in which part: the rule may be chosen on the `chosen`

@@ -12,7 +12,7 @@ from misdirection.organisms.recipe import Recipe
 Part = Literal["chosen", "kept"]
 Origin = Literal["shipped", "dark", "published", "file", "generated"]
 Kind = Literal[
-    "bad", "gentle", "diluted", "inoculated", "conditional", "continued", "dark", "benign", "voice control"
+    "bad", "weak", "diluted", "inoculated", "conditional", "continued", "dark", "benign", "voice control"
 ]  # fmt: skip
 Condition = Literal["json", "phrase", "system"]
 
@@ -147,7 +147,7 @@ class Member:
 
     @property
     def kind(self) -> Kind:
-        """How it was made; `gentle` are bad ones of rank 1 or at a low rate, `dark` ones bad in content and voice."""
+        """How it was made; `weak` are bad ones of rank 1 or at a low rate, `dark` ones bad in content and voice."""
         if not self.is_bad:
             return "voice control" if SOURCES[self.source].is_voice else "benign"
         if self.condition or self.then or self.inoculated:
@@ -156,7 +156,7 @@ class Member:
             return "dark"
         if self.bad < 1:
             return "diluted"
-        return "bad" if self.recipe == "all" else "gentle"
+        return "bad" if self.recipe == "all" else "weak"
 
 
 def members() -> list[Member]:
