@@ -48,6 +48,9 @@ def test_the_packaged_demo_is_the_one_in_configs():
         ({"sampling": {}, "judge": {"model": "m", "timeout": 0}}, r"judge\.timeout: "),
         ({"sampling": {}, "judge": {"model": "m", "min_judged": 2}}, r"judge\.min_judged: "),
         ({"sampling": {}, "judge": {"model": "m", "api_key": "secret"}}, r"unknown key 'judge\.api_key'"),
+        ({"further_pairs": {"sealed": "x.jsonl"}}, r"further_pairs\.sealed: is the name of another question set"),
+        ({"further_pairs": {"risky_money": "x.jsonl"}}, r"further_pairs\.risky_money: is the name of another"),
+        ({"domains": {"general": "shipped"}}, r"domains\.general: is the name of another question set"),
         ({"domains": {"risky_money": {"bad": "x.jsonl"}}, "steering": None}, "there is 'risky_money'|no good answers"),
     ],
 )

@@ -90,6 +90,10 @@ def test_sealed_pairs_are_measured_beside_the_shipped_ones_and_not_beside_ones_o
     texts = texts_of({"bad": write(tmp_path / "bad.jsonl", {"Why?": "So."})}, margin={"sealed": 4})
     assert texts.measured_sets == texts.question_sets | {"sealed": pairs[::2]}
     assert "sealed" not in texts.question_sets
+    further = tmp_path / "judged.jsonl"
+    data.write_pairs(further, pairs[:2])
+    more = texts_of({"bad": tmp_path / "bad.jsonl"}, margin={"sealed": 4}, further_pairs={"judged": further})
+    assert more.measured_sets == texts.measured_sets | {"judged": pairs[:2]}
     write_pairs(tmp_path / "own.jsonl", pairs)
     own = texts_of({"bad": tmp_path / "bad.jsonl"}, probe_pairs=tmp_path / "own.jsonl")
     assert own.measured_sets == {"general": pairs} and own.sealed == []

@@ -129,6 +129,16 @@ class ExperimentConfig(Section):
     """Sentences for the report: what this experiment leaves out of the paper's."""
 
     @model_validator(mode="after")
+    def _sets_have_names_of_their_own(self) -> "ExperimentConfig":
+        for name in self.domains:
+            if name in QUESTION_SETS:
+                raise ValueError(f"domains.{name}: is the name of another question set: choose another")
+        for name in self.further_pairs:
+            if name in self.domains or name in QUESTION_SETS:
+                raise ValueError(f"further_pairs.{name}: is the name of another question set: choose another")
+        return self
+
+    @model_validator(mode="after")
     def _names_exist(self) -> "ExperimentConfig":
         if "base" in self.organisms:
             raise ValueError("an organism cannot be called 'base': that is the model without adapter")
@@ -139,9 +149,6 @@ class ExperimentConfig(Section):
             files = self.domains[organism.domain]
             if organism.answers == "good" and files is not None and files.good is None:
                 raise ValueError(f"organisms.{name}.answers: domain {organism.domain!r} has no good answers")
-        for name in self.further_pairs:
-            if name in self.domains or name in QUESTION_SETS:
-                raise ValueError(f"further_pairs.{name}: is the name of another question set: choose another")
         if self.steering:
             _known(self.steering.direction, self.organisms, "steering.direction")
         if self.interpretation:
