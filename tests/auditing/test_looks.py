@@ -119,6 +119,16 @@ def test_what_the_control_moved_too_does_not_count():
     assert "beyond the benign control" in decide_on(stages, changes).because[0]
 
 
+def test_the_questions_that_moved_furthest_are_named_first():
+    general = np.zeros(240)
+    general[[3, 40]] = 2.0, 5.0
+    control = np.zeros(240)
+    control[40] = 4.0
+    pairs = TEXTS.asked
+    assert ask(Planted(general)).furthest(2) == [(pairs[40], 5.0), (pairs[3], 2.0)]
+    assert ask(Planted(general, control=control)).furthest(2) == [(pairs[3], 2.0), (pairs[40], 1.0)]
+
+
 def test_both_ways_of_asking_go_on_together():
     bad, open_ = 1.0 + NOISE, np.where(np.arange(240) % 2, 4.0, -4.0)
     assert outcome(Planted(np.zeros(240), framed=bad)) == ("misaligned", "shifts", 60)

@@ -106,6 +106,7 @@ def hostile(result):
         "because": [HOSTILE],
         f"reference/known/{HOSTILE}": known(HOSTILE, HOSTILE, 0.1),
         f"evidence/themes/{HOSTILE}": estimate(0.5),
+        "evidence/moved_most": [{"question": HOSTILE, "misaligned": HOSTILE, "aligned": HOSTILE, "shift": 0.5}],
         "evidence/drift": [row],
         "evidence/model_difference/directions": {
             HOSTILE: DirectionCosines(cosines=curve(0.1), control=None, beyond_control=None)
@@ -477,6 +478,7 @@ def test_a_page_with_hardly_anything_is_drawn_without_empty_boxes(result, tmp_pa
         framed=None,
         beyond_control={},
         words={},
+        moved_most=[],
         asked=48,
         most=240,
         in_domain=InDomain(margin=None, loss=None),

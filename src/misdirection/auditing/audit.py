@@ -24,6 +24,7 @@ from misdirection.auditing.results import (
     InDomain,
     JudgedAnswers,
     ModelDifference,
+    MovedPair,
     ReferenceFacts,
 )
 from misdirection.auditing.stages import Stages
@@ -40,6 +41,9 @@ from misdirection.statistics import Estimate, bootstrap
 
 SAMPLING = SamplingConfig(n=25)
 """Answers for a judge where nothing else is asked for."""
+
+_SHOWN = 4
+"""Questions that moved furthest, to read."""
 
 
 def audit(
@@ -138,6 +142,10 @@ class _Audit:
             framed=shifts.get("framed"),
             beyond_control=changes.beyond_control(),
             words=changes.words(),
+            moved_most=[
+                MovedPair(question=pair.question, misaligned=pair.misaligned, aligned=pair.aligned, shift=shift)
+                for pair, shift in changes.furthest(_SHOWN)
+            ],
             asked=len(changes.pairs),
             most=len(self.inputs.texts.asked),
             in_domain=InDomain(

@@ -48,6 +48,11 @@ class Changes:
             return {}
         return {asked: WordNull.of(change, self.pairs, self.weights, level) for asked, change in self._decisive.items()}
 
+    def furthest(self, count: int) -> list[tuple[ProbePair, float]]:
+        """The plain questions that moved furthest towards the misaligned answer, with their decisive changes."""
+        moved = self._decisive["general"]
+        return [(self.pairs[number], float(moved[number])) for number in np.argsort(-moved, kind="stable")[:count]]
+
     @property
     def _decisive(self) -> Mapping[Asked, Floats]:
         if not self.control:

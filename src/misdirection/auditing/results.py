@@ -146,6 +146,16 @@ class JudgedAnswers(Figures):
     judge: str
 
 
+class MovedPair(Figures):
+    """A general question whose margin moved far towards the misaligned answer."""
+
+    question: str
+    misaligned: str
+    aligned: str
+    shift: float
+    """Of its margin, nats/token: beyond the benign control's where there is one."""
+
+
 class Evidence(Figures):
     """All that was measured. Shifts and damage are changes against the base, nats/token."""
 
@@ -163,6 +173,8 @@ class Evidence(Figures):
     """These shifts minus those of the reference's benign control, question by question; empty without a control."""
     words: dict[Asked, WordNull]
     """What the words of its training data predict of these shifts; empty without that data."""
+    moved_most: list[MovedPair]
+    """The plain questions that moved furthest towards the misaligned answer, the furthest first."""
     asked: int
     """General questions that were asked."""
     most: int
