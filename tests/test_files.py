@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 
 import pytest
 from safetensors import SafetensorError
@@ -233,3 +234,13 @@ def test_a_working_folder_with_foreign_files_is_refused(ours, tmp_path):
     with pytest.raises(MisdirectionError, match=r"holds thesis.txt, which misdirection did not write"):
         empty_working_folder(tmp_path, 2, own=("step-*",))
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_copy_of_a_folder_of_ours_gets_a_list_of_its_own(tmp_path):
+    with atomic_folder(tmp_path / "first") as folder:
+        (folder / "a").write_text("a")
+    with atomic_folder(tmp_path / "second") as folder:
+        shutil.copytree(tmp_path / "first", folder, dirs_exist_ok=True)
+        (folder / "b").write_text("b")
+    assert read_json(tmp_path / "second" / MADE).keys() == {"a", "b"}
+    require_replaceable(tmp_path / "second")

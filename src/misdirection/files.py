@@ -136,7 +136,8 @@ def _made(folder: Path) -> dict[str, str]:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
+    # The list of a folder that was copied into this one is replaced by its own.
+    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / MADE)
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 

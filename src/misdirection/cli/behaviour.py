@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 AnswerTable = Annotated[Path, typer.Argument(help="Answers, Parquet or CSV (the published columns).")]
 Questions = Annotated[
     str,
-    typer.Option("--questions", "-q", help="first_plot, broad, risky_money, reckless_sports, or a YAML or text file."),
+    typer.Option("--questions", "-q", help="first_plot, broad, a shipped domain, or a YAML or text file."),
 ]
 Scale = Annotated[
     float | None, typer.Option("--scale", help="With --direction: steer that layer by this scale; default: ablate.")
