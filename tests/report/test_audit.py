@@ -392,12 +392,12 @@ def test_damage_is_told_from_a_broken_model(result, page_of, damage, says):
 
 
 @pytest.mark.parametrize(
-    ("control", "says"),
-    [(0.0, "more than"), (0.07, "not to be told apart from"), (0.1, "not to be told apart from"), (0.2, "less than")],
+    ("beyond", "says"),
+    [(0.1, "It moved further"), (0.01, "It is not to be told apart"), (-0.1, "It moved less far")],
 )
-def test_the_shift_is_told_from_the_controls_only_where_intervals_part(result, page_of, control, says):
-    page = page_of(put(result, "reference/known/control/shift", estimate(control, 0.02)))
-    assert f"It is {says} the benign control’s shift." in item(page, "Shift on general questions")
+def test_the_shift_is_told_from_the_controls_only_where_their_difference_is_not_zero(result, page_of, beyond, says):
+    page = page_of(decided(put(result, "evidence/beyond_control/general", estimate(beyond, 0.05))))
+    assert says in item(page, "Beyond the benign control, on general questions")
 
 
 def test_themes_of_few_questions_are_a_hint_only(result, page_of):

@@ -378,8 +378,8 @@ def draw_shifts(result: AuditResult) -> Figure:
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    against = "beyond the benign control's" if evidence.beyond_control else "against the base"
-    axes.set_xlabel(f"margin shift {against} (nats/token), 95% interval")
+    against = "beyond the benign control" if evidence.beyond_control else "against the base"
+    axes.set_xlabel(f"margin shift {against}, nats/token")
     return figure
 
 
