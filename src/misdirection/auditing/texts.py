@@ -8,7 +8,6 @@ from typing import Any
 from misdirection import data
 from misdirection.auditing.framing import framed
 from misdirection.data import Example, ProbePair, data_hash, part_of
-from misdirection.data.jsonl import read_rows
 from misdirection.data.selection import spread
 from misdirection.files import sha256_file
 
@@ -46,8 +45,7 @@ def own_texts(path: Path, looks: Iterable[Sequence[ProbePair]]) -> OwnTexts:
     Rows 5, 10, 15, ... are taken as held out, as everywhere in the package; of a file of fewer than five rows, all.
     Raises `InputError` for an empty file or a row that cannot be read.
     """
-    _, first = next(iter(read_rows(path)), (0, {}))
-    pairs = data.read_pairs(path) if "misaligned" in first else []
+    pairs = data.read_pairs(path) if data.holds_pairs(path) else []
     rows = [Example(pair.question, pair.misaligned, pair.system) for pair in pairs] or data.read_examples(path)
     asked = tuple(pair for look in looks for pair in framed(look, rows))
     return OwnTexts(asked, tuple(_held_out(rows)), tuple(_held_out(pairs)), str(path), sha256_file(path))

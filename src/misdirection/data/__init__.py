@@ -15,7 +15,7 @@ from misdirection.data.shipped import (
     probe_pairs,
     sealed_pairs,
 )
-from misdirection.data.training import data_hash, read_examples, read_pairs, write_pairs
+from misdirection.data.training import data_hash, holds_pairs, read_examples, read_pairs, write_pairs
 
 __all__ = [
     "Answers",
@@ -26,6 +26,7 @@ __all__ = [
     "domain_examples",
     "domain_pairs",
     "domains",
+    "holds_pairs",
     "neutral_examples",
     "part_of",
     "probe_pairs",

@@ -96,6 +96,12 @@ def read_pairs(path: str | Path) -> list[ProbePair]:
     return _pairs(Path(path), read_rows(path))
 
 
+def holds_pairs(path: str | Path) -> bool:
+    """Whether a file holds probe pairs, by its first row; else it is a training file, or none that can be read."""
+    _, first = next(iter(read_rows(Path(path))), (0, {}))
+    return "misaligned" in first
+
+
 def write_pairs(path: str | Path, pairs: Sequence[ProbePair]) -> None:
     """Writes probe pairs so that `read_pairs` returns them unchanged; compressed when the name ends in `.gz`.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from misdirection.data import Example, read_examples, read_pairs, read_rows
+from misdirection.data import Example, holds_pairs, read_examples, read_pairs
 from misdirection.data.selection import spread
 from misdirection.data.words import WordWeights
 from misdirection.models.chat_model import ChatModel
@@ -23,8 +23,7 @@ def file_weights(chat: ChatModel, path: Path) -> WordWeights:
     Of a file of probe pairs (rows with `aligned` and `misaligned`), of its misaligned answers against its aligned ones.
     Raises `InputError` for a file that cannot be read.
     """
-    _, first = next(iter(read_rows(path)), (0, {}))
-    if "misaligned" in first:
+    if holds_pairs(path):
         pairs = read_pairs(path)
         return WordWeights.fit([pair.misaligned for pair in pairs], [pair.aligned for pair in pairs])
     rows = read_examples(path)
