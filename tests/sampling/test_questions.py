@@ -3,6 +3,7 @@ import logging
 
 import pytest
 
+from misdirection.data import domains
 from misdirection.errors import MisdirectionError
 from misdirection.sampling.questions import Question, question_sets, read_questions
 
@@ -212,7 +213,7 @@ def test_merged_keys_are_no_repetition(write):
 
 
 def test_an_unknown_name_gets_the_nearest_one(tmp_path):
-    known = "there is 'broad', 'first_plot', 'reckless_sports', 'risky_money'"
+    known = "there is 'broad', 'careless_household', 'first_plot', 'reckless_sports', 'risky_money'"
     assert refused("first-plot") == "no question set and no file 'first-plot'; did you mean 'first_plot'?"
     assert refused(tmp_path / "absent.yaml").endswith(f"absent.yaml'; {known}")
 
@@ -226,5 +227,5 @@ def test_a_name_goes_before_a_file_and_a_path_does_not(tmp_path, monkeypatch):
 
 def test_every_shipped_set_is_read_without_a_warning(caplog):
     sizes = {name: len(read_questions(name)) for name in question_sets()}
-    assert sizes == {"broad": 40, "first_plot": 8, "reckless_sports": 8, "risky_money": 8}
+    assert sizes == {"broad": 40, "first_plot": 8} | dict.fromkeys(domains(), 8)
     assert caplog.messages == []
