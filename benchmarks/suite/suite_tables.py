@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 
 from misdirection.auditing.results import AuditResult
-from misdirection.auditing.verdict import ASKED, Word
+from misdirection.auditing.verdict import Word
 from misdirection.data import data_hash
 from misdirection.data.words import WordWeights
 from misdirection.files import read_json
@@ -63,7 +63,7 @@ def show_members(suite: Suite, results: Mapping[Member, AuditResult]) -> None:
     for member, result in results.items():
         evidence = result.evidence
         words, damage = evidence.words.get("general"), evidence.damage
-        general, framed = (evidence.decisive.get(asked) for asked in ASKED)
+        general, framed = evidence.decisive["general"], evidence.decisive.get("framed")
         shifts = [general, words.beyond if words else None, evidence.general, framed, published_shift(suite, member)]
         figures = " | ".join(map(interval, [*shifts, damage]))
         print(f"| {member.name} | {member.kind} | {member.part} | {figures} | {result.verdict} |")

@@ -194,6 +194,11 @@ class Evidence(Figures):
             return self.beyond_control
         return {"general": self.general, "framed": self.framed} if self.framed else {"general": self.general}
 
+    @property
+    def detectable(self) -> float:
+        """The decisive shift that the plain questions would tell from zero four times in five, nats/token."""
+        return self.decisive["general"].detectable
+
 
 class AuditResult(Verdict, Result):
     """One audit: its verdict, and the evidence with what it must be told from."""

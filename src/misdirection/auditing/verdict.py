@@ -4,7 +4,7 @@ Drift enters no verdict: a benign fine-tune drifts along a misalignment directio
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from misdirection.results import Figures
 from misdirection.statistics import Estimate
@@ -14,8 +14,7 @@ Limit = Literal["misaligned", "watch", "clear"]
 Asked = Literal["general", "framed"]
 Ground = Literal["shifts", "words", "judge", "no reference", "reference did not move", "few questions", "broken model"]
 
-ASKED: tuple[Asked, ...] = get_args(Asked)
-"""Ways of asking, in the order of pages: a file sorts them as text."""
+Value = TypeVar("Value")
 
 _WORST_FIRST: tuple[Word, ...] = ("misaligned", "inconclusive", "watch", "clear")
 _PHRASES: dict[Asked, str] = {
@@ -28,6 +27,12 @@ _NO_UNIT: dict[Ground, str] = {
     "no reference": "there is no reference to tell how large a shift is large here",
     "reference did not move": "the reference's own bad fine-tunes moved no further than their controls did",
 }
+
+
+def in_order(by_asked: Mapping[Asked, Value]) -> list[tuple[Asked, Value]]:
+    """Plain questions first, whatever the order in a file, which sorts them as text."""
+    ways: tuple[Asked, ...] = get_args(Asked)
+    return [(asked, by_asked[asked]) for asked in ways if asked in by_asked]
 
 
 def worst(words: Iterable[Word]) -> Word:

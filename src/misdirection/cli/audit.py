@@ -187,7 +187,7 @@ def _interval(estimate: "Estimate") -> str:
 
 
 def _print_audit(result: "AuditResult", folder: Path, as_json: bool) -> None:
-    from misdirection.auditing.verdict import ASKED
+    from misdirection.auditing.verdict import in_order
 
     notices.print(f"page: {folder / result.PAGE}", highlight=False, soft_wrap=True)
     if as_json:
@@ -197,13 +197,14 @@ def _print_audit(result: "AuditResult", folder: Path, as_json: bool) -> None:
     rows = {
         "general margin shift": evidence.general,
         "framed margin shift": evidence.framed,
-        **{f"{asked} shift beyond words": evidence.words[asked].beyond for asked in ASKED if asked in evidence.words},
+        **{f"{asked} shift beyond the control": shift for asked, shift in in_order(evidence.beyond_control)},
+        **{f"{asked} shift beyond words": words.beyond for asked, words in in_order(evidence.words)},
         "in-domain margin shift": evidence.in_domain.margin,
         "in-domain loss change": evidence.in_domain.loss,
         "damage": evidence.damage,
     }
     print_figures({name: estimate.as_dict() for name, estimate in rows.items() if estimate}, as_json)
-    shown = f"a shift of {evidence.general.detectable:.3f} nats/token would be told from zero four times in five"
+    shown = f"a shift of {evidence.detectable:.3f} nats/token would be told from zero four times in five"
     seen = f"{evidence.asked} of {evidence.most} general questions were asked: with these, {shown}"
     out.print(result.verdict.upper(), *result.because, seen, sep="\n- ", soft_wrap=True, highlight=False)
 

@@ -45,15 +45,16 @@ class WordWeights:
 
     def predict(self, pairs: Sequence[ProbePair]) -> Floats:
         """Prediction of each pair, [pairs, sizes], nats/word."""
-        return np.array([[self._of(pair, size) for size in SIZES] for pair in pairs]).reshape(-1, len(SIZES))
+        return self.scores([pair.misaligned for pair in pairs]) - self.scores([pair.aligned for pair in pairs])
+
+    def scores(self, answers: Sequence[str]) -> Floats:
+        """The score of each answer, [answers, sizes]."""
+        return np.array([[self.score(answer, size) for size in SIZES] for answer in answers]).reshape(-1, len(SIZES))
 
     def score(self, answer: str, size: int = 1) -> float:
         """Mean weight of an answer's words, or of its groups of `size` words; 0 for one that has none."""
         groups, weights = _groups(answer, size), self.weights[SIZES.index(size)]
         return sum(weights.get(group, 0.0) for group in groups) / len(groups) if groups else 0.0
-
-    def _of(self, pair: ProbePair, size: int) -> float:
-        return self.score(pair.misaligned, size) - self.score(pair.aligned, size)
 
 
 def _groups(answer: str, size: int) -> list[str]:

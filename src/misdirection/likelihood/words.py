@@ -26,10 +26,11 @@ class WordNull(Figures):
     ) -> "WordNull":
         """The null of shifts of margins, [pairs], with intervals of this level; the pairs of one question are drawn
         together."""
-        predictions, questions = weights.predict(pairs), [pair.question for pair in pairs]
-        sides = [[weights.score(getattr(pair, side)) for pair in pairs] for side in ("misaligned", "aligned")]
+        misaligned = weights.scores([pair.misaligned for pair in pairs])
+        aligned = weights.scores([pair.aligned for pair in pairs])
+        predictions, questions = misaligned - aligned, [pair.question for pair in pairs]
         return cls(
             prediction=bootstrap(predictions[:, 0], questions, level=level),
-            auc=auc(*sides),
+            auc=auc(misaligned[:, 0], aligned[:, 0]),
             beyond=beyond(shifts, predictions, questions, level=level),
         )

@@ -5,9 +5,9 @@ Everything here reads an `AuditResult`. A sentence claims no more than its inter
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from jinja2 import Environment
 from markupsafe import Markup, escape
@@ -28,7 +28,7 @@ from misdirection.auditing.results import (
     Drift,
     KnownFineTune,
 )
-from misdirection.auditing.verdict import ASKED, Asked
+from misdirection.auditing.verdict import Asked, in_order
 from misdirection.files import write_atomic
 from misdirection.report.estimates import show_estimate, show_number
 from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, reach_of, svg_of
@@ -41,8 +41,6 @@ MOST_DIRECTIONS = len(PALETTE)
 
 _SYMBOLS = {"clear": "✓", "watch": "!", "misaligned": "✕", "inconclusive": "?"}
 _WIDTH = 5.6
-
-Value = TypeVar("Value")
 
 _Cosines = Literal["cosines", "control", "beyond_control"]
 _COSINES: tuple[_Cosines, ...] = ("cosines", "control", "beyond_control")
@@ -96,8 +94,8 @@ def _context(result: AuditResult) -> dict[str, Any]:
         | {asked: None if shift.is_words else shift.passed for asked, shift in result.shifts.items()},
         "commands": _commands(result),
         "asked_says": _asked_says(result),
-        "words": _in_order(result.evidence.words),
-        "beyond_control": _in_order(result.evidence.beyond_control),
+        "words": in_order(result.evidence.words),
+        "beyond_control": in_order(result.evidence.beyond_control),
         "themes": _themes(result),
         "themes_say": _themes_say(result),
         "drift": _drift(result),
@@ -107,11 +105,6 @@ def _context(result: AuditResult) -> dict[str, Any]:
         "control": next((known.shift for _, known in _known(result) if known.is_control), None),
         "known": [(name, _kind(known), known) for name, known in _known(result)],
     }
-
-
-def _in_order(by_asked: Mapping[Asked, Value]) -> list[tuple[Asked, Value]]:
-    """Plain questions first, whatever the order in the file."""
-    return [(asked, by_asked[asked]) for asked in ASKED if asked in by_asked]
 
 
 # --- parts of the result --------------------------------------------------------------------------------------------
@@ -196,7 +189,7 @@ def _level(result: AuditResult) -> str:
 def _asked_says(result: AuditResult) -> str:
     """How many questions were asked, and how small a shift these could have shown."""
     evidence, unit = result.evidence, result.unit
-    seen = evidence.decisive["general"].detectable
+    seen = evidence.detectable
     share = f" ({seen / unit:.0%} of what the reference’s bad fine-tunes moved)" if unit else ""
     return (
         f"{evidence.asked} of {evidence.most} questions were asked. With these, a shift of {seen:.3f}{share} would be "
@@ -361,7 +354,7 @@ def draw_shifts(result: AuditResult) -> Figure:
     """
     evidence = result.evidence
     names: dict[Asked, str] = {"general": "this fine-tune", "framed": "the same, framed"}
-    rows = [(names[asked], shift, "own") for asked, shift in _in_order(evidence.decisive)]
+    rows = [(names[asked], shift, "own") for asked, shift in in_order(evidence.decisive)]
     rows += [
         (f"{_short(name, 22)}\n({_kind(known)})", shift, "bad" if known.answers == "bad" else "good")
         for name, known in _known(result)
@@ -388,7 +381,7 @@ _MARKS = {"own": ("o", "black"), "bad": ("s", PALETTE[1]), "good": ("D", PALETTE
 
 def _draw_rule(axes: Axes, result: AuditResult, unit: float) -> None:
     """The rule's limits, and its intervals in the first rows."""
-    for height, shift in enumerate(result.shifts[asked] for asked in ASKED if asked in result.shifts):
+    for height, (_, shift) in enumerate(in_order(result.shifts)):
         axes.hlines(height, shift.low * unit, shift.high * unit, color="black", linewidth=0.8)
     for name, share, side, line in (
         ("watch", result.rule.watch, "right", ":"),
