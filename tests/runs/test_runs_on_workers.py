@@ -167,7 +167,8 @@ def test_without_ray_the_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MisdirectionError) as error, connect(Workers(2)):
         pass
-    assert str(error.value) == "workers: Ray is not installed: pip install 'misdirection[ray]'"
+    said = "`--workers` and `--ray`: the package ray is not installed: pip install 'misdirection[ray]'"
+    assert str(error.value) == said
 
 
 def test_workers_without_room_are_one_line_and_leave_no_cluster(files, monkeypatch):

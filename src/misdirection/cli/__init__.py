@@ -18,6 +18,7 @@ from misdirection.cli import (
     experiments,
     files,
     interventions,
+    machine,
     organisms,
     plan,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "experiments",
     "files",
     "interventions",
+    "machine",
     "main",
     "organisms",
     "plan",

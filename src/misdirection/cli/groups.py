@@ -38,6 +38,9 @@ GROUPS = {
         "import": "misdirection import direction.gguf --out direction.safetensors",
         "schema": "misdirection schema audit",
     },
+    "This machine": {
+        "doctor": "misdirection doctor",
+    },
 }
 """The group of each command, and its example."""
 

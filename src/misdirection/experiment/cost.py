@@ -18,8 +18,7 @@ from misdirection.errors import InputError
 from misdirection.experiment.answering import check_behaviour
 from misdirection.experiment.config import DomainFiles, ExperimentConfig
 from misdirection.experiment.experiment import Experiment
-from misdirection.judging.api import OPENAI_URL
-from misdirection.judging.judges import ModelJudge, judge_kind
+from misdirection.judging.judges import OPENAI_URL, ModelJudge, judge_kind
 from misdirection.models.loading import resolve_dtype
 from misdirection.models.weightless import Structure, read_structure
 

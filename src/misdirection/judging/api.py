@@ -10,16 +10,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-import openai
 from pydantic import ValidationError
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from misdirection.errors import InputError, JudgeError, MisdirectionError
-from misdirection.judging.judges import Done, Judge, Prompt
+from misdirection.extras import needed_for
+from misdirection.judging.judges import OPENAI_URL, Done, Judge, Prompt
 from misdirection.judging.replies import Choice, Reply, Usage, is_thinking, retry_after, server_message, splits_numbers
 from misdirection.judging.verdicts import TOP, JudgeVerdict, from_logprobs, from_texts
 
-OPENAI_URL = "https://api.openai.com/v1"
+with needed_for("judge"):
+    import openai
+    from tenacity import (
+        AsyncRetrying,
+        RetryCallState,
+        retry_if_exception_type,
+        stop_after_attempt,
+        wait_random_exponential,
+    )
+
 KEY_VARIABLE = "OPENAI_API_KEY"
 
 FIRST_TOKENS = 8

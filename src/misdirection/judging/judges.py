@@ -27,6 +27,8 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
 from misdirection.registry import Registry
 
+OPENAI_URL = "https://api.openai.com/v1"
+
 
 class Prompt(NamedTuple):
     """One thing to ask a judge.

@@ -3,11 +3,14 @@
 import email.utils
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import openai
 from pydantic import BaseModel, Field
 
 from misdirection.judging.verdicts import whole_number
+
+if TYPE_CHECKING:
+    import openai
 
 _FEW = 4
 """So many numbers of one digit among the likeliest tokens are beginnings of longer ones."""
@@ -81,7 +84,7 @@ def is_thinking(text: str) -> bool:
     return text.lstrip().startswith("<think>") and "</think>" not in text
 
 
-def server_message(error: openai.APIStatusError) -> str:
+def server_message(error: "openai.APIStatusError") -> str:
     """The server's own words; the library leaves out what is not in OpenAI's form, as of servers made with FastAPI."""
     worded = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
     return error.message if worded or not error.body else f"{error.message} - {error.body}"

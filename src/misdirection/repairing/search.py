@@ -8,13 +8,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-import optuna
 from torch import Tensor
 
+from misdirection.extras import needed_for
 from misdirection.interventions.hooks import Setting
 from misdirection.likelihood.sweep import Continuations, sweep
 from misdirection.models.chat_model import ChatModel
 from misdirection.repairing.candidates import Candidate
+
+with needed_for("repair"):
+    import optuna
 
 TOGETHER = 4
 """Candidates tried together."""

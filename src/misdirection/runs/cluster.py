@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from misdirection.errors import InputError, MissingPackage, NetworkProblem, first_line
+from misdirection.errors import InputError, NetworkProblem, first_line
+from misdirection.extras import needed_for
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,8 @@ def _connected(workers: Workers) -> Any:
     # It would write pages of these to standard output, which is for results.
     lost = "^(A worker died or was killed|The node with node id|Raylet is terminated)"
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", lost)
-    try:
+    with needed_for("ray"):
         import ray
-    except ImportError as error:
-        raise MissingPackage("workers: Ray is not installed: pip install 'misdirection[ray]'") from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if workers.address is None:
         # Without an address Ray would join one that it knows of.
