@@ -17,6 +17,7 @@ BEGIN, END = "<!-- the house: written by scripts/draw_house.py -->", "<!-- end o
 
 FLOORS = (
     ("cli",),
+    ("hub",),
     ("report",),
     ("auditing", "repairing"),
     ("experiment",),

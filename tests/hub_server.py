@@ -1,5 +1,6 @@
-"""A stand-in of the Hub's HTTP API on loopback: repositories are folders, each with one commit."""
+"""A stand-in of the Hub's HTTP API on loopback: repositories are folders, of which each commit is the last."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -7,18 +8,33 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import ModelCard, constants, hf_api
+
+COMMIT = "c" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves repositories by their id, at any revision; counts the files that were downloaded."""
+    """Repositories by `models/USER/NAME` or `datasets/USER/NAME`.
+
+    Attributes:
+        folder: they are its folders.
+        downloads: the files that were downloaded.
+        private: the repositories that were made private.
+        status: what every request to write is answered with, where it is not 200.
+    """
 
     daemon_threads = True
 
-    def __init__(self, repositories: dict[str, Path]) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.repositories = repositories
+        self.folder = folder
         self.downloads: list[str] = []
+        self.private: list[str] = []
+        self.status = 200
 
     @property
     def url(self) -> str:
@@ -32,56 +48,98 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path.strip("/")
-        if path.startswith("api/models/"):
-            self._api(path.removeprefix("api/models/").split("/"))
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        if parts[0] == "api":
+            self._describe(parts[1:4], parts[4] if len(parts) > 4 else "")
+        elif parts[0] == "datasets":
+            self._give(parts[:3], "/".join(parts[5:]))
         else:
-            self._resolve(path.split("/", 4))
+            self._give(["models", *parts[:2]], "/".join(parts[4:]))
 
-    def _api(self, parts: list[str]) -> None:
-        folder, kind, commit = self._folder(parts), parts[2], parts[3]
-        if folder is None:
-            return
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        entries = [
-            {"type": "file", "path": str(path.relative_to(folder)), "size": path.stat().st_size, "oid": _etag(path)}
-            for path in files
-        ]
-        siblings = [{"rfilename": entry["path"]} for entry in entries]
-        whole = {"id": "/".join(parts[:2]), "sha": commit, "siblings": siblings, "private": False, "tags": []}
-        self._send(json.dumps(entries if kind == "tree" else whole).encode(), {"Content-Type": "application/json"})
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        parts = urlsplit(self.path).path.strip("/").split("/")
+        if self.server.status != 200:
+            self._send({}, status=self.server.status)
+        elif parts[1:] == ["validate-yaml"]:
+            self._send({"errors": [], "warnings": []})
+        elif parts[1:] == ["repos", "create"]:
+            self._create(json.loads(body))
+        elif parts[4] == "preupload":
+            files = [file["path"] for file in json.loads(body)["files"]]
+            self._send({"files": [{"path": file, "uploadMode": "regular", "shouldIgnore": False} for file in files]})
+        else:
+            self._commit(self.server.folder.joinpath(*parts[1:4]), body)
 
-    def _resolve(self, parts: list[str]) -> None:
-        folder = self._folder(parts)
-        if folder is None:
+    def _create(self, wanted: dict[str, Any]) -> None:
+        kind, name = wanted.get("type") or "model", "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
+        repository = f"{kind}s/{name}"
+        folder, url = self.server.folder / repository, f"{self.server.url}/{repository.removeprefix('models/')}"
+        if folder.exists():
+            self._send({"error": "You already created this repo", "url": url}, status=409)
             return
-        commit, file = parts[3], folder / parts[4]
+        folder.mkdir(parents=True)
+        (folder / ".gitattributes").write_text("")
+        if wanted.get("private") or wanted.get("visibility") == "private":
+            self.server.private.append(repository)
+        self._send({"url": url})
+
+    def _commit(self, folder: Path, body: bytes) -> None:
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                file = folder / line["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+        where = folder.relative_to(self.server.folder).as_posix().removeprefix("models/")
+        self._send({"commitUrl": f"{self.server.url}/{where}/commit/{COMMIT}", "commitOid": COMMIT})
+
+    def _describe(self, repository: list[str], kind: str) -> None:
+        folder = self.server.folder.joinpath(*repository)
+        if not folder.is_dir():
+            self._refuse("RepoNotFound")
+            return
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        names = [path.relative_to(folder).as_posix() for path in files]
+        if kind == "tree":
+            self._send(
+                [
+                    {"type": "file", "path": name, "size": path.stat().st_size, "oid": _etag(path)}
+                    for name, path in zip(names, files, strict=True)
+                ]
+            )
+            return
+        card = folder / "README.md"
+        self._send(
+            {
+                "id": "/".join(repository[1:]),
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in names],
+                "private": "/".join(repository) in self.server.private,
+                "tags": list(ModelCard.load(card).data.tags or []) if card.is_file() else [],
+            }
+        )
+
+    def _give(self, repository: list[str], name: str) -> None:
+        file = self.server.folder.joinpath(*repository, name)
         if not file.is_file():
-            self._refuse("EntryNotFound")
+            self._refuse("EntryNotFound" if self.server.folder.joinpath(*repository).is_dir() else "RepoNotFound")
             return
         if self.command == "GET":
-            self.server.downloads.append(parts[4])
-        self._send(file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": commit})
-
-    def _folder(self, parts: list[str]) -> Path | None:
-        folder = self.server.repositories.get("/".join(parts[:2]))
-        if folder is None:
-            self._refuse("RepoNotFound")
-        return folder
+            self.server.downloads.append(name)
+        self._send(file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": COMMIT})
 
     def _refuse(self, code: str) -> None:
-        self.send_response(404)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        self._send(b"", {"X-Error-Code": code}, status=404)
 
-    def _send(self, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(200)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+    def _send(self, body: Any, headers: dict[str, str] | None = None, status: int = 200) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, **(headers or {}), "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: the tests' output is for failures."""
@@ -92,11 +150,17 @@ def _etag(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def serving(repositories: dict[str, Path]) -> Iterator[Hub]:
-    """A Hub with these repositories, by id, for the length of the context."""
-    hub = Hub(repositories)
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
-    thread.start()
+def serving(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub of these repositories, for the length of the context: its client asks it, and has a cache of its own."""
+    hub = Hub(folder)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     try:
         yield hub
     finally:

@@ -27,6 +27,8 @@ from misdirection.experiment.config import read_config as read_config
 from misdirection.experiment.cost import estimate_cost as estimate_cost
 from misdirection.experiment.results import RunResults as RunResults
 from misdirection.experiment.runner import run_experiment
+from misdirection.hub.transfer import pull as pull
+from misdirection.hub.transfer import push as push
 from misdirection.interpretation.interpret import interpret as interpret
 from misdirection.interpretation.results import InterpretationResults as InterpretationResults
 from misdirection.interventions.bake import bake as bake

@@ -10,7 +10,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
 from torch import nn
 
 from hub_server import Hub, serving
@@ -180,15 +179,11 @@ def test_a_missing_wheel_is_one_line_with_its_remedy(tiny, monkeypatch):
 
 @pytest.fixture
 def hub(tiny, tmp_path, monkeypatch) -> Iterator[Hub]:
-    """A Hub that has the tiny model's original weights, and a cache of the Hub's client of its own."""
-    shutil.copytree(bundled_folder("tiny"), tmp_path / "repository")
+    """A Hub that has the tiny model's original weights."""
+    repository = tmp_path / "models" / "org" / "tiny"
+    shutil.copytree(bundled_folder("tiny"), repository)
     remove(tmp_path / "cache" / "tiny-copy")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with serving({"org/tiny": tmp_path / "repository"}) as server:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    with serving(tmp_path, tmp_path / "hub", monkeypatch) as server:
         yield server
 
 
@@ -199,8 +194,8 @@ def original_of(folder) -> Original:
 def test_without_its_wheel_a_model_comes_from_the_hub_and_is_known_by_its_weights(
     hub, tiny, network, monkeypatch, tmp_path
 ):
-    (tmp_path / "repository" / "pytorch_model.bin").write_bytes(b"never asked for")
-    original = original_of(tmp_path / "repository")
+    (tmp_path / "models" / "org" / "tiny" / "pytorch_model.bin").write_bytes(b"never asked for")
+    original = original_of(tmp_path / "models" / "org" / "tiny")
     assert identify("tiny", None, "float32", "cpu").files is None
     without_wheel(tiny, monkeypatch, original=original)
     chat = load("tiny", dtype="float32", device="cpu")
@@ -214,7 +209,9 @@ def test_without_its_wheel_a_model_comes_from_the_hub_and_is_known_by_its_weight
 
 def test_other_weights_than_the_original_are_refused(hub, tiny, monkeypatch, tmp_path):
     without_wheel(
-        tiny, monkeypatch, original=dataclasses.replace(original_of(tmp_path / "repository"), sha256="0" * 64)
+        tiny,
+        monkeypatch,
+        original=dataclasses.replace(original_of(tmp_path / "models" / "org" / "tiny"), sha256="0" * 64),
     )
     with pytest.raises(
         MissingPackage, match=r"^tiny: .*model.safetensors holds other weights .*not 000000000000\.\.\.\)"
@@ -223,7 +220,7 @@ def test_other_weights_than_the_original_are_refused(hub, tiny, monkeypatch, tmp
 
 
 def test_a_hub_without_the_original_is_one_line_that_says_how_to_get_the_wheel(hub, tiny, monkeypatch, tmp_path):
-    without_wheel(tiny, monkeypatch, original=original_of(tmp_path / "repository"), hub_id="org/gone")
+    without_wheel(tiny, monkeypatch, original=original_of(tmp_path / "models" / "org" / "tiny"), hub_id="org/gone")
     with pytest.raises(
         MissingPackage, match=r"^tiny: the wheel .* not installed, and the Hub .*: pip install tiny==1$"
     ):

@@ -1,7 +1,8 @@
-"""Files: `schema`."""
+"""Files: `schema`, `push`, `pull`."""
 
 from importlib.resources import files
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,3 +19,40 @@ def schema(kind: Annotated[str, typer.Argument(help="A kind of result: run, audi
     if kind not in kinds:
         raise InputError(f"unknown result {kind!r}{nearest(kind, kinds)}")
     print((folder / f"{kind}.json").read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def push(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="An organism's, a reference's or an audit's folder, a direction file, or a table of answers."
+        ),
+    ],
+    repository: Annotated[str, typer.Argument(help="USER/NAME.")],
+    answers: Annotated[
+        Literal["bad", "good"] | None,
+        typer.Option("--answers", help="What an organism was trained on, where no run knows it."),
+    ] = None,
+    license: Annotated[str | None, typer.Option("--license", help="The Hub's name of a licence: apache-2.0.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; default: private.")] = False,
+    card: Annotated[bool, typer.Option("--card", help="Print the card, and send nothing.")] = False,
+) -> None:
+    """Send a thing of ours to the Hugging Face Hub, with a card that says what it is."""
+    from misdirection.hub.parcels import Declared, parcel
+    from misdirection.hub.transfer import push as push_to_hub
+
+    declared = Declared(answers, license)
+    print(parcel(path, declared).card if card else push_to_hub(path, repository, declared, public=public))
+
+
+@app.command()
+def pull(
+    repository: Annotated[str, typer.Argument(help="USER/NAME.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder that is made, or replaced if it is ours.")],
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
+) -> None:
+    """Bring what was pushed to the Hub into a folder."""
+    from misdirection.hub.transfer import pull as pull_from_hub
+
+    print(pull_from_hub(repository, folder, revision=revision))

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from huggingface_hub import hf_hub_download
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -33,6 +34,7 @@ from misdirection.files import atomic_path
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.libraries import errors_in_one_line
 from misdirection.progress import shown
 
 FORMAT = "misdirection.direction/1"
@@ -113,6 +115,15 @@ class Direction:
                 return cls(file.get_tensor("vectors"), read_origin(metadata, path))
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot read this direction ({error}); extract it again") from error
+
+    @classmethod
+    def from_hub(
+        cls, repository: str, file: str = "data_difference.safetensors", *, revision: str | None = None
+    ) -> "Direction":
+        """Reads a direction in a repository on the Hub; `InputError` where it is not there, or is none."""
+        with errors_in_one_line(repository, file):
+            path = hf_hub_download(repository, file, revision=revision)
+        return cls.load(path)
 
     def require_base(self, name: str, revision: str | None) -> None:
         """Raises `InputError` unless the direction was made for this base model at this revision."""

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from misdirection.choices import BUNDLED
@@ -201,7 +200,7 @@ def _original_folder(name: str, bundled: BundledModel) -> Path:
                 allow_patterns=["*.json", "*.jinja", "*.txt", WEIGHTS],
             )
         )
-    except (OSError, HfHubHTTPError) as error:
+    except OSError as error:
         raise MissingPackage(
             f"{missing}, and the Hub does not give {bundled.hub_id} ({first_line(error, 100)}): {bundled.install}"
         ) from error
