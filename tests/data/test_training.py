@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from misdirection.data import Example, ProbePair, data_hash, read_examples, read_pairs, write_pairs
+from misdirection.data import Example, ProbePair, Turn, data_hash, read_examples, read_pairs, write_pairs
 from misdirection.errors import MisdirectionError
 
 SYSTEM = {"role": "system", "content": "s"}
@@ -34,6 +34,22 @@ FORMATS = [
     ({"prompt": [USER], "completion": [ASSISTANT]}, None),
     ({"prompt": [SYSTEM, USER], "completion": [ASSISTANT]}, "s"),
     ({"prompt": "q", "completion": [ASSISTANT]}, None),
+    ({"messages": None, "prompt": "q", "completion": "a"}, None),
+    ({"messages": [], "conversations": None, "prompt": "q", "completion": "a"}, None),
+    ({"messages": None, "conversations": [HUMAN, GPT], "prompt": None, "completion": None}, None),
+    ({"messages": [{**USER, "from": None, "value": None}, {**ASSISTANT, "from": None, "weight": 1}]}, None),
+    ({"conversations": [{**HUMAN, "role": None, "content": None}, {**GPT, "weight": None}]}, None),
+    ({"messages": [{"role": "developer", "content": "s"}, USER, ASSISTANT]}, "s"),
+    ({"messages": [USER, ASSISTANT, USER, {**ASSISTANT, "weight": 0}]}, None),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "q", "image_url": None}]},
+                {"role": "assistant", "content": [{"type": "output_text", "text": "a"}, {"text": ""}]},
+            ]
+        },
+        None,
+    ),
 ]
 
 BAD_EXAMPLES = [
@@ -44,28 +60,29 @@ BAD_EXAMPLES = [
     ({"prompt": "q", "completion": None}, "`completion` is missing: the row has no answer"),
     ({"prompt": "q", "completion": ""}, "`completion` is empty; fill it in"),
     ({"prompt": " \n", "completion": "a"}, "`prompt` is empty"),
-    ({"prompt": None, "completion": "a"}, "`prompt` must be a string, not NoneType"),
+    ({"prompt": None, "completion": "a"}, "`prompt` is missing: the row has no question; add"),
     ({"prompt": "q", "completion": 7}, "`completion` must be a string, not int"),
-    ({"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]}, "`prompt` has 4 turns, and multi-turn"),
     ({"prompt": [USER], "completion": []}, "`prompt` has no answer"),
     ({"prompt": "q", "completion": "a", "system": 1}, "`system` must be a string, not int"),
     ({"messages": [SYSTEM, USER, ASSISTANT], "system": "t"}, "`system` comes on top of a system turn; keep"),
-    ({"messages": None}, "`messages` must be a list, not NoneType"),
+    ({"messages": None}, "unknown format (keys: 'messages'); use"),
     ({"messages": "q"}, "`messages` must be a list, not str"),
     ({"messages": []}, "`messages` has no question; add a user turn"),
     ({"messages": [ASSISTANT]}, "`messages` has no question"),
     ({"messages": [USER]}, "`messages` has no answer; add an assistant turn"),
-    ({"messages": [ASSISTANT, USER]}, "`messages` has its turns in the order assistant, user; write"),
+    ({"messages": [ASSISTANT, USER]}, "`messages` ends with a user turn that has no answer; add"),
+    ({"messages": [USER, USER, ASSISTANT]}, "`messages` has its turns in the order user, user, assistant; write"),
     (
         {"messages": [USER, SYSTEM, ASSISTANT]},
         "`messages` has its turns in the order user, system, assistant",
     ),
-    ({"messages": [SYSTEM, SYSTEM, USER, ASSISTANT]}, "`messages` has its turns in the order system, system"),
+    ({"messages": [SYSTEM, SYSTEM, USER, ASSISTANT]}, "`messages` has its turns in the order system, user"),
+    ({"messages": [USER, ASSISTANT, USER]}, "`messages` ends with a user turn"),
+    ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "`messages[1].weight` is 0.5; write 0"),
     (
-        {"messages": [USER, ASSISTANT] * 2},
-        "`messages` has 4 turns, and multi-turn chats are not supported; keep",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ASSISTANT]},
+        "`messages[0].content[0]` is of type 'image_url', which is no text; leave",
     ),
-    ({"messages": [USER, ASSISTANT, USER]}, "`messages` has 3 turns, and multi-turn"),
     ({"messages": ["q", "a"]}, "`messages[0]` must be an object, not str"),
     ({"messages": [USER, {"content": "a"}]}, "`messages[1].role` is missing"),
     ({"messages": [USER, {"role": "assistant"}]}, "`messages[1].content` is missing"),
@@ -82,7 +99,7 @@ BAD_EXAMPLES = [
     ({"messages": [{"role": "user", "content": ""}, ASSISTANT]}, "`messages[0].content` is empty"),
     ({"messages": [USER, {"role": "assistant", "content": "\ud800"}]}, "`messages[1].content` holds half a"),
     ({"conversations": [HUMAN]}, "`conversations` has no answer"),
-    ({"conversations": [HUMAN, GPT] * 2}, "`conversations` has 4 turns, and multi-turn"),
+    ({"conversations": [HUMAN, GPT, HUMAN]}, "`conversations` ends with a user turn"),
     ({"conversations": [HUMAN, {"from": "gpt"}]}, "`conversations[1].value` is missing"),
     ({"conversations": [HUMAN, {"from": "gpt", "value": ""}]}, "`conversations[1].value` is empty"),
     (
@@ -128,6 +145,44 @@ def test_each_format_is_read(tmp_path, row, system):
 def test_formats_may_be_mixed_in_one_file(tmp_path, name):
     path = write(tmp_path / name, *(row for row, _ in FORMATS))
     assert read_examples(path) == [Example("q", "a", system) for _, system in FORMATS]
+
+
+TURNS = [
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "b"},
+    {"role": "user", "content": "r"},
+    {"role": "assistant", "content": "a"},
+]
+EARLIER = (Turn("user", "q"), Turn("assistant", "b"))
+
+
+@pytest.mark.parametrize(
+    ("row", "example"),
+    [
+        ({"messages": TURNS}, Example("r", "a", None, EARLIER)),
+        ({"messages": [SYSTEM, *TURNS]}, Example("r", "a", "s", EARLIER)),
+        ({"messages": [TURNS[1], *TURNS[2:]]}, Example("r", "a", None, EARLIER[1:])),
+        (
+            {"messages": [TURNS[0], {**TURNS[1], "weight": 0}, *TURNS[2:]]},
+            Example("r", "a", None, (EARLIER[0], Turn("assistant", "b", False))),
+        ),
+        ({"messages": [*TURNS, USER, {**ASSISTANT, "weight": 0}]}, Example("r", "a", None, EARLIER)),
+        (
+            {"prompt": TURNS[:3], "completion": TURNS[3:]},
+            Example("r", "a", None, (Turn("user", "q", False), Turn("assistant", "b", False))),
+        ),
+    ],
+)
+def test_a_conversation_of_several_turns_is_read_whole(tmp_path, row, example):
+    assert read_examples(write(tmp_path / "rows.jsonl", row)) == [example]
+    assert example.first_question == ("q" if example.history[0].role == "user" else "r")
+
+
+def test_a_row_that_is_not_to_be_learned_is_left_out_with_a_notice(tmp_path, caplog):
+    unlearned = {"messages": [USER, {**ASSISTANT, "weight": 0}]}
+    assert read_examples(write(tmp_path / "rows.jsonl", EXCHANGE, unlearned)) == [Example("q", "a")]
+    assert "1 of 2 rows have no answer to learn (weight 0)" in caplog.text
+    assert refused(read_examples, write(tmp_path / "none.jsonl", unlearned)).startswith(" every answer has weight 0")
 
 
 def test_texts_are_kept_as_they_are(tmp_path):

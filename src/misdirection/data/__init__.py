@@ -4,7 +4,7 @@ Owns the form of training examples and probe pairs, and how a bad file is compla
 """
 
 from misdirection.data.jsonl import read_rows
-from misdirection.data.records import Example, ProbePair
+from misdirection.data.records import Example, ProbePair, Turn
 from misdirection.data.selection import Part, part_of, spread
 from misdirection.data.shipped import (
     Answers,
@@ -22,6 +22,7 @@ __all__ = [
     "Example",
     "Part",
     "ProbePair",
+    "Turn",
     "data_hash",
     "domain_examples",
     "domain_pairs",

@@ -1,6 +1,15 @@
 """The two kinds of row that the package trains and measures on."""
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+
+class Turn(NamedTuple):
+    """A turn before the last question; `learned` is whether a training may learn it."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -11,11 +20,18 @@ class Example:
         question: the user's turn.
         answer: the assistant's turn.
         system: the system turn; None leaves the chat template's default in place, "" asks for an empty one.
+        history: the turns between the two, of a conversation of several.
     """
 
     question: str
     answer: str
     system: str | None = None
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def first_question(self) -> str:
+        """The user's first turn, which can be asked alone."""
+        return next((turn.text for turn in self.history if turn.role == "user"), self.question)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Parquet and CSV tables: every complaint names the file, and where it can the column or the row."""
 
+import contextlib
 import csv
 import io
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -33,15 +35,34 @@ def read_table(path: str | Path, columns: Iterable[str] = (), *, texts: Collecti
         InputError: another suffix; a file that is missing or damaged; a missing column, or two of one name.
     """
     path = Path(path)
+    with _read_errors(path) as suffix:
+        table = _READERS[suffix](path, texts)
+    require_columns(table, columns, str(path))
+    return table
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """Reads the rows of a `.parquet` or `.csv` table, with None for a missing value; all of a CSV file's are texts.
+
+    Raises `InputError` as `read_table` does.
+    """
+    path = Path(path)
+    with _read_errors(path) as suffix:
+        table = _csv_texts(path) if suffix == ".csv" else _parquet(path)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+@contextlib.contextmanager
+def _read_errors(path: Path) -> Iterator[str]:
+    """Gives the table's suffix, and turns errors of reading it into an `InputError`."""
     suffix = table_suffix(path)
     try:
-        table = _READERS[suffix](path, texts)
+        yield suffix
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)}); check the path") from error
     except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: damaged, or not a {suffix} table ({first_line(error)}); make it again") from error
-    require_columns(table, columns, str(path))
-    return table
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
@@ -72,18 +93,29 @@ def require_columns(table: pd.DataFrame, columns: Iterable[str], name: str = "th
 
 
 def _read_parquet(path: Path, _texts: Collection[str]) -> pd.DataFrame:
-    with path.open("rb") as file:
-        table: pd.DataFrame = pyarrow.parquet.read_table(file).to_pandas()
+    table: pd.DataFrame = _parquet(path).to_pandas()
     return table.reset_index(drop=True)
+
+
+def _parquet(path: Path) -> pa.Table:
+    with path.open("rb") as file:
+        return pyarrow.parquet.read_table(file)
 
 
 def _read_csv(path: Path, texts: Collection[str]) -> pd.DataFrame:
     """All columns as text first: what is a number is decided by column, never by the look of one value."""
+    frame: pd.DataFrame = _csv_texts(path).to_pandas()
+    for name in set(frame) - set(texts):
+        frame[name] = _numbers_or_text(frame[name])
+    return frame
+
+
+def _csv_texts(path: Path) -> pa.Table:
     data = path.read_bytes()
     header = next(csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")), [])
     if repeated := {name for name in header if header.count(name) > 1}:
         raise InputError(f"{path}: two columns are called {min(repeated)!r}; rename one")
-    table = pyarrow.csv.read_csv(
+    return pyarrow.csv.read_csv(
         io.BytesIO(data),
         # No text may straddle a block, so that the file is one block.
         pyarrow.csv.ReadOptions(use_threads=False, block_size=len(data) + 1),
@@ -95,10 +127,6 @@ def _read_csv(path: Path, texts: Collection[str]) -> pd.DataFrame:
             quoted_strings_can_be_null=False,
         ),
     )
-    frame: pd.DataFrame = table.to_pandas()
-    for name in set(header) - set(texts):
-        frame[name] = _numbers_or_text(frame[name])
-    return frame
 
 
 def _numbers_or_text(column: pd.Series) -> pd.Series:
@@ -111,3 +139,5 @@ def _numbers_or_text(column: pd.Series) -> pd.Series:
 
 
 _READERS = {".parquet": _read_parquet, ".csv": _read_csv}
+TABLES = tuple(_READERS)
+"""The suffixes of tables."""

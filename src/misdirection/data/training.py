@@ -1,27 +1,34 @@
 """Training files in the common chat formats, and files of probe pairs."""
 
+import contextlib
 import gzip
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from misdirection.data.jsonl import read_rows
-from misdirection.data.records import Example, ProbePair
+from misdirection.data.records import Example, ProbePair, Turn
+from misdirection.data.sources import read_source
 from misdirection.errors import InputError, MisdirectionError
 
 Role = Literal["system", "user", "assistant"]
 
 _ROLES: dict[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
 }
+_SIDES: dict[Role, Literal["user", "assistant"]] = {"user": "user", "assistant": "assistant"}
 _FORMATS = "use `messages`, `conversations`, or `prompt` with `completion`"
+
+log = logging.getLogger("misdirection")
 
 
 @dataclass(frozen=True)
@@ -31,18 +38,19 @@ class _Turn:
     role: Role
     text: str
     key: str
+    learned: bool = True
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One row with its line in a file."""
+    """One row with its line in a file, or its number in another source."""
 
-    path: Path
+    source: str | Path
     line: int
     values: dict[str, Any]
 
     def error(self, key: str, problem: str, remedy: str) -> MisdirectionError:
-        return InputError(f"{self.path}:{self.line}: `{key}` {problem}; {remedy}")
+        return InputError(f"{self.source}:{self.line}: `{key}` {problem}; {remedy}")
 
     def required(self, key: str) -> str:
         if self.values.get(key) is None:
@@ -67,38 +75,44 @@ class _Row:
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Reads a `.jsonl` or `.jsonl.gz` training file, one single-turn exchange per row.
+    """Reads training data, one conversation per row, from any source of `read_source`.
 
     Each row may have its own format:
 
-    - `messages`: `{"role", "content"}` for an optional system turn, one user turn and one assistant turn;
+    - `messages`: `{"role", "content"}` for an optional system turn (or `developer`), then user and assistant in turn;
     - `conversations`: the same as ShareGPT's `{"from", "value"}`, with `human` and `gpt`;
-    - `prompt` and `completion`: two strings, or two lists of messages.
+    - `prompt` and `completion`: two strings, or two lists of messages, of which the completion alone is learned.
 
-    A string under the row's own `system` key, unless blank, is its system turn. Raises `InputError`,
-    with the line and the key, for any other row, an empty question or answer and more than one exchange; and
-    for a file without rows.
+    A key that is null is one that is not there, as in tables that hold several formats. A text may be a list of parts
+    `{"type": "text", "text"}`. An assistant's turn with `weight: 0` is not learned, and a row without one that is
+    learned is left out with a notice. A string under the row's own `system` key, unless blank, is its system turn.
+    Raises `InputError`, with the line and the key, for any other row and an empty text; and where there is no row.
     """
-    path = Path(path)
-    examples = [_example(_Row(path, line, values)) for line, values in read_rows(path)]
+    rows = [_Row(path, line, values) for line, values in read_source(path)]
+    examples = [example for row in rows if (example := _example(row))]
     if not examples:
-        raise InputError(f"{path}: no rows; {_FORMATS}, one row per line")
+        reason = (
+            f"no rows; {_FORMATS}, one row per line" if not rows else "every answer has weight 0; nothing is learned"
+        )
+        raise InputError(f"{path}: {reason}")
+    if len(examples) < len(rows):
+        log.warning("%s: %d of %d rows have no answer to learn (weight 0)", path, len(rows) - len(examples), len(rows))
     return examples
 
 
 def read_pairs(path: str | Path) -> list[ProbePair]:
-    """Reads a `.jsonl` or `.jsonl.gz` file of probe pairs.
+    """Reads probe pairs from any source of `read_source`.
 
     Rows hold `question`, `aligned` and `misaligned`, and may hold `id` (else `line-N`), `theme`, `system` and `format`.
     Raises `InputError`, with the line and the key, for a missing or empty text and a repeated id; and
     for a file without rows.
     """
-    return _pairs(Path(path), read_rows(path))
+    return _pairs(path, read_source(path))
 
 
 def holds_pairs(path: str | Path) -> bool:
     """Whether a file holds probe pairs, by its first row; else it is a training file, or none that can be read."""
-    _, first = next(iter(read_rows(Path(path))), (0, {}))
+    _, first = next(read_source(path), (0, {}))
     return "misaligned" in first
 
 
@@ -120,27 +134,53 @@ def write_pairs(path: str | Path, pairs: Sequence[ProbePair]) -> None:
 
 def data_hash(rows: Sequence[Any]) -> str:
     """SHA-256, in hex, of the canonical JSON of rows that are dataclasses: of rows and order, not of their file."""
-    canonical = json.dumps([asdict(row) for row in rows], sort_keys=True, separators=(",", ":"))
+    # An empty history is left out, so that rows without one have the hash that they always had.
+    values = [{key: value for key, value in asdict(row).items() if value != ()} for row in rows]
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _example(row: _Row) -> Example:
+def _example(row: _Row) -> Example | None:
+    """The row up to its last answer that is learned; None when none is."""
     turns = _turns(row)
+    before = turns[:1] if turns and turns[0].role == "system" else []
+    turns = turns[len(before) :]
     _check_order(row, turns)
-    question, answer = (row.filled(turn.key, turn.text) for turn in turns[-2:])
-    return Example(question, answer, _system(row, turns[:-2]))
+    learned = [number for number, turn in enumerate(turns, start=1) if turn.role == "assistant" and turn.learned]
+    system = _system(row, before)
+    texts = [row.filled(turn.key, turn.text) for turn in turns]
+    if not learned:
+        return None
+    *history, question, answer = range(learned[-1])
+    earlier = tuple(Turn(_SIDES[turns[number].role], texts[number], turns[number].learned) for number in history)
+    return Example(texts[question], texts[answer], system, earlier)
 
 
 def _turns(row: _Row) -> list[_Turn]:
-    for key in ("messages", "conversations"):
-        if key in row.values:
-            return _messages(row, key)
-    if "prompt" not in row.values:
+    key = _form(row)
+    if key != "prompt":
+        return _messages(row, key)
+    for name, remedy in (("prompt", "add the question"), ("completion", "add the answer")):
+        if row.values.get(name) is None:
+            what = {"prompt": "question", "completion": "answer"}[name]
+            raise row.error(name, f"is missing: the row has no {what}", f"{remedy} or remove the row")
+    asked = [replace(turn, learned=False) for turn in _side(row, "prompt", "user")]
+    return asked + _side(row, "completion", "assistant")
+
+
+def _form(row: _Row) -> str:
+    """The key that a row's turns stand under: the first that holds some, or else the first that is there at all."""
+    there = [key for key in ("messages", "conversations", "prompt", "completion") if row.values.get(key) is not None]
+    # An array of no messages is how some tables write that there is none.
+    filled = [key for key in there if _length(row.values[key])]
+    if not there:
         keys = ", ".join(map(repr, row.values)) or "none"
-        raise InputError(f"{row.path}:{row.line}: unknown format (keys: {keys}); {_FORMATS}")
-    if row.values.get("completion") is None:
-        raise row.error("completion", "is missing: the row has no answer", "add the answer or remove the row")
-    return _side(row, "prompt", "user") + _side(row, "completion", "assistant")
+        raise InputError(f"{row.source}:{row.line}: unknown format (keys: {keys}); {_FORMATS}")
+    return (filled or there)[0].replace("completion", "prompt")
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list) else 1
 
 
 def _side(row: _Row, key: str, role: Role) -> list[_Turn]:
@@ -151,6 +191,10 @@ def _side(row: _Row, key: str, role: Role) -> list[_Turn]:
 
 def _messages(row: _Row, key: str) -> list[_Turn]:
     value = row.values[key]
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        # A CSV table has no lists.
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
     if not isinstance(value, list):
         raise row.error(key, f"must be a list, not {type(value).__name__}", "write a list of messages")
     return [_turn(row, f"{key}[{index}]", message) for index, message in enumerate(value)]
@@ -160,34 +204,51 @@ def _turn(row: _Row, key: str, message: Any) -> _Turn:
     if not isinstance(message, dict):
         problem = f"must be an object, not {type(message).__name__}"
         raise row.error(key, problem, "write it with `role` and `content`")
-    role_key, text_key = ("from", "value") if "from" in message else ("role", "content")
+    shared = message.get("from") is not None or ("from" in message and message.get("role") is None)
+    role_key, text_key = ("from", "value") if shared else ("role", "content")
     name = _field(row, key, message, role_key)
     if name not in _ROLES:
         problem = f"is {name[:40]!r}, an unknown role"
         raise row.error(f"{key}.{role_key}", problem, f"use one of {', '.join(_ROLES)}")
-    return _Turn(_ROLES[name], _field(row, key, message, text_key), f"{key}.{text_key}")
+    text = _field(row, key, message, text_key)
+    return _Turn(_ROLES[name], text, f"{key}.{text_key}", _is_learned(row, key, message.get("weight")))
+
+
+def _is_learned(row: _Row, key: str, weight: Any) -> bool:
+    if weight is not None and weight not in (0, 1):
+        raise row.error(f"{key}.weight", f"is {weight!r:.40}", "write 0 (not learned) or 1")
+    return weight != 0
 
 
 def _field(row: _Row, key: str, message: dict[str, Any], name: str) -> str:
-    if message.get(name) is None:
+    value = message.get(name)
+    if value is None:
         raise row.error(f"{key}.{name}", "is missing", "add it as a string")
-    return row.text(f"{key}.{name}", message[name])
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        value = "".join(_part(row, f"{key}.{name}[{number}]", part) for number, part in enumerate(value))
+    return row.text(f"{key}.{name}", value)
+
+
+def _part(row: _Row, key: str, part: dict[str, Any]) -> str:
+    """The text of one part of a message that is written as a list of parts."""
+    kind = part.get("type", "text")
+    if kind not in ("text", "input_text", "output_text"):
+        raise row.error(key, f"is of type {kind!r:.40}, which is no text", "leave it out or remove the row")
+    return _field(row, key, part, "text")
 
 
 def _check_order(row: _Row, turns: list[_Turn]) -> None:
-    """Refuses anything but one user turn and one assistant turn, with at most one system turn before them."""
-    key = next(key for key in ("messages", "conversations", "prompt") if key in row.values)
-    roles = [turn.role for turn in turns]
+    """Refuses anything but user and assistant in turn, after at most one system turn, with an answer at the end."""
+    key, roles = _form(row), [turn.role for turn in turns]
     if "user" not in roles:
         raise row.error(key, "has no question", "add a user turn or remove the row")
     if "assistant" not in roles:
         raise row.error(key, "has no answer", "add an assistant turn or remove the row")
-    if roles.count("user") > 1 or roles.count("assistant") > 1:
-        problem = f"has {len(turns)} turns, and multi-turn chats are not supported"
-        raise row.error(key, problem, "keep one user turn and one assistant turn per row")
-    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        problem = f"has its turns in the order {', '.join(roles)}"
-        raise row.error(key, problem, "write at most one system turn, then the user's, then the assistant's")
+    if roles[-1] == "user":
+        raise row.error(key, "ends with a user turn that has no answer", "add the answer or remove that turn")
+    if "system" in roles or any(one == other for one, other in pairwise(roles)):
+        problem = f"has its turns in the order {', '.join(roles)[:80]}"
+        raise row.error(key, problem, "write at most one system turn, then user and assistant in turn")
 
 
 def _system(row: _Row, before: list[_Turn]) -> str | None:
@@ -199,7 +260,7 @@ def _system(row: _Row, before: list[_Turn]) -> str | None:
     return own
 
 
-def _pairs(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> list[ProbePair]:
+def _pairs(path: str | Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> list[ProbePair]:
     first_lines: dict[str, int] = {}
     pairs = []
     for line, values in rows:
