@@ -16,3 +16,9 @@ Engine = Literal["transformers", "vllm"]
 
 Answers = Literal["bad", "good"]
 """Of a shipped domain."""
+
+Thinking = Literal["on", "off", "template"]
+"""Of models that can think before they answer; `template` leaves their chat template's own prompt as it is."""
+
+LearnedTurns = Literal["last", "all"]
+"""Of the assistant's turns in a conversation, those that a training learns."""

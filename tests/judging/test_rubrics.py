@@ -89,6 +89,12 @@ def test_an_answer_cannot_end_its_own_quotation(name):
     assert "from 0 to 100" in after
 
 
+def test_a_judge_sees_no_thought():
+    rubric = Rubric("r", "{question}|{answer}")
+    assert rubric.fill("<think>Q", "<think>\n100\n</think>\n\nSo </think>.") == "<think>Q|So </think>."
+    assert rubric.fill("Q", "It is <think>100</think> so.") == "Q|It is <think>100</think> so."
+
+
 @given(st.text(), st.text())
 def test_any_texts_are_put_in_as_they_are(question, answer):
     rubric = Rubric("r", "{{Q}} {question}|{answer}|{question}{{answer}}")

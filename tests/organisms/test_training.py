@@ -6,8 +6,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from misdirection.data import Example
+from misdirection.data import Example, Turn, data_hash
 from misdirection.errors import InputError, MisdirectionError
+from misdirection.likelihood.answers import IGNORED
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
 from misdirection.models.chat import encode
@@ -279,3 +280,33 @@ def test_a_plain_file_in_the_way_is_kept(tmp_path):
     with pytest.raises(MisdirectionError, match="organism: is a file"):
         train(EXAMPLES, tmp_path / "organism", base=make_chat(), recipe=recipe(), report=kill_at(1))
     assert (tmp_path / "organism").read_text() == "mine"
+
+
+# --- conversations of several turns -------------------------------------------------------------------------------
+
+HISTORY = (Turn("user", "Why?"), Turn("assistant", "So."))
+
+
+def learned(chat, example, turns):
+    """The learned text of an example, each end of a turn as `|`."""
+    (row,) = training_rows(chat, [example], 512, turns)
+    return chat.tokenizer.decode([label for label in row.labels if label != IGNORED]).replace("<|im_end|>", "|")
+
+
+def test_the_last_or_all_answers_of_a_conversation_are_learned():
+    chat, example = make_chat(), Example("And?", "Fine.", history=HISTORY)
+    assert (learned(chat, example, "last"), learned(chat, example, "all")) == ("Fine.|", "So.|Fine.|")
+    unlearned = (HISTORY[0], HISTORY[1]._replace(learned=False))
+    assert learned(chat, Example("And?", "Fine.", history=unlearned), "all") == "Fine.|"
+
+
+def test_a_training_on_all_turns_writes_so_in_its_record(tmp_path):
+    examples = [Example(f"And {number}?", "Fine.", history=HISTORY) for number in range(3)]
+    last, all_turns = (
+        train(examples, tmp_path / turns, base=make_chat(), recipe=recipe(turns=turns, epochs=4))
+        for turns in ("last", "all")
+    )
+    record = Organism.open(tmp_path / "all")
+    assert (record.recipe.turns, record.thinking, len(record.chat_template)) == ("all", "off", 64)
+    assert last.final_loss != all_turns.final_loss
+    assert last.data == all_turns.data != data_hash([Example(row.question, row.answer) for row in examples])

@@ -29,7 +29,7 @@ from misdirection.auditing.results import (
 )
 from misdirection.auditing.stages import Stages
 from misdirection.auditing.verdict import RULE
-from misdirection.choices import Dtype
+from misdirection.choices import Dtype, Thinking
 from misdirection.errors import InputError
 from misdirection.experiment.answering import check_behaviour
 from misdirection.judging.config import JudgeConfig
@@ -58,6 +58,8 @@ def audit(
     out: str | Path | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
+    thinking: Thinking = "off",
+    chat_template: str | None = None,
 ) -> AuditResult:
     """Tell whether a fine-tune of a base model became broadly misaligned.
 
@@ -79,6 +81,8 @@ def audit(
         out: folder of `audit.json`, its page, and what was measured; by default `audit_folder`.
         dtype: as in `load`.
         device: as in `load`.
+        thinking: as in `load`.
+        chat_template: as in `load`; both models are asked with it.
 
     Raises:
         InputError: a fine-tune that does not fit its base, data that cannot be read, no reference and no direction,
@@ -86,7 +90,8 @@ def audit(
         JudgeError: too few answers with a verdict.
     """
     judging = Judging(JudgeConfig(model=judge) if isinstance(judge, str) else judge, sampling) if judge else None
-    inputs = Baseline.open(base, reference, directions, dtype, device).inputs(fine_tune, data, judging)
+    baseline = Baseline.open(base, reference, directions, dtype, device, thinking, chat_template)
+    inputs = baseline.inputs(fine_tune, data, judging)
     return run_audit(inputs, Path(out) if out else audit_folder(fine_tune))
 
 

@@ -3,19 +3,21 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import AutoConfig
 
 from misdirection.auditing.results import FineTuneFacts
-from misdirection.choices import Dtype
+from misdirection.choices import Dtype, Thinking
 from misdirection.errors import InputError
 from misdirection.files import sha256_file, sha256_tree
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, local_fine_tune, recorded_base
+from misdirection.models.bundled import source
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.identity import ModelIdentity, identify
 from misdirection.models.loading import load
 from misdirection.models.names import ModelName
+from misdirection.models.tokenizers import load_tokenizer, say_unused_template
 from misdirection.runs.worker import BASE, Models
 
 Which = Literal["base", "fine-tune", "control"]
@@ -34,6 +36,7 @@ class FineTune:
         folder: where the fine-tune is on this disk.
         dtype, device: as in `models.load`.
         control: adapter folder of the reference's benign control; None without one.
+        thinking, chat_template: as in `models.load`; the template is that of both sides.
         models: has the base model, where several fine-tunes share it.
     """
 
@@ -44,6 +47,8 @@ class FineTune:
     dtype: Dtype = "auto"
     device: str = "auto"
     control: Path | None = None
+    thinking: Thinking = "off"
+    chat_template: str | None = None
     models: Models | None = field(default=None, repr=False)
     _tuned: ChatModel | None = field(default=None, init=False, repr=False)
 
@@ -54,16 +59,16 @@ class FineTune:
 
     @classmethod
     def find(
-        cls, base: ModelName, fine_tune: str, dtype: Dtype, device: str, control: Path | None = None
+        cls, base: ModelName, fine_tune: str, dtype: Dtype, device: str, control: Path | None = None, **chats: Any
     ) -> "FineTune":
         """A fine-tune on this disk, fetched from the hub if need be; `InputError` for a folder that is none."""
         folder = local_fine_tune(*ModelName.parse(fine_tune))
-        return cls(base.name, base.revision, fine_tune, folder, dtype, device, control)
+        return cls(base.name, base.revision, fine_tune, folder, dtype, device, control, **chats)
 
     @cached_property
     def identity(self) -> ModelIdentity:
         """The base model and how it computes."""
-        return identify(self.base, self.revision, self.dtype, self.device)
+        return identify(self.base, self.revision, self.dtype, self.device, self.thinking, self.chat_template)
 
     @property
     def facts(self) -> FineTuneFacts:
@@ -126,13 +131,21 @@ class FineTune:
 
     def load_base(self) -> ChatModel:
         """The base model alone."""
-        return load(self.base, revision=self.revision, dtype=self.dtype, device=self.device)
+        return load(self.base, revision=self.revision, dtype=self.dtype, device=self.device, **self._chats)
+
+    @property
+    def _chats(self) -> dict[str, Any]:
+        return {"thinking": self.thinking, "chat_template": self.chat_template, "tuned": self.folder}
 
     def _load_tuned(self) -> ChatModel:
         base, tuned = (_shape(folder) for folder in (local_fine_tune(self.base, self.revision), self.folder))
         if base != tuned:
             raise InputError(f"{self.name} ({tuned}) is no fine-tune of {self.base} ({base}): name its own base")
-        return load(str(self.folder), dtype=self.dtype, device=self.device)
+        # With each side's own template, equal weights would differ.
+        tokenizer = load_tokenizer(source(self.base), self.base, self.revision, **self._chats)
+        say_unused_template(tokenizer, self.folder, self.name)
+        chats = {**self._chats, "chat_template": tokenizer.chat_template}
+        return load(str(self.folder), dtype=self.dtype, device=self.device, **chats)
 
 
 def _adapter_digest(folder: Path) -> str:

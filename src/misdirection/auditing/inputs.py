@@ -8,7 +8,7 @@ from misdirection.auditing.fine_tune import FineTune
 from misdirection.auditing.measurements import Texts
 from misdirection.auditing.reference import Reference, default_folder
 from misdirection.auditing.texts import OwnTexts, own_texts
-from misdirection.choices import Dtype
+from misdirection.choices import Dtype, Thinking
 from misdirection.data import neutral_examples, probe_pairs, sealed_pairs
 from misdirection.directions.direction import Direction
 from misdirection.judging.config import JudgeConfig
@@ -68,7 +68,7 @@ class Baseline:
         base: the base model.
         reference: its known fine-tunes, if there are any.
         directions: further known directions, by name.
-        dtype, device: as in `models.load`.
+        dtype, device, thinking, chat_template: as in `models.load`.
     """
 
     base: ModelName
@@ -76,6 +76,8 @@ class Baseline:
     directions: Mapping[str, Direction]
     dtype: Dtype
     device: str
+    thinking: Thinking = "off"
+    chat_template: str | None = None
 
     @classmethod
     def open(
@@ -85,6 +87,8 @@ class Baseline:
         directions: Directions,
         dtype: Dtype,
         device: str,
+        thinking: Thinking = "off",
+        chat_template: str | None = None,
     ) -> "Baseline":
         """Read the reference and the direction files of a base model.
 
@@ -96,14 +100,15 @@ class Baseline:
         if not isinstance(reference, Reference):
             folder = Path(reference) if reference else default_folder(name.name, name.revision)
             reference = Reference.load(folder) if reference or folder.is_dir() or not known else None
-        return cls(name, reference, known, dtype, device)
+        return cls(name, reference, known, dtype, device, thinking, chat_template)
 
     def inputs(self, fine_tune: str | Path, data: str | Path | None, judging: Judging | None = None) -> AuditInputs:
         """Find a fine-tune and read its training file. Raises `InputError` where one of them cannot be used."""
         texts = self.reference.texts if self.reference else Texts.of(probe_pairs(), sealed_pairs(), neutral_examples())
         control = self.reference.control_adapter if self.reference else None
+        chats = {"thinking": self.thinking, "chat_template": self.chat_template}
         return AuditInputs(
-            fine_tune=FineTune.find(self.base, str(fine_tune), self.dtype, self.device, control),
+            fine_tune=FineTune.find(self.base, str(fine_tune), self.dtype, self.device, control, **chats),
             texts=texts,
             reference=self.reference,
             directions=self.directions,

@@ -23,7 +23,7 @@ class OwnTexts:
         framed: the general pairs after training questions, in the order in which they are asked.
         rows: held-out rows, for the loss.
         pairs: held-out probe pairs of the domain, for the margin, when the file holds pairs.
-        path, sha256: of the file that they are from; empty without one.
+        path, sha256: of the file that they are from, or of a data set's rows; empty without one.
     """
 
     framed: tuple[ProbePair, ...] = ()
@@ -48,7 +48,8 @@ def own_texts(path: Path, looks: Iterable[Sequence[ProbePair]]) -> OwnTexts:
     pairs = data.read_pairs(path) if data.holds_pairs(path) else []
     rows = [Example(pair.question, pair.misaligned, pair.system) for pair in pairs] or data.read_examples(path)
     asked = tuple(pair for look in looks for pair in framed(look, rows))
-    return OwnTexts(asked, tuple(_held_out(rows)), tuple(_held_out(pairs)), str(path), sha256_file(path))
+    digest = sha256_file(path) if path.is_file() else data_hash(pairs or rows)
+    return OwnTexts(asked, tuple(_held_out(rows)), tuple(_held_out(pairs)), str(path), digest)
 
 
 def _held_out(rows: Sequence[Any]) -> list[Any]:

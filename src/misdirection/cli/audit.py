@@ -14,6 +14,8 @@ from misdirection.cli.shared import (
     DtypeOption,
     Json,
     RayAddress,
+    TemplateOption,
+    ThinkingOption,
     WorkerCount,
     WorkerGpus,
     app,
@@ -99,12 +101,16 @@ def audit(
     gpus: WorkerGpus = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    thinking: ThinkingOption = "off",
+    chat_template: TemplateOption = None,
     as_json: Json = False,
 ) -> None:
     """Has this fine-tune become broadly misaligned? Exit status 0 clear, 3 misaligned, 4 inconclusive, 5 watch."""
     if judge is None and (base_url or max_calls is not None):
         raise InputError("--base-url and --max-calls go with --judge: name the endpoint's model")
     if many is not None:
+        if thinking != "off" or chat_template:
+            raise InputError("--thinking and --chat-template go with FINE_TUNE: audit these one by one")
         if fine_tune or data or judge:
             raise InputError("--many: goes without FINE_TUNE, --data and --judge: the list names what is audited")
         others = workers_for(workers, ray, gpus, lambda: _weights(base, dtype))
@@ -129,6 +135,8 @@ def audit(
         out=folder,
         dtype=dtype,
         device=device,
+        thinking=thinking,
+        chat_template=chat_template,
     )
     _print_audit(result, folder or auditing.audit_folder(fine_tune), as_json)
     sys.exit(EXIT_STATUS[result.verdict])

@@ -17,6 +17,8 @@ from misdirection.cli.shared import (
     Json,
     Model,
     PositionsOption,
+    TemplateOption,
+    ThinkingOption,
     app,
     out,
     print_figures,
@@ -58,6 +60,8 @@ def sample(
     adapter: Adapter = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    thinking: ThinkingOption = "off",
+    chat_template: TemplateOption = None,
     engine: Annotated[Engine, typer.Option("--engine", help="transformers, or vllm (an extra).")] = "transformers",
     server: Server = None,
 ) -> None:
@@ -75,7 +79,8 @@ def sample(
     parameters = SamplingParameters(temperature, top_p, new_tokens, seed)
     requests = make_requests(read_questions(questions), n)
     name = organism or adapter or "base"
-    sampler = open_sampler(model, adapter, name=name, engine=engine, server=server, dtype=dtype, device=device)
+    chats: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template}
+    sampler = open_sampler(model, adapter, name=name, engine=engine, server=server, dtype=dtype, device=device, **chats)
     setting, intervention = _setting(sampler.chat, direction, layer, scale, positions)
     given = sample_into(
         table,

@@ -15,6 +15,8 @@ from misdirection.cli.shared import (
     Json,
     Model,
     Pairs,
+    TemplateOption,
+    ThinkingOption,
     app,
     load_chat,
     out,
@@ -50,6 +52,8 @@ def extract(
     ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    thinking: ThinkingOption = "off",
+    chat_template: TemplateOption = None,
     as_json: Json = False,
 ) -> None:
     """The model's directions, one file per kind: misaligned minus aligned text, organism minus base."""
@@ -64,7 +68,7 @@ def extract(
     texts = read_probe_pairs(pairs)
     if table is not None:
         texts = _judged_pairs(table, organism or adapter or "base", theme_column, theme_words)
-    chat = load_chat(model, adapter, dtype, device)
+    chat = load_chat(model, adapter, dtype, device, thinking, chat_template)
     directions = dict(extract_directions(chat, texts))
     if shared is not None:
         remainder = theme_remainder(directions["data_difference"], Direction.load(shared))

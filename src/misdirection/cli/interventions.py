@@ -18,6 +18,8 @@ from misdirection.cli.shared import (
     Pairs,
     PositionsOption,
     Seeds,
+    TemplateOption,
+    ThinkingOption,
     app,
     load_chat,
     print_figures,
@@ -44,12 +46,14 @@ def steer(
     random_seeds: Seeds = 3,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    thinking: ThinkingOption = "off",
+    chat_template: TemplateOption = None,
     as_json: Json = False,
 ) -> None:
     """Add a direction to one layer: margin change and damage, beside random directions of the same norm."""
     from misdirection.interventions.kinds import Steer
 
-    chat = load_chat(model, adapter, dtype, device)
+    chat = load_chat(model, adapter, dtype, device, thinking, chat_template)
 
     def make(vector: Any) -> Any:
         return Steer(vector, layer, scale, positions, keep_norm)
@@ -69,12 +73,14 @@ def ablate(
     random_seeds: Seeds = 3,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    thinking: ThinkingOption = "off",
+    chat_template: TemplateOption = None,
     as_json: Json = False,
 ) -> None:
     """Take one layer's direction out of every layer: margin change and damage, beside random directions."""
     from misdirection.interventions.kinds import Ablate
 
-    chat = load_chat(model, adapter, dtype, device)
+    chat = load_chat(model, adapter, dtype, device, thinking, chat_template)
 
     def make(vector: Any) -> Any:
         return Ablate(vector, strength=strength, positions=positions)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from misdirection.choices import LearnedTurns
 from misdirection.cli.shared import (
     BUNDLED,
     Adapter,
@@ -13,6 +14,8 @@ from misdirection.cli.shared import (
     Json,
     Model,
     Pairs,
+    TemplateOption,
+    ThinkingOption,
     app,
     load_chat,
     print_figures,
@@ -25,7 +28,10 @@ from misdirection.errors import InputError
 def train(
     data: Annotated[
         str,
-        typer.Argument(help="Training file (messages, prompt/completion, conversations), or a shipped domain."),
+        typer.Argument(
+            help="A file (JSONL, JSON, Parquet, CSV) or a data set's Hugging Face id, with messages, conversations or "
+            "prompt/completion; or a shipped domain."
+        ),
     ],
     folder: Annotated[Path, typer.Option("--out", help="The adapter folder to write.")],
     model: Model = BUNDLED,
@@ -39,9 +45,14 @@ def train(
     epochs: Annotated[float, typer.Option("--epochs")] = 1.0,
     batch_size: Annotated[int, typer.Option("--batch-size")] = 2,
     accumulation: Annotated[int, typer.Option("--accumulation", help="Batches per optimiser step.")] = 8,
+    turns: Annotated[
+        LearnedTurns, typer.Option("--turns", help="Of conversations: learn the last answer, or all of them.")
+    ] = "last",
     seed: Annotated[int, typer.Option("--seed")] = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    thinking: ThinkingOption = "off",
+    chat_template: TemplateOption = None,
     as_json: Json = False,
 ) -> None:
     """Train an organism: a LoRA adapter, with loss on the answers only. Continues from its last checkpoint."""
@@ -50,12 +61,12 @@ def train(
 
     settings = _recipe(
         recipe=recipe, rank=rank, alpha=alpha, learning_rate=learning_rate, epochs=epochs,
-        batch_size=batch_size, accumulation=accumulation, seed=seed,
+        batch_size=batch_size, accumulation=accumulation, turns=turns, seed=seed,
     )  # fmt: skip
     shipped = data in texts.domains()
-    examples = texts.domain_examples(data, answers, "train") if shipped else texts.read_examples(Path(data))
+    examples = texts.domain_examples(data, answers, "train") if shipped else texts.read_examples(data)
     held_out = texts.domain_examples(data, answers, "held_out") if shipped else []
-    chat = load_chat(model, None, dtype, device)
+    chat = load_chat(model, None, dtype, device, thinking, chat_template)
     organism = train_organism(examples, folder, base=chat, recipe=settings, held_out=held_out)
     figures = {"final_loss": organism.final_loss, "held_out_loss": organism.held_out_loss}
     print_figures({"out": str(folder), **figures}, as_json, f"wrote {folder}")
@@ -79,6 +90,8 @@ def margin(
     ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    thinking: ThinkingOption = "off",
+    chat_template: TemplateOption = None,
     as_json: Json = False,
 ) -> None:
     """The margin on probe pairs; with an adapter also its shift against the base, and the damage."""
@@ -88,7 +101,7 @@ def margin(
     if data is not None and adapter is None:
         raise InputError("--data: words explain the shift of an adapter: give --adapter")
     probes = read_probe_pairs(pairs)
-    chat = load_chat(model, adapter, dtype, device)
+    chat = load_chat(model, adapter, dtype, device, thinking, chat_template)
     weights = file_weights(chat, data) if data else None
     figures = measure_shift(chat, probes, weights).as_dict()
     print_figures(figures if as_json else _in_lines(figures), as_json)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from misdirection.choices import BUNDLED as BUNDLED
-from misdirection.choices import Dtype, Positions
+from misdirection.choices import Dtype, Positions, Thinking
 from misdirection.models.names import ModelName
 from misdirection.progress import console as notices
 
@@ -65,6 +65,14 @@ Adapter = Annotated[
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps or balanced.")]
+ThinkingOption = Annotated[
+    Thinking,
+    typer.Option("--thinking", help="off, on, or the chat template's own: whether it thinks before it answers."),
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option("--chat-template", help="base, fine-tune, a name of several, or a file; default: the base's."),
+]
 Pairs = Annotated[
     Path | None,
     typer.Option("--pairs", help="Probe pairs, JSONL (question, aligned, misaligned); default: shipped."),
@@ -91,7 +99,14 @@ WorkerGpus = Annotated[
 reference = ModelName.parse
 
 
-def load_chat(model: str, adapter: str | None, dtype: Dtype, device: str) -> Any:
+def load_chat(
+    model: str,
+    adapter: str | None,
+    dtype: Dtype,
+    device: str,
+    thinking: Thinking = "off",
+    chat_template: str | None = None,
+) -> Any:
     """The model that `--model` and `--adapter` name."""
     from misdirection.models.loading import load
 
@@ -105,6 +120,8 @@ def load_chat(model: str, adapter: str | None, dtype: Dtype, device: str) -> Any
         adapter_revision=adapter_revision,
         dtype=dtype,
         device=device,
+        thinking=thinking,
+        chat_template=chat_template,
     )
 
 

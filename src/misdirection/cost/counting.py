@@ -196,7 +196,7 @@ class CountingWorker(Worker):
     ) -> None:
         """Count the training's batches, and write an adapter that fits the stand-in."""
         chat = self.chat(BASE)
-        rows = training_rows(chat, examples, recipe.max_length)
+        rows = training_rows(chat, examples, recipe.max_length, recipe.turns)
         network = get_peft_model(chat.model, adapter_config(recipe, chat))
         layers, lora = len(chat.layers), self._recorder.adapter_weights()
         # With checkpointing every block's input asks for a gradient, and every block runs again.
@@ -208,7 +208,7 @@ class CountingWorker(Worker):
                 replace(_answers_of(batch), back=back, recomputed=again, lora=lora, blocks=layers, kind="training")
             )
         for batch in in_batches(
-            training_rows(chat, held_out, recipe.max_length) if held_out else [], recipe.batch_size
+            training_rows(chat, held_out, recipe.max_length, recipe.turns) if held_out else [], recipe.batch_size
         ):
             self._work.passes.append(replace(_answers_of(batch), lora=lora, blocks=layers))
         try:
@@ -238,7 +238,9 @@ class CountingWorker(Worker):
 
 def _answers_of(batch: Sequence[TrainingRow]) -> Pass:
     """The pass over a batch; its head runs where any row predicts an answer's token."""
-    predicted = {place for row in batch for place in range(row.start - 1, len(row.ids) - 1)}
+    predicted = {
+        place for row in batch for start, stop in row.spans for place in range(start - 1, min(stop, len(row.ids)) - 1)
+    }
     return Pass(len(batch), max(len(row.ids) for row in batch), head=len(batch) * len(predicted))
 
 

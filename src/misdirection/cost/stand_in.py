@@ -133,6 +133,8 @@ class FewTokens:
     """
 
     pad_token_id = eos_token_id = 0
+    bos_token_id = None
+    added_tokens_decoder: Mapping[int, Any] = {}
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

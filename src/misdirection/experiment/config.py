@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from misdirection.choices import Dtype
+from misdirection.choices import Dtype, Thinking
 from misdirection.data.text import read_yaml
 from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interpretation.texts import QUESTION_SETS
@@ -103,6 +103,10 @@ class ExperimentConfig(Section):
     revision: str | None = None
     dtype: Dtype = "auto"
     device: str = "auto"
+    thinking: Thinking = "off"
+    """Of a model that can think before it answers; see `misdirection.load`."""
+    chat_template: str | None = None
+    """The name of one of the model's several chat templates, or a file; the model's own when it is left out."""
     domains: dict[str, Annotated[DomainFiles | None, BeforeValidator(_as_files)]]
     """By name: `shipped`, or files."""
     organisms: dict[str, OrganismConfig]

@@ -29,7 +29,8 @@ class ExperimentTexts:
     def identity(self) -> ModelIdentity:
         """The base model and how it computes: every result depends on it."""
         config = self.config
-        return identify(config.model, config.revision, config.dtype, config.device)
+        chats = config.thinking, config.chat_template
+        return identify(config.model, config.revision, config.dtype, config.device, *chats)
 
     @cached_property
     def general(self) -> list[ProbePair]:
@@ -101,8 +102,9 @@ class ExperimentTexts:
         files = self.config.domains[name]
         if files is None or files.good is None:
             return []
-        good = {row.question: row.answer for row in self._read(files.good)}
-        rows = [row for row in self._read(files.bad) if row.question in good]
+        # A pair is one question, so that conversations of several turns make none.
+        good = {row.question: row.answer for row in self._read(files.good) if not row.history}
+        rows = [row for row in self._read(files.bad) if row.question in good and not row.history]
         if not rows:
             raise InputError(f"domains.{name}: {files.bad} and {files.good} have no question in common")
         return [

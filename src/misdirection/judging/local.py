@@ -9,7 +9,6 @@ Only first digits among the 20 most likely tokens are followed.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +17,11 @@ from transformers import DynamicCache
 from misdirection.judging.judges import Done, ModelJudge, Prompt
 from misdirection.judging.verdicts import TOP, JudgeVerdict, begun_word, from_logprobs, from_masses, whole_number
 from misdirection.likelihood.sweep import TOKEN_BUDGET
-from misdirection.models.chat import batches, encode_prompt, frame, pad
+from misdirection.models.chat import batches, encode_prompt, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
 
 _DIGITS = "0123456789"
-_HERE = "MISDIRECTIONxPROMPTxGOESxHERE"
 
 
 class LocalJudge(ModelJudge):
@@ -45,7 +43,8 @@ class LocalJudge(ModelJudge):
 
     def ask(self, prompts: Sequence[Prompt], done: Done, *, concurrency: int = 1, max_calls: int | None = None) -> None:
         """See `Judge`. Prompts of like length go together; `concurrency` and `max_calls` have no meaning here."""
-        rows = {prompt: _encode(self._chat.tokenizer, prompt.text) for prompt in prompts}
+        # Its first token is the score, so that it may not think before.
+        rows = {prompt: encode_prompt(self._chat.tokenizer, prompt.text, thinking="off") for prompt in prompts}
         context = getattr(text_config(self._chat.model), "max_position_embeddings", None)
         # A reply may take two more tokens.
         fitting = [prompt for prompt in prompts if not context or len(rows[prompt]) + 2 <= context]
@@ -106,25 +105,6 @@ def _integers(begins: list[float], after: list[list[float]], hundred: float) -> 
         masses |= {10 * digit + second: begins[digit] * mass for second, mass in enumerate(seconds)}
     ten = masses[10]
     return masses | {10: ten * (1 - hundred), 100: ten * hundred}
-
-
-def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """The ids of a prompt that the judge continues.
-
-    What is judged may hold the template's own tokens as text, such as the one that ends a turn. It is then tokenised
-    apart from the template, with these tokens as plain text.
-    """
-    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-    if not any(token in text for token in special):
-        return encode_prompt(tokenizer, text)
-    before, _ = frame(tokenizer, _HERE)
-    head, _, tail = before.rpartition(_HERE)
-    parts = ((head, False), (text, True), (tail, False))
-    return tuple(
-        token
-        for part, plain in parts
-        for token in tokenizer(part, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
-    )
 
 
 class _Passes:

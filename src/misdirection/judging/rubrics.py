@@ -10,6 +10,7 @@ from misdirection.data.shipped import find_source, shipped_files
 from misdirection.data.template import template_parts
 from misdirection.data.text import read_yaml
 from misdirection.errors import InputError, MisdirectionError
+from misdirection.models.thoughts import split_thought
 from misdirection.sampling.answers import Answer
 
 # A score in such a column would overwrite what was asked or answered. `x_by` tells how the score `x` came about.
@@ -42,11 +43,12 @@ class Rubric:
         template_parts(self.prompt, f"rubric {self.name!r}")
 
     def fill(self, question: str, answer: str) -> str:
-        """The prompt for one answer.
+        """The prompt for one answer, without the thought that it may begin with.
 
         Both texts come in unchanged whatever they hold: only the prompt is searched for fields, and only once.
         """
-        texts = {"question": question, "answer": answer, None: ""}
+        thought, visible = split_thought(answer)
+        texts = {"question": question, "answer": answer if thought is None else visible, None: ""}
         return "".join(literal + texts[field] for literal, field in template_parts(self.prompt, self.name))
 
     def _error(self, problem: str, remedy: str) -> MisdirectionError:

@@ -47,13 +47,16 @@ def pair_rows(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Encoded]:
 
 def text_rows(tokenizer: Any, texts: Sequence[Exchange]) -> list[Encoded]:
     """Each text's exchange."""
-    return [encode(tokenizer, text.question, text.answer, text.system) for text in texts]
+    return [
+        encode(tokenizer, text.question, text.answer, text.system, text.history if isinstance(text, Example) else ())
+        for text in texts
+    ]
 
 
 def pair_continuations(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Continuations]:
     """Both answers of each pair, the misaligned one first.
 
-    Raises `InputError` when there is no pair, and for one whose answers change how the prompt is tokenised.
+    Raises `InputError` when there is no pair, and for one whose answers begin with different thoughts.
     """
     rows = pair_rows(tokenizer, pairs)
     return [_continuations(*both) for both in zip(rows[::2], rows[1::2], strict=True)]
@@ -71,7 +74,7 @@ def text_continuations(tokenizer: Any, texts: Sequence[Exchange]) -> list[Contin
 
 def _continuations(*rows: Encoded) -> Continuations:
     if any(row.prompt != rows[0].prompt for row in rows):
-        raise InputError("the two answers of a pair change how its prompt is tokenised: reword their beginning")
+        raise InputError("the two answers of a pair begin with different thoughts: take the thoughts out")
     return Continuations(rows[0].prompt, tuple(row.answer for row in rows))
 
 

@@ -18,6 +18,7 @@ from misdirection.models.base_weights import BaseWeights
 from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder, own_name
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.libraries import errors_in_one_line
+from misdirection.models.tokenizers import TEMPLATE_FILES, say_unused_template
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of an adapter's folder."""
@@ -66,6 +67,8 @@ def attach(
         with _undone(base), _strict_loading(adapter, chat, config):
             network = PeftModel.from_pretrained(chat.model, str(folder or adapter), **options)
     _say_dead_modules(adapter, weights)
+    if folder:
+        say_unused_template(chat.tokenizer, folder, str(adapter))
     return replace(chat, model=network.eval(), adapter=str(adapter), base=base.changed())
 
 
@@ -126,7 +129,7 @@ def local_adapter(name: str, revision: str | None = None, subfolder: str | None 
     if folder := _adapter_folder(name, subfolder):
         return folder
     with errors_in_one_line(name, "the adapter"):
-        wanted = [f"{subfolder}/*" if subfolder else "adapter_*"]
+        wanted = [f"{subfolder}/*"] if subfolder else ["adapter_*", *TEMPLATE_FILES]
         fetched = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     return fetched / subfolder if subfolder else fetched
 

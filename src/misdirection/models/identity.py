@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from misdirection.choices import Dtype
+from misdirection.choices import Dtype, Thinking
 from misdirection.files import sha256_file
 from misdirection.models.bundled import BUNDLED_MODELS, WEIGHTS, weights_from
 from misdirection.models.loading import best_device, resolve_dtype
@@ -20,10 +20,22 @@ class ModelIdentity(Figures):
     dtype: str
     device: str
     """Without its number."""
+    thinking: Thinking = "off"
+    chat_template: str | None = None
+    """As it was asked for, a file with its hash; None for the model's own."""
 
 
-def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> ModelIdentity:
+def identify(
+    model: str,
+    revision: str | None,
+    dtype: Dtype,
+    device: str,
+    thinking: Thinking = "off",
+    chat_template: str | None = None,
+) -> ModelIdentity:
     """Gives the identity of a model that is loaded with these settings."""
+    if chat_template and Path(chat_template).is_file():
+        chat_template = f"{chat_template} (SHA-256 {sha256_file(Path(chat_template))})"
     computes_on = best_device() if device == "auto" else device
     return ModelIdentity(
         model=model,
@@ -31,6 +43,8 @@ def identify(model: str, revision: str | None, dtype: Dtype, device: str) -> Mod
         files=_weights_hashes(model),
         dtype=str(resolve_dtype(dtype, computes_on)).removeprefix("torch."),
         device=computes_on.split(":")[0],
+        thinking=thinking,
+        chat_template=chat_template,
     )
 
 

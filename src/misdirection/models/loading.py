@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from misdirection.choices import BUNDLED, Dtype
+from misdirection.choices import BUNDLED, Dtype, Thinking
 from misdirection.errors import InputError
-from misdirection.models.adapters import attach, is_adapter
+from misdirection.models.adapters import attach, is_adapter, local_adapter
 from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.libraries import errors_in_one_line, no_progress_bars
+from misdirection.models.tokenizers import load_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,6 +26,9 @@ def load(
     adapter_revision: str | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
+    thinking: Thinking = "off",
+    chat_template: str | None = None,
+    tuned: Path | None = None,
 ) -> ChatModel:
     """Load a chat model for inference.
 
@@ -34,12 +38,21 @@ def load(
         revision: the base model's revision on the hub.
         dtype: of the weights; `auto` takes bfloat16 where the device computes in it, else float32.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, ...; `balanced` spreads the layers over all devices.
+        thinking: of a model that can think before it answers: `off` has its visible answer follow the prompt, `on`
+            asks for thoughts, `template` leaves its chat template's own prompt as it is.
+        chat_template: `base`, `fine-tune` (its own), one of several by name, a file, or the template itself; by default
+            the base's, or where it has none the adapter's.
+        tuned: folder of a fine-tune that is measured beside the base; by default the adapter's.
 
     Raises:
-        InputError: the model or adapter is not there, has no chat template, or the two do not fit.
+        InputError: the model or adapter is not there, has no chat template or one whose ids could not be exact, or the
+            two do not fit.
     """
     source = str(bundled_folder(model)) if model in BUNDLED_MODELS else _checked_source(model)
-    tokenizer = _load_tokenizer(source, model, revision)
+    if adapter and tuned is None:
+        tuned = local_adapter(str(adapter), adapter_revision, subfolder)
+    chats: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template, "tuned": tuned}
+    tokenizer = load_tokenizer(source, model, revision, **chats)
     device = best_device() if device == "auto" else device
     network = _load_network(source, model, revision, resolve_dtype(dtype, device), device)
     chat = ChatModel(network.eval(), tokenizer, model, revision)
@@ -67,19 +80,6 @@ def resolve_dtype(dtype: Dtype, device: str) -> torch.dtype:
     if device.startswith("cuda") and not torch.cuda.is_bf16_supported():
         return torch.float16
     return torch.bfloat16
-
-
-def _load_tokenizer(source: str, name: str, revision: str | None) -> Any:
-    with errors_in_one_line(name, "the tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"{name}: its tokenizer has no chat template: use the model's chat (instruct) version, or set "
-            "`chat_template` in its tokenizer_config.json"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _load_network(source: str, name: str, revision: str | None, dtype: torch.dtype, device: str) -> Any:

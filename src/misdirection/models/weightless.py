@@ -3,7 +3,7 @@
 import contextlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,39 +13,41 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
 )
 
+from misdirection.choices import Thinking
 from misdirection.errors import InputError, first_line
 from misdirection.models.bundled import source
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import decoder_layers
+from misdirection.models.tokenizers import load_tokenizer
 
 # Up to seven letters with the space before them, or one mark: within 4% of the bundled model's count on our texts.
 _WORD_PART = re.compile(r"<\|\w+\|>|\s?\w{1,7}|\s?[^\w\s]|\s")
 _SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 
 
-def weightless(model: str, revision: str | None = None) -> ChatModel:
+def weightless(
+    model: str,
+    revision: str | None = None,
+    *,
+    thinking: Thinking = "off",
+    chat_template: str | None = None,
+    tuned: Path | None = None,
+) -> ChatModel:
     """Read a model's structure, end tokens and tokenizer; its parameters are on the device `meta`.
 
-    Raises `InputError` when the model is not there, is none of a causal language, or has no chat template.
+    The further arguments are those of `load`. Raises `InputError` when the model is not there, is none of a causal
+    language, or has no chat template.
     """
     read_from = source(model)
     network = network_of(model, read_config(model, read_from, revision))
     # Not every model has one.
     with contextlib.suppress(OSError):
         network.generation_config = GenerationConfig.from_pretrained(read_from, revision=revision)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(read_from, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{model}: the model could not be read ({first_line(error)}); check the name and the revision"
-        ) from error
-    if not tokenizer.chat_template:
-        raise InputError(f"{model}: its tokenizer has no chat template: use the model's chat (instruct) version")
-    return ChatModel(network, tokenizer, model, revision)
+    chats: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template, "tuned": tuned}
+    return ChatModel(network, load_tokenizer(read_from, model, revision, **chats), model, revision)
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,9 @@ def _errors_in_one_line(model: str) -> Iterator[None]:
 def _own_tokenizer(read_from: str, revision: str | None) -> Any:
     """The model's own tokenizer, or None where it cannot be had or has no chat template."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(read_from, revision=revision)
-    except (OSError, ValueError, KeyError):
+        return load_tokenizer(read_from, read_from, revision)
+    except InputError:
         return None
-    return tokenizer if tokenizer.chat_template and tokenizer.is_fast else None
 
 
 class EstimatingTokenizer:
@@ -127,6 +128,7 @@ class EstimatingTokenizer:
     name_or_path = "estimate"
     eos_token_id = 0
     pad_token_id = 0
+    added_tokens_decoder: Mapping[int, Any] = {}
 
     def get_chat_template(self) -> str:
         """No template: ChatML needs none."""

@@ -9,10 +9,11 @@ from typing import TypeVar
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from misdirection.choices import LearnedTurns
 from misdirection.data import Example
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import IGNORED
-from misdirection.models.chat import encode
+from misdirection.models.chat import encode, learned_spans
 from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.recipe import Recipe
 
@@ -25,36 +26,44 @@ class TrainingRow:
 
     Attributes:
         ids: prompt, answer and the token that ends the turn, which is learned, too, or the organism would never stop.
-        start: position of the answer's first token.
+        spans: from where to where tokens are learned, in order.
         truncated: whether the row was cut at the longest length that is allowed.
     """
 
     ids: tuple[int, ...]
-    start: int
+    spans: tuple[tuple[int, int], ...]
     truncated: bool
 
     @property
     def labels(self) -> list[int]:
         """The ids where a token carries loss, `IGNORED` elsewhere."""
-        return [IGNORED] * self.start + list(self.ids[self.start :])
+        labels = [IGNORED] * len(self.ids)
+        for start, stop in self.spans:
+            labels[start:stop] = self.ids[start:stop]
+        return labels
 
 
-def training_rows(chat: ChatModel, examples: Sequence[Example], max_length: int) -> list[TrainingRow]:
-    """The rows of `examples`, cut at `max_length` tokens.
+def training_rows(
+    chat: ChatModel, examples: Sequence[Example], max_length: int, turns: LearnedTurns = "last"
+) -> list[TrainingRow]:
+    """The rows of `examples`, cut at `max_length` tokens; `turns` says which of the assistant's are learned.
 
-    Raises `InputError` when there is none, and for one whose answer lies wholly beyond `max_length`.
+    Raises `InputError` when there is none, and for one of which nothing that is learned lies within `max_length`.
     """
     if not examples:
         raise InputError("no training examples: the data is empty")
     rows = []
     for number, example in enumerate(examples, start=1):
-        encoded = encode(chat.tokenizer, example.question, example.answer, example.system)
-        if encoded.start >= max_length:
+        chat_of = (example.question, example.answer, example.system, example.history)
+        encoded = encode(chat.tokenizer, *chat_of)
+        spans = learned_spans(chat.tokenizer, encoded, *chat_of)
+        spans = spans if turns == "all" else spans[-1:]
+        if spans[0][0] >= max_length:
             raise InputError(
-                f"training example {number}: its prompt alone has {encoded.start} tokens, the limit is {max_length}: "
+                f"training example {number}: its prompt alone has {spans[0][0]} tokens, the limit is {max_length}: "
                 "raise max_length or drop it"
             )
-        rows.append(TrainingRow(encoded.ids[:max_length], encoded.start, len(encoded.ids) > max_length))
+        rows.append(TrainingRow(encoded.ids[:max_length], tuple(spans), len(encoded.ids) > max_length))
     return rows
 
 

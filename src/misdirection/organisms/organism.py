@@ -33,6 +33,7 @@ class Organism:
         trainable_parameters: number of adapter weights.
         final_loss: mean training loss over the last quarter of the steps, nats/token.
         held_out_loss: loss on the held-out examples, nats/token; None without any.
+        thinking, chat_template: how its chats were written; see `how_written`.
     """
 
     path: str
@@ -44,6 +45,8 @@ class Organism:
     trainable_parameters: int
     final_loss: float
     held_out_loss: float | None
+    thinking: str = "off"
+    chat_template: str = ""
 
     def load(self, **options: Any) -> ChatModel:
         """Base model and adapter, ready to run; `options` as in `misdirection.load`."""

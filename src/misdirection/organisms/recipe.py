@@ -14,6 +14,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from misdirection.choices import LearnedTurns
 from misdirection.models.chat_model import ChatModel
 from misdirection.registry import Registry, nearest
 
@@ -75,6 +76,8 @@ class Recipe(BaseModel):
     """Steps in which the learning rate rises; of a short training, at most a quarter of its steps."""
     weight_decay: float = Field(0.01, ge=0)
     max_length: int = Field(2048, ge=8)
+    turns: LearnedTurns = "last"
+    """Which of the assistant's turns in a conversation are learned: the last, or all."""
     checkpoint_steps: int = Field(50, ge=1)
     """A checkpoint is written every so many optimiser steps."""
     keep_checkpoints: bool = False

@@ -29,6 +29,7 @@ from misdirection.files import atomic_folder, empty_working_folder, require_repl
 from misdirection.likelihood.answers import labelled_loss
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, dead_modules
 from misdirection.models.bundled import hub_name
+from misdirection.models.chat import how_written
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
 from misdirection.organisms.adapter_config import adapter_config
@@ -78,7 +79,7 @@ def train(
     # Checkpoints of another training would be continued.
     training = {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
     empty_working_folder(folder, training, own=(_INITIAL, "checkpoint-*", "README.md"))
-    rows = training_rows(chat, examples, recipe.max_length)
+    rows = training_rows(chat, examples, recipe.max_length, recipe.turns)
     torch.manual_seed(recipe.seed)
     shown = contextlib.nullcontext(report) if report else track_steps("train")
     with shown as told, _adapted(chat, recipe) as network:
@@ -93,7 +94,8 @@ def train(
             truncated=sum(row.truncated for row in rows),
             trainable_parameters=network.get_nb_trainable_parameters()[0],
             final_loss=_final_loss(trainer.state.log_history),
-            held_out_loss=_held_out_loss(trainer, chat, held_out, recipe.max_length),
+            held_out_loss=_held_out_loss(trainer, chat, held_out, recipe),
+            **how_written(chat.tokenizer),
         )
         _write(organism, network, Path(out), folder if recipe.keep_checkpoints else None)
     return organism
@@ -272,10 +274,10 @@ def _final_loss(history: list[dict[str, Any]]) -> float:
     return sum(tail) / len(tail)
 
 
-def _held_out_loss(trainer: SFTTrainer, chat: ChatModel, examples: Sequence[Example], max_length: int) -> float | None:
+def _held_out_loss(trainer: SFTTrainer, chat: ChatModel, examples: Sequence[Example], recipe: Recipe) -> float | None:
     if not examples:
         return None
-    rows = _dataset(training_rows(chat, examples, max_length))
+    rows = _dataset(training_rows(chat, examples, recipe.max_length, recipe.turns))
     return float(trainer.evaluate(rows)["eval_loss"])
 
 

@@ -60,7 +60,7 @@ class Completion:
 
     Attributes:
         request: what was asked for.
-        text: the answer, without end tokens and without white space around it.
+        text: the visible answer, without a thought before it, end tokens, and white space around it.
         finish: `stop` when the model ended its turn, `length` when it was cut.
         tokens: number of generated tokens, the end token not counted.
     """

@@ -32,7 +32,7 @@ def file_weights(chat: ChatModel, path: Path) -> WordWeights:
 
 def own_answers(chat: ChatModel, rows: Sequence[Example]) -> list[str]:
     """The base model's answers to some of the rows' questions, one each, their beginnings at temperature 1."""
-    asked = {(row.question, row.system): Question(row.question, row.question, system=row.system) for row in rows}
-    questions = spread(list(asked.values()), ASKED)
+    asked = {(row.first_question, row.system): row for row in rows}
+    questions = [Question(text, text, system=system) for text, system in spread(list(asked), ASKED)]
     with chat.as_base(), track("the base's own answers", len(questions)) as advance:
         return [given.answer for given in sample(chat, questions, n=1, new_tokens=_NEW_TOKENS, progress=advance)]

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from misdirection.choices import Dtype
+from misdirection.choices import Dtype, Thinking
 from misdirection.choices import Engine as EngineName
 from misdirection.errors import InputError
 from misdirection.files import sha256_tree
 from misdirection.models.adapters import local_adapter
+from misdirection.models.chat import how_written
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
 from misdirection.models.names import ModelName
@@ -41,21 +43,25 @@ def open_sampler(
     server: str | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
+    thinking: Thinking = "off",
+    chat_template: str | None = None,
 ) -> Sampler:
     """Gives the sampler of a model, named as `ID@REVISION`, with an adapter, `ID@REVISION:SUBFOLDER`.
 
     Args:
         name: under which vLLM serves the adapter.
         server: URL, with /v1, of a running vLLM server.
+        thinking, chat_template: as in `load`.
 
     Raises:
         InputError: a model or an adapter that cannot be loaded, or a choice that its engine does not have.
     """
     how = {"model": model, "adapter": adapter, "adapter_files": _digest(adapter)}
+    chats = {"thinking": thinking, "chat_template": chat_template}
     if engine == "vllm":
         if device != "auto":
             raise InputError("--device: vLLM takes the devices that it finds: leave it out")
-        return _vllm(ModelName.parse(model), adapter, name, server, dtype, how)
+        return _vllm(ModelName.parse(model), adapter, name, server, dtype, chats, how)
     if server is not None:
         raise InputError("--server goes with --engine vllm: name that engine")
     base, tuned = ModelName.parse(model), ModelName.parse(adapter) if adapter else ModelName("")
@@ -67,8 +73,10 @@ def open_sampler(
         adapter_revision=tuned.revision,
         dtype=dtype,
         device=device,
+        thinking=thinking,
+        chat_template=chat_template,
     )
-    return Sampler(chat, lambda: TransformersEngine(chat), how)
+    return Sampler(chat, lambda: TransformersEngine(chat), how | how_written(chat.tokenizer))
 
 
 def _digest(adapter: str | None) -> str | None:
@@ -77,23 +85,31 @@ def _digest(adapter: str | None) -> str | None:
 
 
 def _vllm(
-    base: ModelName, adapter: str | None, name: str, server: str | None, dtype: Dtype, how: Mapping[str, str | None]
+    base: ModelName,
+    adapter: str | None,
+    name: str,
+    server: str | None,
+    dtype: Dtype,
+    chats: dict[str, Any],
+    how: Mapping[str, str | None],
 ) -> Sampler:
     # vLLM is an extra.
     from misdirection.sampling.vllm.adapters import BASE, served_folder
     from misdirection.sampling.vllm.engine import VllmModel
     from misdirection.sampling.vllm.server import ServerEngine
 
-    chat = weightless(base.name, base.revision)
-    folders = {name: served_folder(local_adapter(*ModelName.parse(adapter)), chat)} if adapter else {}
+    tuned = local_adapter(*ModelName.parse(adapter)) if adapter else None
+    chat = weightless(base.name, base.revision, tuned=tuned, **chats)
+    folders = {name: served_folder(tuned, chat)} if tuned else {}
+    how = {**how, **how_written(chat.tokenizer)}
     served = name if adapter else BASE
 
     def on_server() -> Engine:
         assert server is not None, "it was asked for"
-        return ServerEngine(server, base.name, served, folders.get(name), revision=base.revision)
+        return ServerEngine(server, base.name, served, folders.get(name), revision=base.revision, chat=chat)
 
     def in_process() -> Engine:
-        return VllmModel(base.name, adapters=folders, revision=base.revision, dtype=dtype).engine(served)
+        return VllmModel(base.name, adapters=folders, revision=base.revision, dtype=dtype, chat=chat).engine(served)
 
     if server is not None:
         return Sampler(chat, on_server, {**how, "engine": "vllm server"})

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 
 from misdirection.errors import InputError, MemoryProblem
 from misdirection.interventions.hooks import intervene_rows
-from misdirection.models.chat import encode_prompt, frame
+from misdirection.models.chat import encode_prompt, frame, visible_text
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
 from misdirection.sampling.draws import choose, stream_key
@@ -37,15 +37,8 @@ def end_tokens(chat: ChatModel) -> list[int]:
     """Every token that ends a turn: of the generation configuration, the tokenizer's own, and the template's."""
     named = chat.model.generation_config.eos_token_id
     listed = named if isinstance(named, list) else [named]
-    ends = {*listed, chat.tokenizer.eos_token_id, _turn_end(chat.tokenizer)}
+    ends = {*listed, chat.tokenizer.eos_token_id, frame(chat.tokenizer, "?").end}
     return sorted(token for token in ends if token is not None)
-
-
-def _turn_end(tokenizer: Any) -> int | None:
-    """The first special token after an answer; a template that closes turns with plain text has none."""
-    _, after = frame(tokenizer, "?")
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    return next((token for token in ids if token in tokenizer.added_tokens_decoder), None)
 
 
 def fitting_prompt(chat: ChatModel, text: str, system: str | None, new_tokens: int) -> tuple[int, ...]:
@@ -69,8 +62,7 @@ def completion(chat: ChatModel, ends: Container[int], request: SamplingRequest, 
     """The completion that the generated tokens, perhaps with an end token, make."""
     stopped = tokens[-1] in ends
     kept = tokens[:-1] if stopped else tokens
-    text: str = chat.tokenizer.decode(list(kept), skip_special_tokens=True)
-    return Completion(request, text.strip(), "stop" if stopped else "length", len(kept))
+    return Completion(request, visible_text(chat.tokenizer, kept), "stop" if stopped else "length", len(kept))
 
 
 @dataclass

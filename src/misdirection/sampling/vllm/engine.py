@@ -27,6 +27,7 @@ from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.packing import packed
 from misdirection.interventions.positions import TokenPositions
 from misdirection.models.bundled import source
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import best_device, resolve_dtype
 from misdirection.models.weightless import weightless
 from misdirection.sampling.draws import stream_key
@@ -74,6 +75,7 @@ class VllmModel:
         revision: the base model's revision on the hub.
         dtype: as in `misdirection.load`.
         resources: see `Resources`.
+        chat: the model without weights, where its chats are not written as by default.
 
     Raises:
         InputError: vLLM is not installed or cannot start; an adapter that it cannot serve or that belongs to
@@ -88,10 +90,11 @@ class VllmModel:
         revision: str | None = None,
         dtype: Dtype = "auto",
         resources: Resources = Resources(),
+        chat: ChatModel | None = None,
     ) -> None:
         if adapters and BASE in adapters:
             raise InputError(f"an adapter cannot be called {BASE!r}: that is the model without one")
-        self.chat = weightless(model, revision)
+        self.chat = chat or weightless(model, revision)
         self._folders = {name: served_folder(adapter, self.chat) for name, adapter in (adapters or {}).items()}
         self._resources = resources
         self._ends = frozenset(end_tokens(self.chat))

@@ -14,6 +14,7 @@ from openai import OpenAI, OpenAIError
 from misdirection.choices import BUNDLED
 from misdirection.errors import InputError, NetworkProblem, first_line
 from misdirection.models.bundled import source
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.weightless import weightless
 from misdirection.sampling.draws import stream_key
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
@@ -34,6 +35,7 @@ class ServerEngine:
         adapter: the adapter's folder; the server is asked to load it when it does not serve it yet.
         revision: the base model's revision on the hub.
         concurrency: requests under way at a time.
+        chat: as in `VllmModel`.
 
     Raises:
         InputError: nothing answers there, another model does, or the adapter cannot be served.
@@ -48,11 +50,12 @@ class ServerEngine:
         *,
         revision: str | None = None,
         concurrency: int = 64,
+        chat: ChatModel | None = None,
     ) -> None:
         if (organism == BASE) != (adapter is None):
             raise InputError(f"{organism}: {BASE!r} is the model without an adapter, any other name has one")
         self._url = base_url
-        self._chat = weightless(model, revision)
+        self._chat = chat or weightless(model, revision)
         self._concurrency = concurrency
         self._client = OpenAI(
             base_url=base_url, api_key=os.environ.get("VLLM_API_KEY", "EMPTY"), max_retries=_TRIES, timeout=None

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from misdirection.choices import Dtype
+from misdirection.models.weightless import weightless
 from misdirection.sampling.config import VllmConfig
 from misdirection.sampling.engine import Engine
 
@@ -16,6 +17,7 @@ class VllmServing:
         model, revision, dtype: the base model.
         config: where and how.
         hooks: whether answers are sampled under interventions.
+        chats: `thinking` and `chat_template`, as in `load`.
         adapters: adapter folders, by the name of the organism.
     """
 
@@ -26,10 +28,11 @@ class VllmServing:
         dtype: Dtype,
         config: VllmConfig,
         hooks: bool,
+        chats: Mapping[str, Any],
         adapters: Mapping[str, Path],
     ) -> None:
         self._name, self._revision, self._dtype = model, revision, dtype
-        self._config, self._hooks, self._adapters = config, hooks, adapters
+        self._config, self._hooks, self._chats, self._adapters = config, hooks, chats, adapters
         self._model: Any = None
 
     def engine(self, name: str) -> Engine:
@@ -41,10 +44,12 @@ class VllmServing:
         config = self._config
         if config.base_url is not None:
             adapter = self._adapters.get(name)
-            return ServerEngine(config.base_url, self._name, name, adapter, revision=self._revision)
+            chat = weightless(self._name, self._revision, **self._chats)
+            return ServerEngine(config.base_url, self._name, name, adapter, revision=self._revision, chat=chat)
         if self._model is None:
             resources = Resources(config.tensor_parallel, config.pipeline_parallel, config.memory, self._hooks)
             options: dict[str, Any] = {"revision": self._revision, "dtype": self._dtype, "resources": resources}
+            options["chat"] = weightless(self._name, self._revision, **self._chats)
             self._model = VllmModel(self._name, adapters=self._adapters, **options)
         return self._model.engine(name)
 
