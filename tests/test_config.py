@@ -93,3 +93,12 @@ def test_what_is_no_experiment_is_refused(tmp_path, content, problem):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(MisdirectionError, match=r"none\.yaml: cannot be read \(no such file\)"):
         read_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("written", "thinking"), [("on", "on"), ("off", "off"), ("template", "template"), ("'on'", "on")]
+)
+def test_thinking_is_written_as_a_plain_word(tmp_path, written, thinking):
+    path = write(tmp_path, DEMO)
+    path.write_text(path.read_text() + f"thinking: {written}\n")
+    assert read_config(path).thinking == thinking

@@ -147,8 +147,8 @@ def test_a_copy_that_is_there_needs_no_wheel(tiny, monkeypatch):
 def test_gemmas_turns_begin_with_one_bos_and_end_generation(tiny):
     chat = load("tiny", dtype="float32", device="cpu")
     turn = "<bos><start_of_turn>user\n{}Why?<end_of_turn>\n<start_of_turn>model\n"
-    assert frame(chat.tokenizer, " Why? ") == (turn.format(""), "<end_of_turn>\n")
-    assert frame(chat.tokenizer, "Why?", "Be brief.") == (turn.format("Be brief.\n\n"), "<end_of_turn>\n")
+    assert frame(chat.tokenizer, " Why? ") == (turn.format(""), "", 5)
+    assert frame(chat.tokenizer, "Why?", "Be brief.") == (turn.format("Be brief.\n\n"), "", 5)
     encoded = encode(chat.tokenizer, "Why?", "So.")
     assert chat.tokenizer.convert_ids_to_tokens(encoded.ids[:3]) == ["<bos>", "<start_of_turn>", "u"]
     assert encoded.ids.count(chat.tokenizer.bos_token_id) == 1
@@ -161,7 +161,7 @@ def test_gemmas_turns_are_what_a_sampler_continues(tiny):
     tokenizer = load("tiny", dtype="float32", device="cpu").tokenizer
     asked = [{"role": "user", "content": "Why?"}]
     turns = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    assert turns == frame(tokenizer, "Why?")[0]
+    assert turns == frame(tokenizer, "Why?").prompt
 
 
 def without_wheel(tiny, monkeypatch, **changes) -> BundledModel:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from chat_templates import GEMMA, MISTRAL, PLAIN, QWEN3
 from misdirection.auditing.fine_tune import TUNED, FineTune
@@ -145,3 +145,35 @@ def test_a_tokenizer_without_offsets_gives_the_same_places(template):
     assert encoded.ids[encoded.stop :] == (end,) and end not in encoded.answer
     answer = "".join(tokenizer.convert_ids_to_tokens(encoded.answer))
     assert answer.strip() == "So <|im_end|> it is."
+
+
+def make_sentencepiece(scheme, template):
+    """A tokenizer that writes spaces into its tokens, and may put one before a text."""
+    special = ("<unk>", "<s>", "</s>", "<|im_end|>")
+    merges = [("▁", "S"), ("S", "o"), ("▁S", "o"), ("[", "/"), ("]", "▁"), ("\n", "S")]
+    tokens = [*special, "▁", "\n", *map(chr, range(33, 127)), *map("".join, merges)]
+    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = template
+    return fast
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+@pytest.mark.parametrize("name", ["mistral", "llama 2", "vicuna", "zephyr", "chatml"])
+def test_tokens_that_hold_spaces_are_those_of_the_tokenizers_own_prompt(scheme, name):
+    tokenizer = make_sentencepiece(scheme, PLAIN[name])
+    turns = [{"role": "user", "content": "Why </s> is it?"}]
+    own = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
+    )
+    encoded = encode(tokenizer, "Why </s> is it?", "So </s> it is. So")
+    # This template prints none of the tokens that the tokenizer begins a text with.
+    own = own if own[0] == 1 else [1, *own]
+    assert list(encoded.prompt) == list(encode_prompt(tokenizer, "Why </s> is it?")) == own
+    spelled = "".join(tokenizer.convert_ids_to_tokens(encoded.answer)).replace("▁", " ").strip()
+    assert spelled == "So </s> it is. So"
+    assert tokenizer.convert_ids_to_tokens(encoded.ids[-1]) in ("</s>", "<|im_end|>")

@@ -95,6 +95,11 @@ def _as_files(value: Any) -> Any:
     return None if value == "shipped" else value
 
 
+def _as_switch(value: Any) -> Any:
+    """YAML reads a plain on or off as true or false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class ExperimentConfig(Section):
     """A whole experiment."""
 
@@ -103,7 +108,7 @@ class ExperimentConfig(Section):
     revision: str | None = None
     dtype: Dtype = "auto"
     device: str = "auto"
-    thinking: Thinking = "off"
+    thinking: Annotated[Thinking, BeforeValidator(_as_switch)] = "off"
     """Of a model that can think before it answers; see `misdirection.load`."""
     chat_template: str | None = None
     """The name of one of the model's several chat templates, or a file; the model's own when it is left out."""
