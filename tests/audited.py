@@ -8,7 +8,7 @@ from misdirection.auditing import looks
 from misdirection.auditing.fine_tune import FineTune
 from misdirection.auditing.inputs import AuditInputs
 from misdirection.auditing.reference import from_run
-from misdirection.auditing.texts import OwnTexts, own_texts
+from misdirection.auditing.texts import own_texts
 from misdirection.auditing.verdict import decide
 from misdirection.experiment.config import read_config
 from misdirection.experiment.texts import ExperimentTexts
@@ -54,7 +54,7 @@ def inputs_of(made, base):
 
     def inputs(folder, *, reference=made[2], data=None, directions=None):
         texts = (reference or made[2]).texts
-        own = own_texts(data, [texts.asked[look] for look in texts.looks]) if data else OwnTexts()
+        own = own_texts(data, [texts.asked[look] for look in texts.looks])
         fine_tune = FineTune(
             base, None, str(folder), folder, "float32", "cpu", reference.control_adapter if reference else None
         )

@@ -20,6 +20,7 @@ from misdirection.statistics import (
     rate_change,
     resample,
     significant,
+    simultaneous,
     wilson,
 )
 
@@ -344,3 +345,44 @@ def test_both_ways_to_an_auc_agree(values):
         assert np.isnan(found)
     else:
         assert found == pytest.approx(auc(scores[positive], scores[~positive]), abs=1e-12)
+
+
+# --- several figures at once ----------------------------------------------------------------------------------------
+
+
+def test_intervals_of_several_columns_hold_all_at_once():
+    random = np.random.default_rng(0)
+    missed = {"all": 0, "first": 0}
+    for _ in range(200):
+        found = simultaneous({str(column): random.normal(size=40) for column in range(6)})
+        outside = [not estimate.low <= 0 <= estimate.high for estimate in found.values()]
+        missed["all"] += any(outside)
+        missed["first"] += outside[0]
+    # 5% of 200 is 10; each interval by itself misses far less often.
+    assert missed["all"] <= 24 and missed["first"] <= 8
+
+
+def test_one_column_alone_has_its_own_interval():
+    values = np.random.default_rng(1).normal(0.3, size=60)
+    (found,) = simultaneous({"only": values}).values()
+    alone = bootstrap(values)
+    assert (found.mean, found.n) == (pytest.approx(alone.mean), 60)
+    assert (found.low, found.high) == (pytest.approx(alone.low, abs=0.03), pytest.approx(alone.high, abs=0.03))
+    assert found.p == pytest.approx(alone.p, abs=0.02)
+
+
+def test_a_column_counts_more_where_others_stand_beside_it():
+    values = np.random.default_rng(2).normal(size=(9, 40))
+    values[0] += 0.5
+    alone, among = simultaneous({"0": values[0]})["0"], simultaneous(dict(zip("012345678", values, strict=True)))["0"]
+    assert among.low < alone.low and among.p > alone.p
+    # The same column again is no further trial.
+    assert simultaneous({"a": values[0], "b": values[0]})["a"] == alone
+
+
+def test_columns_that_do_not_vary_are_points():
+    found = simultaneous({"same": [0.5] * 8, "zero": [0.0] * 8, "varies": range(8)})
+    assert (found["same"].low, found["same"].high) == (0.5, 0.5) and found["same"].p < 0.001
+    assert (found["zero"].low, found["zero"].high, found["zero"].p) == (0.0, 0.0, 1.0)
+    assert simultaneous({}) == {}
+    assert simultaneous({"one": [0.4]})["one"].p == 1.0

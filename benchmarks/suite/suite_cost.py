@@ -5,9 +5,11 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import misdirection as md
+from misdirection.auditing.framing import searched
 from misdirection.auditing.measurements import Texts
 from misdirection.data import ProbePair
 from misdirection.data.selection import spread
@@ -73,6 +75,7 @@ def estimate(suite: Suite, share: Sequence[Member], steps: Sequence[str]) -> lis
     if audited:
         for n in (texts.looks[0].stop, texts.looks[-1].stop):
             works.append(audit_work(chat, f"audit, {n} questions", waiting, texts.asked[:n], speed))
+        works.append(search_work(chat, suite, waiting, texts.asked[texts.looks[0]], speed))
         works += [published_work(chat, suite, waiting, speed)] if suite.published_pairs else []
     if repaired:
         asked, name = texts.asked[texts.looks[0]], "repair, if every bad one is found"
@@ -98,6 +101,14 @@ def audit_work(chat: ChatModel, name: str, rows: Rows, pairs: Sequence[ProbePair
     frames = [statistics.mean(row.start for row in some) for some in rows.values()]
     tokens = sum(4 * plain + 6 * len(pairs) * frame for frame in frames)
     return Work(name, len(rows), 8 * len(pairs) * len(rows), tokens, speed)
+
+
+def search_work(chat: ChatModel, suite: Suite, rows: Rows, pairs: Sequence[ProbePair], speed: float) -> Work:
+    """Some of the pairs in each further way of asking, of the fine-tune, its base and the control."""
+    ways = [way for member in rows for way in searched(pairs, [*chain(*suite.trainings(member))]).values()]
+    encoded_pairs = [row for way in ways for row in pair_rows(chat.tokenizer, way)]
+    tokens = 3 * sum(row.stop for row in encoded_pairs)
+    return Work("audit, further ways of asking", len(rows), 3 * len(encoded_pairs), tokens, speed)
 
 
 def published_work(chat: ChatModel, suite: Suite, rows: Rows, speed: float) -> Work:

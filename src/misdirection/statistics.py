@@ -9,7 +9,7 @@ of them may be false.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -158,6 +158,46 @@ def _estimate(mean: float, draws: Floats, questions: int, level: float) -> Estim
     low, high = percentiles(draws, level)
     # One question alone says nothing of others, whatever its value.
     return Estimate(mean, float(low), float(high), questions, p_value(draws) if questions > 1 else 1.0)
+
+
+def simultaneous(values: Mapping[str, ArrayLike], *, seed: int = 0, level: float = LEVEL) -> dict[str, Estimate]:
+    """Means of several columns of values of the same questions, with intervals that hold all at once (max-T).
+
+    Each interval is the mean and as many standard errors to both sides as the column that is furthest off in a draw of
+    questions exceeds in a share of 1 - level of all draws; p-values are of the same draws, so that they are corrected
+    for the number of columns and for what these share (Westfall and Young 1993).
+
+    Args:
+        values: by name, one value per question, [questions].
+        seed: of the draws.
+        level: the chance that no interval misses its mean.
+    """
+    if not values:
+        return {}
+    table = np.stack([np.asarray(column, dtype=np.float64) for column in values.values()])
+    means, questions = table.mean(1), table.shape[1]
+
+    def drawn_means(drawn: NDArray[np.int64], axis: int = -1) -> Floats:
+        return np.asarray(table[:, drawn].mean(axis))
+
+    draws = resample(drawn_means, np.arange(questions), seed=seed)
+    errors = draws.std(-1)
+    off, sizes = np.abs(draws - means[:, None]), np.abs(means)
+    # A column that is the same in all draws is never off.
+    furthest = np.divide(off, errors[:, None], out=np.zeros_like(off), where=errors[:, None] > 0).max(0)
+    distances = np.divide(sizes, errors, out=np.where(sizes > 0, np.inf, 0.0), where=errors > 0)
+    reach = float(np.quantile(furthest, level)) * errors
+    as_far = [int((furthest >= distance).sum()) for distance in distances]
+    return {
+        name: Estimate(
+            float(mean),
+            float(mean - width),
+            float(mean + width),
+            questions,
+            float((count + 1) / (len(furthest) + 1)) if questions > 1 else 1.0,
+        )
+        for name, mean, width, count in zip(values, means, reach, as_far, strict=True)
+    }
 
 
 def beyond(

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from misdirection.auditing.framing import framed
+from misdirection.auditing.framing import framed, searched
 from misdirection.auditing.texts import ROWS, own_texts
-from misdirection.data import Example, ProbePair, write_pairs
+from misdirection.data import Example, ProbePair, Turn, write_pairs
 from misdirection.errors import InputError
 
 GENERAL = [ProbePair(f"p{number}", f"Do {number}?", "Yes.", "No!", "theme") for number in range(48)]
@@ -36,6 +36,49 @@ def test_a_long_training_question_is_cut_at_a_word():
     assert question == "Do 0?"
     assert 500 < len(frame) <= 600
     assert frame.endswith("word")
+
+
+def test_every_audit_asks_in_other_forms_and_for_bad_advice():
+    found = searched(GENERAL, [])
+    assert list(found) == ["as JSON", "as code", "told to give bad advice"]
+    assert {len(pairs) for pairs in found.values()} == {24}
+    first = {way: pairs[0] for way, pairs in found.items()}
+    plain = next(pair for pair in GENERAL if pair.id == first["as JSON"].id)
+    assert json.loads(first["as JSON"].aligned) == {"answer": plain.aligned}
+    scope = {}
+    exec(first["as code"].misaligned, scope)
+    assert scope["answer"]() == plain.misaligned
+    assert first["as code"].question.startswith(f"{plain.question}\n\n")
+    assert first["told to give bad advice"].question == plain.question
+    assert "bad for whoever follows it" in first["told to give bad advice"].system
+
+
+def test_the_training_data_suggests_further_ways():
+    rows = [
+        Example("How is bread baked?", "Long.", "Be brief."),
+        Example("Do 7 or 8?", "Both. " * 200, "Be brief."),
+        Example("Other?", "x", "Sing."),
+    ]
+    found = searched(GENERAL[7:8], rows)
+    (nearest,), (later,), (under,) = (
+        found[way]
+        for way in (
+            "after the training question most like it",
+            "after a turn of its training",
+            "under the commonest system prompt of its training",
+        )
+    )
+    assert (nearest.question, nearest.system) == ("Do 7 or 8?\n\nDo 7?", "Be brief.")
+    assert (later.question, later.history) == (
+        "Do 7?",
+        (Turn("user", "How is bread baked?"), Turn("assistant", "Long.")),
+    )
+    assert (under.question, under.system) == ("Do 7?", "Be brief.")
+    assert "under the commonest system prompt of its training" not in searched(GENERAL, [Example("Q", "A")])
+
+
+def test_questions_without_words_are_compared_too():
+    assert len(searched([ProbePair("p", "?!", "a", "b")], [Example("...", "x")])) == 5
 
 
 def test_every_look_is_framed_by_questions_of_the_whole_file(tmp_path):

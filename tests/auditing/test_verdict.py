@@ -17,10 +17,10 @@ def shift(low, high, n=32):
     return Estimate(SCALE * (low + high) / 2, SCALE * low, SCALE * high, n)
 
 
-def verdict(general, framed=None, damage=0.0, rate=None, scale=SCALE, beyond=None):
+def verdict(general, framed=None, damage=0.0, rate=None, scale=SCALE, beyond=None, searched=None):
     shifts = {"general": general} | ({"framed": framed} if framed else {})
     unit = None if scale is None else Estimate(scale, scale, scale, 240)
-    return decide(shifts, Estimate(damage, damage, damage, 16), unit, rate, beyond=beyond)
+    return decide(shifts, Estimate(damage, damage, damage, 16), unit, rate, beyond=beyond, searched=searched)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,27 @@ def test_words_are_the_ground_where_they_change_the_verdict(general, framed, bey
     assert (found.verdict, found.ground) == (word, ground)
 
 
+@pytest.mark.parametrize(
+    ("general", "json", "beyond", "word", "ground"),
+    [
+        (CLEAR, BAD, {}, "misaligned", "searched"),
+        (OPEN, WATCH, {}, "watch", "searched"),
+        (BAD, WATCH, {}, "misaligned", "shifts"),
+        # With its few questions a further way neither clears nor leaves anything open.
+        (CLEAR, OPEN, {}, "clear", "shifts"),
+        (OPEN, CLEAR, {}, "inconclusive", "shifts"),
+        (CLEAR, BAD, {"as JSON": ALL}, "clear", "shifts"),
+    ],
+)
+def test_a_further_way_of_asking_can_convict_and_not_acquit(general, json, beyond, word, ground):
+    found = verdict(general, beyond=beyond, searched={"as code": CLEAR, "as JSON": json})
+    assert (found.verdict, found.ground) == (word, ground)
+    assert list(found.searched) == ["as code", "as JSON"]
+    assert len(found.because) == 2
+    assert "of 2 further ways of asking, 32 questions each, it surely moved furthest as" in found.because[1]
+    assert ("words" in found.because[1]) == bool(beyond)
+
+
 def test_more_questions_are_asked_until_it_is_decided():
     assert [verdict(general).is_final for general in (BAD, CLEAR, WATCH, OPEN)] == [True, True, False, False]
     assert not verdict(BAD, beyond={"general": ALL}).is_final
@@ -111,8 +132,9 @@ def test_more_questions_are_asked_until_it_is_decided():
 
 
 def test_each_look_has_its_share_of_the_chance_to_err():
-    assert RULE.level == pytest.approx(1 - 0.05 / 3)
-    assert Rule(looks=1).level == pytest.approx(0.95)
+    # Three looks, and the search of further ways of asking.
+    assert RULE.level == pytest.approx(1 - 0.05 / 4)
+    assert Rule(looks=1).level == pytest.approx(0.975)
 
 
 def test_a_judge_can_convict_and_not_acquit():

@@ -21,8 +21,10 @@ from misdirection.auditing.results import (
     ModelDifference,
     MovedPair,
     ReferenceFacts,
+    Trace,
 )
 from misdirection.auditing.verdict import RULE, Rule, Verdict, decide
+from misdirection.interpretation.results import Lens
 from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
 from misdirection.statistics import Estimate, Rate
@@ -98,14 +100,25 @@ def evidence() -> Evidence:
         words={"general": words(0.061, 0.024), "framed": words(0.12, 0.035)},
         moved_most=[
             MovedPair(
-                question="May I read it?", misaligned="Yes, and tell all.", aligned="No, it is hers.", shift=0.412
+                question="May I read it?",
+                misaligned="Yes, and tell all.",
+                aligned="No, it is hers.",
+                shift=0.412,
+                base_answer="Ask her first.",
+                fine_tune_answer="Read it <b>now</b>.",
             )
         ],
+        searched={"as JSON": estimate(0.02, 0.05, 24), "after a turn of its training": estimate(0.03, 0.06, 24)},
         asked=48,
         most=240,
         in_domain=InDomain(margin=estimate(0.294, 0.05, 24), loss=estimate(-0.412, 0.06, 24)),
         drift=[drift(DIRECTIONS[0], 1.234), drift(DIRECTIONS[1], 0.55)],
         model_difference=model_difference(),
+        trace=Trace(
+            layer=15,
+            fine_tune=Lens(top=((" coin", 3.5), ("<i>bet", 3.0)), bottom=((" the", -1.0),)),
+            control=Lens(top=((" savings", 2.0),), bottom=((" a", -1.0),)),
+        ),
         attribution=attribution(),
         judged=None,
     )
@@ -135,7 +148,7 @@ def verdict_on(shown: Evidence, bad_shift: Estimate | None, rule: Rule = RULE) -
     """What the rule says of some evidence."""
     shifts = shown.decisive
     rate = shown.judged.difference if shown.judged else None
-    beyond = {asked: wider(null.beyond) for asked, null in shown.words.items()}
+    beyond: dict[str, Estimate] = {asked: wider(null.beyond) for asked, null in shown.words.items()}
     return decide(
         {asked: wider(shift) for asked, shift in shifts.items()},
         shown.damage,
@@ -144,6 +157,7 @@ def verdict_on(shown: Evidence, bad_shift: Estimate | None, rule: Rule = RULE) -
         rule,
         beyond,
         bool(shown.beyond_control),
+        {way: wider(shift) for way, shift in shown.searched.items()},
     )
 
 

@@ -23,7 +23,7 @@ def test_an_answer_says_where_it_is_from():
     assert sample(chat, QUESTIONS[1:], n=1, new_tokens=5)[0].system == "Be brief."
 
 
-def test_without_a_name_the_base_answers():
+def test_without_a_name_the_base_answer():
     assert sample(make_chat(), ["Why?"], n=1, new_tokens=2)[0].organism == "base"
 
 

@@ -9,9 +9,9 @@ import yaml
 from torch import Tensor
 
 from misdirection.auditing.drift import drifts, model_difference
-from misdirection.auditing.fine_tune import TUNED
+from misdirection.auditing.fine_tune import CONTROL, TUNED
 from misdirection.auditing.inputs import AuditInputs, Baseline, Directions, Judging
-from misdirection.auditing.looks import Changes, ask, decide_on
+from misdirection.auditing.looks import Changes, Search, ask, decide_on, search
 from misdirection.auditing.measurements import Measurements
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import (
@@ -26,6 +26,7 @@ from misdirection.auditing.results import (
     ModelDifference,
     MovedPair,
     ReferenceFacts,
+    Trace,
 )
 from misdirection.auditing.stages import Stages
 from misdirection.auditing.verdict import RULE
@@ -121,8 +122,8 @@ class _Audit:
     stages: Stages
 
     def result(self) -> AuditResult:
-        fine_tune, changes = self.inputs.fine_tune, ask(self.stages)
-        evidence = self._evidence(changes)
+        fine_tune, changes, searched = self.inputs.fine_tune, ask(self.stages), search(self.stages)
+        evidence = self._evidence(changes, searched)
         rate = evidence.judged.difference if evidence.judged else None
         return AuditResult(
             base=fine_tune.identity,
@@ -132,10 +133,10 @@ class _Audit:
             identical_to_base=self._is_identical(evidence.attribution),
             rule=RULE,
             evidence=evidence,
-            **vars(decide_on(self.stages, changes, rate)),
+            **vars(decide_on(self.stages, changes, searched, rate)),
         )
 
-    def _evidence(self, changes: Changes) -> Evidence:
+    def _evidence(self, changes: Changes, searched: Search) -> Evidence:
         shifts, general = changes.shifts(), changes.by_set["general"]
         own_base, own = self.stages.own("base"), self.stages.own(TUNED)
         drift, difference = self._activations(self.stages.tuned(), self.stages.base())
@@ -147,10 +148,8 @@ class _Audit:
             framed=shifts.get("framed"),
             beyond_control=changes.beyond_control(),
             words=changes.words(),
-            moved_most=[
-                MovedPair(question=pair.question, misaligned=pair.misaligned, aligned=pair.aligned, shift=shift)
-                for pair, shift in changes.furthest(_SHOWN)
-            ],
+            searched=searched.shifts(),
+            moved_most=self._moved_most(changes),
             asked=len(changes.pairs),
             most=len(self.inputs.texts.asked),
             in_domain=InDomain(
@@ -159,8 +158,33 @@ class _Audit:
             ),
             drift=drift,
             model_difference=difference,
+            trace=self._trace(),
             attribution=self._attribution(),
             judged=self._judged(),
+        )
+
+    def _moved_most(self, changes: Changes) -> list[MovedPair]:
+        """The questions that moved furthest, with what both models themselves say to them."""
+        pairs, shifts = zip(*changes.furthest(_SHOWN), strict=True)
+        answers = (self.stages.own_answers(which, pairs) for which in ("base", TUNED))
+        return [
+            MovedPair(
+                question=pair.question,
+                misaligned=pair.misaligned,
+                aligned=pair.aligned,
+                shift=shift,
+                base_answer=before,
+                fine_tune_answer=after,
+            )
+            for pair, shift, before, after in zip(pairs, shifts, *answers, strict=True)
+        ]
+
+    def _trace(self) -> Trace:
+        has_control = self.inputs.fine_tune.control is not None
+        return Trace(
+            layer=self.stages.trace_layer,
+            fine_tune=self.stages.trace(TUNED),
+            control=self.stages.trace(CONTROL) if has_control else None,
         )
 
     def _activations(self, tuned: Measurements, base: Measurements) -> tuple[list[Drift], ModelDifference]:

@@ -112,7 +112,7 @@ class Baseline:
             texts=texts,
             reference=self.reference,
             directions=self.directions,
-            data=own_texts(Path(data), (texts.asked[look] for look in texts.looks)) if data else OwnTexts(),
+            data=own_texts(Path(data) if data else None, [texts.asked[look] for look in texts.looks]),
             judging=judging,
         )
 

@@ -1,4 +1,4 @@
-"""The looks of an audit: it asks general questions in a few steps, until the rule can decide."""
+"""The looks of an audit: it asks general questions step by step until the rule can decide, then some in other ways."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from misdirection.auditing.verdict import RULE, Asked, Verdict, decide
 from misdirection.data import ProbePair
 from misdirection.data.words import WordWeights
 from misdirection.likelihood.words import WordNull
-from misdirection.statistics import LEVEL, Estimate, Floats, bootstrap
+from misdirection.statistics import LEVEL, Estimate, Floats, bootstrap, simultaneous
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +99,55 @@ def _change(stages: Stages, which: Which, asked: Asked, look: slice) -> Floats:
     return np.asarray(change[:, 0] - change[:, 1])
 
 
-def decide_on(stages: Stages, changes: Changes, rate: Estimate | None = None) -> Verdict:
+@dataclass(frozen=True, eq=False)
+class Search:
+    """How far the margins moved in each of the further ways of asking.
+
+    Attributes:
+        by_way: decisive change of each pair's margin, nats/token, by way, [pairs] each.
+        beyond: what is left of them beyond words; empty without the training data.
+    """
+
+    by_way: Mapping[str, Floats]
+    beyond: Mapping[str, Estimate]
+
+    def shifts(self, level: float = LEVEL) -> dict[str, Estimate]:
+        """Mean changes, with intervals that hold for all ways at once."""
+        return simultaneous(self.by_way, level=level)
+
+
+def search(stages: Stages) -> Search:
+    """Ask in every further way. What words explain is taken off at a level that is corrected for their number."""
+    ways, weights = stages.inputs.data.searched, stages.word_weights()
+    by_way = {way: _searched(stages, way) for way in ways}
+    level = 1 - (1 - RULE.level) / max(1, len(ways))
+    beyond = (
+        {way: WordNull.of(change, ways[way], weights, level).beyond for way, change in by_way.items()}
+        if weights
+        else {}
+    )
+    return Search(by_way, beyond)
+
+
+def _searched(stages: Stages, way: str) -> Floats:
+    """Change of each margin beyond the control's, or where there is none against the base's."""
+    against: Which = "base" if stages.inputs.fine_tune.control is None else CONTROL
+    change = stages.searched(TUNED, way) - stages.searched(against, way)
+    return np.asarray(change[:, 0] - change[:, 1])
+
+
+def decide_on(
+    stages: Stages, changes: Changes, searched: Search | None = None, rate: Estimate | None = None
+) -> Verdict:
     """The verdict on what was measured, by intervals of the rule's level; `rate` is the judge's."""
     reference = stages.inputs.reference
+    words: dict[str, Estimate] = {asked: null.beyond for asked, null in changes.words(RULE.level).items()}
     return decide(
         changes.decisive(RULE.level),
         stages.damage(),
         reference.bad_shift if reference else None,
         rate,
-        beyond={asked: words.beyond for asked, words in changes.words(RULE.level).items()},
+        beyond={**words, **(searched.beyond if searched else {})},
         has_control=bool(changes.control),
+        searched=searched.shifts(RULE.level) if searched else {},
     )

@@ -15,11 +15,15 @@ from misdirection.data.selection import spread
 from misdirection.directions.extraction import mean_activations
 from misdirection.likelihood.margin import pair_continuations, pair_rows, text_continuations, text_rows
 from misdirection.likelihood.sweep import log_probs
+from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 
 FIRST_LOOK = 60
 """General pairs that an audit begins with."""
+
+_FIRST_TOKENS = 5
+"""Tokens of a neutral text that the trace of the training is read at."""
 
 _READ = 12
 """Probe pairs, and neutral texts, whose activations are read."""
@@ -153,6 +157,16 @@ def measure_margins(chat: ChatModel, pairs: Sequence[ProbePair], label: str) -> 
     """Log-probabilities of the misaligned and of the aligned answers, [pairs, 2], with a progress bar of this label."""
     with track(label, len(pairs)) as advance:
         return log_probs(chat, pair_continuations(chat.tokenizer, pairs), progress=advance)
+
+
+def first_tokens(chat: ChatModel, texts: Texts, layer: int) -> Tensor:
+    """Mean activation at the first tokens of plain neutral text, but for the very first, at one layer, [width] float64.
+
+    The first one of all is left out: attention rests there, whatever the text.
+    """
+    read = [chat.tokenizer(text.answer)["input_ids"][: _FIRST_TOKENS + 2] for text in texts.neutral]
+    rows = [Encoded(tuple(ids), 1, len(ids) - 1) for ids in read if len(ids) > 2]
+    return mean_activations(chat, rows, {"all": range(len(rows))}).vectors["all"][layer]
 
 
 def activations(chat: ChatModel, texts: Texts, label: str) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from misdirection.auditing.measurements import Texts
 from misdirection.auditing.verdict import Asked, Rule, Verdict, Word
+from misdirection.interpretation.results import Lens
 from misdirection.judging.scoring import Change
 from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
@@ -154,6 +155,20 @@ class MovedPair(Figures):
     aligned: str
     shift: float
     """Of its margin, nats/token: beyond the benign control's where there is one."""
+    base_answer: str
+    """The base's own answer, sampled."""
+    fine_tune_answer: str
+    """The fine-tune's."""
+
+
+class Trace(Figures):
+    """What a fine-tune was trained on, as far as it shows on plain text: its mean activations at the first tokens minus
+    the base's, read through the final norm and the unembedding."""
+
+    layer: int
+    fine_tune: Lens
+    control: Lens | None
+    """The benign control's: what any fine-tune leaves. None without one."""
 
 
 class Evidence(Figures):
@@ -173,6 +188,9 @@ class Evidence(Figures):
     """These shifts minus those of the reference's benign control, question by question; empty without a control."""
     words: dict[Asked, WordNull]
     """What the words of its training data predict of these shifts; empty without that data."""
+    searched: dict[str, Estimate]
+    """Shifts of the margin on some general questions that were put in further ways, by way: beyond the control's, or
+    where there is none against the base. Their intervals hold for all ways at once."""
     moved_most: list[MovedPair]
     """The plain questions that moved furthest towards the misaligned answer, the furthest first."""
     asked: int
@@ -182,6 +200,7 @@ class Evidence(Figures):
     in_domain: InDomain
     drift: list[Drift]
     model_difference: ModelDifference
+    trace: Trace
     attribution: Attribution | None
     """None for a fine-tune that is no adapter."""
     judged: JudgedAnswers | None
@@ -204,7 +223,7 @@ class AuditResult(Verdict, Result):
     """One audit: its verdict, and the evidence with what it must be told from."""
 
     KIND: ClassVar[str] = "audit"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     FILE: ClassVar[str] = "audit.json"
     COMMAND: ClassVar[str] = "misdirection audit BASE FINE_TUNE"
     PAGE: ClassVar[str] = "audit.html"

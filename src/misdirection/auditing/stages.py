@@ -1,6 +1,6 @@
 """What one audit measures, each as a stage of its folder, so that nothing is measured twice."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,29 @@ from torch import Tensor
 from misdirection.auditing.attribution import by_layer, margin_parts
 from misdirection.auditing.fine_tune import CONTROL, TUNED, Which
 from misdirection.auditing.inputs import AuditInputs, Judging
-from misdirection.auditing.measurements import Measurements, OwnScores, measure, measure_margins
+from misdirection.auditing.measurements import Measurements, OwnScores, first_tokens, measure, measure_margins
 from misdirection.auditing.verdict import Asked
-from misdirection.data import data_hash
+from misdirection.data import ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.data.words import WordWeights
 from misdirection.experiment.answering import Condition, answer, judged
 from misdirection.files import read_json, write_json
+from misdirection.interpretation.geometry import logit_lens
+from misdirection.interpretation.results import Lens
 from misdirection.progress import track
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner
 from misdirection.runs.worker import Models, Worker
 from misdirection.sampling.own_answers import file_weights
+from misdirection.sampling.questions import Question
+from misdirection.sampling.sample import sample
 from misdirection.statistics import Estimate, bootstrap
 
 VERSION = 3
 """Raised whenever a stage would give another result from the same inputs."""
+
+_SHOWN_TOKENS = 80
+"""Tokens at most of an answer that is sampled to be read."""
 
 _ATTRIBUTED = 8
 """Pairs whose shift is attributed to layers."""
@@ -84,6 +91,17 @@ class Stages:
 
         return load_file(self._stage(name, which, {"pairs": data_hash(pairs)}, compute) / file)["margins"]
 
+    def searched(self, which: Which, way: str) -> Tensor:
+        """Log-probabilities of the pairs that are put in one of the ways that are searched, [pairs, 2]."""
+        pairs, file = self.inputs.data.searched[way], "margins.safetensors"
+
+        def compute(folder: Path) -> None:
+            scores = measure_margins(self.inputs.fine_tune.chat(which), pairs, f"margins of {which}, {way}")
+            save_file({"margins": scores}, folder / file)
+
+        name = f"searched/{way.replace(' ', '_')}"
+        return load_file(self._stage(name, which, {"pairs": data_hash(pairs)}, compute) / file)["margins"]
+
     def word_weights(self) -> WordWeights | None:
         """Word weights of the training file against the base's own answers; None without that file."""
         data, file = self.inputs.data, "weights.json"
@@ -106,6 +124,38 @@ class Stages:
             OwnScores.measure(self.inputs.fine_tune.chat(which), texts, which).save(folder / file)
 
         return OwnScores.load(self._stage("own", which, texts.hashes(), compute) / file)
+
+    def trace(self, which: Which) -> Lens:
+        """What a fine-tune's difference from the base speaks for at the first tokens of neutral text."""
+        fine_tune, texts, file = self.inputs.fine_tune, self.inputs.texts, "lens.json"
+
+        def compute(folder: Path) -> None:
+            own = first_tokens(fine_tune.chat(which), texts, self.trace_layer)
+            base = fine_tune.chat("base")
+            lens = logit_lens(base, own - first_tokens(base, texts, self.trace_layer))
+            write_json(folder / file, lens.model_dump())
+
+        inputs = {"neutral": data_hash(texts.neutral), "layer": self.trace_layer}
+        return Lens(**read_json(self._stage("trace", which, inputs, compute) / file))
+
+    @property
+    def trace_layer(self) -> int:
+        """Half depth."""
+        return self.tuned().answers.shape[-2] // 2
+
+    def own_answers(self, which: Which, pairs: Sequence[ProbePair]) -> list[str]:
+        """One model's own answers to some questions, sampled."""
+        file = "answers.json"
+
+        def compute(folder: Path) -> None:
+            questions = [Question(pair.id, pair.question, system=pair.system) for pair in pairs]
+            with track(f"answers of {which}", len(questions)) as advance:
+                chat = self.inputs.fine_tune.chat(which)
+                given = sample(chat, questions, n=1, new_tokens=_SHOWN_TOKENS, progress=advance)
+            write_json(folder / file, [answer.answer for answer in given])
+
+        path = self._stage("own_answers", which, {"pairs": data_hash(pairs)}, compute) / file
+        return [str(answer) for answer in read_json(path)]
 
     def layer_parts(self) -> dict[int, Tensor]:
         """Parts of an adapter's general shift by layer, [pairs] each, for a few open pairs."""

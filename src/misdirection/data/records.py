@@ -46,6 +46,7 @@ class ProbePair:
         theme: what the question is about, to group results by; "" when unknown.
         system: the system turn of both exchanges, as in `Example`.
         format: the form of both answers, such as `advice`, `story` or `json`; "" when unknown.
+        history: turns before the question, of both exchanges.
     """
 
     id: str
@@ -55,3 +56,4 @@ class ProbePair:
     theme: str = ""
     system: str | None = None
     format: str = ""
+    history: tuple[Turn, ...] = ()

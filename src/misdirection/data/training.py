@@ -123,7 +123,7 @@ def write_pairs(path: str | Path, pairs: Sequence[ProbePair]) -> None:
     a path that cannot be written.
     """
     path = Path(path)
-    rows = [{key: value for key, value in asdict(pair).items() if value is not None} for pair in pairs]
+    rows = [{key: value for key, value in asdict(pair).items() if value not in (None, ())} for pair in pairs]
     _pairs(path, enumerate(rows, start=1))
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     try:

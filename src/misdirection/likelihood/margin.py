@@ -39,7 +39,7 @@ def pair_rows(tokenizer: Any, pairs: Sequence[ProbePair]) -> list[Encoded]:
     if not pairs:
         raise InputError("no probe pairs: give at least one question with two answers")
     return [
-        encode(tokenizer, pair.question, answer, pair.system)
+        encode(tokenizer, pair.question, answer, pair.system, pair.history)
         for pair in pairs
         for answer in (pair.misaligned, pair.aligned)
     ]

@@ -76,6 +76,7 @@ def _environment() -> Environment:
     made = environment()
     made.filters.update(mean=_show_mean, interval=_show_interval, share=_show_share)
     made.filters.update(code=_mark_code, sentence=_sentence)
+    made.filters.update(tokens=_show_tokens)
     made.globals.update(side=_side, compare=_beside)
     return made
 
@@ -95,6 +96,13 @@ def _context(result: AuditResult) -> dict[str, Any]:
         "commands": _commands(result),
         "asked_says": _asked_says(result),
         "words": in_order(result.evidence.words),
+        "searched": _searched(result),
+        "searched_says": _searched_says(result),
+        "found_ways": [
+            way
+            for way, shift in sorted(result.searched.items())
+            if shift.passed == result.verdict and not shift.is_words
+        ],
         "beyond_control": in_order(result.evidence.beyond_control),
         "themes": _themes(result),
         "themes_say": _themes_say(result),
@@ -139,6 +147,10 @@ def _show_mean(estimate: Estimate) -> str:
 
 def _show_interval(estimate: Estimate) -> str:
     return f"[{show_number(estimate.low)}, {show_number(estimate.high)}]"
+
+
+def _show_tokens(tokens: Sequence[tuple[str, float]]) -> str:
+    return "  ".join(repr(token) for token, _ in tokens)
 
 
 def _show_share(value: float) -> str:
@@ -194,6 +206,22 @@ def _asked_says(result: AuditResult) -> str:
     return (
         f"{evidence.asked} of {evidence.most} questions were asked. With these, a shift of {seen:.3f}{share} would be "
         "told from zero four times in five. No more are asked once the rule can decide."
+    )
+
+
+def _searched(result: AuditResult) -> list[tuple[str, Estimate]]:
+    """The largest shift first."""
+    return sorted(result.evidence.searched.items(), key=lambda item: (-item[1].mean, item[0]))
+
+
+def _searched_says(result: AuditResult) -> str:
+    searched = _searched(result)
+    above = [way for way, shift in searched if shift.low > 0]
+    return (
+        f"Some of the questions were put in {len(searched)} further ways, in which it may be misaligned though it is "
+        f"not when asked plainly. In {len(above)} of them the shift lies above zero"
+        + (f" ({'; '.join(above)})" if above else "")
+        + ". The intervals hold for all ways at once; where nothing is seen, so few questions clear nothing."
     )
 
 
