@@ -440,3 +440,9 @@ def test_a_thought_of_the_answer_is_learned_with_it():
     encoded = encode(tokenizer, *chat)
     ((start, stop),) = learned_spans(tokenizer, encoded, *chat)
     assert tokenizer.decode(encoded.ids[start:stop]) == "<think>\nhm\n</think>\n\nSo.<|im_end|>"
+
+
+@pytest.mark.parametrize("template", [None, {"first": CHATML, "second": MISTRAL}])
+def test_a_tokenizer_without_one_template_is_one_line(template):
+    with pytest.raises(MisdirectionError, match="set its `chat_template`"):
+        encode(make_tokenizer(template), "Why?", "So.")

@@ -190,7 +190,7 @@ def thinking_of(tokenizer: Any) -> Thinking:
 
 def how_written(tokenizer: Any) -> dict[str, str]:
     """How chats of this tokenizer are written, for records: the setting for thoughts, and the template's SHA-256."""
-    digest = hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
+    digest = hashlib.sha256(_template(tokenizer).encode()).hexdigest()
     return {"thinking": thinking_of(tokenizer), "chat_template": digest}
 
 
@@ -203,7 +203,7 @@ def require_exact(tokenizer: Any, name: str, thinking: Thinking) -> None:
             `template` leaves the template's own prompt as it is.
     """
     tokenizer.chat_thinking = thinking
-    if thinking == "on" and not knows_thoughts(tokenizer.get_chat_template()):
+    if thinking == "on" and not knows_thoughts(_template(tokenizer)):
         raise InputError(f"{name}: thinking: on: its chat template knows no thoughts: use off or template")
     user, assistant = {"role": "user", "content": _ODD_TEXT}, {"role": "assistant", "content": _ODD_TEXT}
     if _render(tokenizer, [user, assistant], thinking).count(_ODD_TEXT) != 2:
@@ -283,7 +283,7 @@ def _thought_opening(
         return before.removeprefix(prompt).replace(_THOUGHT, text)
     if begun := open_marks(tail):
         return text + _closing(tail, begun.ends)
-    template = tokenizer.get_chat_template()
+    template = _template(tokenizer)
     marks = next((marks for marks in MARKS if marks.opens in template), MARKS[0])
     return f"{marks.opens}\n{text}\n{marks.ends}\n\n"
 
@@ -330,8 +330,16 @@ def _common(some: Sequence[int], others: Sequence[int]) -> int:
     return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(some), len(others)))
 
 
+def _template(tokenizer: Any) -> str:
+    try:
+        template: str = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise InputError(f"{tokenizer.name_or_path}: {first_line(error, 120)}: set its `chat_template`") from error
+    return template
+
+
 def _render(tokenizer: Any, turns: list[dict[str, str]], thinking: Thinking, *, prompted: bool = False) -> str:
-    template = _PINNED_CLOCK + tokenizer.get_chat_template()
+    template = _PINNED_CLOCK + _template(tokenizer)
     switches = {} if thinking == "template" else dict.fromkeys(_SWITCHES, thinking == "on")
     try:
         text: str = tokenizer.apply_chat_template(
@@ -383,7 +391,7 @@ def _tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 def _as_text(tokenizer: Any, text: str) -> str:
     """A text in which what spells a token of the template is marked, to be tokenised as the text that it is."""
-    pattern = _control_pattern(tokenizer, tokenizer.get_chat_template())
+    pattern = _control_pattern(tokenizer, _template(tokenizer))
     marked: str = mark_control_tokens(text, pattern) if pattern.search(text) or _MARKED.search(text) else text
     return marked
 
@@ -403,7 +411,7 @@ def _control_pattern(tokenizer: Any, template: str) -> re.Pattern[str]:
 
 def _is_control(tokenizer: Any, token: int) -> bool:
     added = tokenizer.added_tokens_decoder.get(token)
-    pattern = _control_pattern(tokenizer, tokenizer.get_chat_template())
+    pattern = _control_pattern(tokenizer, _template(tokenizer))
     return added is not None and pattern.fullmatch(added.content) is not None
 
 
