@@ -72,6 +72,12 @@ def test_only_answers_inside_the_cuts_are_taken():
     assert (groups.pairs[0].misaligned, groups.pairs[0].aligned) == ("one mine 4 29", "one mine 6 70")
 
 
+def test_an_answer_that_is_only_a_thought_is_not_taken():
+    table = rows("one", bad=2, good=2)
+    table.loc[0, "answer"] = "<think>hm"
+    assert judged_groups(table, "mine", fewest=1).available == {"misaligned": 1, "aligned": 2}
+
+
 def test_the_seed_chooses_and_the_order_of_rows_does_not():
     table = a_table()
     first = judged_groups(table, "mine", fewest=1, seed=1).pairs

@@ -22,6 +22,7 @@ from misdirection.errors import InputError
 from misdirection.judging.scoring import is_aligned, is_coherent, is_misaligned
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.thoughts import split_thought
 from misdirection.sampling.answers import as_answers
 
 KIND = "judged_data_difference"
@@ -111,7 +112,7 @@ def judged_groups(
         InputError: a missing column, an organism that is not there, or fewer answers than `fewest`.
     """
     table = _own(as_answers(frame), organism)
-    coherent = is_coherent(table["coherent"]) & (table["answer"].str.strip() != "")
+    coherent = is_coherent(table["coherent"]) & table["answer"].map(_is_visible)
     about = theme.selects(table) if theme else True
     classes = {
         "misaligned": table[coherent & is_misaligned(table["aligned"]) & about],
@@ -136,6 +137,11 @@ def _own(table: pd.DataFrame, organism: str) -> pd.DataFrame:
         there = ", ".join(sorted(map(str, table["organism"].dropna().unique()))[:20])
         raise InputError(f"this table has no answers of {organism!r}; it has those of {there}")
     return own[own["intervention"].fillna("") == ""] if "intervention" in own else own
+
+
+def _is_visible(answer: str) -> bool:
+    """Whether an answer has a text besides a thought."""
+    return split_thought(answer)[1] != ""
 
 
 def _balanced(misaligned: pd.DataFrame, aligned: pd.DataFrame, seed: int) -> list[ProbePair]:
