@@ -1,7 +1,8 @@
 """Files that are whole or not there: written under a temporary name in the same folder, synced, then renamed.
 
-A folder is replaced only when this program wrote all that is in it: each one that is written here holds `MADE`, the
-list of its files with their hashes. The user's own files are refused, never deleted.
+Only what this program wrote, and nobody changed since, is replaced: `require_replaceable` decides. A folder that is
+written here as a whole holds `MADE`, the list of its files with their hashes; a single file is in a list
+beside it, `WRITTEN`. The user's own files are refused, never deleted.
 """
 
 import contextlib
@@ -27,6 +28,9 @@ TEMPORARY = ".misdirection-tmp-"
 
 MADE = ".misdirection.json"
 """In a folder that was written whole: what proves that its files are ours."""
+
+WRITTEN = ".misdirection-written"
+"""In a folder of the user's: a line for each file that we wrote there, hash and name, as `sha256sum` has them."""
 
 WORKING = "working.json"
 """In a working folder: what its files belong to."""
@@ -63,6 +67,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def atomic_output(path: Path) -> Iterator[Path]:
+    """The same for a file that the user names; an existing one is replaced when we wrote it.
+
+    Raises `InputError` before and after the context's block when `require_replaceable` does.
+    """
+    require_replaceable(path, folder=False)
+    with atomic_path(path) as temporary:
+        yield temporary
+        # Again: the block may have taken hours.
+        require_replaceable(path, folder=False)
+        _list_written(_target(path), sha256_file(temporary))
+
+
+@contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; an existing one of ours is replaced as a whole.
 
@@ -88,27 +106,53 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         remove(temporary)
 
 
-def require_replaceable(folder: Path) -> None:
-    """Refuse a folder that holds anything which this program did not write, or which was changed since.
+def require_replaceable(path: Path, *, folder: bool = True) -> None:
+    """Refuse a folder that holds anything which this program did not write, or which was changed since; or such a file.
 
-    `atomic_folder` asks by itself; ask earlier where much work comes before it.
+    `atomic_folder` and `atomic_output` ask by themselves; ask earlier where much work comes before them.
+
+    Args:
+        path: what would be written.
+        folder: whether that is a folder, or a file.
 
     Raises `InputError` that names the first foreign file.
     """
-    folder = _target(folder)
-    if not folder.exists():
+    path = _target(path)
+    if blocking := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
+        raise InputError(f"{blocking}: is a file, where a folder is needed for {path.name}: choose another name")
+    if not path.exists():
         return
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is a file, which is not replaced by a folder: choose another folder")
+    if path.is_dir() != folder:
+        kinds = ("file", "folder") if folder else ("folder", "file")
+        raise InputError(f"{path}: is a {kinds[0]}, which is not replaced by a {kinds[1]}: choose another name")
     try:
-        foreign = _foreign(folder)
+        foreign = _foreign(path) if folder else None if _was_written(path) else path.name
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); choose another folder") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); choose another name") from error
     if foreign:
-        raise InputError(
-            f"{folder}: holds {foreign}, which misdirection did not write, so that it is not replaced: move it away or "
-            "choose another folder"
+        holds = (
+            f"holds {foreign}, which misdirection did not write, or"
+            if folder
+            else "misdirection did not write it, or it"
         )
+        raise InputError(
+            f"{path}: {holds} was changed since, so that it is not replaced: move it away or choose another name"
+        )
+
+
+def _was_written(path: Path) -> bool:
+    """Whether a single file is as this program wrote it."""
+    digest = sha256_file(path)
+    listed = path.parent / WRITTEN
+    lines = listed.read_text("utf-8", "replace").splitlines() if listed.is_file() else []
+    return f"{digest}  {path.name}" in lines or _is_ours(path, _made(path.parent).get(path.name))
+
+
+def _list_written(path: Path, digest: str) -> None:
+    """Note a file before it takes its place, so that a kill in between leaves one that is known."""
+    # What is written into a folder of ours that is being made is in that one's own list.
+    if not any(part.startswith(TEMPORARY) for part in path.parts):
+        append(path.parent / WRITTEN, f"{digest}  {path.name}\n")
 
 
 def _foreign(folder: Path) -> str | None:

@@ -264,10 +264,11 @@ def test_no_pairs_are_not_written(tmp_path):
     assert refused(write_pairs, tmp_path / "pairs.jsonl", []).startswith(" no pairs; write")
 
 
-def test_a_missing_folder_is_refused(tmp_path):
-    path = tmp_path / "absent" / "pairs.jsonl"
-    message = refused(write_pairs, path, [ProbePair("1", "q", "good", "bad")])
-    assert message.startswith(" cannot be written (No such file or directory)")
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(MisdirectionError, match="file: is a file, where a folder is needed for pairs"):
+        write_pairs(tmp_path / "file" / "pairs.jsonl", [ProbePair("1", "q", "good", "bad")])
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_the_hash_does_not_depend_on_the_file(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from misdirection.directions.direction import Direction, Origin
 from misdirection.directions.formats import export_direction, import_direction
 from misdirection.errors import MisdirectionError
+from misdirection.files import WRITTEN, atomic_output
 
 LAYERS, WIDTH = 4, 32
 SUFFIXES = (".safetensors", ".npz", ".pt", ".gguf")
@@ -518,7 +519,8 @@ for path in sys.argv[1:]:
 def test_a_full_disk_keeps_the_old_file(tmp_path):
     paths = [tmp_path / f"d{suffix}" for suffix in SUFFIXES]
     for path in paths:
-        path.write_text("old")
+        with atomic_output(path) as temporary:
+            temporary.write_text("old")
     ran = subprocess.run(
         [sys.executable, "-c", FULL_DISK, *map(str, paths)], capture_output=True, text=True, check=True
     )
@@ -526,7 +528,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path):
     assert len(lines) == len(paths)
     assert all(str(path) in line and "cannot be written" in line for path, line in zip(paths, lines, strict=True))
     assert {path.read_text() for path in paths} == {"old"}
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert sorted(tmp_path.iterdir()) == sorted([*paths, tmp_path / WRITTEN])
 
 
 def test_numbers_of_the_machines_other_byte_order_are_read(tmp_path):

@@ -312,6 +312,8 @@ def test_a_stage_killed_in_the_middle_is_made_again_from_its_working_files(tmp_p
 
 
 def test_only_the_run_s_own_leftovers_are_removed(tmp_path):
+    with RunFolder.open(tmp_path, "x") as run:
+        run.stage("one", {}, write("a"))
     kept = tmp_path / "mine" / f"{TEMPORARY}x"
     kept.mkdir(parents=True)
     (tmp_path / ".tmp-mine").write_text("")
@@ -323,7 +325,7 @@ def test_only_the_run_s_own_leftovers_are_removed(tmp_path):
 
 def test_a_file_in_place_of_the_folder_is_one_line(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(MisdirectionError, match="run: cannot be used"), RunFolder.open(tmp_path / "run", "x"):
+    with pytest.raises(MisdirectionError, match="run: is a file"), RunFolder.open(tmp_path / "run", "x"):
         pass
 
 

@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from misdirection.errors import InputError, first_line
-from misdirection.files import atomic_path
+from misdirection.files import atomic_output, atomic_path
 
 
 def table_suffix(path: Path) -> str:
@@ -65,16 +65,17 @@ def _read_errors(path: Path) -> Iterator[str]:
         raise InputError(f"{path}: damaged, or not a {suffix} table ({first_line(error)}); make it again") from error
 
 
-def write_table(table: pd.DataFrame, path: str | Path) -> None:
+def write_table(table: pd.DataFrame, path: str | Path, *, output: bool = False) -> None:
     """Writes a `.parquet` or `.csv` table, without its index; whole or not at all.
 
     In CSV every text is quoted and otherwise left as it is: a NUL is written as the byte 0, which `read_table`, pandas
-    and pyarrow read back. An unquoted empty field is a missing value, a quoted one an empty text.
-    Raises `InputError` for another suffix and for values that the format cannot hold.
+    and pyarrow read back. An unquoted empty field is a missing value, a quoted one an empty text. Of an
+    `output`, a file that a user names for a new table, one that is there is replaced only when we wrote it.
+    Raises `InputError` for another suffix, for a file in the way, and for values that the format cannot hold.
     """
     path = Path(path)
     suffix = table_suffix(path)
-    with atomic_path(path) as temporary:
+    with (atomic_output if output else atomic_path)(path) as temporary:
         try:
             content = pa.Table.from_pandas(table, preserve_index=False)
             if suffix == ".parquet":

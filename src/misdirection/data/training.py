@@ -14,6 +14,7 @@ from typing import Any, Literal
 from misdirection.data.records import Example, ProbePair, Turn
 from misdirection.data.sources import read_source
 from misdirection.errors import InputError, MisdirectionError
+from misdirection.files import atomic_output
 
 Role = Literal["system", "user", "assistant"]
 
@@ -120,16 +121,14 @@ def write_pairs(path: str | Path, pairs: Sequence[ProbePair]) -> None:
     """Writes probe pairs so that `read_pairs` returns them unchanged; compressed when the name ends in `.gz`.
 
     Raises `InputError`, before anything is written, for pairs that `read_pairs` would refuse; and for
-    a path that cannot be written.
+    a path that cannot be written or holds a file of somebody else's.
     """
     path = Path(path)
     rows = [{key: value for key, value in asdict(pair).items() if value not in (None, ())} for pair in pairs]
     _pairs(path, enumerate(rows, start=1))
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    try:
-        path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); check its folder") from error
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def data_hash(rows: Sequence[Any]) -> str:

@@ -30,7 +30,7 @@ from torch import Tensor
 from misdirection.data import ProbePair, data_hash
 from misdirection.directions.extraction import Means, mean_activations
 from misdirection.errors import InputError
-from misdirection.files import atomic_path
+from misdirection.files import atomic_output
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat_model import ChatModel
@@ -99,9 +99,9 @@ class Direction:
         return self.vectors[layer]
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file with the origin in its metadata."""
+        """Writes a safetensors file with the origin in its metadata; raises as `require_replaceable` does."""
         metadata = {"format": FORMAT, "layers": LAYER_CONVENTION, "origin": json.dumps(asdict(self.origin))}
-        with atomic_path(Path(path)) as temporary:
+        with atomic_output(Path(path)) as temporary:
             save_file({"vectors": self.vectors.contiguous()}, temporary, metadata)
 
     @classmethod
@@ -112,7 +112,7 @@ class Direction:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise InputError(f"{path}: not a direction file ({FORMAT}): make one with `misdirection extract`")
-                return cls(file.get_tensor("vectors"), read_origin(metadata, path))
+                return cls(_checked(file.get_tensor("vectors"), path), read_origin(metadata, path))
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot read this direction ({error}); extract it again") from error
 
@@ -147,6 +147,13 @@ class Direction:
             )
 
 
+def _checked(vectors: Tensor, path: str | Path) -> Tensor:
+    """What a file holds as vectors, if they can be some: [layers, width], finite floats."""
+    if vectors.ndim != 2 or not vectors.numel() or not vectors.is_floating_point() or not vectors.isfinite().all():
+        raise InputError(f"{path}: its vectors are no finite floats [layers, width]: extract the direction again")
+    return vectors
+
+
 def _row(direction: Direction) -> str:
     """A row of an HTML table."""
     origin, norms = direction.origin, direction.vectors.norm(dim=-1)
@@ -171,6 +178,11 @@ class Directions(Mapping[str, Direction]):
     model_difference_aligned: Direction | None = None
     model_difference: Direction | None = None
 
+    @classmethod
+    def kinds(cls) -> list[str]:
+        """All that there may be."""
+        return [field.name for field in fields(cls)]
+
     def __getitem__(self, kind: str) -> Direction:
         if kind not in list(self):
             raise KeyError(f"no direction {kind!r}; there is {', '.join(self)}")
@@ -178,7 +190,7 @@ class Directions(Mapping[str, Direction]):
         return direction
 
     def __iter__(self) -> Iterator[str]:
-        return (field.name for field in fields(self) if getattr(self, field.name) is not None)
+        return (kind for kind in self.kinds() if getattr(self, kind) is not None)
 
     def __len__(self) -> int:
         return len(list(iter(self)))

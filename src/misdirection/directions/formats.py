@@ -32,7 +32,7 @@ from torch import Tensor
 
 from misdirection.directions.direction import FORMAT, LAYER_CONVENTION, Direction, Origin, read_origin
 from misdirection.errors import InputError, MisdirectionError, MissingPackage, first_line
-from misdirection.files import atomic_path, write_atomic
+from misdirection.files import atomic_output
 
 log = logging.getLogger("misdirection")
 
@@ -82,7 +82,8 @@ def export_direction(direction: Direction, path: str | Path, *, scale: float = 1
     if form.encode is None:
         _write_gguf(path, vectors, metadata, model_type or direction.origin.model)
     else:
-        write_atomic(path, form.encode(vectors, metadata))
+        with atomic_output(path) as temporary:
+            temporary.write_bytes(form.encode(vectors, metadata))
 
 
 def import_direction(
@@ -302,7 +303,7 @@ def _write_gguf(path: Path, vectors: Tensor, metadata: dict[str, str], hint: str
     # An empty string would not be written, and repeng reads no file without a hint.
     if not hint:
         raise InputError(f"{path}: a GGUF file names its model: give model_type (--model-type), as `llama`")
-    with atomic_path(path) as temporary, contextlib.closing(gguf.GGUFWriter(temporary, "controlvector")) as writer:
+    with atomic_output(path) as temporary, contextlib.closing(gguf.GGUFWriter(temporary, "controlvector")) as writer:
         writer.add_string("controlvector.model_hint", hint)
         writer.add_uint32("controlvector.layer_count", len(vectors) - 1)
         for name, text in metadata.items():

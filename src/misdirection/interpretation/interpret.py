@@ -17,6 +17,7 @@ from misdirection import data
 from misdirection.choices import BUNDLED, Dtype
 from misdirection.data import ProbePair
 from misdirection.directions.direction import Direction
+from misdirection.files import atomic_folder, require_replaceable
 from misdirection.interpretation import geometry
 from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interpretation.judged import JudgedSettings
@@ -122,6 +123,8 @@ def interpret_tables(
         scaled: judged answers under scaled adapters, which are counted.
         folder: where the results, the token reader's data and the page are written, if anywhere.
     """
+    if folder is not None:
+        require_replaceable(folder)
     published = read_published(scalars, answers) if scalars else None
     probes = published_probes(published) if published else []
     figures = AdapterFigures(
@@ -141,10 +144,10 @@ def interpret_tables(
     results = InterpretationResults(base=None, adapters=figures, seconds={})
     if folder is None:
         return results
-    folder.mkdir(parents=True, exist_ok=True)
-    if published:
-        _published_table(published).save(folder)
-    return _saved(results, folder)
+    with atomic_folder(folder) as temporary:
+        if published:
+            _published_table(published).save(temporary)
+        return _saved(results, temporary)
 
 
 def read_adapters(

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from misdirection.errors import InputError
@@ -27,6 +28,7 @@ from misdirection.files import (
     empty_working_folder,
     remove,
     remove_working_folder,
+    require_replaceable,
     set_aside,
     sha256_tree,
     write_atomic,
@@ -36,6 +38,7 @@ from misdirection.files import (
 log = logging.getLogger("misdirection")
 
 _WORK = ("work",)
+_EXPERIMENT = "experiment.yaml"
 _LOCK = ".lock"
 _MANIFEST = "manifest.jsonl"
 
@@ -59,13 +62,13 @@ class RunFolder:
         """Open `folder`, made if need be, for this process alone.
 
         The lock is the operating system's, so that it goes with a killed process. Raises `InputError` when
-        another process has the folder, when it is none of ours and holds a name that we write, or cannot be written.
+        another process has the folder, when it holds what is not ours or another kind of run, or cannot be written.
         """
-        _require_ours(folder)
+        require_run_folder(folder, experiment_yaml)
         lock = _lock(folder)
         try:
             _remove_leftovers(folder)
-            write_atomic(folder / "experiment.yaml", experiment_yaml)
+            write_atomic(folder / _EXPERIMENT, experiment_yaml)
             yield cls(folder, notify)
         finally:
             lock.release()
@@ -203,19 +206,36 @@ class RunFolder:
         return found
 
 
-def _require_ours(folder: Path) -> None:
-    """Refuse a folder in which no run was ever opened and which holds what a run would write over.
+def require_run_folder(folder: Path, experiment_yaml: str) -> None:
+    """Refuse a folder that holds what is not ours, and the run of another kind of command, which has the same names.
+
+    `RunFolder.open` asks by itself; ask earlier where work comes before it.
 
     The lock stays behind when a run ends, and a copy may leave it out: then a record in the manifest shows whose it is.
     """
-    if (folder / _LOCK).exists() or _has_record(folder / _MANIFEST):
-        return
-    for name in ("experiment.yaml", _MANIFEST, "artifacts", "partial"):
-        if os.path.lexists(folder / name):
-            raise InputError(
-                f"{folder}: holds {name}, which misdirection did not write, so that nothing is written there: choose "
-                "another --out"
-            )
+    if not _is_run(folder):
+        require_replaceable(folder)
+    elif (folder / _EXPERIMENT).is_file():
+        kinds = [_kind(text) for text in ((folder / _EXPERIMENT).read_text("utf-8", "replace"), experiment_yaml)]
+        if kinds[0] != kinds[1]:
+            raise InputError(f"{folder}: is the folder of another kind of run ({kinds[0]}): choose another --out")
+
+
+def _is_run(folder: Path) -> bool:
+    if _has_record(folder / _MANIFEST):
+        return True
+    # A start that was killed before its first stage was done.
+    ours = (_LOCK, _EXPERIMENT, _MANIFEST, "artifacts", "partial", f"{TEMPORARY}*")
+    return (folder / _LOCK).is_file() and all(any(map(path.match, ours)) for path in folder.iterdir())
+
+
+def _kind(experiment_yaml: str) -> str:
+    """What a run's file is about: its only key, such as `audit`; that of an experiment has many."""
+    try:
+        values = yaml.safe_load(experiment_yaml)
+    except yaml.YAMLError:
+        values = None
+    return next(iter(values)) if isinstance(values, dict) and len(values) == 1 else "experiment"
 
 
 def _has_record(manifest: Path) -> bool:

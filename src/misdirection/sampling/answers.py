@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pandas as pd
 from filelock import FileLock, Timeout
+from pandas.api.types import is_list_like
 
 from misdirection.data.jsonl import read_rows
 from misdirection.data.tables import read_table, require_columns, table_suffix, write_table
@@ -28,6 +29,9 @@ RUBRICS = ("aligned", "coherent", "medical", "financial", "gender")
 
 SCORED_BY = ("logprobs", "text")
 UNSCORED_BY = ("code", "refusal", "low_mass", "unparsable", "failed")
+
+_BEGINNING = b'{"question_id": '
+"""Every line of a journal begins so."""
 
 _TEXTS = ("question_id", "question", "system", "theme", "organism", "intervention", "experiment", "answer", "finish")
 _COUNTS = ("seed", "sample", "tokens")
@@ -166,11 +170,16 @@ def _read_journal(path: Path) -> dict[AnswerKey, Answer]:
 
 
 def _mend_last_line(path: Path) -> None:
-    """Completes a last line that lacks its line feed only, and drop one that is cut in half."""
+    """Completes a last line that lacks its line feed only, and drop one that is cut in half.
+
+    Raises `InputError` for a file of somebody else's, which is left as it is.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    if not (data.startswith(_BEGINNING) or _BEGINNING.startswith(data)):
+        raise InputError(f"{path}: is there, and holds no sampled answers: move it away or choose another --out")
     end = data.rfind(b"\n") + 1
     if end == len(data):
         return
@@ -207,14 +216,15 @@ def _storable(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def write_answers(table: pd.DataFrame | Iterable[Answer], path: str | Path) -> None:
+def write_answers(table: pd.DataFrame | Iterable[Answer], path: str | Path, *, output: bool = False) -> None:
     """Writes answers, judged or not, to a `.parquet` or `.csv` file; see `write_table`.
 
     Raises `InputError` for another suffix and for a table that `as_answers` refuses.
     """
     path = Path(path)
     table_suffix(path)
-    write_table(as_answers(table, str(path)) if isinstance(table, pd.DataFrame) else answers_frame(table), path)
+    answers = as_answers(table, str(path)) if isinstance(table, pd.DataFrame) else answers_frame(table)
+    write_table(answers, path, output=output)
 
 
 def read_answers(path: str | Path) -> pd.DataFrame:
@@ -242,6 +252,7 @@ def as_answers(frame: pd.DataFrame, name: str = "this table") -> pd.DataFrame:
     if "question_id" not in table:
         table["question_id"] = table["question"]
     for column in table.columns.intersection(list(_TEXTS)):
+        _refuse_rows(table[column].map(is_list_like), f"{name}: {{row}}, column {column}: holds no text; correct it")
         table[column] = table[column].astype("str")
     table["question_id"] = table["question_id"].fillna(table["question"])
     for column in table.columns.intersection(list(_COUNTS)):
