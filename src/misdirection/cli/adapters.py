@@ -87,7 +87,7 @@ def interpret(
     """
     from misdirection.interpretation.config import InterpretationConfig
 
-    _require_one_way(organism, run, folder, scalars, scaled)
+    _require_one_way(organism, run, folder, scalars, answers, scaled)
     if organism is None:
         from misdirection.interpretation.interpret import interpret_tables
 
@@ -115,13 +115,20 @@ def interpret(
 
 
 def _require_one_way(
-    organism: str | None, run: Path | None, folder: Path | None, scalars: Path | None, scaled: Path | None
+    organism: str | None,
+    run: Path | None,
+    folder: Path | None,
+    scalars: Path | None,
+    answers: Path | None,
+    scaled: Path | None,
 ) -> None:
     tables = scalars is not None or scaled is not None
     if (organism is None) != tables:
         raise InputError("interpret: give an organism, or tables that were measured elsewhere with --scalars")
     if organism is not None and (run is None) == (folder is None):
         raise InputError("interpret: give --run for an organism of a run, or --out for an adapter of its own")
+    if answers is not None and scalars is None:
+        raise InputError("--answers: goes with --scalars, whose tokens are of these answers")
     if tables and run is not None:
         raise InputError("--run: goes with an organism; tables are written to --out")
 

@@ -64,7 +64,8 @@ JudgeUrl = Annotated[
 ]
 Answers = Annotated[int, typer.Option("-n", min=1, help="With --judge: answers to each of eight questions.")]
 MaxCalls = Annotated[
-    int | None, typer.Option("--max-calls", help="With --judge: never make more paid calls than this, per model.")
+    int | None,
+    typer.Option("--max-calls", min=0, help="With --judge: never make more paid calls than this, per model."),
 ]
 
 

@@ -57,14 +57,17 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """The model's directions, one file per kind: misaligned minus aligned text, organism minus base."""
-    from misdirection.directions.direction import Direction
+    from misdirection.directions.direction import Direction, Directions
     from misdirection.directions.direction import extract as extract_directions
-    from misdirection.directions.judged import theme_remainder
+    from misdirection.directions.judged import REMAINDER, theme_remainder
+    from misdirection.files import require_replaceable
 
     if table is None and (organism or theme_column or theme_words):
         raise InputError("--name, --theme-column and --theme-words go with --from: name the judged table")
     if table is not None and pairs is not None:
         raise InputError("--pairs and --from: give one of them")
+    for kind in (*Directions.kinds(), REMAINDER):
+        require_replaceable(folder / f"{kind}.safetensors", folder=False)
     texts = read_probe_pairs(pairs)
     if table is not None:
         texts = _judged_pairs(table, organism or adapter or "base", theme_column, theme_words)
@@ -106,9 +109,10 @@ def compare(
     from misdirection.directions.convergence import compare as compare_directions
     from misdirection.directions.direction import Direction
 
-    if len(directions) < 2:
+    loaded = {str(path): Direction.load(path) for path in directions}
+    if len(loaded) < 2:
         raise InputError("compare: give at least two direction files")
-    cosines = compare_directions({str(path): Direction.load(path) for path in directions})
+    cosines = compare_directions(loaded)
     if as_json:
         print_figures(cosines, as_json)
         return

@@ -1,6 +1,12 @@
 """The commands in groups, the commonest first, each with an example: what `--help` shows."""
 
+import math
+from typing import Any
+
 import typer
+from typer.core import TyperCommand
+
+from misdirection.choices import MOST
 
 GROUPS = {
     "Audit and repair a fine-tune": {
@@ -47,8 +53,24 @@ GROUPS = {
 """The group of each command, and its example."""
 
 
+class CheckedCommand(TyperCommand):
+    """A command that refuses what no option means: nothing at all, numbers that are infinite or beyond all sizes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Typer's own parsing, and these refusals as its usage errors."""
+        for word in args:
+            if not word.strip() or (word.startswith("--") and word.find("=") == len(word) - 1):
+                raise typer.BadParameter(f"{word!r} gives an empty value: leave the option out, or give it one", ctx)
+        rest = super().parse_args(ctx, args)
+        for name, value in ctx.params.items():
+            for each in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(each, int | float) and not (math.isfinite(each) and abs(each) <= MOST):
+                    raise typer.BadParameter(f"{each} for {name}: give a number up to {MOST}", ctx)
+        return rest
+
+
 def arrange(app: typer.Typer) -> None:
-    """Give every command its group, place and example; a command without them is a `KeyError`."""
+    """Give every command its group, place, example and checks; a command without them is a `KeyError`."""
     places = {
         name: (place, group, example)
         for place, (name, group, example) in enumerate(
@@ -58,6 +80,7 @@ def arrange(app: typer.Typer) -> None:
     for command in app.registered_commands:
         _, command.rich_help_panel, example = places[command_name(command)]
         command.epilog = f"Example: {example}"
+        command.cls = CheckedCommand
     app.registered_commands.sort(key=lambda command: places[command_name(command)][0])
 
 

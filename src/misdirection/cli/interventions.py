@@ -28,7 +28,7 @@ from misdirection.cli.shared import (
 )
 from misdirection.errors import InputError
 
-Strength = Annotated[float, typer.Option("--strength", help="1 removes the whole component, 0 nothing.")]
+Strength = Annotated[float, typer.Option("--strength", min=0, help="1 removes the whole component, 0 nothing.")]
 
 
 @app.command()

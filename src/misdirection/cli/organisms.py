@@ -14,6 +14,7 @@ from misdirection.cli.shared import (
     Json,
     Model,
     Pairs,
+    Seed,
     TemplateOption,
     ThinkingOption,
     app,
@@ -48,7 +49,7 @@ def train(
     turns: Annotated[
         LearnedTurns, typer.Option("--turns", help="Of conversations: learn the last answer, or all of them.")
     ] = "last",
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    seed: Seed = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     thinking: ThinkingOption = "off",

@@ -5,6 +5,7 @@ to standard output; progress and notices go to standard error.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from misdirection.choices import BUNDLED as BUNDLED
-from misdirection.choices import Dtype, Positions, Thinking
+from misdirection.choices import DEVICE, Dtype, Positions, Thinking
 from misdirection.models.names import ModelName
 from misdirection.progress import console as notices
 
@@ -64,7 +65,17 @@ Adapter = Annotated[
     ),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps or balanced.")]
+
+
+def _device(device: str) -> str:
+    if not re.fullmatch(DEVICE, device):
+        raise typer.BadParameter(f"{device!r} is unknown: give auto, cpu, cuda, cuda:1, mps or balanced")
+    return device
+
+
+DeviceOption = Annotated[
+    str, typer.Option("--device", callback=_device, help="auto, cpu, cuda, cuda:1, mps or balanced.")
+]
 ThinkingOption = Annotated[
     Thinking,
     typer.Option("--thinking", help="off, on, or the chat template's own: whether it thinks before it answers."),
@@ -82,6 +93,7 @@ PositionsOption = Annotated[
     Positions, typer.Option("--positions", help="not_first (default), all (the paper's), prompt or answer.")
 ]
 DirectionFile = Annotated[Path, typer.Argument(help="A direction file that `extract` wrote.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of random numbers.")]
 Seeds = Annotated[int, typer.Option("--random-seeds", min=1, help="Random directions of the same norm beside it.")]
 WorkerCount = Annotated[
     int | None,

@@ -149,6 +149,8 @@ def _run_anywhere(work: Any, stop: Callable[[], None]) -> None:
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
+        if url.split() != [url]:
+            return False
         # Reading the port checks that it is a number.
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.fragment
     except ValueError:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,10 @@ def is_adapter(path: Path) -> bool:
 
 def recorded_base(folder: Path) -> str | None:
     """The base model that an adapter's own file names, as this package names it."""
-    named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    config = read_json(folder / ADAPTER_CONFIG)
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / ADAPTER_CONFIG}: must be an object, not {type(config).__name__}: make it again")
+    named = config.get("base_model_name_or_path")
     return own_name(str(named)) if named else None
 
 
@@ -58,11 +61,14 @@ def attach(
     folder = _adapter_folder(adapter, subfolder)
     options = {"revision": revision} | ({"subfolder": subfolder} if subfolder and not folder else {})
     with errors_in_one_line(str(adapter), "the adapter"):
-        config = PeftConfig.from_pretrained(str(folder or adapter), **options).to_dict()
+        peft_config = PeftConfig.from_pretrained(str(folder or adapter), **options)
+        _require_types(adapter, peft_config)
+        config = peft_config.to_dict()
         if reason := unmeasured(config):
             raise InputError(f"{adapter}: {reason}: its figures cannot be had here: fine-tune with a plain LoRA")
         weights = load_peft_weights(str(folder or adapter), "cpu", **options)
         _require_fit(weights, chat, adapter, config)
+        _require_finite(adapter, weights)
         base = BaseWeights.of(chat.network, _written_over(weights, config))
         with _undone(base), _strict_loading(adapter, chat, config):
             network = PeftModel.from_pretrained(chat.model, str(folder or adapter), **options)
@@ -168,6 +174,24 @@ def _adapter_folder(adapter: str | Path, subfolder: str | None) -> Path | None:
 
 
 # --- fit ----------------------------------------------------------------------------------------------------------
+
+
+_TYPES: dict[Any, Any] = {"bool": bool, "int": int | float, "float": int | float}
+
+
+def _require_types(adapter: str | Path, config: Any) -> None:
+    """Refuse numbers and switches of another type: PEFT takes any text for yes."""
+    for field in fields(config):
+        # As a class or, where the module postpones annotations, by its name.
+        kind, value = _TYPES.get(getattr(field.type, "__name__", field.type)), getattr(config, field.name)
+        if kind and not isinstance(value, kind):
+            raise InputError(f"{adapter}: {ADAPTER_CONFIG}: {field.name} is {value!r}: make the adapter again")
+
+
+def _require_finite(adapter: str | Path, weights: Mapping[str, Tensor]) -> None:
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{adapter}: {name} holds NaN or infinite values: train the adapter again")
 
 
 def _require_fit(

@@ -3,10 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 
+import torch
 import transformers
 from safetensors import SafetensorError
 
-from misdirection.errors import InputError, first_line
+from misdirection.errors import InputError, MisdirectionError, first_line
 
 
 @contextlib.contextmanager
@@ -16,11 +17,14 @@ def errors_in_one_line(name: str, what: str) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise InputError(f"{name}: {what} is damaged ({error}); fetch it or make it again") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{name}: {what} could not be loaded ({first_line(error, 200)}); check the name, the revision and the "
-            "network"
-        ) from error
+    except (MisdirectionError, MemoryError, torch.OutOfMemoryError):
+        raise
+    # The libraries raise whatever they like of a file that is somebody else's.
+    except Exception as error:
+        remedy = "check the name, the revision and the network"
+        if not isinstance(error, OSError | ValueError | KeyError):
+            remedy = "its files are damaged or of another kind: fetch it or make it again"
+        raise InputError(f"{name}: {what} could not be loaded ({first_line(error, 200)}); {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """Load a chat model: a bundled one, any Hugging Face id or folder, with or without a PEFT adapter."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from misdirection.choices import BUNDLED, Dtype, Thinking
+from misdirection.choices import BUNDLED, DEVICE, Dtype, Thinking
 from misdirection.errors import InputError
 from misdirection.models.adapters import attach, is_adapter, local_adapter
 from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder
@@ -48,14 +50,16 @@ def load(
         InputError: the model or adapter is not there, has no chat template or one whose ids could not be exact, or the
             two do not fit.
     """
+    device = checked_device(device)
     source = str(bundled_folder(model)) if model in BUNDLED_MODELS else _checked_source(model)
     if adapter and tuned is None:
         tuned = local_adapter(str(adapter), adapter_revision, subfolder)
     chats: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template, "tuned": tuned}
     tokenizer = load_tokenizer(source, model, revision, **chats)
-    device = best_device() if device == "auto" else device
     network = _load_network(source, model, revision, resolve_dtype(dtype, device), device)
     chat = ChatModel(network.eval(), tokenizer, model, revision)
+    if not chat.layers:
+        raise InputError(f"{model}: has no decoder block: fetch the model, or make it again")
     return attach(chat, adapter, subfolder=subfolder, revision=adapter_revision) if adapter else chat
 
 
@@ -64,6 +68,20 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def checked_device(device: str) -> str:
+    """The device that `device` means on this machine; `InputError` for one that is not there."""
+    if device == "auto":
+        return best_device()
+    if not re.fullmatch(DEVICE, device):
+        raise InputError(f"device {device!r}: unknown; give auto, cpu, cuda, cuda:1, mps or balanced")
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "balanced"):
+        there = getattr(torch, kind).device_count() if getattr(torch, kind).is_available() else 0
+        if int(number or 0) >= there:
+            raise InputError(f"device {device!r}: this machine has {there} of {kind}; give auto, or one that is there")
+    return device
 
 
 def resolve_dtype(dtype: Dtype, device: str) -> torch.dtype:
@@ -85,7 +103,21 @@ def resolve_dtype(dtype: Dtype, device: str) -> torch.dtype:
 def _load_network(source: str, name: str, revision: str | None, dtype: torch.dtype, device: str) -> Any:
     placement = "auto" if device == "balanced" else {"": device}
     with errors_in_one_line(name, "the model"), no_progress_bars():
-        return AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, device_map=placement)
+        network, found = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=dtype, device_map=placement, output_loading_info=True
+        )
+    # Transformers makes up what a file lacks, at random.
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(f"{name}: its files lack {len(missing)} weights, such as {missing[0]}: fetch or make it again")
+    _require_finite(name, network.state_dict())
+    return network
+
+
+def _require_finite(name: str, weights: Mapping[str, torch.Tensor]) -> None:
+    for key, value in weights.items():
+        # A sum in float32 is finite just when all are: weights are far from its limits.
+        if value.is_floating_point() and not value.is_meta and not value.sum(dtype=torch.float32).isfinite():
+            raise InputError(f"{name}: {key} holds NaN or infinite values: fetch it or make it again")
 
 
 def _checked_source(model: str) -> str:

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from misdirection.choices import LearnedTurns
 from misdirection.models.chat_model import ChatModel
 from misdirection.registry import Registry, nearest
+from misdirection.settings import Section, Seed
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,13 @@ def _known(name: str) -> str:
     return name
 
 
-class Recipe(BaseModel):
+class Recipe(Section):
     """An organism's adapter and optimiser (paper, section on model organisms).
 
     `recipe` chooses the adapter: `minimal` is nine rank-1 adapters on the MLP's down projection in the 3-3-3 pattern,
     `single` one at half depth, `all` rank 32 on every linear module of every layer; `custom` takes `rank`,
     `target_modules` and `layers` as they are given.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     recipe: Annotated[str, AfterValidator(_known)] = "minimal"
     """The name of a recipe, here or of another package."""
@@ -83,4 +82,4 @@ class Recipe(BaseModel):
     keep_checkpoints: bool = False
     """Keep the adapter of every checkpoint beside the finished one, to read how it grew."""
     gradient_checkpointing: bool = False
-    seed: int = 0
+    seed: Seed = 0

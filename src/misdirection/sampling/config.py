@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from misdirection.settings import Section
+from misdirection.settings import Section, Seed
 
 
 class VllmConfig(Section):
@@ -43,14 +43,14 @@ def _engine_as_written(value: EngineConfig) -> Any:
 class SamplingConfig(Section):
     """Answers of every model by the paper's protocol (section 2), for a judge."""
 
-    questions: tuple[str, ...] = ("first_plot",)
+    questions: tuple[str, ...] = Field(("first_plot",), min_length=1)
     """Shipped question sets, or YAML or text files."""
     n: int | None = Field(None, ge=1)
     """Answers to each question; by default as many as its file asks for, else 50."""
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     new_tokens: int = Field(600, ge=1)
-    seed: int = 0
+    seed: Seed = 0
     engine: Annotated[EngineConfig, BeforeValidator(_as_engine), PlainSerializer(_engine_as_written)] = EngineConfig()
     """`transformers`, `vllm`, or `vllm` with settings."""
     ablate: str | None = None

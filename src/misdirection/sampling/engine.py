@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from misdirection.choices import MOST
 from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.sampling.questions import Question
@@ -37,6 +38,8 @@ class SamplingParameters:
             raise InputError(f"top_p {self.top_p}: give a number above 0 and up to 1")
         if self.new_tokens < 1:
             raise InputError(f"new_tokens {self.new_tokens}: an answer needs at least 1 token")
+        if not 0 <= self.seed <= MOST:
+            raise InputError(f"seed {self.seed}: give a number from 0 to {MOST}")
 
 
 @dataclass(frozen=True)
