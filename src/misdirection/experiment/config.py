@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from misdirection.choices import Dtype, Thinking
+from misdirection.choices import DEVICE, Dtype, Thinking
 from misdirection.data.text import read_yaml
 from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interpretation.texts import QUESTION_SETS
@@ -15,6 +15,20 @@ from misdirection.organisms.recipe import Recipe
 from misdirection.registry import nearest
 from misdirection.sampling.config import SamplingConfig
 from misdirection.settings import Section, validate
+
+
+def _usable(name: str) -> str:
+    if not name.isprintable() or "/" in name or name.strip(" .") != name or not 0 < len(name.encode()) <= _LONGEST:
+        raise ValueError(f"{name!r} cannot name a file: give up to {_LONGEST} letters, without slashes and line breaks")
+    return name
+
+
+_LONGEST = 100
+
+Name = Annotated[str, AfterValidator(_usable)]
+"""What files and folders are called after."""
+
+Layer = Annotated[int, Field(ge=0)]
 
 
 class DomainFiles(Section):
@@ -48,8 +62,8 @@ class SteeringConfig(Section):
 
     direction: str
     """The organism whose direction is added."""
-    layers: tuple[int, ...]
-    scales: tuple[float, ...] = (1.0,)
+    layers: tuple[Layer, ...] = Field(min_length=1)
+    scales: tuple[float, ...] = Field((1.0,), min_length=1)
     questions: int = Field(24, ge=4)
     """How many general probe pairs, evenly taken from all."""
 
@@ -57,9 +71,9 @@ class SteeringConfig(Section):
 class AblationConfig(Section):
     """Ablation of each bad organism's direction in every model: the transfer matrix."""
 
-    layer: int
+    layer: Layer
     """Whose layer's vector is taken out of all layers."""
-    positions: tuple[Positions, ...] = ("not_first",)
+    positions: tuple[Positions, ...] = Field(("not_first",), min_length=1)
     """The first rule is used for the whole matrix, further ones for the first organism's own direction."""
     questions: int = Field(48, ge=4)
 
@@ -103,21 +117,21 @@ def _as_switch(value: Any) -> Any:
 class ExperimentConfig(Section):
     """A whole experiment."""
 
-    name: str
-    model: str
+    name: Name
+    model: str = Field(min_length=1)
     revision: str | None = None
     dtype: Dtype = "auto"
-    device: str = "auto"
+    device: str = Field("auto", pattern=f"^({DEVICE})$")
     thinking: Annotated[Thinking, BeforeValidator(_as_switch)] = "off"
     """Of a model that can think before it answers; see `misdirection.load`."""
     chat_template: str | None = None
     """The name of one of the model's several chat templates, or a file; the model's own when it is left out."""
-    domains: dict[str, Annotated[DomainFiles | None, BeforeValidator(_as_files)]]
+    domains: dict[Name, Annotated[DomainFiles | None, BeforeValidator(_as_files)]] = Field(min_length=1)
     """By name: `shipped`, or files."""
-    organisms: dict[str, OrganismConfig]
+    organisms: dict[Name, OrganismConfig] = Field(min_length=1)
     probe_pairs: Path | None = None
     """General probe pairs, JSONL; the shipped ones when it is left out."""
-    further_pairs: dict[str, Path] = Field(default_factory=dict)
+    further_pairs: dict[Name, Path] = Field(default_factory=dict)
     """Further probe pairs that the models are measured on, JSONL by name: an instrument of another author."""
     neutral: Path | None = None
     """Neutral text for damage; the shipped one when it is left out."""
@@ -162,6 +176,8 @@ class ExperimentConfig(Section):
             _known(self.steering.direction, self.organisms, "steering.direction")
         if self.interpretation:
             _known(self.interpretation.organism, self.organisms, "interpretation.organism")
+        if self.ablation and not self.bad_organisms:
+            raise ValueError("ablation: no organism has bad answers, and theirs are the directions: leave it out")
         if self.judge and not self.sampling:
             raise ValueError("judge: there is nothing to judge: add a `sampling` section")
         if self.sampling and self.sampling.ablate is not None:

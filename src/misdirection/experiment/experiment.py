@@ -22,6 +22,11 @@ from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import Compute, Runner, Task
 from misdirection.runs.worker import BASE
 
+_NO_PAIRS = (
+    "No domain has good answers beside its bad ones, so that no direction was read: convergence, steering, ablation "
+    "and what words predict are left out."
+)
+
 _PACKAGES = ("torch", "transformers", "peft", "trl", "numpy")
 
 
@@ -173,7 +178,7 @@ class Experiment:
         return RunResults(
             name=self.config.name,
             environment=self._environment(),
-            left_out=list(self.config.left_out),
+            left_out=[*self.config.left_out, *([] if self.texts.common_pairs else [_NO_PAIRS])],
             seconds=self.run.seconds(),
             extensions=extensions,
             **own,

@@ -8,14 +8,14 @@ from pathlib import Path
 import yaml
 
 from misdirection.errors import InputError
-from misdirection.experiment.answering import check_behaviour
+from misdirection.experiment.check import check_experiment
 from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.experiment import Experiment
 from misdirection.experiment.results import RunResults
 from misdirection.experiment.worker import open_worker
 from misdirection.interpretation.config import InterpretationConfig
 from misdirection.runs.cluster import Workers, connect
-from misdirection.runs.folder import RunFolder
+from misdirection.runs.folder import RunFolder, require_run_folder
 from misdirection.runs.ray_workers import RayRunner
 from misdirection.runs.tasks import LocalRunner
 
@@ -32,8 +32,9 @@ def run_experiment(config: ExperimentConfig, folder: str | Path, workers: Worker
         InputError: a configuration that cannot be run, or another process that works in the folder.
         WorkerError: tasks that fail again and again on the workers.
     """
-    check_behaviour(config.sampling, config.judge)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    require_run_folder(Path(folder), text)
+    check_experiment(config)
     with RunFolder.open(Path(folder), text) as run, _opened(config, run, workers) as experiment:
         experiment.make_all()
         experiment.results().save(Path(folder))

@@ -25,6 +25,14 @@ class ExperimentTexts:
         self._read = cache(data.read_examples)
         self._joined = cache(self._join)
 
+    def require_all(self) -> None:
+        """Read every text; raises `InputError` for one that cannot be used, and for an organism without any."""
+        assert self.measured_sets and self.neutral, "readers give no empty file"
+        for name, organism in self.config.organisms.items():
+            self.examples(organism, "held_out")
+            if not self.examples(organism, "train"):
+                raise InputError(f"organisms.{name}: its domain has too few rows to train on: give it more")
+
     @cached_property
     def identity(self) -> ModelIdentity:
         """The base model and how it computes: every result depends on it."""
@@ -91,11 +99,11 @@ class ExperimentTexts:
 
     @cached_property
     def common_pairs(self) -> list[ProbePair]:
-        """The text on which all organisms are compared with the base: the first domain that has pairs."""
+        """The text on which all organisms are compared with the base: the first domain that has pairs, if any has."""
         for name in self.config.domains:
             if pairs := self.domain_pairs(name, "train"):
                 return pairs[: self.config.extraction.pairs]
-        raise InputError("domains: none has good answers, so there are no pairs to extract directions from")
+        return []
 
     def _join(self, name: str) -> list[ProbePair]:
         """Pairs of the bad and the good answer to one question, from a domain's own files."""

@@ -360,7 +360,7 @@ CONVERGENCE = ReportFigure(
     "Left: directions between misaligned and aligned text inside one organism. The base null is the base model’s own "
     "direction on the same text. Right: directions from base to organism, as measured and with the control’s part "
     "removed. Bands span the organisms.",
-    lambda results: len(results.bad_organisms) > 1,
+    lambda results: len(results.bad_organisms) > 1 and bool(results.convergence.cosine),
     draw_convergence,
 )
 STEERING = ReportFigure(

@@ -31,7 +31,7 @@ class AnswersStage(Stage):
         """
         sampling, ablation = self.experiment.config.sampling, self.experiment.config.ablation
         models = self.experiment.models if sampling else []
-        if sampling is None or sampling.ablate is None or ablation is None:
+        if sampling is None or sampling.ablate is None or ablation is None or not self.experiment.texts.common_pairs:
             return [Condition(model) for model in models]
         vector = self.experiment.stage(MeansStage).direction(sampling.ablate)[ablation.layer]
         rule, vectors = ablation.positions[0], {sampling.ablate: vector, "random": random_like(vector, 0)}

@@ -111,12 +111,9 @@ class CellStage(Stage):
         return self.task(target, inputs, partial(_measure, by_stage, pairs, neutral, f"{label} in {target}"))
 
     def section(self) -> CellSection:
-        config = self.experiment.config
         steering = [self._effect(row) for batch in self.steering for row in batch.rows]
         transfer = [self._effect(row) for batch in self.transfer for row in batch.rows]
-        return CellSection(
-            steering=steering if config.steering else None, transfer=transfer if config.ablation else None
-        )
+        return CellSection(steering=steering or None, transfer=transfer or None)
 
     def _effect(self, row: Comparison[E]) -> E:
         """The change that a row's intervention made in its model, beside the mean of its random controls."""
@@ -151,7 +148,7 @@ class CellStage(Stage):
     def steering(self) -> list[Batch[SteeringEffect]]:
         """The base model steered with one organism's direction, layers x scales."""
         setting = self.experiment.config.steering
-        if setting is None:
+        if setting is None or not self.experiment.texts.common_pairs:
             return []
         starts = range(0, len(setting.layers), LAYERS_TOGETHER)
         return [self._steer_at(setting, setting.layers[start : start + LAYERS_TOGETHER]) for start in starts]
@@ -180,7 +177,7 @@ class CellStage(Stage):
 
     def _ablations(self) -> Iterator[Batch[AblationEffect]]:
         setting, bad = self.experiment.config.ablation, self.experiment.config.bad_organisms
-        if setting is None:
+        if setting is None or not self.experiment.texts.common_pairs:
             return
         first, *others = setting.positions
         for target in self.experiment.models:

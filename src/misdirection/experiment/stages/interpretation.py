@@ -46,7 +46,9 @@ class InterpretationStage(Stage):
             self.experiment.adapter(name),
             texts.identity,
             ReadTexts(domain if domain in texts.question_sets else None, texts.question_sets, texts.neutral),
-            {other: self.experiment.stage(MeansStage).direction(other) for other in config.bad_organisms},
+            {other: self.experiment.stage(MeansStage).direction(other) for other in config.bad_organisms}
+            if texts.common_pairs
+            else {},
             config.interpretation,
         )
         judged = self._judge_scaled if config.judge else None

@@ -28,12 +28,25 @@ from misdirection.experiment.results import (
     ModelDifference,
 )
 from misdirection.files import read_json, write_json
+from misdirection.models.weightless import read_structure
 from misdirection.progress import track
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import BASE, Worker
 
 TOP_CHANNELS = 5
 """So many channels of each direction are listed."""
+
+
+_NOTHING = Convergence(
+    cosine={},
+    base_null={},
+    base_pair_null={},
+    control_null={},
+    shuffled_null={},
+    split_half={},
+    model_difference=ModelDifference(cosine={}, control_removed={}, control_null={}, split_half={}),
+)
+"""Where no domain has pairs there are no directions."""
 
 
 class MeansStage(Stage):
@@ -53,6 +66,8 @@ class MeansStage(Stage):
 
     def tasks(self) -> list[Task]:
         texts = self.experiment.texts
+        if not texts.common_pairs:
+            return []
         wanted = {(model, self._common_text): texts.common_pairs for model in self.experiment.models}
         for organism in self.experiment.config.organisms:
             pairs = texts.direction_pairs(organism) or texts.common_pairs
@@ -82,10 +97,14 @@ class MeansStage(Stage):
         return Direction.load(self.artifact(f"{organism}/{self._own_text(organism)}") / "direction.safetensors")
 
     def section(self) -> MeansSection:
-        organisms = list(self.experiment.config.organisms)
+        organisms, texts = list(self.experiment.config.organisms), self.experiment.texts
+        if not texts.common_pairs:
+            chat = read_structure(self.experiment.config.model, self.experiment.config.revision).chat
+            sizes = BaseFigures(**dict(texts.identity), layers=len(chat.layers), width=chat.width)
+            return MeansSection(base=sizes, convergence=_NOTHING)
         layers, width = self.direction(organisms[0]).vectors.shape
         return MeansSection(
-            base=BaseFigures(**dict(self.experiment.texts.identity), layers=layers, width=width),
+            base=BaseFigures(**dict(texts.identity), layers=layers, width=width),
             convergence=convergence(
                 own={name: self.means(name, self._own_text(name)) for name in organisms},
                 base={name: self.means(BASE, self._own_text(name)) for name in organisms},
