@@ -555,7 +555,7 @@ TEXTS = {
 
 NOT_WRONG = {
     ("judge", "table"): ("no aligned",),
-    ("import", "model"): ("not there", "a line break", "of nothing", "an empty file"),
+    ("import", "model"): ("not there", "a line break", "of nothing", "an empty file", "too long"),
     ("bake", "device"): ("'cuda'", "'cuda:99'"),
 }
 """What is wrong elsewhere: a judge gives the scores, an import reads no model, weights are baked on no device."""
@@ -586,6 +586,8 @@ def _cases(command, parameter):
         yield from _file_cases(command, name)
     if is_output(command, name):
         yield _plain(command, name, "''", "")
+        yield _plain(command, name, "too long", f"./{'x' * 300}.csv")
+        yield Case(command, name, "a link to itself", lambda world, made: _loop(made))
 
 
 def is_output(command, name):
@@ -614,7 +616,8 @@ def _file_cases(command, name):
         "reference_folder",
     ) or command in ("report", "import"):
         yield _plain(command, name, "nothing", "")
-        for what, value in {"not there": "./gone", "a line break": "./a\nb.jsonl"}.items():
+        odd = {"a line break": "./a\nb.jsonl", "nobody's": "~nobody-here/x", "too long": f"./{'x' * 300}.jsonl"}
+        for what, value in {"not there": "./gone", **odd}.items():
             yield _plain(command, name, what, value)
         yield Case(command, name, "a folder of nothing", lambda world, made: made)
         yield Case(command, name, "an empty file", lambda world, made: _file(made, "empty.jsonl", b""))
@@ -666,6 +669,11 @@ def _file_cases(command, name):
         for what, _ in configurations({"organisms": {"single": {}}, "probe_pairs": ""}):
             if what not in RIGHT:
                 yield Case(command, name, what, lambda world, made, what=what: _configuration(world, made, what))
+
+
+def _loop(folder):
+    (folder / "loop.csv").symlink_to(folder / "loop.csv")
+    return folder / "loop.csv"
 
 
 def _file(folder, name, data):

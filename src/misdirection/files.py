@@ -194,7 +194,10 @@ def _keep_listed(path: Path) -> None:
 
 def _target(path: Path) -> Path:
     """Where a link leads: it stays, and what it names is written."""
-    return path.resolve() if path.is_symlink() else path
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: is a link that leads nowhere; choose another name") from error
 
 
 def empty_working_folder(folder: Path, key: Any, own: Collection[str] = ()) -> None:

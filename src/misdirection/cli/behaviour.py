@@ -156,7 +156,7 @@ def judge(
     target = file or table
     table_suffix(target)
     # Judged in its own place, a table keeps all that it had.
-    output = target.resolve() != table.resolve()
+    output = not (target == table or (target.exists() and table.exists() and target.samefile(table)))
     if output:
         require_replaceable(target, folder=False)
     rows, rubrics = read_answers(table), read_rubrics(rubric or ["alignment", "coherence"])

@@ -11,11 +11,12 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from misdirection.errors import EXIT_STATUS, DiskProblem, MemoryProblem, MisdirectionError, first_line
+from misdirection.errors import EXIT_STATUS, DiskProblem, InputError, MemoryProblem, MisdirectionError, first_line
 from misdirection.files import cache_folder
 from misdirection.progress import console
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_NAMES = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
 
 
 def end(error: BaseException) -> int:
@@ -65,6 +66,11 @@ def _problem(error: BaseException) -> MisdirectionError | None:
         return MemoryProblem(f"out of memory ({first_line(error)}); take a smaller model or batch, or another --device")
     if isinstance(error, OSError) and error.errno in _DISK:
         return DiskProblem(f"{error.filename or 'disk'}: cannot be written ({error.strerror}); free space")
+    if isinstance(error, OSError) and error.errno in _NAMES:
+        return InputError(f"{error.filename}: {error.strerror}; give another name")
+    # What `Path.resolve` raises of a link to itself, before Python 3.13.
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        return InputError(f"{first_line(error)}; give another name")
     return None
 
 

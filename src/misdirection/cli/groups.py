@@ -1,6 +1,7 @@
 """The commands in groups, the commonest first, each with an example: what `--help` shows."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -61,12 +62,21 @@ class CheckedCommand(TyperCommand):
         for word in args:
             if not word.strip() or (word.startswith("--") and word.find("=") == len(word) - 1):
                 raise typer.BadParameter(f"{word!r} gives an empty value: leave the option out, or give it one", ctx)
+            if word.startswith("~"):
+                _require_home(word, ctx)
         rest = super().parse_args(ctx, args)
         for name, value in ctx.params.items():
             for each in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(each, int | float) and not (math.isfinite(each) and abs(each) <= MOST):
                     raise typer.BadParameter(f"{each} for {name}: give a number up to {MOST}", ctx)
         return rest
+
+
+def _require_home(word: str, ctx: Any) -> None:
+    try:
+        Path(word).expanduser()
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{word!r}: there is no such home folder", ctx) from error
 
 
 def arrange(app: typer.Typer) -> None:

@@ -42,9 +42,18 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; the parser itself would drop the earlier value of a key that stands twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        repeated = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"the key {repeated!r} stands twice in one object")
+    return values
+
+
 def _parse(path: Path, line: int, raw: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(raw.decode("utf-8"))
+        row = json.loads(raw.decode("utf-8"), object_pairs_hook=_each_once)
     except UnicodeDecodeError as error:
         remedy = "save the file as UTF-8, or end its name in .gz if it is compressed"
         raise InputError(f"{path}:{line}: not UTF-8 text; {remedy}") from error
