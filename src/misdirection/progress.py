@@ -18,7 +18,9 @@ from rich.text import Text
 console = Console(stderr=True, markup=False)
 
 EVERY = 30.0
-"""Seconds between two plain lines; work that takes less gets none."""
+"""Seconds between two plain lines, whatever they are about: many short parts of a long work are told of, too."""
+
+_last_line = time.monotonic()
 
 
 @contextlib.contextmanager
@@ -67,15 +69,17 @@ def _shown(label: str, total: int | None) -> Iterator[Show]:
 
 
 def _plain_lines() -> Show:
-    """Prints a line every `EVERY` seconds, and one at the end of work that had a line before."""
-    started = last = time.monotonic()
+    """Prints a line where the last one is `EVERY` seconds ago, and one at the end of work that had a line before."""
+    started = time.monotonic()
+    is_told = False
 
     def show(label: str, done: int, total: int) -> None:
-        nonlocal last
+        nonlocal is_told
+        global _last_line
         now = time.monotonic()
-        if now - last >= EVERY or (last > started and done >= total):
-            last = now
-            times = _times(now - started, done / (now - started), total - done)
+        if now - _last_line >= EVERY or (is_told and done >= total):
+            _last_line, is_told = now, True
+            times = _times(now - started, done / max(now - started, 1e-9), total - done)
             console.print(f"{label}: {done} of {total}, {times}", highlight=False, soft_wrap=True)
 
     return show

@@ -53,6 +53,14 @@ class Estimate:
     n: int
     p: float | None = None
 
+    def __str__(self) -> str:
+        return f"{self.interval}, n={self.n}"
+
+    @property
+    def interval(self) -> str:
+        """Mean and bounds in words, with their signs; what rounds to zero has no minus."""
+        return f"{self.mean:+z.3f} [{self.low:+z.3f}, {self.high:+z.3f}]"
+
     @property
     def detectable(self) -> float:
         """The mean that as many questions show four times in five, at 5%: 2.8 standard errors, read off the 95%

@@ -6,6 +6,7 @@ The folder is a run whose stages are audits: those that hold are not made again,
     artifacts/audit/NAME/           its audit
 """
 
+import logging
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ from misdirection.runs.worker import BASE, Models, Worker
 
 TABLE = "audits.csv"
 
+log = logging.getLogger("misdirection")
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -52,26 +55,28 @@ class Listed:
     source: str
 
 
-def read_list(path: Path) -> list[Listed]:
+def read_list(path: Path) -> tuple[list[Listed], list[str]]:
     """Read a list: on each line a fine-tune and perhaps its training file, quoted as in a shell; `#` begins a comment.
 
-    Raises `InputError` that names the file and the line.
+    Gives its lines, and what is wrong with those that cannot be read. Raises `InputError` where it names nothing.
     """
-    lines = [_listed(line, f"{path}:{number}") for number, line in enumerate(read_text(path).splitlines(), start=1)]
-    listed = [line for line in lines if line]
-    if not listed:
+    listed, failed = [], []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            if words := _words(line):
+                listed.append(Listed(words[0], Path(words[1]) if len(words) == 2 else None, f"{path}:{number}"))
+        except ValueError as error:
+            failed.append(f"{path}:{number}: {error}")
+    if not (listed or failed):
         raise InputError(f"{path}: names no fine-tune; write one on each line")
-    return listed
+    return listed, failed
 
 
-def _listed(line: str, source: str) -> Listed | None:
-    try:
-        words = shlex.split(line, comments=True)
-    except ValueError as error:
-        raise InputError(f"{source}: {error}; close the quotes") from error
+def _words(line: str) -> list[str]:
+    words = shlex.split(line, comments=True)
     if len(words) > 2:
-        raise InputError(f"{source}: {len(words)} words: FINE_TUNE [TRAINING_FILE]; quote spaces")
-    return Listed(words[0], Path(words[1]) if len(words) == 2 else None, source) if words else None
+        raise ValueError(f"{len(words)} words: FINE_TUNE [TRAINING_FILE]; quote spaces")
+    return words
 
 
 def audit_many(
@@ -98,16 +103,22 @@ def audit_many(
         device: as in `load`.
 
     Raises:
-        InputError: a list that cannot be read, a fine-tune that is not there, or what `audit` raises of a reference.
+        InputError: a file that is no list or has no line that can be audited, or what `audit` raises of a reference.
     """
     baseline = Baseline.open(base, reference, directions, dtype, device)
+    listed, failed = read_list(Path(fine_tunes))
     inputs = []
-    for line in read_list(Path(fine_tunes)):
+    for line in listed:
         try:
             inputs.append(baseline.inputs(line.fine_tune, line.data))
         except MisdirectionError as error:
-            raise type(error)(f"{line.source}: {error}") from error
-    return run_audits(inputs, Path(out) if out else many_folder(fine_tunes), workers)
+            failed.append(f"{line.source}: {error}")
+    if not inputs:
+        raise InputError("; ".join(failed))
+    for failure in failed:
+        log.warning("%s; the others are audited", failure)
+    made = run_audits(inputs, Path(out) if out else many_folder(fine_tunes), workers)
+    return made.model_copy(update={"failed": [*failed, *made.failed]})
 
 
 def many_folder(fine_tunes: str | Path) -> Path:
@@ -135,7 +146,8 @@ def run_audits(inputs: Sequence[AuditInputs], folder: Path, workers: Workers | N
                 failed.append(str(error))
         made = [run.artifact(task.stage) for task in tasks if not run.missing(task.stages)]
         rows = [_row(AuditResult.load(audit), audit) for audit in made]
-    write_atomic(folder / TABLE, pd.DataFrame([_flat(row) for row in rows]).to_csv(index=False))
+    if rows:
+        write_atomic(folder / TABLE, pd.DataFrame([_flat(row) for row in rows]).to_csv(index=False))
     return AuditTable(audits=rows, failed=failed)
 
 
@@ -209,6 +221,7 @@ def _row(result: AuditResult, folder: Path) -> AuditRow:
         fine_tune=result.fine_tune.name,
         verdict=result.verdict,
         shift=result.evidence.general,
+        beyond_control=result.evidence.beyond_control.get("general"),
         framed=result.evidence.framed,
         damage=result.evidence.damage,
         because="; ".join(result.because),
@@ -219,8 +232,10 @@ def _row(result: AuditResult, folder: Path) -> AuditRow:
 def _flat(row: AuditRow) -> dict[str, Any]:
     """The row of the table: each estimate's mean under its name, and its bounds and count beside it; nats/token."""
     figures = {
-        f"{name}_{part}" if part != "mean" else name: asdict(estimate)[part] if estimate else None
-        for name, estimate in (("shift", row.shift), ("framed", row.framed), ("damage", row.damage))
+        f"{name}_{part}" if part != "mean" else name: asdict(estimate)[part]
+        if (estimate := getattr(row, name))
+        else None
+        for name in ("shift", "beyond_control", "framed", "damage")
         for part in ("mean", "low", "high", "n")
     }
     return {"fine_tune": row.fine_tune, "verdict": row.verdict, **figures, "because": row.because, "page": row.page}

@@ -70,9 +70,7 @@ class Reference:
     folder: Path | None = None
 
     def __repr__(self) -> str:
-        shift = self.bad_shift
-        interval = f"{shift.mean:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}]"
-        return f"Reference({self.identity.model!r}, bad: {', '.join(self.bad)}, bad shift {interval})"
+        return f"Reference({self.identity.model!r}, bad: {', '.join(self.bad)}, bad shift {self.bad_shift.interval})"
 
     @cached_property
     def shifts(self) -> dict[str, Estimate]:
@@ -235,8 +233,8 @@ def keep_reference(config: ExperimentConfig, run_folder: Path, names: Sequence[s
     shift = made.bad_shift
     if shift.low <= 0:
         raise InputError(
-            f"{config.model}: its bad fine-tunes moved the margin no further than their controls ({shift.mean:+.3f} "
-            f"[{shift.low:+.3f}, {shift.high:+.3f}] nats/token), so that no audit could be decided by it: have answers "
+            f"{config.model}: its bad fine-tunes moved the margin no further than their controls "
+            f"({shift.interval} nats/token), so that no audit could be decided by it: have answers "
             "judged (`misdirection audit --judge`), or give --direction for evidence without a verdict"
         )
     return made.save(default_folder(config.model, config.revision))

@@ -238,9 +238,7 @@ class AuditResult(Verdict, Result):
     evidence: Evidence
 
     def __repr__(self) -> str:
-        shift = self.evidence.general
-        interval = f"{shift.mean:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}], n={shift.n}"
-        return f"AuditResult({self.fine_tune.name!r}: {self.verdict}, general margin shift {interval})"
+        return f"AuditResult({self.fine_tune.name!r}: {self.verdict}, general margin shift {self.evidence.general})"
 
 
 class AuditRow(Figures):
@@ -249,6 +247,8 @@ class AuditRow(Figures):
     fine_tune: str
     verdict: Word
     shift: Estimate
+    beyond_control: Estimate | None
+    """The same beyond the benign control's, which the verdict rests on; None without a control."""
     framed: Estimate | None
     damage: Estimate
     because: str

@@ -8,8 +8,6 @@ import os
 import sys
 import warnings
 
-from rich.logging import RichHandler
-
 from misdirection.cli import (
     adapters,
     audit,
@@ -56,8 +54,18 @@ def main() -> None:
         sys.exit(end(error))
 
 
+class _Lines(logging.Handler):
+    """Shows a record as one line on standard error; only a warning is called one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it, above a bar of progress if there is one."""
+        is_warning = record.levelno >= logging.WARNING
+        text, style = f"{'warning: ' * is_warning}{self.format(record)}", "yellow" if is_warning else ""
+        console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
 def _set_up_messages() -> None:
-    """Our own warnings go to standard error, a line each; those for the libraries' authors go nowhere."""
+    """What this package has to say goes to standard error, a line each; what is for the libraries' authors nowhere."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The Hub's client tells of every retry, twice; the error that follows names the host.
@@ -65,7 +73,8 @@ def _set_up_messages() -> None:
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
-        handlers=[RichHandler(console=console, show_time=False, show_path=False)],
+        handlers=[_Lines()],
     )
+    logging.getLogger("misdirection").setLevel(logging.INFO)
     # Bitsandbytes tells of every kernel that it did not find.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from misdirection.cli.shared import (
     BUNDLED,
@@ -16,6 +16,7 @@ from misdirection.cli.shared import (
     app,
     out,
     print_figures,
+    print_table,
     read_probe_pairs,
 )
 from misdirection.errors import InputError
@@ -143,25 +144,26 @@ def _print(figures: "AdapterFigures", folder: Path | None, as_json: bool) -> Non
         return
     for table in (_probe_table(figures), _role_table(figures), _scaling_table(figures)):
         if table.row_count:
-            out.print(table)
+            print_table(table)
     for finding in find_in_adapters(figures):
-        out.print(f"{'+' if finding.holds else '-'} {finding.claim} {finding.evidence}", soft_wrap=True)
+        mark = {True: "holds", False: "does not hold", None: "not measured"}[finding.holds]
+        out.print(f"{mark}: {finding.claim}\n    {finding.evidence}", soft_wrap=True, highlight=False)
 
 
 def _probe_table(figures: "AdapterFigures") -> Table:
     """Probes on single tokens; those on an answer's maximum and mean are in the JSON and the report."""
-    table = Table("probe", "split by", "AUROC", "null AUROC", "leading coefficients")
+    table = Table(Column("probe", overflow="fold"), "split by", "AUROC", "null AUROC", "leading coefficients")
     for probe in figures.probes:
         if probe.pooling == "token":
             means = {name: sum(values) / len(values) for name, values in probe.coefficients.items()}
             leading = sorted(means, key=lambda name: -abs(means[name]))[:2]
-            shown = "\n".join(f"{name} {means[name]:+.2f}" for name in leading) or f"({probe.features})"
+            shown = "\n".join(f"{name} {means[name]:+z.2f}" for name in leading) or f"({probe.features})"
             table.add_row(probe.name, probe.split, str(probe.auroc), str(probe.null_auroc), shown)
     return table
 
 
 def _role_table(figures: "AdapterFigures") -> Table:
-    table = Table("layer", "role", "because")
+    table = Table("layer", "role", Column("because", overflow="fold"))
     for role in figures.roles:
         table.add_row(str(role.layer), role.role, role.rule)
     return table

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from misdirection.choices import Dtype
 from misdirection.cli.shared import (
     BUNDLED,
+    NATS,
     DeviceOption,
     DtypeOption,
     Json,
@@ -21,6 +22,7 @@ from misdirection.cli.shared import (
     app,
     out,
     print_figures,
+    print_table,
     reference,
     workers_for,
 )
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from misdirection.auditing.results import AuditResult, AuditTable
     from misdirection.repairing.results import Repair, RepairResult
     from misdirection.runs.cluster import Workers
-    from misdirection.statistics import Estimate
 
 Base = Annotated[
     str, typer.Argument(help="The base model: `smollm2-135m` or `gemma3-270m` (bundled), a folder, or ID\\[@REVISION].")
@@ -81,7 +82,7 @@ def reference_(
 
     made = make_reference(base, dtype=dtype, device=device)
     figures = {f"{name}: general shift": shift.as_dict() for name, shift in made.shifts.items()}
-    print_figures({"folder": str(made.folder), **figures}, as_json)
+    print_figures({"folder": str(made.folder), **figures}, as_json, unit=NATS)
 
 
 @app.command()
@@ -178,21 +179,20 @@ def _audit_many(
     if as_json:
         print_figures(table.model_dump(mode="json"), as_json)
     else:
-        out.print(_many_table(table))
+        print_table(_many_table(table))
     if table.failed:
-        raise InputError("; ".join(table.failed))
+        for failure in table.failed:
+            notices.print(failure, style="red", highlight=False, soft_wrap=True)
+        raise InputError(f"{many}: {len(table.failed)} could not be audited, {len(table.audits)} were")
     sys.exit(EXIT_STATUS[worst(row.verdict for row in table.audits)])
 
 
 def _many_table(table: "AuditTable") -> Table:
-    shown = Table(Column("fine-tune", overflow="fold"), "verdict", "general shift", "damage")
+    against = "shift beyond the control" if any(row.beyond_control for row in table.audits) else "general shift"
+    shown = Table(Column("fine-tune", overflow="fold"), "verdict", against, "damage")
     for row in table.audits:
-        shown.add_row(row.fine_tune, row.verdict, _interval(row.shift), _interval(row.damage))
+        shown.add_row(row.fine_tune, row.verdict, (row.beyond_control or row.shift).interval, row.damage.interval)
     return shown
-
-
-def _interval(estimate: "Estimate") -> str:
-    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
 def _print_audit(result: "AuditResult", folder: Path, as_json: bool) -> None:
@@ -212,10 +212,10 @@ def _print_audit(result: "AuditResult", folder: Path, as_json: bool) -> None:
         "in-domain loss change": evidence.in_domain.loss,
         "damage": evidence.damage,
     }
-    print_figures({name: estimate.as_dict() for name, estimate in rows.items() if estimate}, as_json)
+    print_figures({name: estimate.as_dict() for name, estimate in rows.items() if estimate}, as_json, unit=NATS)
     shown = f"a shift of {evidence.detectable:.3f} nats/token would be told from zero four times in five"
     seen = f"{evidence.asked} of {evidence.most} general questions were asked: with these, {shown}"
-    out.print(result.verdict.upper(), *result.because, seen, sep="\n- ", soft_wrap=True, highlight=False)
+    out.print(result.verdict.upper(), *result.because, seen, sep="\n  ", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -263,7 +263,7 @@ def repair(
 
 def _print_repair(result: "RepairResult", done: "Repair") -> None:
     check = done.check
-    out.print(_front_table(done))
+    print_table(_front_table(done))
     if check.broken:
         out.print("BROKEN: its answers repeat themselves; it is no repair", highlight=False)
     rows = {
@@ -276,8 +276,8 @@ def _print_repair(result: "RepairResult", done: "Repair") -> None:
     }
     if result.after:
         audits = {"audit before": result.before, "audit after": result.after}
-        rows |= {name: f"{each.verdict}, {_interval(each.evidence.general)}" for name, each in audits.items()}
-    print_figures(rows, as_json=False)
+        rows |= {name: f"{each.verdict}, {each.evidence.general.interval}" for name, each in audits.items()}
+    print_figures(rows, as_json=False, unit=NATS)
 
 
 def _front_table(done: "Repair") -> Table:
@@ -285,7 +285,7 @@ def _front_table(done: "Repair") -> Table:
     table = Table("turn", "scale", "projection", "gone", "kept", "damage", "")
     for trial in (done.tried[number] for number in done.front):
         tried, effect = trial.candidate, trial.outcome
-        figures = (f"{value:+.2f}" for value in (effect.gone, effect.kept, effect.damage))
+        figures = (f"{value:+z.2f}" for value in (effect.gone, effect.kept, effect.damage))
         mark = "chosen" if tried == done.candidate else ""
         table.add_row(f"{tried.turn:.1f}", f"{tried.scale:.2f}", tried.projection, *figures, mark)
     return table

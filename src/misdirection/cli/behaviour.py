@@ -21,8 +21,8 @@ from misdirection.cli.shared import (
     TemplateOption,
     ThinkingOption,
     app,
-    out,
     print_figures,
+    print_table,
 )
 from misdirection.errors import InputError
 from misdirection.progress import console as notices
@@ -228,13 +228,12 @@ def score(
     if as_json:
         print_figures({"groups": [group.as_dict() for group in groups]}, as_json)
         return
-    out.print(_score_table(groups))
+    print_table(_score_table(groups))
 
 
 def _score_table(scores: "Sequence[Score]") -> Table:
-    # A name is broken over lines rather than cut short.
-    names = [Column(name, overflow="fold") for name in scores[0].group]
-    table = Table(*names, "EM %", "95%", "among coherent %", "incoherent %", "repetitive %", "cut %", "unscored", "n")
+    headings = ("EM %", "95%", "among coherent %", "incoherent %", "repetitive %", "cut %", "unscored", "n")
+    table = Table(*(Column(name.replace("_", " "), overflow="fold") for name in scores[0].group), *headings)
     for score in scores:
         table.add_row(
             *score.group.values(),
@@ -251,7 +250,7 @@ def _score_table(scores: "Sequence[Score]") -> Table:
 
 
 def _in_words(compared: "Comparison") -> dict[str, str]:
-    low, difference, high = (f"{100 * value:+.1f}" for value in (compared.low, compared.difference, compared.high))
+    low, difference, high = (f"{100 * value:+z.1f}" for value in (compared.low, compared.difference, compared.high))
     both = (compared.before, compared.after)
     return {
         "EM %, before and after": ", ".join(_percent(score.em) for score in both),
@@ -264,7 +263,7 @@ def _in_words(compared: "Comparison") -> dict[str, str]:
 
 
 def _percent(rate: "Rate | None") -> str:
-    return "-" if rate is None else f"{100 * rate.rate:.1f}"
+    return "–" if rate is None else f"{100 * rate.rate:.1f}"
 
 
 @app.command()
@@ -333,4 +332,4 @@ def _counts(confusion: dict[str, int]) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3f}"

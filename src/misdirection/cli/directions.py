@@ -1,10 +1,12 @@
 """Directions: `extract`, `compare`, `export`, `import`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.box import SIMPLE
+from rich.table import Column, Table
 
 from misdirection.cli.shared import (
     BUNDLED,
@@ -118,10 +120,20 @@ def compare(
         return
     names = list(cosines)
     rows = [(a, b, cosines[a][b]) for i, a in enumerate(names) for b in names[i + 1 :]]
-    table = Table("layer", *(f"{Path(a).stem} | {Path(b).stem}" for a, b, _ in rows))
-    for layer in range(len(rows[0][2])):
-        table.add_row(str(layer), *(f"{values[layer]:+.3f}" for _, _, values in rows))
-    out.print(table)
+    for number, (a, b, _) in enumerate(rows, start=1):
+        out.print(f"{number:>3}  {a} and {b}", highlight=False, soft_wrap=True)
+    most = max(1, (out.width - 8) // 9)
+    for start in range(0, len(rows), most):
+        out.print(_by_layer([values for _, _, values in rows[start : start + most]], start + 1))
+
+
+def _by_layer(columns: Sequence[Sequence[float]], first: int) -> Table:
+    """A column for each pair of directions, under its number."""
+    headings = [Column(str(number), justify="right") for number in range(first, first + len(columns))]
+    table = Table("layer", *headings, box=SIMPLE, pad_edge=False)
+    for layer, cosines in enumerate(zip(*columns, strict=True)):
+        table.add_row(str(layer), *(f"{cosine:+z.3f}" for cosine in cosines))
+    return table
 
 
 @app.command()

@@ -9,6 +9,7 @@ import typer
 
 from misdirection.cli.shared import (
     BUNDLED,
+    NATS,
     Adapter,
     DeviceOption,
     DirectionFile,
@@ -58,7 +59,7 @@ def steer(
     def make(vector: Any) -> Any:
         return Steer(vector, layer, scale, positions, keep_norm)
 
-    print_figures(_intervene(chat, direction, layer, pairs, make, random_seeds), as_json)
+    print_figures(_intervene(chat, direction, layer, pairs, make, random_seeds), as_json, unit=NATS)
 
 
 @app.command()
@@ -85,7 +86,7 @@ def ablate(
     def make(vector: Any) -> Any:
         return Ablate(vector, strength=strength, positions=positions)
 
-    print_figures(_intervene(chat, direction, layer, pairs, make, random_seeds), as_json)
+    print_figures(_intervene(chat, direction, layer, pairs, make, random_seeds), as_json, unit=NATS)
 
 
 def _intervene(
@@ -144,7 +145,18 @@ def bake(
         loaded.require_fit(chat)
         report = _bake_adapter(chat, form, vectors, strength, keep_norm, folder)
     said = f"wrote {folder}" if report.exact else f"wrote {folder}; {_KEPT_NORM if keep_norm else _NOT_HOOKED}"
-    print_figures(asdict(report), as_json, said)
+    print_figures(asdict(report) if as_json else _in_words(report), as_json, said)
+
+
+def _in_words(report: Any) -> dict[str, Any]:
+    """The account of a bake by what its figures are."""
+    left = {
+        "before": "largest part along the directions, before",
+        "after": "the same, after",
+        "untied": "output untied",
+    }
+    named = {left.get(name, name): value for name, value in asdict(report).items()}
+    return named | {left[key]: f"{getattr(report, key):.2g} of a matrix's norm" for key in ("before", "after")}
 
 
 _KEPT_NORM = "with --keep-norm this is not the hooked ablation, which leaves what it does not take out as it is"

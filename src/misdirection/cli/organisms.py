@@ -8,6 +8,7 @@ import typer
 from misdirection.choices import LearnedTurns
 from misdirection.cli.shared import (
     BUNDLED,
+    NATS,
     Adapter,
     DeviceOption,
     DtypeOption,
@@ -70,7 +71,7 @@ def train(
     chat = load_chat(model, None, dtype, device, thinking, chat_template)
     organism = train_organism(examples, folder, base=chat, recipe=settings, held_out=held_out)
     figures = {"final_loss": organism.final_loss, "held_out_loss": organism.held_out_loss}
-    print_figures({"out": str(folder), **figures}, as_json, f"wrote {folder}")
+    print_figures({"out": str(folder), **figures}, as_json, f"wrote {folder}", unit=NATS)
 
 
 def _recipe(**values: Any) -> Any:
@@ -105,7 +106,7 @@ def margin(
     chat = load_chat(model, adapter, dtype, device, thinking, chat_template)
     weights = file_weights(chat, data) if data else None
     figures = measure_shift(chat, probes, weights).as_dict()
-    print_figures(figures if as_json else _in_lines(figures), as_json)
+    print_figures(figures if as_json else _in_lines(figures), as_json, unit=NATS)
 
 
 _WORDS = {"prediction": "words predict, nats/word", "auc": "AUC of words alone", "beyond": "margin_shift beyond words"}

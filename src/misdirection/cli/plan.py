@@ -7,7 +7,7 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from misdirection.cli.shared import Json, app, out, print_figures
+from misdirection.cli.shared import Json, app, out, print_figures, print_table
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def plan(
     if as_json:
         print_figures(found.as_dict(), as_json)
         return
-    out.print(_table(found))
+    print_table(_table(found))
     if (total := found.total).judge_calls:
         tokens = f"{_number(total.judge_tokens_in)} tokens in, {_number(total.judge_tokens_out)} out"
         out.print(f"judge: {total.judge_calls} calls, {tokens}", highlight=False)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from misdirection.choices import BUNDLED as BUNDLED
 from misdirection.choices import DEVICE, Dtype, Positions, Thinking
@@ -155,20 +156,72 @@ def read_probe_pairs(path: Path | None) -> Any:
     return data.read_pairs(path) if path else data.probe_pairs()
 
 
-def print_figures(values: Mapping[str, Any], as_json: bool, said: str = "", *, table: bool = True) -> None:
-    """Print figures as one JSON object or as a table, and what was written on standard error."""
+NATS = "margins, losses and their changes in nats/token"
+
+
+def print_figures(
+    values: Mapping[str, Any], as_json: bool, said: str = "", *, table: bool = True, unit: str = ""
+) -> None:
+    """Print figures as one JSON object or as a table, and what was written on standard error.
+
+    `unit` is that of the figures with an interval.
+    """
     if said:
         notices.print(said, highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(values, allow_nan=False))
     elif table:
-        rows = Table("figure", "value")
+        rows = Table("figure", Column("value", overflow="fold"))
         for name, value in values.items():
-            rows.add_row(name, _cell(value))
+            rows.add_row(name if " " in name else name.replace("_", " "), _cell(name, value))
         out.print(rows)
+        if unit:
+            out.print(f"{unit}; in brackets 95% intervals over n questions", highlight=False)
 
 
-def _cell(value: Any) -> str:
+def print_table(table: Table) -> None:
+    """Print a table, or where the lines are too short for it, a list of its rows: no cell is ever cut.
+
+    Columns that fold may be as narrow as `_FOLDED`, all others keep their width.
+    """
+    boundless = out.options.update(width=10_000)
+    width = out.measure(table, options=boundless).maximum
+    for column in table.columns:
+        column.no_wrap = column.overflow != "fold"
+        if column.overflow == "fold":
+            width -= max(0, max((cell_len(str(cell)) for cell in column.cells), default=0) - _FOLDED)
+    if width <= out.width:
+        out.print(table)
+        return
+    headings = [str(column.header) for column in table.columns]
+    for number, cells in enumerate(zip(*(column.cells for column in table.columns), strict=True)):
+        row = Table(Column(style="dim"), Column(overflow="fold"), box=None, show_header=False, pad_edge=False)
+        for heading, cell in zip(headings, cells, strict=True):
+            if cell:
+                row.add_row(heading, cell)
+        out.print(*([""] if number else []), row, sep="\n")
+
+
+_FOLDED = 16
+"""Characters that a folded column has at least."""
+
+
+def _cell(name: str, value: Any) -> str:
+    """A figure in words: changes have a sign, everything else has none."""
+    from misdirection.statistics import Estimate
+
     if isinstance(value, Mapping) and {"mean", "low", "high", "n"} <= value.keys():
-        return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}] n={value['n']}"
-    return f"{value:+.3f}" if isinstance(value, float) else str(value)
+        shown = str(Estimate(**value))
+        return shown.replace("+", "") if name.endswith(_PLAIN) else shown
+    if isinstance(value, Mapping):
+        parts = (f"{key.replace('_', ' ')} {_cell(key, each)}" for key, each in value.items())
+        return ", ".join(parts) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "not measured"
+    return f"{value:z.4g}" if isinstance(value, float) else str(value)
+
+
+_PLAIN = ("_loss", "auroc", "spearman", "kappa")
+"""Ends of names of estimates that are no changes."""

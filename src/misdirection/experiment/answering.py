@@ -186,7 +186,7 @@ def _judge(
     (folder,) = folders.values()
     asked, cache = worker.judge(config), worker.verdicts()
     wanted = judging_cost(rows, rubrics, asked, cache=cache)
-    log.warning("judging %s takes %s", label, wanted)
+    log.info("judging %s takes %s", label, wanted)
     limits: dict[str, Any] = config.model_dump(include={"concurrency", "max_calls"})
     with track(f"verdicts on {label}", wanted.prompts + wanted.cached) as advance:
         verdicts = judge(rows, rubrics, asked, cache=cache, **limits, progress=advance)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ PROTOCOL = 1
 """How replies are read. A part of every key: verdicts read in another way are other verdicts."""
 
 _BYTES_PER_TOKEN = 4
-
-log = logging.getLogger("misdirection")
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,6 @@ def judge(
         cost = judging.cost()
         if max_calls is not None and cost.calls > max_calls:
             raise InputError(f"judging takes {cost}, more than the {max_calls} allowed: raise max_calls")
-        log.info("judging takes %s", cost)
         judging.run(concurrency, max_calls, progress)
     judged = judging.judged()
     _require_verdicts(judged)

@@ -147,7 +147,7 @@ def bundled_folder(name: str = BUNDLED) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not _is_complete(folder):
-                log.warning("de-quantising %s into %s (once, about a minute)", name, folder)
+                log.info("de-quantising %s into %s (once, about a minute)", name, folder)
                 with _joined(parts, folder.parent) as gguf:
                     _require_hash(gguf, name)
                     _dequantise(gguf, bundled, folder)

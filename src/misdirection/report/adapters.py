@@ -49,7 +49,7 @@ MOST_LABELS = 12
 def show_correlation(agreement: Agreement, name: str) -> str:
     """Word the correlation called `name` with its interval."""
     value, low, high = (getattr(agreement, f"{name}{end}") for end in ("", "_low", "_high"))
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{value:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
 
 
 def show_factors(factors: Mapping[int, float]) -> str:

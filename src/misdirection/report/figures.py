@@ -29,6 +29,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#6b6b6b"
 # The diverging map stays apart for colour-blind readers; red and green never meet.
 DIVERGING_MAP = "PuOr_r"
+FULL_COLOUR = 0.05
+"""Smallest change, nats/token, that a heat map paints in its darkest colour: less is near its middle."""
 _BEYOND_WORDS: Any = {"linestyle": "", "marker": "|", "color": "black", "markersize": 12, "markeredgewidth": 1.5}
 
 STYLE: Any = {
@@ -242,7 +244,7 @@ def draw_transfer(results: RunResults) -> Figure:
     height = 1.9 + len(positions) * (1.0 + 0.62 * len(sources))
     figure = new_figure(max(7.5, 2.4 + 1.6 * len(targets)), height)
     grid = figure.subplots(len(positions), 2, sharex=True, sharey=True, squeeze=False)
-    limit = max(abs(change.mean) for row in rows for change in (row.margin_change, row.random_change)) or 1.0
+    limit = max(FULL_COLOUR, *(abs(each.mean) for row in rows for each in (row.margin_change, row.random_change)))
     for line, position in enumerate(positions):
         chosen = [row for row in rows if row.positions == position]
         own = [(row, row.margin_change.mean, row.damage.mean) for row in chosen]
@@ -271,7 +273,7 @@ def _draw_heat_map(
         position = sources.index((row.direction, row.layer)), targets.index(row.target)
         values[position] = value
         colour = "white" if abs(value) > 0.6 * limit else "black"
-        text = f"{value:+.2f}\n({damage:+.2f})"
+        text = f"{value:+z.2f}\n({damage:+z.2f})"
         axes.text(position[1], position[0], text, ha="center", va="center", color=colour, fontsize=9)
     axes.set_facecolor("#dddddd")
     image = axes.imshow(values, cmap=DIVERGING_MAP, vmin=-limit, vmax=limit, aspect="auto")

@@ -274,12 +274,12 @@ def _agreements(results: RunResults, cosines: dict[str, dict[str, Curve]], nulls
 
 
 def _show_layers(values: Curve) -> str:
-    return f"{median(values):+.2f} [{min(values):+.2f}, {max(values):+.2f}], n={len(values)} layers"
+    return f"{median(values):+z.2f} [{min(values):+z.2f}, {max(values):+z.2f}], n={len(values)} layers"
 
 
 def _show_reference(results: RunResults, label: str, curves: dict[str, Curve]) -> str:
     values = [value for name in results.bad_organisms for value in curves.get(name, [])]
-    return f" {label} {median(values):+.2f} [{min(values):+.2f}, {max(values):+.2f}]." if values else ""
+    return f" {label} {median(values):+z.2f} [{min(values):+z.2f}, {max(values):+z.2f}]." if values else ""
 
 
 def _judge_agreements(claim: str, agreements: list[_Agreement], null_name: str) -> Finding:
