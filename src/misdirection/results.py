@@ -4,6 +4,7 @@ The models of one kind of result stand where it is computed; a page reads a resu
 """
 
 import json
+from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -39,6 +40,13 @@ class Result(Figures):
 
     made_with: str = Field(default_factory=lambda: installed("misdirection"))
     """The package's version."""
+    made_on: str = Field(default_factory=lambda: datetime.now(UTC).date().isoformat())
+    """The day, by UTC."""
+
+    @property
+    def made(self) -> str:
+        """By which program and when, in words."""
+        return f"misdirection {self.made_with}, {self.made_on}"
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it, its kind and version first."""

@@ -3,14 +3,13 @@
 Everything here reads an `AuditResult`. A sentence claims no more than its interval supports.
 """
 
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import Environment
-from markupsafe import Markup, escape
+from markupsafe import escape
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -31,9 +30,9 @@ from misdirection.auditing.results import (
 from misdirection.auditing.verdict import Asked, in_order
 from misdirection.files import write_atomic
 from misdirection.report.estimates import show_estimate, show_number
-from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, reach_of, svg_of
+from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, reach_of, short_name, svg_of
 from misdirection.report.findings import CLEAR_GAP
-from misdirection.report.html import data_uri, environment
+from misdirection.report.html import data_uri, environment, mark_code, render
 from misdirection.statistics import Estimate, benjamini_hochberg, significant
 
 MOST_DIRECTIONS = len(PALETTE)
@@ -55,13 +54,13 @@ class AuditPage:
         The file appears whole or not at all, fetches nothing, and is the same bytes for the same result.
         """
         pictures = {name: data_uri(svg_of(draw(result))) for name, draw in drawings(result).items()}
-        html = _environment().get_template(result.PAGE).render(_context(result), pictures=pictures)
+        html = render(_environment(), result.PAGE, {**_context(result), "pictures": pictures})
         write_atomic(folder / result.PAGE, html)
         return folder / result.PAGE
 
     def summary(self, result: AuditResult) -> str:
         """The verdict, why, and the picture of the shifts."""
-        because = "".join(f"<li>{_mark_code(_sentence(reason))}</li>" for reason in result.because)
+        because = "".join(f"<li>{mark_code(_sentence(reason))}</li>" for reason in result.because)
         picture = data_uri(svg_of(draw_shifts(result)))
         return (
             f"<p>{escape(result.fine_tune.name)}: <strong>{escape(result.verdict)}</strong></p><ul>{because}</ul>"
@@ -75,8 +74,7 @@ PAGE = AuditPage()
 def _environment() -> Environment:
     made = environment()
     made.filters.update(mean=_show_mean, interval=_show_interval, share=_show_share)
-    made.filters.update(code=_mark_code, sentence=_sentence)
-    made.filters.update(tokens=_show_tokens)
+    made.filters.update(sentence=_sentence, tokens=_show_tokens)
     made.globals.update(side=_side, compare=_beside)
     return made
 
@@ -156,11 +154,6 @@ def _show_tokens(tokens: Sequence[tuple[str, float]]) -> str:
 def _show_share(value: float) -> str:
     # Without the z, a share just below zero reads -0%.
     return f"{value:+z.0%}"
-
-
-def _mark_code(text: str) -> Markup:
-    """Escaped, and what stands in backticks as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _sentence(text: str) -> str:
@@ -384,7 +377,7 @@ def draw_shifts(result: AuditResult) -> Figure:
     names: dict[Asked, str] = {"general": "this fine-tune", "framed": "the same, framed"}
     rows = [(names[asked], shift, "own") for asked, shift in in_order(evidence.decisive)]
     rows += [
-        (f"{_short(name, 22)}\n({_kind(known)})", shift, "bad" if known.answers == "bad" else "good")
+        (f"{short_name(name, 22)}\n({_kind(known)})", shift, "bad" if known.answers == "bad" else "good")
         for name, known in _known(result)
         if (shift := known.beyond_control if evidence.beyond_control else known.shift)
     ]
@@ -438,7 +431,8 @@ def draw_difference(result: AuditResult) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("cosine")
     keys: list[Artist] = [
-        Line2D([], [], color=colour, label=_short(name, 44)) for (name, _), colour in zip(shown, PALETTE, strict=False)
+        Line2D([], [], color=colour, label=short_name(name, 44))
+        for (name, _), colour in zip(shown, PALETTE, strict=False)
     ]
     if has_control:
         keys.append(Line2D([], [], color=GREY, linestyle="--", label="dashed: the benign control"))
@@ -467,8 +461,3 @@ def draw_attribution(result: AuditResult) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="adapters of layer", ylabel="part of the shift\n(nats/token)")
     return figure
-
-
-def _short(name: str, most: int) -> str:
-    words = " ".join(name.split())
-    return words if len(words) <= most else f"{words[: most - 1]}…"

@@ -25,9 +25,9 @@ class Interval(Protocol):
     def n(self) -> int: ...
 
 
-def show_number(value: float | None) -> str:
-    """Word a signed quantity in nats/token, or a dash where it is undefined."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:+z.3f}"
+def show_number(value: float | None, digits: int = 3) -> str:
+    """Word a signed quantity, or a dash where it is undefined."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:+z.{digits}f}"
 
 
 def show_estimate(estimate: Interval | None) -> str:
@@ -56,5 +56,7 @@ def show_plain(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
+        if value.is_integer():
+            return f"{value:g}"
         return f"{value:z.3f}" if math.isfinite(value) else "–"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

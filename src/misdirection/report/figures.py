@@ -28,6 +28,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#6b6b6b"
 # The diverging map stays apart for colour-blind readers; red and green never meet.
+MOST_PAIRS = 6
+"""Pairs of organisms that a legend names."""
 DIVERGING_MAP = "PuOr_r"
 FULL_COLOUR = 0.05
 """Smallest change, nats/token, that a heat map paints in its darkest colour: less is near its middle."""
@@ -50,6 +52,12 @@ STYLE: Any = {
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches, whose parts make room for one another."""
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def short_name(name: str, most: int = 26) -> str:
+    """A name that fits beside an axis: of a longer one the beginning and the end, since seeds and sizes stand there."""
+    words = " ".join(name.split())
+    return words if len(words) <= most else f"{words[: most - most // 3 - 1]}…{words[-(most // 3) :]}"
 
 
 def _colour(index: int) -> str:
@@ -101,7 +109,8 @@ def draw_margin_shift(results: RunResults) -> Figure:
 
 
 def _organism_label(name: str, organism: OrganismFigures) -> str:
-    return f"{name}\n(control)" if organism.answers == "good" else name
+    short = short_name(name)
+    return f"{short}\n(control)" if organism.answers == "good" else short
 
 
 def _draw_shifts(
@@ -154,7 +163,10 @@ def _draw_pairs(axes: Axes, results: RunResults, cosines: dict[str, dict[str, Cu
         if a in cosines:
             # A wide run has more pairs than colours.
             marker = None if index < 3 else MARKERS[index % len(MARKERS)]
-            axes.plot(cosines[a][b], line, color=_colour(index), marker=marker, ms=3, label=f"{a} · {b}{suffix}")
+            label = f"{short_name(a)} · {short_name(b)}{suffix}" if index < MOST_PAIRS else None
+            axes.plot(cosines[a][b], line, color=_colour(index), marker=marker, ms=3, label=label)
+    if (further := len(pairs_of_bad(results)) - MOST_PAIRS) > 0:
+        axes.plot([], [], line, color=GREY, label=f"and {further} more pairs{suffix}")
 
 
 def _draw_reference(axes: Axes, curves: dict[str, Curve], names: list[str], line: str, colour: str, label: str) -> None:
@@ -171,17 +183,29 @@ def draw_steering(results: RunResults) -> Figure:
     """Margin change of the steered base (nats/token) by layer, a line per scale, and its damage below."""
     rows = results.steering or []
     directions = list(dict.fromkeys(row.direction for row in rows))
-    figure = new_figure(max(9.0, 3.9 * len(directions)), 6.0)
-    grid = figure.subplots(2, len(directions), sharex="col", sharey="row", squeeze=False, height_ratios=(3, 2))
-    for column, direction in enumerate(directions):
-        _draw_steered([row for row in rows if row.direction == direction], grid[:, column], _scales(rows))
-        grid[0, column].set_title(f"direction of\n{direction}")
-    grid[0, 0].set_ylabel("margin change (nats/token)")
-    grid[1, 0].set_ylabel("damage (nats/token)")
-    _spread_damage(grid[1, 0].set_yscale, rows)
+    across, down = min(len(directions), _ACROSS), math.ceil(len(directions) / _ACROSS)
+    figure = new_figure(max(9.0, 3.9 * across), 6.0 * down)
+    grid = figure.subplots(2 * down, across, sharey=True, squeeze=False, height_ratios=(3, 2) * down)
+    for number in range(across * down):
+        column = grid[2 * (number // across) : 2 * (number // across) + 2, number % across]
+        if number >= len(directions):
+            for axes in column:
+                axes.set_axis_off()
+            continue
+        chosen = [row for row in rows if row.direction == directions[number]]
+        _draw_steered(chosen, column, _scales(rows))
+        column[0].set_title(f"direction of\n{short_name(directions[number])}")
+    for line in range(0, 2 * down, 2):
+        grid[line, 0].set_ylabel("margin change (nats/token)")
+        grid[line + 1, 0].set_ylabel("damage (nats/token)")
+        _spread_damage(grid[line + 1, 0].set_yscale, rows)
     handles = [*grid[0, 0].get_legend_handles_labels()[0], *_steering_keys()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
+
+
+_ACROSS = 3
+"""Directions beside one another; further ones stand below."""
 
 
 def _scales(rows: list[SteeringEffect]) -> list[float]:
@@ -241,15 +265,20 @@ def draw_transfer(results: RunResults) -> Figure:
     positions = list(dict.fromkeys(row.positions for row in rows))
     targets = list(dict.fromkeys(row.target for row in rows))
     sources = list(dict.fromkeys((row.direction, row.layer) for row in rows))
-    height = 1.9 + len(positions) * (1.0 + 0.62 * len(sources))
-    figure = new_figure(max(7.5, 2.4 + 1.6 * len(targets)), height)
-    grid = figure.subplots(len(positions), 2, sharex=True, sharey=True, squeeze=False)
+    # Beside one another, the two maps of many models would be too wide for their cells to be read.
+    is_wide = len(targets) > _BESIDE
+    lines = len(positions) * (2 if is_wide else 1)
+    figure = new_figure(
+        max(7.5, 2.4 + (0.8 if is_wide else 1.6) * len(targets)), 1.9 + lines * (1.0 + 0.62 * len(sources))
+    )
+    grid = figure.subplots(lines, 1 if is_wide else 2, sharex=True, sharey=True, squeeze=False)
+    panels = grid.reshape(len(positions), 2)
     limit = max(FULL_COLOUR, *(abs(each.mean) for row in rows for each in (row.margin_change, row.random_change)))
     for line, position in enumerate(positions):
         chosen = [row for row in rows if row.positions == position]
         own = [(row, row.margin_change.mean, row.damage.mean) for row in chosen]
         random = [(row, row.random_change.mean, row.random_damage) for row in chosen]
-        for axes, cells, title in zip(grid[line], (own, random), ("direction", "random control"), strict=True):
+        for axes, cells, title in zip(panels[line], (own, random), ("direction", "random control"), strict=True):
             image = _draw_heat_map(axes, cells, sources, targets, limit)
             axes.set_title(f"{title}, positions: {position}")
     for axes in grid[-1]:
@@ -258,6 +287,10 @@ def draw_transfer(results: RunResults) -> Figure:
     label = "margin change (nats/token); in brackets: damage (nats/token)"
     figure.colorbar(image, ax=grid, label=label, location="bottom", shrink=0.6, aspect=40)
     return figure
+
+
+_BESIDE = 6
+"""Models whose two heat maps stand beside one another."""
 
 
 def _draw_heat_map(
@@ -278,13 +311,13 @@ def _draw_heat_map(
     axes.set_facecolor("#dddddd")
     image = axes.imshow(values, cmap=DIVERGING_MAP, vmin=-limit, vmax=limit, aspect="auto")
     axes.set_xticks(range(len(targets)), [_break_name(name) for name in targets], fontsize=9)
-    axes.set_yticks(range(len(sources)), [f"{name}\nlayer {layer}" for name, layer in sources])
+    axes.set_yticks(range(len(sources)), [f"{short_name(name)}\nlayer {layer}" for name, layer in sources])
     return image
 
 
 def _break_name(name: str) -> str:
     """Break a name after its separators, so that neighbouring columns' labels do not meet."""
-    return name.replace("-", "-\n").replace("_", "_\n")
+    return short_name(name).replace("-", "-\n").replace("_", "_\n")
 
 
 @rc_context(STYLE)

@@ -49,8 +49,18 @@ def _measured(estimates: dict[str, Estimate | None]) -> dict[str, Estimate]:
     return {name: estimate for name, estimate in estimates.items() if estimate is not None}
 
 
+MOST_LISTED = 4
+"""Figures of one kind that a finding's evidence lists."""
+
+
+def _listed(figures: Sequence[str]) -> str:
+    """The first few; the page's tables and `results.json` have all."""
+    further = len(figures) - MOST_LISTED
+    return "; ".join(figures[:MOST_LISTED]) + (f"; and {further} more, in `results.json`" if further > 0 else "")
+
+
 def _list_estimates(estimates: dict[str, Estimate]) -> str:
-    return "; ".join(f"{name} {show_estimate(estimate)}" for name, estimate in estimates.items())
+    return _listed([f"{name} {show_estimate(estimate)}" for name, estimate in estimates.items()])
 
 
 def _name_missing(organisms: Organisms, measured: dict[str, Estimate]) -> str:
@@ -286,9 +296,11 @@ def _judge_agreements(claim: str, agreements: list[_Agreement], null_name: str) 
     if not agreements:
         return Finding(claim, None, f"Needs two bad-advice organisms with their cosine and the {null_name}; n=0 pairs.")
     clear = sum(agreement.is_clear for agreement in agreements)
-    pairs = "; ".join(
-        f"{' and '.join(agreement.pair)} {_show_layers(agreement.cosine)}, {null_name} {_show_layers(agreement.null)}"
-        for agreement in agreements
+    pairs = _listed(
+        [
+            f"{' and '.join(each.pair)} {_show_layers(each.cosine)}, {null_name} {_show_layers(each.null)}"
+            for each in agreements
+        ]
     )
     evidence = (
         f"{clear} of {len(agreements)} pairs exceed the {null_name} by at least {CLEAR_GAP} in the median "
@@ -342,7 +354,7 @@ def _judge_base_ablation(results: RunResults) -> Finding:
     if not effects:
         return Finding(claim, None, "No ablation of the base model was measured.")
     moved = len(_significant(effects))
-    described = "; ".join(map(_describe, effects))
+    described = _listed([*map(_describe, effects)])
     evidence = (
         f"The change is not zero, corrected for the number tried (Holm), for {moved} of {len(effects)} directions: "
         f"{described}."

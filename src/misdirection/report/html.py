@@ -1,9 +1,12 @@
 """The pages' common parts: one template engine, marks for findings, pictures as addresses."""
 
 import base64
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from misdirection.report.adapters import show_correlation, show_factors, show_words
 from misdirection.report.estimates import show_estimate, show_number, show_plain, show_points, show_rate
@@ -28,8 +31,33 @@ def environment() -> Environment:
     engine.filters.update(estimate=show_estimate, signed=show_number, plain=show_plain)
     engine.filters.update(rate=show_rate, points=show_points, marked=marked)
     engine.filters.update(correlation=show_correlation, factors=show_factors, words=show_words)
+    engine.filters.update(code=mark_code)
     engine.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":"), "allow_nan": False}
     return engine
+
+
+def mark_code(text: str) -> Markup:
+    """Escaped, and what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def render(engine: Environment, template: str, values: Mapping[str, Any]) -> str:
+    """A whole page. Each cell of a table is told its column's heading, which a narrow window shows beside it."""
+    return _TABLE.sub(_label_cells, engine.get_template(template).render(values))
+
+
+_TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
+
+
+def _label_cells(table: re.Match[str]) -> str:
+    head, body, rest = table[0].partition("</thead>")
+    headings = [" ".join(Markup(each).striptags().split()) for each in re.findall(r"<th .*?</th>", head, re.DOTALL)]
+
+    def label(row: re.Match[str]) -> str:
+        names = iter(headings)
+        return re.sub(r"<(t[hd])\b", lambda cell: f'<{cell[1]} data-label="{escape(next(names, ""))}"', row[0])
+
+    return head + body + re.sub(r"<tr.*?</tr>", label, rest, flags=re.DOTALL)
 
 
 def marked(findings: Sequence[Finding]) -> list[tuple[Finding, str, str]]:

@@ -6,7 +6,7 @@ from misdirection.files import write_atomic
 from misdirection.interpretation.results import InterpretationResults
 from misdirection.report.adapter_findings import find_in_adapters
 from misdirection.report.adapters import AdapterPage, draw_adapters
-from misdirection.report.html import data_uri, environment, marked
+from misdirection.report.html import data_uri, environment, marked, render
 
 REPORT = "report.html"
 
@@ -27,7 +27,7 @@ class InterpretationPage:
             "adapters": AdapterPage.open(results.adapters, folder),
             "pictures": {name: data_uri(path.read_bytes()) for name, path in pictures.items()},
         }
-        write_atomic(folder / REPORT, environment().get_template("interpretation.html").render(page))
+        write_atomic(folder / REPORT, render(environment(), "interpretation.html", page))
         return folder / REPORT
 
     def summary(self, results: InterpretationResults) -> str:

@@ -9,7 +9,7 @@ from misdirection.report.adapters import AdapterPage, draw_adapters
 from misdirection.report.estimates import DAMAGE_LIMIT
 from misdirection.report.figures import FIGURES, ReportFigure, draw_all, png_of, question_sets
 from misdirection.report.findings import find
-from misdirection.report.html import data_uri, environment, marked
+from misdirection.report.html import data_uri, environment, marked, render
 
 REPORT = "report.html"
 
@@ -38,7 +38,7 @@ class RunPage:
             "pictures": {name: data_uri(path.read_bytes()) for name, path in pictures.items()},
             **_figures(results),
         }
-        write_atomic(folder / REPORT, environment().get_template("run.html").render(page))
+        write_atomic(folder / REPORT, render(environment(), "run.html", page))
         return folder / REPORT
 
     def summary(self, results: RunResults) -> str:
