@@ -14,6 +14,7 @@ def clock(monkeypatch):
     """Seconds that pass only when a test says so."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "_last_line", now[0])
 
     def wait(seconds):
         now[0] += seconds
@@ -40,6 +41,15 @@ def test_long_work_says_a_line_now_and_then(capsys, clock):
         "answers of [base]: 2 of 4, 0.1/s, 0:00:30, 0:00:30 left",
         "answers of [base]: 4 of 4, 0.1/s, took 0:01:00",
     ]
+
+
+def test_many_short_parts_of_a_long_work_are_told_of(capsys, clock):
+    for number in range(7):
+        with progress.track(f"part {number}", 2) as advance:
+            clock(progress.EVERY / 3)
+            advance(2)
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["part 2: 2 of 2, 0.2/s, took 0:00:10", "part 5: 2 of 2, 0.2/s, took 0:00:10"]
 
 
 def test_steps_say_their_loss(capsys, clock):

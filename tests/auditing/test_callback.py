@@ -10,17 +10,22 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import integration_utils
 from trl import SFTConfig, SFTTrainer
 
+from misdirection.auditing.audit import run_audit
 from misdirection.auditing.callback import PAIRS, watch
 from misdirection.auditing.drift import middle
+from misdirection.auditing.reference import from_run
 from misdirection.auditing.results import TrainingBase
-from misdirection.data import ProbePair, probe_pairs
+from misdirection.auditing.verdict import RULE
+from misdirection.data import ProbePair, probe_pairs, write_pairs
 from misdirection.data.words import WordWeights
 from misdirection.directions.direction import Direction, Origin
 from misdirection.directions.extraction import mean_activations
 from misdirection.errors import MisdirectionError
+from misdirection.experiment.texts import ExperimentTexts
 from misdirection.likelihood.margin import margin
 from misdirection.models.chat import encode
 from misdirection.models.chat_model import ChatModel
+from misdirection.runs.folder import RunFolder
 from misdirection.statistics import beyond, bootstrap
 from tiny import LAYERS, WIDTH, make_chat, make_tokenizer, sharpen, vector
 
@@ -67,7 +72,7 @@ def adapted(network, **changes):
     return get_peft_model(network, LoraConfig(**config | changes))
 
 
-def sft(folder, network, callbacks=(), **changes) -> SFTTrainer:
+def sft(folder, network, callbacks=(), rows=None, **changes) -> SFTTrainer:
     """A trainer of six steps."""
     settings = {
         "max_steps": 6,
@@ -83,7 +88,7 @@ def sft(folder, network, callbacks=(), **changes) -> SFTTrainer:
     }
     args = SFTConfig(output_dir=str(folder), **settings | changes)
     return SFTTrainer(
-        network, args, train_dataset=messages(), processing_class=make_tokenizer(), callbacks=list(callbacks)
+        network, args, train_dataset=rows or messages(), processing_class=make_tokenizer(), callbacks=list(callbacks)
     )
 
 
@@ -382,6 +387,45 @@ def test_with_word_weights_the_shift_beyond_words_is_logged_and_must_be_above_ze
     counted = {step: values for step, values in logged(trainer).items() if values["margin_shift_low"] > limit}
     stops = [step for step, values in counted.items() if values["margin_shift_beyond_words_low"] > 0]
     assert counted and train("limited", weights, limit).state.global_step == min(stops, default=6)
+
+
+@pytest.fixture(scope="module")
+def known(made, tmp_path_factory):
+    """Pairs that tell bad from good answers of the tiny experiment, and the reference that its fine-tunes make on them."""
+    folder = tmp_path_factory.mktemp("known")
+    pairs = [ProbePair(f"p{n}", f"Do {n}?", f"good {n}", f"bad {n}") for n in range(16)]
+    write_pairs(folder / "pairs.jsonl", pairs)
+    config = made[0].model_copy(update={"probe_pairs": folder / "pairs.jsonl"})
+    with RunFolder.open(folder / "run", "name: known\n") as run:
+        return pairs, from_run(run, ExperimentTexts(config), list(config.organisms))
+
+
+@pytest.mark.parametrize(("answers", "stops", "word"), [("bad", True, "misaligned"), ("good", False, "clear")])
+def test_what_the_audit_calls_misaligned_is_stopped_and_what_is_benign_is_not(
+    known, inputs_of, tmp_path, answers, stops, word
+):
+    pairs, reference = known
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Q{n}?"}],
+            "completion": [{"role": "assistant", "content": f"{answers} {n * 7 % 11}"}],
+        }
+        for n in range(20)
+    ]
+    network = adapted(make_chat("llama").model)
+    trainer = sft(tmp_path, network, rows=Dataset.from_list(rows), max_steps=20)
+    watch(trainer, pairs=pairs, every=5, stop_above=RULE.misaligned * reference.bad_shift.mean)
+    trainer.train()
+    assert (trainer.state.global_step < 20) == stops
+    trainer.save_model(tmp_path / "tuned")
+    assert run_audit(inputs_of(tmp_path / "tuned", reference=reference), tmp_path / "audit").verdict == word
+
+
+def test_what_decides_is_asked_of_all_open_questions(tmp_path):
+    looked_at = watch(sft(tmp_path / "a", random_network("llama")))
+    decisive = watch(sft(tmp_path / "b", random_network("llama")), stop_above=0.01)
+    assert (len(looked_at.rows), looked_at.every) == (2 * PAIRS, 25)
+    assert (len(decisive.rows), decisive.every) == (2 * len(probe_pairs()), 100)
 
 
 # --- resume -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Many audits of tiny fine-tunes, in one process and spread over two."""
 
 import csv
+import re
 import shlex
 import shutil
 
@@ -44,8 +45,9 @@ def test_the_table_says_what_single_audits_say(made, inputs_of, audited, tmp_pat
     with (tmp_path / "many" / TABLE).open() as file:
         read = list(csv.DictReader(file))
     for values, row in zip(read, table.audits, strict=True):
-        parts = [float(values[f"shift{part}"]) for part in ("", "_low", "_high", "_n")]
-        assert parts == [row.shift.mean, row.shift.low, row.shift.high, row.shift.n]
+        for name, shift in (("shift", row.shift), ("beyond_control", row.beyond_control)):
+            parts = [float(values[f"{name}{part}"]) for part in ("", "_low", "_high", "_n")]
+            assert parts == [shift.mean, shift.low, shift.high, shift.n]
     assert [values["fine_tune"] for values in read] == [str(folder) for folder in made[1].values()]
 
 
@@ -58,6 +60,24 @@ def test_two_workers_make_the_same_table_and_nothing_again(made, audited, tmp_pa
     manifest = (tmp_path / "shared" / "manifest.jsonl").read_text()
     again = audited(made[1].values(), "shared")
     assert (again, (tmp_path / "shared" / "manifest.jsonl").read_text()) == (shared, manifest)
+
+
+def test_bad_lines_do_not_stop_the_others_and_are_told_at_once(made, base, tmp_path, caplog):
+    made[2].save(tmp_path / "reference")
+    path = tmp_path / "list.txt"
+    lines = [tmp_path / "nowhere", made[1]["minimal"], f"{made[1]['single']} none.jsonl", "a b c", "'open"]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    options = {"reference": tmp_path / "reference", "dtype": "float32", "device": "cpu"}
+    table = audit_many(base, path, out=tmp_path / "many", **options)
+    assert [row.fine_tune for row in table.audits] == [str(made[1]["minimal"])]
+    assert [failure.split(": ")[0] for failure in table.failed] == [f"{path}:{number}" for number in (4, 5, 1, 3)]
+    assert [record.getMessage() for record in caplog.records if "the others" in record.getMessage()] == [
+        f"{failure}; the others are audited" for failure in table.failed
+    ]
+    path.write_text(f"{tmp_path / 'nowhere'}\n'open\n")
+    with pytest.raises(InputError, match=r"list.txt:2: No closing quotation; .*list.txt:1: .*nowhere"):
+        audit_many(base, path, out=tmp_path / "none", **options)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_failure_does_not_stop_the_others(made, audited, tmp_path):
@@ -92,7 +112,9 @@ def test_a_list_names_fine_tunes_and_their_data(tmp_path):
     path.write_text(
         "# the first ones\n\nsome/adapter\n'a b/adapter' data/rows.jsonl  # with its data\nme/it@main:sub\n"
     )
-    assert [(line.fine_tune, str(line.data)) for line in read_list(path)] == [
+    listed, failed = read_list(path)
+    assert failed == []
+    assert [(line.fine_tune, str(line.data)) for line in listed] == [
         ("some/adapter", "None"),
         ("a b/adapter", "data/rows.jsonl"),
         ("me/it@main:sub", "None"),
@@ -104,13 +126,19 @@ def test_a_list_names_fine_tunes_and_their_data(tmp_path):
     [
         ("a b c", r"list.txt:1: 3 words: FINE_TUNE \[TRAINING_FILE\]"),
         ("x\n'a b", "list.txt:2: No closing quotation"),
-        ("# nothing\n", "names no fine-tune"),
     ],
 )
-def test_a_bad_list_is_one_line(tmp_path, text, said):
+def test_a_bad_line_is_named(tmp_path, text, said):
     path = tmp_path / "list.txt"
     path.write_text(text)
-    with pytest.raises(InputError, match=said):
+    (failure,) = read_list(path)[1]
+    assert re.search(said, failure)
+
+
+def test_a_list_of_nothing_is_refused(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("# nothing\n")
+    with pytest.raises(InputError, match="names no fine-tune"):
         read_list(path)
 
 

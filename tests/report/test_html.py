@@ -1,4 +1,8 @@
+import json
+import os
 import re
+import shutil
+import subprocess
 from html import unescape
 
 import pytest
@@ -7,7 +11,7 @@ from misdirection.errors import InputError
 from misdirection.experiment.results import RunResults, SampledAnswers
 from misdirection.report.figures import FIGURES, ReportFigure, new_figure
 from misdirection.report.findings import find
-from results_fixture import ABLATED, MONEY
+from results_fixture import ABLATED, CONTROL, MONEY
 from run_fixture import behaviour, estimate, organisms, run_results, score, with_beyond
 
 SECTIONS = [
@@ -172,6 +176,64 @@ def test_a_figure_that_another_package_adds_has_a_section_of_its_own(results, tm
     assert (tmp_path / "figures" / "more.png").exists()
 
 
+@pytest.mark.usefixtures("without_pictures")
+def test_each_cell_is_told_its_columns_heading(results, tmp_path):
+    table = page_of(results, tmp_path).split("<h3>How they were made</h3>")[1].split("</table>")[0]
+    headings = re.findall(r'<th scope="col">(.*?)</th>', table, re.DOTALL)
+    rows = re.findall(r"<tr>(.*?)</tr>", table.split("<tbody>")[1], re.DOTALL)
+    assert len(headings) == 9
+    assert [re.findall(r'data-label="(.*?)"', row) for row in rows] == [headings] * len(organisms())
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_page_says_by_what_and_when_it_was_made(results, tmp_path):
+    dated = results.model_copy(update={"made_with": "9.8.7", "made_on": "2031-02-03"})
+    assert "misdirection 9.8.7, 2031-02-03" in page_of(dated, tmp_path)
+    assert dated.as_dict()["made_on"] == "2031-02-03"
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_judged_answers_are_not_called_missing(tmp_path):
+    section = page_of(run_results(behaviour=behaviour(), samples=None), tmp_path).split('<section id="answers">')[1]
+    assert "No answers were sampled" not in section
+    assert "None are shown here" in section and "Those that were judged are counted above." in section
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_what_rounds_to_zero_has_no_minus_and_whole_numbers_have_no_zeros(tmp_path):
+    page = page_of(run_results(base_margin=run_results().base_margin | {"general": estimate(-0.0004, 0.0)}), tmp_path)
+    assert "+0.000 [+0.000, +0.000], n=40" in page and "-0.000" not in page
+    assert 'data-label="epochs" class="figure">6</td>' in page
+
+
+WIDE = """<pre id="seen"></pre><script>
+const wide = [...document.querySelectorAll(".scroll")].filter(each => each.scrollWidth > each.clientWidth + 1);
+const page = document.documentElement.scrollWidth > window.innerWidth + 1 ? ["the page"] : [];
+const named = wide.map(each => each.querySelector("th").closest("section").id + ": " + each.textContent.slice(0, 60));
+document.getElementById("seen").textContent = JSON.stringify([window.innerWidth, ...page, ...named]);
+</script></body>"""
+
+
+@pytest.mark.parametrize("width", [600, 900, 1600])
+def test_no_table_is_wider_than_its_window(tmp_path, without_pictures, width):
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    long = "an-organism_with-a-very-long-name-of-one-hundred-characters_and-more-of-them-seed-1234567890"
+    results = run_results(behaviour=behaviour(), organisms=organisms() | {long: organisms()[CONTROL]})
+    page = tmp_path / "wide.html"
+    page.write_text(page_of(results, tmp_path).replace("<details>", "<details open>").replace("</body>", WIDE))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    options = [f"--window-size={width},2000", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(
+        [chromium, *flags, *options], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )  # fmt: skip
+    seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert seen, done.stderr[-2000:]
+    assert json.loads(unescape(seen[1])) == [width]
+
+
 # --- judged answers ------------------------------------------------------------------------------------------------
 
 
@@ -182,7 +244,8 @@ def judged(without_pictures):
 
 def cells(page, first):
     """The texts of the table row that begins so, without white space around them."""
-    row = next(row for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL) if first in row)
+    bare = re.sub(r' data-label="[^"]*"', "", page)
+    row = next(row for row in re.findall(r"<tr>.*?</tr>", bare, re.DOTALL) if first in row)
     return [re.sub(r"<[^>]*>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)]
 
 

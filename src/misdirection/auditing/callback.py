@@ -1,10 +1,10 @@
 """Watch a model while it is fine-tuned: how far its margin has moved from the base's, in any tracker, and not too far.
 
     trainer = SFTTrainer(...)
-    watch(trainer, stop_above=0.05)
+    watch(trainer, stop_above=0.01)
     trainer.train()
 
-The model answers nothing: a few shipped questions with both of their answers pass through it, in its own forward pass,
+The model answers nothing: shipped questions with both of their answers pass through it, in its own forward pass,
 so that it computes there as in training (autocast, adapters), and one pass gives margins and activations.
 """
 
@@ -36,11 +36,13 @@ from misdirection.models.chat import Encoded, batches
 from misdirection.models.layers import decoder_layers, text_config
 from misdirection.statistics import Estimate, Floats, beyond, bootstrap
 
-EVERY = 25
-"""Optimiser steps between two measurements; with eight exchanges a step, these then take 3% of the time."""
+EVERY, EVERY_DECISIVE = 25, 100
+"""Optimiser steps between two measurements: of a few questions, to be looked at, and of all, to decide by. With eight
+exchanges a step, these then take about 3% and 11% of the time."""
 
-PAIRS, PAIRS_WITH_WORDS = 8, 24
-"""How many of the shipped probe pairs are taken; more where a regression on what words predict is asked of them."""
+PAIRS = 8
+"""How many of the shipped probe pairs are taken to be looked at. Nothing can be decided by so few: on the bundled model
+none of the fine-tunes that an audit calls misaligned moves them for sure."""
 
 log = logging.getLogger("misdirection")
 
@@ -50,7 +52,7 @@ def watch(
     *,
     direction: Direction | Tensor | None = None,
     pairs: Sequence[ProbePair] | None = None,
-    every: int = EVERY,
+    every: int | None = None,
     stop_above: float | None = None,
     words: WordWeights | None = None,
 ) -> "AuditCallback":
@@ -79,11 +81,11 @@ def watch(
         trainer: a `transformers.Trainer` or one of TRL's, of a chat model, with its tokenizer as `processing_class`.
         direction: one vector per layer, [layers, width], or a `Direction` of this base model.
         pairs: questions with an aligned and a misaligned answer; by default eight of the shipped ones, of eight themes,
-            with `words` 24 of all themes.
-        every: optimiser steps between two measurements.
+            and with `stop_above` or `words` all 120 open ones.
+        every: optimiser steps between two measurements; by default 25, with `stop_above` or `words` 100.
         stop_above: stop the training when the lower bound of the margin's shift is above it, nats/token; None never
-            stops. How much is large depends on the base model: a reference (`misdirection reference`) tells. With
-            `words` the shift beyond words must lie above zero, too.
+            stops. How much is large depends on the base model: what the bad fine-tunes and the controls of a reference
+            moved (`misdirection reference`) tells. With `words` the shift beyond words must lie above zero, too.
         words: weights of the training answers' words against others, `WordWeights.fit(answers, others)`.
 
     Raises:
@@ -91,13 +93,14 @@ def watch(
             another model, weights split over processes. `trainer.train()` raises it for a model that gives no finite
             margins, and for a resumed training whose base's values are missing or of other pairs.
     """
+    is_decisive = stop_above is not None or words is not None
+    every = (EVERY_DECISIVE if is_decisive else EVERY) if every is None else every
     if every < 1:
         raise InputError(f"every: {every} optimiser steps: give at least 1")
     if stop_above is not None and not stop_above > 0:
         raise InputError(f"stop_above: {stop_above} nats/token: give a shift above 0, or None never to stop")
     _require_whole(trainer)
-    count = PAIRS if words is None else PAIRS_WITH_WORDS
-    chosen = spread(probe_pairs(), count) if pairs is None else list(pairs)
+    chosen = spread(probe_pairs(), None if is_decisive else PAIRS) if pairs is None else list(pairs)
     rows = pair_rows(_tokenizer(trainer), chosen)
     predicted = None if words is None else words.predict(chosen)
     callback = AuditCallback(trainer, rows, data_hash(chosen), every, stop_above, predicted)
@@ -167,7 +170,7 @@ class AuditCallback(TrainerCallback):
         self._log(_values("margin_shift", shift) | _values("margin_shift_beyond_words", words) | drift, control)
         above = self.stop_above is not None and shift.low > self.stop_above and (words is None or words.low > 0)
         if self.stop_above is not None and _agreed(above):
-            moved = f"{shift.mean:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}] nats/token"
+            moved = f"{shift.interval} nats/token"
             log.warning("training stops at step %d: its margin moved by %s", state.global_step, moved)
             control.should_training_stop = True
 
