@@ -391,7 +391,7 @@ def test_with_word_weights_the_shift_beyond_words_is_logged_and_must_be_above_ze
 
 @pytest.fixture(scope="module")
 def known(made, tmp_path_factory):
-    """Pairs that tell bad from good answers of the tiny experiment, and the reference that its fine-tunes make on them."""
+    """Pairs that tell bad from good answers of the tiny experiment, and its fine-tunes as a reference on them."""
     folder = tmp_path_factory.mktemp("known")
     pairs = [ProbePair(f"p{n}", f"Do {n}?", f"good {n}", f"bad {n}") for n in range(16)]
     write_pairs(folder / "pairs.jsonl", pairs)

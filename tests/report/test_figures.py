@@ -1,7 +1,11 @@
+import warnings
+
 import pytest
 
 from misdirection.report import figures
 from misdirection.report.figures import draw_all
+from misdirection.report.findings import find
+from misdirection.statistics import Estimate
 from results_fixture import MONEY, SPORTS
 from run_fixture import convergence, model_difference, organisms, run_results, with_shift
 
@@ -87,3 +91,56 @@ def test_heat_maps_share_a_colour_scale_and_show_value_and_damage(results):
 def test_a_dollar_sign_in_a_name_is_not_a_formula():
     results = run_results(organisms={"$\\frac": organisms()[MONEY]})
     assert "$\\frac" in texts(figures.draw_margin_shift(results))
+
+
+def test_a_heat_map_paints_almost_nothing_in_almost_no_colour():
+    nothing = Estimate(-0.0005, -0.01, 0.01, 40)
+    rows = [
+        row.model_copy(update={"margin_change": nothing, "random_change": nothing, "random_damage": -0.001})
+        for row in run_results().transfer
+    ]
+    figure = figures.draw_transfer(run_results(transfer=rows))
+    image = figure.axes[0].images[0]
+    assert image.get_clim() == (-figures.FULL_COLOUR, figures.FULL_COLOUR)
+    shown = texts(figure)
+    assert any("+0.00" in text for text in shown) and not any("-0.00" in text for text in shown)
+
+
+MANY = [f"bad_medical-seed{number}" for number in range(12)]
+LONG = "an-organism-with-a-name-of-more-than-one-hundred-characters_that_goes_on_and_on-and-never_stops_until_its-seed-"
+
+
+@pytest.mark.parametrize("names", [MANY, [f"{LONG}{number}" for number in range(12)]], ids=["many", "long"])
+def test_many_organisms_and_long_names_leave_room_for_the_figures(names):
+    named = dict(zip(names, [organisms()[MONEY]] * len(names), strict=True))
+    effects = [
+        row.model_copy(update={"direction": name, "target": target})
+        for row in run_results().transfer[:1]
+        for name in names
+        for target in (*names, "base")
+    ]
+    steered = [row.model_copy(update={"direction": name}) for row in run_results().steering[:3] for name in names]
+    cosines = {a: {b: [0.5] * 4 for b in names} for a in names}
+    curves = dict.fromkeys(names, [0.5] * 4)
+    results = run_results(
+        organisms=named,
+        transfer=effects,
+        steering=steered,
+        convergence=convergence(
+            **dict.fromkeys(("cosine", "base_pair_null"), cosines),
+            **dict.fromkeys(("base_null", "control_null", "shuffled_null", "split_half"), curves),
+            model_difference=model_difference(
+                **dict.fromkeys(("cosine", "control_removed"), cosines),
+                **dict.fromkeys(("control_null", "split_half"), curves),
+            ),
+        ),
+    )
+    for name in NAMES:
+        figure = figures.FIGURES[name].draw(results)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            shown = texts(figure)
+        assert figure.get_figwidth() <= 14, name
+        assert max(len(line) for text in shown for line in text.splitlines()) <= 80, name
+    assert any("and 60 more pairs" in text for text in texts(figures.draw_convergence(results)))
+    assert "; and 62 more, in `results.json`" in find(results)[-2].evidence
