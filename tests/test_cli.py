@@ -5,6 +5,7 @@ import pytest
 from malformed import direction_bytes
 from misdirection.data import ProbePair, domain_pairs, write_pairs
 from misdirection.errors import DiskProblem
+from misdirection.statistics import Estimate
 
 
 @pytest.fixture
@@ -76,9 +77,8 @@ def test_a_margin_with_the_training_data_has_the_shift_beyond_its_words(call, or
     assert status == 0
     lines = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if "│" in line}
     beyond = figures["words"]["beyond"]
-    shown = f"{beyond['mean']:+.3f} [{beyond['low']:+.3f}, {beyond['high']:+.3f}] n=4"
-    assert lines["margin_shift beyond words"] == shown
-    assert {"words predict, nats/word", "AUC of words alone", "margin_shift"} <= lines.keys() and "words" not in lines
+    assert lines["margin shift beyond words"] == str(Estimate(**beyond))
+    assert {"words predict, nats/word", "AUC of words alone", "margin shift"} <= lines.keys() and "words" not in lines
 
 
 def test_words_that_the_misaligned_answers_alone_use_tell_them_apart(call, organism, pairs):

@@ -109,7 +109,7 @@ def margin(
     print_figures(figures if as_json else _in_lines(figures), as_json, unit=NATS)
 
 
-_WORDS = {"prediction": "words predict, nats/word", "auc": "AUC of words alone", "beyond": "margin_shift beyond words"}
+_WORDS = {"prediction": "words predict, nats/word", "auc": "AUC of words alone", "beyond": "margin shift beyond words"}
 """How the parts of a `WordNull` are named in print."""
 
 
