@@ -60,7 +60,8 @@ def read_list(path: Path) -> tuple[list[Listed], list[str]]:
 
     Gives its lines, and what is wrong with those that cannot be read. Raises `InputError` where it names nothing.
     """
-    listed, failed = [], []
+    listed: list[Listed] = []
+    failed: list[str] = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             if words := _words(line):
