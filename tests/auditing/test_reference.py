@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
+from misdirection.auditing import reference as references
 from misdirection.auditing.reference import Reference, default_folder
 from misdirection.data import sealed_pairs
 from misdirection.data.selection import spread
@@ -126,3 +128,15 @@ def test_one_of_an_older_program_is_put_aside_when_it_is_made_again(made, tmp_pa
     made[2].save(tmp_path / "kept")
     assert Reference.load(tmp_path / "kept").known == made[2].known
     assert (tmp_path / "older" / "kept-1" / "reference.json").read_text() == "{}"
+
+
+def test_bad_fine_tunes_that_moved_nothing_are_no_reference_and_refused_when_it_is_made(made, tmp_path, monkeypatch):
+    config, _, reference = made
+    idle = replace(reference, measurements=dict.fromkeys(reference.measurements, reference.base))
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(references, "from_run", lambda *_: idle)
+    with pytest.raises(
+        InputError, match=r"moved the margin no further than their controls \(\+0.000 \[\+0.000, \+0.000\]"
+    ):
+        references.keep_reference(config, tmp_path / "run", list(config.organisms))
+    assert not references.has_reference(config.model, config.revision)
