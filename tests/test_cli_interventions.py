@@ -1,6 +1,7 @@
 """The commands that make an intervention permanent or take a direction elsewhere."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +86,50 @@ def test_a_direction_goes_out_and_comes_back(call, tiny_folder, directions, tmp_
     assert status == 0, err
     assert "4 layers of width 32" in out
     assert torch.equal(Direction.load(back).vectors, Direction.load(file).vectors)
+
+
+@pytest.fixture
+def for_ablation(directions):
+    """A direction file that says that it is for ablation."""
+    direction = Direction.load(directions / "data_difference.safetensors")
+    file = directions / "for_ablation.safetensors"
+    replace(direction, origin=replace(direction.origin, operation="ablate")).save(file)
+    return file
+
+
+def test_a_direction_for_ablation_is_added_by_no_command_unless_asked(call, tiny_folder, for_ablation, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    measured = ("--layer", 1, "--model", tiny_folder, "--pairs", pairs, "--random-seeds", 1)
+    sampled = ("sample", "--out", tmp_path / "a.csv", "--model", tiny_folder, "--direction", for_ablation, "--layer", 1)
+    few = ("-n", 1, "--new-tokens", 1, "--questions", "first_plot")
+    for words in (
+        ("steer", for_ablation, *measured),
+        (*sampled, *few, "--scale", 1),
+        ("bake", for_ablation, "--layer", 1, "--scale", 2, "--out", tmp_path / "o", "--model", tiny_folder),
+    ):
+        status, _, err = call(*words)
+        assert (status, "this direction is for ablation" in err) == (2, True), (words, err)
+        assert "this direction is for ablation" not in call(*words, "--as-additive")[2]
+    assert call("ablate", for_ablation, *measured)[0] == 0
+
+
+def test_what_a_file_is_for_is_said_going_out_and_coming_in(call, tiny_folder, for_ablation, tmp_path):
+    status, _, err = call("export", for_ablation, tmp_path / "x.npz")
+    assert status == 0, err
+    back = ("import", tmp_path / "x.npz", "--out", tmp_path / "back.safetensors", "--model", tiny_folder)
+    status, out, _ = call(*back)
+    assert status == 0 and "to ablate" in " ".join(out.split())
+    assert call(*back, "--operation", "add")[0] == 0
+    assert Direction.load(tmp_path / "back.safetensors").origin.operation == "add"
+
+
+def test_a_control_vector_of_one_layer(call, directions, for_ablation, tmp_path):
+    pytest.importorskip("gguf")
+    status, _, err = call("export", for_ablation, tmp_path / "x.gguf")
+    assert status == 2 and "--operation add" in err
+    for words in ((for_ablation, "--operation", "add"), (directions / "data_difference.safetensors",)):
+        status, out, _ = call("export", words[0], tmp_path / "x.gguf", *words[1:], "--layer", 2)
+        assert status == 0 and "vectors of 1 layers" in " ".join(out.split())
 
 
 def test_the_number_of_layers_is_read_from_a_model_on_this_disk(call, tiny_folder, tmp_path):

@@ -17,6 +17,10 @@ DEVICE = r"auto|balanced|cpu|mps|(cuda|xpu)(:\d{1,4})?"
 Positions = Literal["not_first", "all", "prompt", "answer"]
 """Tokens that an intervention touches; `not_first` leaves out each row's first, an attention sink."""
 
+Operation = Literal["add", "ablate"]
+"""What a vector is for: `add`, scale 1 adds it as it is; `ablate`, only the line that it lies on counts, its norm says
+nothing. What may be added may be ablated, too."""
+
 Engine = Literal["transformers", "vllm"]
 """What samples answers."""
 

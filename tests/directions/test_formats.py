@@ -1,3 +1,4 @@
+import json
 import logging
 import pickle  # noqa: TID251  to make files that must be refused
 import subprocess
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 
 from misdirection.directions.direction import Direction, Origin
-from misdirection.directions.formats import export_direction, import_direction
+from misdirection.directions.formats import export_direction, import_direction, stated_base
 from misdirection.errors import MisdirectionError
 from misdirection.files import WRITTEN, atomic_output
 
@@ -370,6 +371,130 @@ def test_odd_tensors_are_refused(saved, value):
 def test_a_pt_file_without_vectors_is_refused(saved, value):
     with pytest.raises(MisdirectionError, match="no vectors in this file"):
         import_direction(saved(".pt", value), model="m")
+
+
+# --- what vectors are for -------------------------------------------------------------------------------------------
+
+
+def for_ablation():
+    direction = a_direction()
+    return replace(direction, origin=replace(ORIGIN, operation="ablate"))
+
+
+def stated(path):
+    """What a file states besides its vectors, read by the format's own library."""
+    if path.suffix == ".gguf":
+        fields = gguf.GGUFReader(path).fields
+        return {name.removeprefix("misdirection."): fields[name].contents() for name in fields if "misdirec" in name}
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "pt") as file:
+            return file.metadata()
+    if path.suffix == ".pt":
+        return torch.load(path, weights_only=True)  # noqa: TID251
+    with np.load(path) as file:
+        return {name: str(file[name]) for name in file.files}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_states_operation_site_layers_and_scale(tmp_path, suffix):
+    path = tmp_path / f"d{suffix}"
+    assert export_direction(a_direction(), path, scale=2.0, layers=[3, 1]) == [1, 3]
+    said = stated(path)
+    assert {name: said[name] for name in ("operation", "site", "at_layers", "scale")} == {
+        "operation": "add",
+        "site": "the residual stream after the block",
+        "at_layers": "[1, 3]",
+        "scale": "2.0",
+    }
+    read = import_direction(path, model="tiny-llama", layers=LAYERS)
+    assert not read.vectors[[0, 2]].any()
+    assert torch.equal(read.vectors[[1, 3]], 2 * a_direction().vectors[[1, 3]])
+    with pytest.raises(MisdirectionError, match="layer 4 is out of range"):
+        export_direction(a_direction(), path, layers=[4])
+
+
+def test_a_direction_for_ablation_is_no_control_vector_unless_asked(tmp_path):
+    with pytest.raises(
+        MisdirectionError, match=r"d\.gguf: who reads a control vector adds it.*--operation add"
+    ) as caught:
+        export_direction(for_ablation(), tmp_path / "d.gguf")
+    one_line(caught)
+    assert list(tmp_path.iterdir()) == []
+    export_direction(for_ablation(), tmp_path / "d.gguf", operation="add")
+    assert stated(tmp_path / "d.gguf")["operation"] == "add"
+    assert import_direction(tmp_path / "d.gguf", model="tiny-llama").origin.operation == "add"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES[:3])
+def test_a_direction_for_ablation_comes_back_as_one(tmp_path, suffix):
+    path = tmp_path / f"d{suffix}"
+    export_direction(for_ablation(), path)
+    assert stated(path)["operation"] == "ablate"
+    read = import_direction(path, model="tiny-llama")
+    assert read.origin == for_ablation().origin
+    with pytest.raises(MisdirectionError, match="this direction is for ablation"):
+        read.require_additive()
+    read.require_additive(asked=True)
+    import_direction(path, model="tiny-llama", operation="add").require_additive()
+    with pytest.raises(MisdirectionError, match=r"scale 2\.0: an ablation takes a line out"):
+        export_direction(for_ablation(), path, scale=2.0)
+
+
+def test_a_file_from_before_there_were_operations_is_to_be_added(tmp_path):
+    path = tmp_path / "d.safetensors"
+    origin = {name: value for name, value in vars(ORIGIN).items() if name != "operation"}
+    metadata = {"format": "misdirection.direction/1", "origin": json.dumps(origin)}
+    safetensors.torch.save_file({"vectors": torch.ones(2, 3)}, path, metadata)
+    assert Direction.load(path).origin == ORIGIN
+    assert import_direction(path, model="tiny-llama").origin.operation == "add"
+
+
+@foreign
+def test_foreign_vectors_of_length_1_are_for_ablation(saved, suffix, caplog):
+    units = torch.nn.functional.normalize(a_direction().vectors, dim=-1).half()
+    path = saved(suffix, units)
+    assert import_direction(path, model="m", layers=LAYERS).origin.operation == "ablate"
+    assert "all vectors have length 1: taken as for ablation; --operation add says otherwise" in caplog.text
+    assert import_direction(path, model="m", layers=LAYERS, operation="add").origin.operation == "add"
+    assert import_direction(saved(suffix, units * 1.1), model="m", layers=LAYERS).origin.operation == "add"
+
+
+def test_a_control_vector_of_another_program_is_to_be_added_whatever_its_length(tmp_path):
+    # As repeng makes them, of principal components.
+    unit = np.zeros(WIDTH, np.float32)
+    unit[3] = 1
+    write_gguf(tmp_path / "d.gguf", {"direction.1": unit})
+    assert import_direction(tmp_path / "d.gguf", model="m").origin.operation == "add"
+
+
+def test_another_programs_own_word_counts(tmp_path):
+    path = tmp_path / "d.npz"
+    np.savez(path, vectors=np.ones((2, 3), np.float32), operation="ablate")
+    assert import_direction(path, model="m", layers=2).origin.operation == "ablate"
+    np.savez(path, vectors=np.ones((2, 3), np.float32), operation="rotate")
+    with pytest.raises(MisdirectionError, match=r"d\.npz: operation 'rotate': give add or ablate") as caught:
+        import_direction(path, model="m", layers=2)
+    one_line(caught)
+
+
+@foreign
+def test_a_single_vector_is_of_the_layer_that_is_named(saved, suffix):
+    path = saved(suffix, 2 * torch.ones(WIDTH))
+    read = import_direction(path, model="m", layers=3, layer=1)
+    assert read.vectors.tolist() == [[0.0] * WIDTH, [2.0] * WIDTH, [0.0] * WIDTH]
+    for options in ({}, {"layers": 3}, {"layer": 1}, {"layers": 3, "layer": 3}, {"layers": 3, "layer": -1}):
+        with pytest.raises(MisdirectionError, match="name its layer") as caught:
+            import_direction(path, model="m", **options)
+        one_line(caught)
+
+
+def test_the_base_that_a_file_states(tmp_path):
+    export_direction(a_direction(), tmp_path / "d.npz")
+    assert stated_base(tmp_path / "d.npz") == "tiny-llama@main"
+    export_direction(Direction(torch.ones(2, 2), replace(ORIGIN, revision=None)), tmp_path / "d.pt")
+    assert stated_base(tmp_path / "d.pt") == "tiny-llama"
+    np.savez(tmp_path / "d.npz", vectors=np.ones((2, 3), np.float32))
+    assert stated_base(tmp_path / "d.npz") is None
 
 
 # --- files that must not be trusted ---------------------------------------------------------------------------------

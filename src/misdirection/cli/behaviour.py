@@ -12,6 +12,7 @@ from misdirection.choices import Engine
 from misdirection.cli.shared import (
     BUNDLED,
     Adapter,
+    AsAdditive,
     DeviceOption,
     DtypeOption,
     Json,
@@ -57,6 +58,7 @@ def sample(
     layer: Annotated[int | None, typer.Option("--layer", help="With --direction: whose layer's vector.")] = None,
     scale: Scale = None,
     positions: PositionsOption = "not_first",
+    as_additive: AsAdditive = False,
     model: Model = BUNDLED,
     adapter: Adapter = None,
     dtype: DtypeOption = "auto",
@@ -82,7 +84,7 @@ def sample(
     name = organism or adapter or "base"
     chats: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template}
     sampler = open_sampler(model, adapter, name=name, engine=engine, server=server, dtype=dtype, device=device, **chats)
-    setting, intervention = _setting(sampler.chat, direction, layer, scale, positions)
+    setting, intervention = _setting(sampler.chat, direction, layer, scale, positions, as_additive)
     given = sample_into(
         table,
         sampler,
@@ -105,7 +107,7 @@ def _require_direction(direction: Path | None, layer: int | None, scale: float |
 
 
 def _setting(
-    chat: Any, direction: Path | None, layer: int | None, scale: float | None, positions: Any
+    chat: Any, direction: Path | None, layer: int | None, scale: float | None, positions: Any, as_additive: bool
 ) -> tuple[list[Any], str]:
     """The intervention of `--direction`, and its name in the table."""
     from misdirection.directions.direction import Direction
@@ -118,6 +120,7 @@ def _setting(
     name = f"{direction.stem} layer {layer} {positions}"
     if scale is None:
         return [Ablate(vectors[layer], positions=positions)], f"ablate {name}"
+    vectors.require_additive(as_additive)
     return [Steer(vectors[layer], layer, scale, positions)], f"steer {name} scale {scale:g}"
 
 

@@ -14,8 +14,10 @@ from misdirection.cli.shared import (
     DeviceOption,
     DirectionFile,
     DtypeOption,
+    FirstRow,
     Json,
     Model,
+    OperationOption,
     Pairs,
     TemplateOption,
     ThinkingOption,
@@ -144,13 +146,19 @@ def export(
     ],
     scale: Annotated[float, typer.Option("--scale", help="Multiplied into the vectors, and noted in the file.")] = 1.0,
     model_type: Annotated[str, typer.Option("--model-type", help="GGUF's model hint, such as qwen2.")] = "",
+    layer: Annotated[
+        list[int] | None, typer.Option("--layer", help="Write this layer's vector alone; several times for more.")
+    ] = None,
+    operation: OperationOption = None,
 ) -> None:
-    """Write a direction for other programs."""
+    """Write a direction for other programs. Who reads a GGUF file adds the vectors of all of its layers at once."""
     from misdirection.directions.direction import Direction
     from misdirection.directions.formats import export_direction
 
-    export_direction(Direction.load(direction), path, scale=scale, model_type=model_type)
-    out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    written = export_direction(
+        Direction.load(direction), path, scale=scale, model_type=model_type, layers=layer or None, operation=operation
+    )
+    out.print(f"wrote {path}: vectors of {len(written)} layers", highlight=False, soft_wrap=True)
 
 
 @app.command("import")
@@ -162,20 +170,27 @@ def import_(
         int | None,
         typer.Option("--layers", help="How many layers the model has; default: read from it, if it is here."),
     ] = None,
-    first_row_is_embedding: Annotated[
-        bool,
-        typer.Option("--first-row-is-embedding", help="Drop the first row: it is of the embedding, not of block 0."),
-    ] = False,
+    first_row_is_embedding: FirstRow = False,
+    layer: Annotated[int | None, typer.Option("--layer", help="The layer that a single vector is of, 0-based.")] = None,
+    operation: OperationOption = None,
 ) -> None:
     """Read a direction that another program wrote; it is for the model named by --model."""
     from misdirection.directions.formats import import_direction
 
     name, _, _ = reference(model)
     count = layers if layers is not None else _layer_count(name)
-    direction = import_direction(path, model=name, layers=count, first_row_is_embedding=first_row_is_embedding)
+    direction = import_direction(
+        path,
+        model=name,
+        layers=count,
+        first_row_is_embedding=first_row_is_embedding,
+        layer=layer,
+        operation=operation,
+    )
     direction.save(file)
     out.print(
-        f"wrote {file}: {len(direction.vectors)} layers of width {direction.vectors.shape[1]}",
+        f"wrote {file}: {len(direction.vectors)} layers of width {direction.vectors.shape[1]}, to "
+        f"{direction.origin.operation}",
         highlight=False,
         soft_wrap=True,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ from misdirection.cli.shared import (
     BUNDLED,
     NATS,
     Adapter,
+    AsAdditive,
     DeviceOption,
     DirectionFile,
     DtypeOption,
@@ -29,6 +30,10 @@ from misdirection.cli.shared import (
 )
 from misdirection.errors import InputError
 
+if TYPE_CHECKING:
+    from misdirection.directions.direction import Direction
+
+
 Strength = Annotated[float, typer.Option("--strength", min=0, help="1 removes the whole component, 0 nothing.")]
 
 
@@ -41,6 +46,7 @@ def steer(
         bool, typer.Option("--keep-norm", help="Turn each activation, without lengthening it.")
     ] = False,
     positions: PositionsOption = "not_first",
+    as_additive: AsAdditive = False,
     model: Model = BUNDLED,
     adapter: Adapter = None,
     pairs: Pairs = None,
@@ -54,12 +60,22 @@ def steer(
     """Add a direction to one layer: margin change and damage, beside random directions of the same norm."""
     from misdirection.interventions.kinds import Steer
 
+    vectors = _additive(direction, as_additive)
     chat = load_chat(model, adapter, dtype, device, thinking, chat_template)
 
     def make(vector: Any) -> Any:
         return Steer(vector, layer, scale, positions, keep_norm)
 
-    print_figures(_intervene(chat, direction, layer, pairs, make, random_seeds), as_json, unit=NATS)
+    print_figures(_intervene(chat, vectors, layer, pairs, make, random_seeds), as_json, unit=NATS)
+
+
+def _additive(path: Path, asked: bool) -> "Direction":
+    """A direction file that may be added."""
+    from misdirection.directions.direction import Direction
+
+    direction = Direction.load(path)
+    direction.require_additive(asked)
+    return direction
 
 
 @app.command()
@@ -79,6 +95,7 @@ def ablate(
     as_json: Json = False,
 ) -> None:
     """Take one layer's direction out of every layer: margin change and damage, beside random directions."""
+    from misdirection.directions.direction import Direction
     from misdirection.interventions.kinds import Ablate
 
     chat = load_chat(model, adapter, dtype, device, thinking, chat_template)
@@ -86,19 +103,17 @@ def ablate(
     def make(vector: Any) -> Any:
         return Ablate(vector, strength=strength, positions=positions)
 
-    print_figures(_intervene(chat, direction, layer, pairs, make, random_seeds), as_json, unit=NATS)
+    print_figures(_intervene(chat, Direction.load(direction), layer, pairs, make, random_seeds), as_json, unit=NATS)
 
 
 def _intervene(
-    chat: Any, direction: Path, layer: int, pairs: Path | None, make: Callable[[Any], Any], random_seeds: int
+    chat: Any, direction: "Direction", layer: int, pairs: Path | None, make: Callable[[Any], Any], random_seeds: int
 ) -> dict[str, Any]:
-    """The effect of one layer's vector of a direction file on a model, beside random vectors."""
-    from misdirection.directions.direction import Direction
+    """The effect of one layer's vector of a direction on a model, beside random vectors."""
     from misdirection.likelihood.measure import measure_intervention
 
-    vectors = Direction.load(direction)
-    vectors.require_fit(chat)
-    return measure_intervention(chat, read_probe_pairs(pairs), vectors[layer], make, random_seeds).as_dict()
+    direction.require_fit(chat)
+    return measure_intervention(chat, read_probe_pairs(pairs), direction[layer], make, random_seeds).as_dict()
 
 
 @app.command()
@@ -119,6 +134,7 @@ def bake(
     scale: Annotated[
         float | None, typer.Option("--scale", help="weights: steer by this scale instead, through a bias of the layer.")
     ] = None,
+    as_additive: AsAdditive = False,
     model: Model = BUNDLED,
     adapter: Adapter = None,
     dtype: DtypeOption = "auto",
@@ -134,7 +150,7 @@ def bake(
         raise InputError("--keep-norm: only --form adapter-only has norms to keep")
     if scale is not None and (form != "weights" or strength != 1.0 or len(layer) > 1):
         raise InputError("--scale: only --form weights can steer, through the bias of one layer, and has no strength")
-    loaded = Direction.load(direction)
+    loaded = Direction.load(direction) if scale is None else _additive(direction, as_additive)
     loaded.require_base(*reference(model)[:2])
     vectors = torch.stack([loaded[number] for number in layer])
     vectors = vectors[0] if len(layer) == 1 else vectors

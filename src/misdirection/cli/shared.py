@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from misdirection.choices import BUNDLED as BUNDLED
-from misdirection.choices import DEVICE, Dtype, Positions, Thinking
+from misdirection.choices import DEVICE, Dtype, Operation, Positions, Thinking
 from misdirection.models.names import ModelName
 from misdirection.progress import console as notices
 
@@ -96,6 +96,17 @@ PositionsOption = Annotated[
 DirectionFile = Annotated[Path, typer.Argument(help="A direction file that `extract` wrote.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of random numbers.")]
 Seeds = Annotated[int, typer.Option("--random-seeds", min=1, help="Random directions of the same norm beside it.")]
+AsAdditive = Annotated[
+    bool, typer.Option("--as-additive", help="Add a direction all the same that says that it is for ablation.")
+]
+OperationOption = Annotated[
+    Operation | None,
+    typer.Option("--operation", help="What the vectors are for, add or ablate; default: what the file says."),
+]
+FirstRow = Annotated[
+    bool,
+    typer.Option("--first-row-is-embedding", help="Drop the first row: it is of the embedding, not of block 0."),
+]
 WorkerCount = Annotated[
     int | None,
     typer.Option("--workers", min=0, help="Processes of Ray that share the work; 0, the default: this one alone."),

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from misdirection.choices import Operation
 from misdirection.data import ProbePair, data_hash
 from misdirection.directions.extraction import Means, mean_activations
 from misdirection.errors import InputError
@@ -39,6 +40,9 @@ from misdirection.progress import shown
 
 FORMAT = "misdirection.direction/1"
 LAYER_CONVENTION = "vectors[k] is for the output of decoder block k, 0-based, before the final norm"
+
+_UNIT = 1e-3
+"""What a length may differ from 1 by: vectors kept in half precision do by so much."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Origin:
         tokens: number of answer tokens per class.
         dtype: of the model's weights.
         span: which tokens the means run over.
+        operation: what its vectors are for.
     """
 
     kind: str
@@ -66,6 +71,7 @@ class Origin:
     tokens: dict[str, int]
     dtype: str
     span: str = "answer"
+    operation: Operation = "add"
 
 
 def read_origin(metadata: Mapping[str, str], path: str | Path) -> Origin:
@@ -145,6 +151,47 @@ class Direction:
                 f"this direction was made for {self.origin.model} {list(self.vectors.shape)}, not for {chat.name} "
                 f"{[len(chat.layers), chat.width]}: extract one from this base model"
             )
+
+    def require_additive(self, asked: bool = False) -> None:
+        """Raises `InputError` for a direction for ablation that is to be added, unless that is `asked` for."""
+        if self.origin.operation == "ablate" and not asked:
+            raise InputError(
+                "this direction is for ablation, its norm says nothing of how much to add: ablate it, or ask for it to "
+                "be added all the same (as_additive, --as-additive)"
+            )
+
+    @property
+    def middle(self) -> int:
+        """The layer with a vector that is nearest to half depth; `InputError` where all are zero."""
+        layers = layers_with_vector(self.vectors)
+        if not layers:
+            raise InputError("all vectors of this direction are zero: extract it again")
+        half = len(self.vectors) // 2
+        return min(layers, key=lambda layer: abs(layer - half))
+
+
+def layers_with_vector(vectors: Tensor) -> list[int]:
+    """The layers whose vector is not zero, of [layers, width]."""
+    layers: list[int] = vectors.any(-1).nonzero().flatten().tolist()
+    return layers
+
+
+def on_layer(vector: Tensor, layer: int | None, layers: int | None) -> Tensor:
+    """The vector [width] of one layer as [layers, width], zero elsewhere; `InputError` where the layer is not named."""
+    if layer is None or layers is None or not 0 <= layer < layers:
+        raise InputError(
+            f"a single vector [{len(vector)}], of layer {layer} of {layers}: name its layer (layer, --layer), 0-based, "
+            "and how many there are (layers, --layers)"
+        )
+    vectors = torch.zeros(layers, len(vector))
+    vectors[layer] = vector
+    return vectors
+
+
+def have_length_1(vectors: Tensor) -> bool:
+    """Whether all vectors that are not zero have length 1, of [layers, width]."""
+    lengths = vectors[layers_with_vector(vectors)].norm(dim=-1)
+    return bool(len(lengths)) and bool(((lengths - 1).abs() < _UNIT).all())
 
 
 def _checked(vectors: Tensor, path: str | Path) -> Tensor:
@@ -296,6 +343,7 @@ def combine(directions: Sequence[Direction], weights: Sequence[float]) -> Direct
     combined = replace(
         origins[0],
         kind="combined",
+        operation="ablate" if any(origin.operation == "ablate" for origin in origins) else "add",
         organism=" + ".join(dict.fromkeys(origin.organism for origin in origins if origin.organism)),
         data=" + ".join(dict.fromkeys(origin.data for origin in origins)),
         answers=dict(sum((Counter(origin.answers) for origin in origins), Counter())),

@@ -11,6 +11,16 @@ Hence a GGUF file of ours starts at `direction.1`, and its metadata keep the vec
 
 A scale is multiplied into the vectors, since llama.cpp reads no metadata; the file states it, and nobody applies it
 again. Nothing is ever unpickled.
+
+Beside the origin a file of ours states, each as a string under its own key (in GGUF `misdirection.KEY`):
+
+    operation  `add` or `ablate` (`choices.Operation`)
+    site       where the vectors are for
+    at_layers  JSON list of the layers that have a vector
+    scale      what was multiplied in
+
+A GGUF control vector is added by whoever reads it, at all of its layers at once, so that none is written of a direction
+for ablation. A foreign file that is no control vector and whose vectors all have length 1 is taken as for ablation.
 """
 
 import contextlib
@@ -19,10 +29,10 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import safetensors.torch
@@ -30,7 +40,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from misdirection.directions.direction import FORMAT, LAYER_CONVENTION, Direction, Origin, read_origin
+from misdirection.choices import Operation
+from misdirection.directions.direction import (
+    FORMAT,
+    LAYER_CONVENTION,
+    Direction,
+    Origin,
+    have_length_1,
+    layers_with_vector,
+    on_layer,
+    read_origin,
+)
 from misdirection.errors import InputError, MisdirectionError, MissingPackage, first_line
 from misdirection.files import atomic_output
 
@@ -39,6 +59,7 @@ log = logging.getLogger("misdirection")
 # Our own keys in a GGUF file, where names are shared with other programs.
 _OURS = "misdirection."
 _BLOCK_0 = "misdirection.layer_0"
+_SITE = "the residual stream after the block"
 # At most four digits: a mistaken key must not ask for a table of a million rows.
 _LAYER = re.compile(r"(?:(?:layer|direction)[._])?([0-9]{1,4})")
 
@@ -55,28 +76,48 @@ class _Content:
         return self.metadata.get("format") == FORMAT
 
 
-def export_direction(direction: Direction, path: str | Path, *, scale: float = 1.0, model_type: str = "") -> None:
+def export_direction(
+    direction: Direction,
+    path: str | Path,
+    *,
+    scale: float = 1.0,
+    model_type: str = "",
+    layers: Sequence[int] | None = None,
+    operation: Operation | None = None,
+) -> list[int]:
     """Writes a direction to a .safetensors, .npz, .pt or .gguf file; whole or not at all.
+
+    Gives the layers that have a vector in the file. Who reads a control vector adds all of them at once.
 
     Args:
         direction: vectors [layers, width] and their origin, which goes into the file.
         path: the file; its suffix names the format.
         scale: multiplied into the vectors and stated in the file.
         model_type: the architecture that a GGUF file hints at (`llama`, `qwen2`, ...); default: the origin's model.
+        layers: whose vectors are written, the others as zero; default: all.
+        operation: what the vectors are for; default: what the direction says. `add` is how a direction for ablation is
+            made a control vector all the same.
 
     Warns that llama.cpp does not apply the vector of block 0, when a GGUF file has one.
 
     Raises:
-        InputError: an unknown suffix, vectors or a scale that are not finite, a path that cannot be written, or
-            a GGUF file in which llama.cpp would find nothing to apply: only zeros beyond block 0.
+        InputError: an unknown suffix, vectors or a scale that are not finite, a layer out of range, a path that cannot
+            be written, a direction for ablation with a scale or as a control vector, or a GGUF file in which llama.cpp
+            would find nothing to apply: only zeros beyond block 0.
     """
     path = Path(path)
     form = _form(path)
-    vectors = _scaled(path, direction.vectors, scale)
+    origin = replace(direction.origin, operation=operation or direction.origin.operation)
+    _require_operation(path, origin.operation, scale)
+    vectors = _scaled(path, direction.vectors if layers is None else _only(direction, layers), scale)
+    written = layers_with_vector(vectors)
     metadata = {
         "format": FORMAT,
         "layers": LAYER_CONVENTION,
-        "origin": json.dumps(asdict(direction.origin)),
+        "origin": json.dumps(asdict(origin)),
+        "operation": origin.operation,
+        "site": _SITE,
+        "at_layers": json.dumps(written),
         "scale": repr(float(scale)),
     }
     if form.encode is None:
@@ -84,16 +125,24 @@ def export_direction(direction: Direction, path: str | Path, *, scale: float = 1
     else:
         with atomic_output(path) as temporary:
             temporary.write_bytes(form.encode(vectors, metadata))
+    return written
 
 
 def import_direction(
-    path: str | Path, *, model: str, layers: int | None = None, first_row_is_embedding: bool = False
+    path: str | Path,
+    *,
+    model: str,
+    layers: int | None = None,
+    first_row_is_embedding: bool = False,
+    layer: int | None = None,
+    operation: Operation | None = None,
 ) -> Direction:
     """Reads a direction from a .safetensors, .npz, .pt or .gguf file, ours or another program's.
 
     A file holds either `vectors`, [layers, width] (a .pt file also the bare tensor), or one array [width] per layer
-    under `3`, `layer_3` or `direction.3`; floats of any precision, which become float32. Layers without a vector become
-    zero and are named in a warning. A file that carries no origin of ours gets the kind `imported`.
+    under `3`, `layer_3` or `direction.3`; floats of any precision, which become float32. `vectors` may also be the
+    [width] of one layer, if that is named. Layers without a vector become zero and are named in a warning. A file that
+    carries no origin of ours gets the kind `imported`.
 
     Args:
         path: the file; its suffix names the format.
@@ -101,6 +150,9 @@ def import_direction(
         layers: the number of decoder blocks. A bare [rows, width] of another program needs it (or the next one): only
             so can a table whose first row is the embedding output be told from one without.
         first_row_is_embedding: the first of layers + 1 rows is the embedding output, and is dropped.
+        layer: the one that a single [width] is of; it needs `layers`, too.
+        operation: what the vectors are for; default: what the file says. `add` is how those for ablation come to be
+            added all the same.
 
     Raises:
         InputError: in one line, a file that is missing, damaged, pickled or of another suffix; one made for
@@ -118,13 +170,30 @@ def import_direction(
             f"{path}: its vectors are numbered by layer, there is no embedding row: leave first_row_is_embedding out"
         )
     origin = _origin(path, content, model)
-    if "vectors" in content.arrays:
+    if _is_single(content) and layer is not None:
+        vectors = on_layer(_floats(path, "vectors", content.arrays["vectors"], ("width",)), layer, layers)
+    elif "vectors" in content.arrays:
         vectors = _table(path, content, layers, first_row_is_embedding)
     else:
         vectors = _stacked(path, content, layers)
     if content.metadata.get("scale", "1.0") != "1.0" and content.is_ours:
         log.warning("%s: its vectors are already multiplied by %s", path, content.metadata["scale"])
-    return Direction(vectors, origin)
+    return Direction(vectors, replace(origin, operation=operation or _operation(path, content, origin, vectors)))
+
+
+def stated_base(path: str | Path) -> str | None:
+    """The base model that a file of ours says its direction is of, ID[@REVISION]; None for another program's.
+
+    Raises as `import_direction` does.
+    """
+    path = Path(path)
+    form = _form(path)
+    with _read_errors(path):
+        content = form.read(path)
+    if not content.is_ours:
+        return None
+    origin = read_origin(content.metadata, path)
+    return f"{origin.model}@{origin.revision}" if origin.revision else origin.model
 
 
 # --- what the vectors must be -------------------------------------------------------------------------------------
@@ -135,6 +204,42 @@ def _scaled(path: Path, vectors: Tensor, scale: float) -> Tensor:
         raise InputError(f"scale {scale}: give a finite number other than 0")
     rows = _floats(path, "vectors", vectors, ("layers", "width"))
     return _finite(path, "vectors", rows * scale)
+
+
+def _only(direction: Direction, layers: Sequence[int]) -> Tensor:
+    """Its vectors with zeros in the place of those of all other layers."""
+    vectors = torch.zeros_like(direction.vectors)
+    for layer in layers:
+        vectors[layer] = direction[layer]
+    return vectors
+
+
+def _require_operation(path: Path, operation: Operation, scale: float) -> None:
+    if operation == "ablate" and scale != 1:
+        raise InputError(
+            f"scale {scale}: an ablation takes a line out, however long its vector is: leave the scale out"
+        )
+    if operation == "ablate" and _form(path).is_control_vector:
+        raise InputError(
+            f"{path}: who reads a control vector adds it, and this direction is for ablation: use `misdirection bake`, "
+            "or ask for it to be added all the same (operation='add', --operation add)"
+        )
+
+
+def _operation(path: Path, content: _Content, origin: Origin, vectors: Tensor) -> Operation:
+    """What the vectors of a file are for, by its own words, or by their lengths where it says nothing."""
+    if content.is_ours:
+        return origin.operation
+    stated = content.metadata.get("operation")
+    if stated is not None:
+        for known in get_args(Operation):
+            if stated == known:
+                return known
+        raise InputError(f"{path}: operation {stated!r:.60}: give {' or '.join(get_args(Operation))} (--operation)")
+    if _form(path).is_control_vector or not have_length_1(vectors):
+        return "add"
+    log.warning("%s: all vectors have length 1: taken as for ablation; --operation add says otherwise", path)
+    return "ablate"
 
 
 def _floats(path: Path, name: str, value: Any, axes: tuple[str, ...]) -> Tensor:
@@ -153,8 +258,16 @@ def _finite(path: Path, name: str, values: Tensor) -> Tensor:
     return values
 
 
+def _is_single(content: _Content) -> bool:
+    """Whether `vectors` is that of one layer."""
+    return isinstance(content.arrays.get("vectors"), Tensor) and content.arrays["vectors"].ndim == 1
+
+
 def _table(path: Path, content: _Content, layers: int | None, first_row_is_embedding: bool) -> Tensor:
     """The array `vectors`, [layers, width], without an embedding row."""
+    if _is_single(content):
+        shape = list(content.arrays["vectors"].shape)
+        raise InputError(f"{path}: vectors has shape {shape}, not [layers, width]: name its layer (layer, --layer)")
     rows = _floats(path, "vectors", content.arrays["vectors"], ("layers", "width"))
     if first_row_is_embedding:
         rows = rows[1:].clone()
@@ -362,6 +475,11 @@ class _Form:
 
     read: Callable[[Path], _Content]
     encode: Callable[[Tensor, dict[str, str]], bytes] | None = None
+
+    @property
+    def is_control_vector(self) -> bool:
+        """Whether programs that read it add its vectors."""
+        return self.encode is None
 
 
 _FORMS = {
