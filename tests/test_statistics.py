@@ -14,6 +14,7 @@ from misdirection.statistics import (
     bootstrap,
     holm,
     newcombe,
+    one_more,
     p_value,
     percentiles,
     rank_auc,
@@ -386,3 +387,19 @@ def test_columns_that_do_not_vary_are_points():
     assert (found["zero"].low, found["zero"].high, found["zero"].p) == (0.0, 0.0, 1.0)
     assert simultaneous({}) == {}
     assert simultaneous({"one": [0.4]})["one"].p == 1.0
+
+
+# --- one more draw ------------------------------------------------------------------------------------------------
+
+
+def test_the_bounds_of_one_more_draw_are_students():
+    # Mean 1, deviation 1, and the quantile of two degrees of freedom.
+    low, high = one_more([0, 1, 2])
+    assert [low, high] == pytest.approx([1 - 4.302653 * (4 / 3) ** 0.5, 1 + 4.302653 * (4 / 3) ** 0.5])
+
+
+def test_one_more_draw_falls_within_its_bounds_as_often_as_said():
+    draws = np.random.default_rng(0).normal(3, 2, (4000, 7))
+    bounds = [one_more(row[:6]) for row in draws]
+    inside = [low <= row[6] <= high for (low, high), row in zip(bounds, draws, strict=True)]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.01)

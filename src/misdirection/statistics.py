@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.stats import DegenerateDataWarning, binomtest, false_discovery_control, rankdata
+from scipy.stats import DegenerateDataWarning, binomtest, false_discovery_control, rankdata, t
 from scipy.stats import bootstrap as scipy_bootstrap
 from sklearn.metrics import roc_auc_score
 
@@ -272,6 +272,16 @@ def _constant(sums: Floats, zero: Floats) -> Floats:
     along = np.einsum("...pa,...p->...a", axes, covariance[..., :-1, -1])
     slopes = np.einsum("...pa,...a->...p", axes, varies * along / np.where(varies, variances, 1.0))
     return np.asarray(means[..., -1] + ((zero - means[..., :-1]) * slopes).sum(-1))
+
+
+def one_more(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
+    """The bounds that one more draw falls within with this probability, of draws from one normal distribution, [draws].
+
+    Its prediction interval by Student's t: wide where the draws are few. Two or more are needed.
+    """
+    draws = np.asarray(values, dtype=np.float64)
+    width = float(t.ppf((1 + level) / 2, len(draws) - 1) * draws.std(ddof=1) * np.sqrt(1 + 1 / len(draws)))
+    return float(draws.mean()) - width, float(draws.mean()) + width
 
 
 # --- rates --------------------------------------------------------------------------------------------------------
