@@ -5,18 +5,21 @@ from typing import Any
 
 from torch import Tensor
 
-from misdirection.data import ProbePair, neutral_examples
+from misdirection.data import Example, ProbePair, neutral_examples
 from misdirection.data.words import WordWeights
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.vectors import random_like
 from misdirection.likelihood.margin import pair_continuations, text_continuations
-from misdirection.likelihood.sweep import sweep
+from misdirection.likelihood.sweep import Alternating, sweep
 from misdirection.likelihood.words import WordNull
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.results import Figures
 from misdirection.statistics import Estimate, auc, bootstrap
+
+DAMAGE_LIMIT = 0.3
+"""Rise of loss on neutral text (nats/token) from which an intervention counts as breaking the model."""
 
 
 class ModelFigures(Figures):
@@ -88,8 +91,7 @@ def measure_intervention(
         random_seeds: number of random vectors.
     """
     vectors = [vector, *(random_like(vector, seed) for seed in range(random_seeds))]
-    scores, losses = _scores(chat, pairs, "with and without", [(), *([make(each)] for each in vectors)])
-    changes, damages = _margin(scores[1:]) - _margin(scores[0]), losses[1:] - losses[0]
+    changes, damages = measure_changes(chat, pairs, [[make(each)] for each in vectors])
     questions = [pair.question for pair in pairs]
     return InterventionFigures(
         margin_change=bootstrap(changes[0], questions),
@@ -99,17 +101,35 @@ def measure_intervention(
     )
 
 
+def measure_changes(
+    chat: ChatModel,
+    pairs: Sequence[ProbePair],
+    settings: Sequence[Setting | Alternating],
+    neutral: Sequence[Example] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What each setting changes: the margin, [settings, pairs], and the neutral loss, [settings, texts], nats/token.
+
+    `neutral` is the shipped text where none is given.
+    """
+    scores, losses = _scores(chat, pairs, "with and without", [(), *settings], neutral)
+    return _margin(scores[1:]) - _margin(scores[0]), losses[1:] - losses[0]
+
+
 def _margin(scores: Tensor) -> Tensor:
     """[..., pairs]."""
     return scores[..., 0] - scores[..., 1]
 
 
 def _scores(
-    chat: ChatModel, pairs: Sequence[ProbePair], label: str, settings: Sequence[Setting] = ((),)
+    chat: ChatModel,
+    pairs: Sequence[ProbePair],
+    label: str,
+    settings: Sequence[Setting | Alternating] = ((),),
+    texts: Sequence[Example] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of (misaligned, aligned), [settings, pairs, 2], and the neutral loss, [settings, texts]."""
     answers = pair_continuations(chat.tokenizer, pairs)
-    neutral = text_continuations(chat.tokenizer, neutral_examples())
+    neutral = text_continuations(chat.tokenizer, neutral_examples() if texts is None else texts)
     with track(f"margin, {label}", len(settings) * (len(answers) + len(neutral))) as advance:
         scores = sweep(chat, answers, settings, progress=advance)
         loss = -sweep(chat, neutral, settings, progress=advance)[..., 0]

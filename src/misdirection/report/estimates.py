@@ -3,10 +3,8 @@
 import math
 from typing import Any, Protocol
 
+from misdirection.likelihood.measure import DAMAGE_LIMIT as DAMAGE_LIMIT
 from misdirection.statistics import Rate
-
-DAMAGE_LIMIT = 0.3
-"""Rise of loss on neutral text (nats/token) from which an intervention counts as breaking the model."""
 
 
 class Interval(Protocol):
