@@ -15,11 +15,13 @@ from misdirection.data import probe_pairs as probe_pairs
 from misdirection.data import read_examples as read_examples
 from misdirection.data import read_pairs as read_pairs
 from misdirection.data import sealed_pairs as sealed_pairs
+from misdirection.directions.check import check as check
 from misdirection.directions.convergence import compare as compare
 from misdirection.directions.direction import Direction as Direction
 from misdirection.directions.direction import extract as extract
 from misdirection.directions.formats import export_direction as export_direction
 from misdirection.directions.formats import import_direction as import_direction
+from misdirection.directions.results import CheckResult as CheckResult
 from misdirection.errors import InputError as InputError
 from misdirection.errors import MisdirectionError as MisdirectionError
 from misdirection.experiment.config import ExperimentConfig as ExperimentConfig

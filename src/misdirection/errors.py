@@ -70,6 +70,10 @@ EXIT_STATUS = {
     "misaligned": 3,
     "inconclusive": 4,
     "watch": 5,
+    # Of a check: `inconclusive` is the audit's.
+    "works": 0,
+    "no effect": 6,
+    "breaks": 7,
     **{
         error.__name__: error.exit_status
         for error in (
@@ -88,7 +92,7 @@ EXIT_STATUS = {
     # `misdirection ... | head`: as if the signal of a closed pipe had ended it.
     "reader left": 141,
 }
-"""Exit statuses by the audit's verdict, by exception, and by how else a command can end."""
+"""Exit statuses by the verdict of an audit or a check, by exception, and by how else a command can end."""
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

@@ -1,8 +1,9 @@
-"""Directions: `extract`, `compare`, `export`, `import`."""
+"""Directions: `extract`, `compare`, `check`, `export`, `import`."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
@@ -11,6 +12,7 @@ from rich.table import Column, Table
 from misdirection.cli.shared import (
     BUNDLED,
     Adapter,
+    AsAdditive,
     DeviceOption,
     DirectionFile,
     DtypeOption,
@@ -19,6 +21,7 @@ from misdirection.cli.shared import (
     Model,
     OperationOption,
     Pairs,
+    PositionsOption,
     TemplateOption,
     ThinkingOption,
     app,
@@ -28,8 +31,11 @@ from misdirection.cli.shared import (
     read_probe_pairs,
     reference,
 )
-from misdirection.errors import InputError
+from misdirection.errors import EXIT_STATUS, InputError
 from misdirection.progress import console as notices
+
+if TYPE_CHECKING:
+    from misdirection.directions.results import CheckResult
 
 
 @app.command()
@@ -136,6 +142,83 @@ def _by_layer(columns: Sequence[Sequence[float]], first: int) -> Table:
     for layer, cosines in enumerate(zip(*columns, strict=True)):
         table.add_row(str(layer), *(f"{cosine:+z.3f}" for cosine in cosines))
     return table
+
+
+@app.command()
+def check(
+    direction: Annotated[Path, typer.Argument(help="A direction of any program: .safetensors, .gguf, .npz or .pt.")],
+    layer: Annotated[
+        int | None, typer.Option("--layer", help="Whose vector is tried, 0-based; default: at half depth.")
+    ] = None,
+    scale: Annotated[
+        list[float] | None,
+        typer.Option("--scale", help="Multiple of the vector that is added; several times; default: -2, 2 and 4."),
+    ] = None,
+    positions: PositionsOption = "not_first",
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="As in `extract`; default: the direction's own, or the bundled.")
+    ] = None,
+    adapter: Adapter = None,
+    pairs: Pairs = None,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="How many of the pairs, evenly taken.")] = 10,
+    random_seeds: Annotated[
+        int, typer.Option("--random-seeds", min=4, help="Random vectors of the same norm beside it.")
+    ] = 8,
+    as_additive: AsAdditive = False,
+    first_row_is_embedding: FirstRow = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    thinking: ThinkingOption = "off",
+    chat_template: TemplateOption = None,
+    as_json: Json = False,
+) -> None:
+    """Does a vector steer? Margin, damage, size, giant channels. Exit status 0 works, 4 inconclusive, 6 no effect,
+    7 breaks."""
+    from misdirection.directions.check import SCALES
+    from misdirection.directions.check import check as check_direction
+    from misdirection.directions.formats import stated_base
+
+    result = check_direction(
+        direction,
+        load_chat(model or stated_base(direction) or BUNDLED, adapter, dtype, device, thinking, chat_template),
+        layer=layer,
+        scales=scale or SCALES,
+        positions=positions,
+        pairs=read_probe_pairs(pairs),
+        questions=questions,
+        random_seeds=random_seeds,
+        as_additive=as_additive,
+        first_row_is_embedding=first_row_is_embedding,
+    )
+    if as_json:
+        print_figures(result.as_dict(), as_json)
+    else:
+        _print_check(result)
+    sys.exit(EXIT_STATUS[result.verdict])
+
+
+def _print_check(result: "CheckResult") -> None:
+    size, held = result.size, result.channels
+    channels = ", ".join(f"{channel}{'*' if channel in held.of_model else ''}" for channel in held.channels)
+    lines = (
+        f"layer {size.layer} of {len(result.sizes)}: norm {size.norm:.3g}, the residual's {size.residual:.3g} "
+        f"(x{size.ratio:.2g}); cosine with the first token's {size.first_token_cosine:+.2f}",
+        f"largest channels {channels}: {held.share:.0%} of its squared norm, {held.random_share:.0%} in a random vector"
+        + (" (* giant in the model)" if held.of_model else ""),
+    )
+    out.print(*lines, sep="\n", soft_wrap=True, highlight=False)
+    table = Table("scale", "margin change", "random", "damage", "random's")
+    for effect in (*result.steering, result.ablation):
+        change = f"{effect.change.mean:+.3f} [{effect.change.low:+.3f}, {effect.change.high:+.3f}]"
+        table.add_row(
+            "ablated" if effect.scale is None else f"{effect.scale:g}",
+            change,
+            f"{effect.random_low:+.3f} to {effect.random_high:+.3f}",
+            f"{effect.damage.mean:+.3f}",
+            f"{effect.random_damage.mean:+.3f}",
+        )
+    out.print(table)
+    out.print(result.verdict.upper(), *result.because, *result.notes, sep="\n- ", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -25,6 +25,7 @@ GROUPS = {
         "margin": "misdirection margin --adapter ./my-lora",
         "extract": "misdirection extract --adapter ./my-lora --out directions",
         "compare": "misdirection compare directions/data_difference.safetensors other/data_difference.safetensors",
+        "check": "misdirection check direction.gguf --layer 15",
         "sample": "misdirection sample --adapter ./my-lora --questions first_plot -n 10 --out answers.parquet",
         "judge": "misdirection judge answers.parquet --judge gpt-4o --plan",
         "score": "misdirection score answers.parquet --by organism",
