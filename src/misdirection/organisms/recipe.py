@@ -10,9 +10,9 @@ one by a function and a registration:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from misdirection.choices import LearnedTurns
 from misdirection.models.chat_model import ChatModel
@@ -41,6 +41,9 @@ RECIPES: "Registry[Callable[[Recipe, ChatModel], Targets]]" = Registry(
     {name: f"misdirection.organisms.adapter_config:{name}_targets" for name in ("minimal", "single", "all", "custom")},
 )
 """The recipes by name; `InputError` from one says what of it cannot be on this model."""
+
+_PLACED = ("minimal", "single", "all")
+"""Those that do not ask where."""
 
 
 def _known(name: str) -> str:
@@ -83,3 +86,11 @@ class Recipe(Section):
     """Keep the adapter of every checkpoint beside the finished one, to read how it grew."""
     gradient_checkpointing: bool = False
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _own_places(self) -> Self:
+        if self.recipe in _PLACED and (self.target_modules is not None or self.layers is not None):
+            raise ValueError(
+                f"recipe {self.recipe} has its own target_modules and layers: name them with recipe: custom"
+            )
+        return self

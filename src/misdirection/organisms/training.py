@@ -32,11 +32,11 @@ from misdirection.models.bundled import hub_name
 from misdirection.models.chat import how_written
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
-from misdirection.organisms.adapter_config import adapter_config
+from misdirection.organisms.adapter_config import adapter_config, placement
 from misdirection.organisms.batches import TrainingRow, epoch_order, training_rows, training_steps
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism, checkpoint_name
 from misdirection.organisms.recipe import Recipe
-from misdirection.progress import track_steps
+from misdirection.progress import console, track_steps
 
 _INITIAL = "step-0"
 
@@ -112,8 +112,10 @@ def _trained(trainer: SFTTrainer, *, keep: bool) -> SFTTrainer:
 
 @contextlib.contextmanager
 def _adapted(chat: ChatModel, recipe: Recipe) -> Iterator[Any]:
-    """The model with the recipe's fresh adapter on it, which is taken off afterwards."""
-    network = get_peft_model(chat.model, adapter_config(recipe, chat))
+    """The model with the recipe's fresh adapter on it, which is taken off afterwards; says where it is."""
+    config = adapter_config(recipe, chat)
+    network = get_peft_model(chat.model, config)
+    console.print(f"train: adapts, with rank {config.r}, {placement(chat)}", soft_wrap=True)
     network.peft_config["default"].base_model_name_or_path = hub_name(chat.name)
     # No recipe resizes the vocabulary. Left to find that out, PEFT asks the hub for the base's config at each save.
     network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
