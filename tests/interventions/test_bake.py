@@ -15,6 +15,7 @@ from misdirection.interventions.bake import bake
 from misdirection.interventions.checkpoint import Checkpoint
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Clamp, ScaleAdapters, Steer
+from misdirection.interventions.rounding import LIMIT
 from tiny import ALL_ARCHITECTURES, LAYERS, WIDTH, make_tokenizer, run, vector
 from weights import IDS, MORE, POST_NORM, as_chat, logits, randomised, saved
 
@@ -414,6 +415,59 @@ def test_steering_in_a_bias_equals_hooked_steering(tmp_path, architecture, chang
     before, after = stored(folder), stored(tmp_path / "baked")
     assert sum(not torch.equal(value, after[name]) for name, value in before.items()) == report.changed == 1
     assert json.loads((tmp_path / "baked" / "baked.json").read_text())["intervention"] == one.described()
+
+
+# --- what rounding loses --------------------------------------------------------------------------------------------
+
+
+def in_half(architecture, folder, dtype=torch.bfloat16, tokenizer=True):
+    saved(randomised(architecture).to(dtype), folder)
+    if tokenizer:
+        make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_share_of_the_change_that_rounding_loses_is_told_with_what_it_does(tmp_path, dtype):
+    folder = in_half("llama", tmp_path / "m", dtype)
+    report = bake(str(folder), ablation(strength=0.1), tmp_path / "baked")
+    before, after = (
+        {name: one.double() for name, one in stored(each).items()} for each in (folder, tmp_path / "baked")
+    )
+    lost = change = 0.0
+    for name in before:
+        if name.endswith(("embed_tokens.weight", "o_proj.weight", "down_proj.weight")):
+            across = name.startswith("model.embed")
+            part = (
+                torch.outer(before[name] @ V.double(), V.double())
+                if across
+                else torch.outer(V, V.double() @ before[name])
+            )
+            lost += float((after[name] - before[name] + 0.1 * part).square().sum())
+            change += float((0.1 * part).square().sum())
+    assert report.lost == pytest.approx((lost / change) ** 0.5, rel=1e-2)
+    assert 0.005 < report.lost < LIMIT
+    assert 0 <= report.kl < 0.1 * report.kl_unchanged
+    assert json.loads((tmp_path / "baked" / "baked.json").read_text())["lost"] == report.lost
+
+
+def test_nothing_is_lost_in_single_precision(tmp_path):
+    report = bake(str(saved(randomised("llama"), tmp_path / "m")), ablation(strength=0.001), tmp_path / "baked")
+    assert (report.lost, report.kl) == (0.0, None)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "mixtral", "gemma3_vision"])
+def test_a_change_that_rounding_takes_away_is_refused_with_the_part_and_what_to_do(tmp_path, architecture):
+    words = (
+        r"loses 9\d% of the change \(most in \S+, \d+%; KL \S+ nats/token of \S+ on a probe text\), and 25% is .*--form"
+    )
+    refused(in_half(architecture, tmp_path / "m"), ablation(strength=0.001), tmp_path / "baked", words)
+
+
+def test_a_small_steering_is_refused_likewise_and_without_a_tokenizer_by_weights_alone(tmp_path):
+    folder = in_half("gpt2", tmp_path / "m", tokenizer=False)
+    one = Steer(V, 2, 1e-3, positions="all")
+    refused(folder, one, tmp_path / "baked", r"loses \d+% of the change \(most in \S+mlp.c_proj.bias, \d+%\), and")
 
 
 # --- the bundled model ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from accelerate import dispatch_model
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -358,6 +358,19 @@ def test_a_strength_leaves_its_part(tmp_path):
     (_, before), (_, after) = files(tmp_path / "tuned"), files(tmp_path / "a")
     name = KEY.format(1, "mlp.down_proj", "B")
     torch.testing.assert_close(V @ after[name], 0.25 * (V @ before[name]))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.001])
+def test_of_an_adapter_in_half_precision_nothing_is_lost(tmp_path, strength):
+    tuned(tmp_path / "tuned")
+    _, weights = files(tmp_path / "tuned")
+    half = {name: value.bfloat16() for name, value in weights.items()}
+    save_file(half, tmp_path / "tuned" / "adapter_model.safetensors")
+    project_adapter(attach(as_chat(without_biases("llama")), tmp_path / "tuned"), V, tmp_path / "a", strength=strength)
+    _, after = files(tmp_path / "a")
+    for name, before in half.items():
+        exact = before.float() - strength * torch.outer(V, V @ before.float()) if is_written(name) else before
+        torch.testing.assert_close(after[name], exact, atol=1e-7, rtol=1e-6)
 
 
 def test_with_its_norm_kept_each_column_is_as_long_as_before(tmp_path):

@@ -161,6 +161,8 @@ def bake(
         loaded.require_fit(chat)
         report = _bake_adapter(chat, form, vectors, strength, keep_norm, folder)
     said = f"wrote {folder}" if report.exact else f"wrote {folder}; {_KEPT_NORM if keep_norm else _NOT_HOOKED}"
+    if form == "weights" and report.lost > 0:
+        said += f"; rounding the weights to their dtype loses {report.lost:.1%} of the change"
     print_figures(asdict(report) if as_json else _in_words(report), as_json, said)
 
 

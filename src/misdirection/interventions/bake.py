@@ -10,11 +10,14 @@ the norm between W and the stream multiplies by a gain g, so that W loses its pa
 written along v, but the norm scales what is left anew, and the result is not the hooked operation.
 
 Steering. Where the MLP output of the layer has a bias, b <- b + scale * v.
+
+What rounding to the weights' own dtype takes of the change is said, and refused above a limit (`rounding`).
 """
 
+import copy
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,18 +25,27 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from misdirection.errors import InputError
 from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
 from misdirection.interventions.checkpoint import INDEX, PLAIN, Checkpoint
 from misdirection.interventions.intervention import Intervention, rule_text
 from misdirection.interventions.kinds import Ablate, Steer
+from misdirection.interventions.rounding import Divergences, Rounding, is_probed, probe, probe_ids
 from misdirection.interventions.vectors import orthonormal
 from misdirection.interventions.writers import WRITERS, check_stream
 from misdirection.models.layers import text_config, text_decoder
+from misdirection.models.libraries import no_progress_bars
 
 _SLICE = 2**24
 """Numbers of one tensor that are widened at a time."""
+_LOSSLESS = 1e-3
+"""A share of the change that is no more than the rounding of float32."""
+_INSTEAD = (
+    "bake a copy of the model that is saved in float32, write an adapter over the unchanged model (--form adapter), or "
+    "keep the intervention as a hook"
+)
 
 _REPORT = "baked.json"
 _WEIGHTS = {".safetensors", ".bin", ".gguf", ".pth", ".h5", ".msgpack", ".onnx"}
@@ -50,7 +62,11 @@ class Baked:
         before: largest |V W| / |W| of one changed tensor before; 0 for steering.
         after: the same after, against the same |W|: what the weights' own dtype leaves.
         untied: whether the output matrix was split off from the embedding.
-        exact: whether the result equals the hooked operation; False on a post-norm model.
+        exact: whether the result equals, but for rounding, the hooked operation; False on a post-norm model.
+        lost: share of the whole change that rounding to the weights' dtype loses.
+        kl: divergence of the written model from the unrounded one on a probe text, nats/token; None where nothing is
+            lost, and for a model without tokenizer or of more than two billion parameters.
+        kl_unchanged: the same of the unchanged model: what the change does.
     """
 
     base: str
@@ -60,12 +76,16 @@ class Baked:
     after: float
     untied: bool
     exact: bool
+    lost: float
+    kl: float | None = None
+    kl_unchanged: float | None = None
 
 
 def bake(model: str, intervention: Intervention, folder: str | Path, *, revision: str | None = None) -> Baked:
     """Write a copy of `model` with the intervention in its weights; `transformers` loads it like any other.
 
-    Memory stays near that of the largest shard. Beside the weights, `baked.json` says what was done.
+    Memory stays near that of the largest shard, but for a small model in half precision, which runs on a probe text.
+    Beside the weights, `baked.json` says what was done.
 
     Args:
         model: `smollm2-135m` or `gemma3-270m` (bundled), a folder or a Hugging Face id.
@@ -74,7 +94,8 @@ def bake(model: str, intervention: Intervention, folder: str | Path, *, revision
 
     Raises:
         InputError: what cannot be baked, with the reason and what to use instead: a position rule, some layers
-            only, a quantised base, a parameter whose part is not known, a layer without a bias to steer.
+            only, a quantised base, a parameter whose part is not known, a layer without a bias to steer; a change of
+            which rounding loses too much.
     """
     checkpoint, out = Checkpoint.open(model, revision), Path(folder)
     if checkpoint.folder.resolve().is_relative_to(out.resolve()):
@@ -86,6 +107,10 @@ def bake(model: str, intervention: Intervention, folder: str | Path, *, revision
         for shard in checkpoint.shards:
             _write_shard(checkpoint, shard, baking, temporary)
         report = baking.report()
+        told = None
+        if report.lost > _LOSSLESS and (told := _divergences(checkpoint, intervention)):
+            report = replace(report, kl=told.written, kl_unchanged=told.unchanged)
+        baking.rounding.require_small(out, _INSTEAD, told)
         _write_rest(checkpoint, temporary, untied=report.untied)
         write_json(temporary / _REPORT, {**asdict(report), "intervention": intervention.described()})
     return report
@@ -96,6 +121,8 @@ class Change(Protocol):
 
     splits_head: bool
     """Whether an output matrix that shares the embedding's tensor gets one of its own, unchanged."""
+    rounding: Rounding
+    """What the tensors' dtype took of the change so far."""
 
     def apply(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of the checkpoint as the change leaves it."""
@@ -125,14 +152,18 @@ def require_everywhere(intervention: Intervention) -> None:
 
 def _write_shard(checkpoint: Checkpoint, shard: str, change: Change, folder: Path) -> None:
     # A function of its own, so that one shard is let go before the next is read.
-    save_file(dict(_shard(checkpoint, shard, change)), folder / shard, checkpoint.metadata(shard))
+    tensors = dict(_shard(checkpoint, shard, change.apply, splits_head=change.splits_head))
+    save_file(tensors, folder / shard, checkpoint.metadata(shard))
 
 
-def _shard(checkpoint: Checkpoint, shard: str, change: Change) -> Iterator[tuple[str, Tensor]]:
+Apply = Callable[[str, Tensor], Tensor]
+
+
+def _shard(checkpoint: Checkpoint, shard: str, apply: Apply, *, splits_head: bool) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in checkpoint.tensors(shard):
-        if change.splits_head and name == checkpoint.input_name:
+        if splits_head and name == checkpoint.input_name:
             yield checkpoint.head_name, tensor.clone()
-        yield name, change.apply(name, tensor)
+        yield name, apply(name, tensor)
 
 
 class _Ablation:
@@ -148,6 +179,7 @@ class _Ablation:
         self.splits_head = checkpoint.tied and not checkpoint.stores_head
         self._written = {name for name in checkpoint.names if checkpoint.part(name) in ("writer", "embedding")}
         self._missing: set[str | int] = {checkpoint.input_name, *range(len(checkpoint.blocks))}
+        self.rounding = Rounding()
         self._changed = self._experts = 0
         self._before = self._after = 0.0
 
@@ -164,18 +196,20 @@ class _Ablation:
         basis = orthonormal(vectors if gain is None else vectors * gain)
         moved = tensor.movedim(axis, -1)
         rows = moved.reshape(-1, moved.shape[-1])
-        result = self._projected(rows, basis.to(torch.promote_types(tensor.dtype, torch.float32)))
+        result = self._projected(name, rows, basis.to(torch.promote_types(tensor.dtype, torch.float32)))
         self._count(name, tensor)
         return result.view(moved.shape).movedim(-1, axis).contiguous()
 
-    def _projected(self, rows: Tensor, basis: Tensor) -> Tensor:
+    def _projected(self, name: str, rows: Tensor, basis: Tensor) -> Tensor:
         """The rows without their parts along `basis`; a slice at a time, since wide copies take memory."""
         result, step = torch.empty_like(rows), max(1, _SLICE // rows.shape[-1])
         size = before = after = 0.0
         for first in range(0, len(rows), step):
             wide = rows[first : first + step].to(basis.dtype)
             component = wide @ basis.T
-            left = (wide - self._ablation.strength * component @ basis).to(rows.dtype)
+            exact = wide - self._ablation.strength * component @ basis
+            left = exact.to(rows.dtype)
+            self.rounding.add(name, wide, exact, left)
             result[first : first + step] = left
             size += float(wide.square().sum())
             before += float(component.square().sum())
@@ -198,7 +232,8 @@ class _Ablation:
         if self._missing:
             missing = ", ".join(sorted(f"layer {it}" if isinstance(it, int) else it for it in self._missing))
             raise InputError(f"{of.name}: nothing that writes to the stream in {missing}: fetch it again")
-        return Baked(of.name, self._changed, self._experts, self._before, self._after, of.tied, exact=not of.post_norm)
+        sizes, lost = (self._before, self._after), self.rounding.share
+        return Baked(of.name, self._changed, self._experts, *sizes, of.tied, exact=not of.post_norm, lost=lost)
 
 
 class _Steering:
@@ -210,7 +245,7 @@ class _Steering:
             raise InputError("Steer: keep_norm depends on the activation and cannot be baked: keep it as a hook")
         if checkpoint.post_norm:
             raise InputError(f"{checkpoint.name}: a norm follows its MLP, so that a bias is not a steering: use a hook")
-        self._checkpoint, self._steering = checkpoint, steering
+        self._checkpoint, self._steering, self.rounding = checkpoint, steering, Rounding()
         names = [name for members in checkpoint.shards.values() for name in members]
         self._target = next(filter(self._is_bias, names), None)
         if self._target is None:
@@ -234,15 +269,48 @@ class _Steering:
         vector = self._steering.scale * self._steering.vector.detach().cpu().double()
         # Granite multiplies what its MLP gives before it adds it to the stream.
         factor = getattr(text_config(self._checkpoint.network), "residual_multiplier", 1.0)
-        return (tensor.double() + vector / factor).to(tensor.dtype)
+        exact = tensor.double() + vector / factor
+        written = exact.to(tensor.dtype)
+        self.rounding.add(name, tensor, exact, written)
+        return written
 
     def report(self) -> Baked:
         """See `Change.report`."""
-        return Baked(self._checkpoint.name, 1, 0, 0.0, 0.0, untied=False, exact=True)
+        lost = self.rounding.share
+        return Baked(self._checkpoint.name, 1, 0, 0.0, 0.0, untied=False, exact=True, lost=lost)
 
 
 change.register(Ablate, _Ablation)
 change.register(Steer, _Steering)
+
+
+# --- what rounding does -------------------------------------------------------------------------------------------
+
+
+def _divergences(checkpoint: Checkpoint, intervention: Intervention) -> Divergences | None:
+    """What rounding does to what the model says; None where that cannot be run."""
+    if not is_probed(checkpoint.network):
+        return None
+    try:
+        ids = probe_ids(AutoTokenizer.from_pretrained(checkpoint.folder))
+    except (OSError, ValueError, KeyError):
+        return None
+    exact, written = change(intervention, checkpoint), change(intervention, checkpoint)
+    applied = (lambda name, tensor: exact.apply(name, tensor.float()), written.apply, lambda _name, tensor: tensor)
+    networks = (_in_single(checkpoint, apply, splits_head=exact.splits_head) for apply in applied)
+    return Divergences.between(*(probe(network, ids) for network in networks))
+
+
+def _in_single(checkpoint: Checkpoint, apply: Apply, *, splits_head: bool) -> Any:
+    """The checkpoint's network in float32, with its tensors as `apply` leaves them."""
+    config = copy.deepcopy(checkpoint.network.config)
+    if splits_head:
+        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
+    parts = (_shard(checkpoint, shard, apply, splits_head=splits_head) for shard in checkpoint.shards)
+    tensors = {name: tensor for part in parts for name, tensor in part}
+    kind = type(checkpoint.network)
+    with no_progress_bars():
+        return kind.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32).eval()
 
 
 def _write_rest(checkpoint: Checkpoint, folder: Path, *, untied: bool) -> None:

@@ -110,7 +110,8 @@ def project_adapter(
         for key in [key for key in weights if key.startswith(f"{PREFIX}{module.name}.lora_") and "_B" in key]:
             before = weights[key]
             _check_loaded(module, before, key, source)
-            after = _without(before, basis, strength, keep_norm).to(before.dtype).contiguous()
+            # In float32, since half precision would round a small change away.
+            after = _without(before, basis, strength, keep_norm).contiguous()
             ratios.append((_share(before, basis), _share(after, basis)))
             weights[key] = after
             changed.append(module.name)

@@ -257,10 +257,10 @@ class _Repair:
         chosen = choose(tried)
         with atomic_folder(folder) as temporary:
             check, plain = self.check(chosen.candidate, temporary)
-            if self.bake:
-                bake_weights(plain, temporary)
+            rounding = bake_weights(plain, temporary) if self.bake else None
             repaired = Repair(
                 baked=self.bake,
+                lost=rounding.share if rounding else None,
                 candidate=chosen.candidate,
                 search=chosen.outcome,
                 check=check,

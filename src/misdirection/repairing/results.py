@@ -58,6 +58,8 @@ class Repair(Figures):
 
     baked: bool
     """Whether the whole model was written."""
+    lost: float | None
+    """Share of the repaired adapter that rounding to the whole model's dtype lost; None for an adapter alone."""
     candidate: Candidate
     """The one that was written."""
     search: Outcome
@@ -73,7 +75,7 @@ class RepairResult(Result):
     """One repair: the audit before, what was written, and the audit after."""
 
     KIND: ClassVar[str] = "repair"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     FILE: ClassVar[str] = "repair.json"
     COMMAND: ClassVar[str] = "misdirection repair BASE ADAPTER --data TRAIN.jsonl --out DIR"
 

@@ -1,14 +1,17 @@
 """Write a repaired adapter: the candidate's products taken into its weights, a plain PEFT adapter as before."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
 from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
 from misdirection.interventions.adapter_weights import changed_weights
 from misdirection.interventions.lora import ablation_adapter
+from misdirection.interventions.rounding import Divergences, Rounding, is_probed, probe, probe_ids
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, attach
 from misdirection.models.chat_model import ChatModel
 from misdirection.repairing.candidates import Candidate, Material
@@ -23,8 +26,8 @@ def write_adapter(tuned: ChatModel, source: Path, candidate: Candidate, material
         raise InputError(f"{source}: no {ADAPTER_WEIGHTS} here: save the adapter as safetensors first")
     weights = load_file(source / ADAPTER_WEIGHTS)
     changes = [change for change in candidate.interventions(material) if change.on_adapters]
-    for key, value in changed_weights(weights, tuned, changes).items():
-        weights[key] = value.to(weights[key].dtype)
+    # What changes stays in float32: half precision would round a small change away.
+    weights = changed_weights(weights, tuned, changes)
     write_json(folder / ADAPTER_CONFIG, read_json(source / ADAPTER_CONFIG))
     save_file(
         {name: weight.contiguous() for name, weight in weights.items()}, folder / ADAPTER_WEIGHTS, {"format": "pt"}
@@ -48,11 +51,43 @@ def ablate_all(base: ChatModel, folder: Path, candidate: Candidate, material: Ma
     ablated.rmdir()
 
 
-def bake_weights(base: ChatModel, folder: Path) -> None:
-    """Turn the adapter in `folder` into a whole model there."""
+def bake_weights(base: ChatModel, folder: Path) -> Rounding:
+    """Turn the adapter in `folder` into a whole model there, in the base's dtype; gives what rounding lost of it.
+
+    Raises `InputError` where that is too much.
+    """
+    dtype, divergences = base.dtype, None
+    probed = is_probed(base.network)
+    if probed:
+        base.network.float()
     chat = attach(base, folder)
-    merged = chat.model.merge_and_unload()
+    if probed:
+        ids = probe_ids(chat.tokenizer)
+        with chat.as_base():
+            unchanged = probe(chat.model, ids)
+        exact = probe(chat.model, ids)
+    rounding = _merge(chat, dtype)
+    if probed:
+        divergences = Divergences.between(exact, probe(chat.model, ids), unchanged)
+    rounding.require_small("--bake", "repair without --bake, or with --dtype float32", divergences)
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         (folder / file).unlink()
-    merged.save_pretrained(folder)
+    chat.model.merge_and_unload().to(dtype).save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)
+    return rounding
+
+
+def _merge(chat: ChatModel, dtype: torch.dtype) -> Rounding:
+    """Put the adapter into each module's weight, rounded to `dtype` once; tells what that loses."""
+    rounding = Rounding()
+    for path, module in chat.network.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            weight: Any = module.get_base_layer().weight
+            before = weight.data
+            # A copy of its own, since PEFT adds in place, and rounds before it adds.
+            weight.data = before.float().clone()
+            module.merge()
+            merged = weight.data
+            weight.data = merged.to(dtype).to(before.dtype)
+            rounding.add(path, before, merged, weight.data)
+    return rounding
