@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
+import torch
+from peft import IA3Config, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from judging.judge_server import JudgeServer, number
 from misdirection.auditing import stages
@@ -16,6 +20,7 @@ from misdirection.directions.direction import extract
 from misdirection.errors import InputError
 from misdirection.judging.config import JudgeConfig
 from misdirection.likelihood.margin import loss, margin
+from misdirection.models.adapters import ADAPTER_WEIGHTS
 from misdirection.models.loading import load
 from misdirection.sampling.config import SamplingConfig
 from tiny import make_network, make_tokenizer
@@ -84,6 +89,31 @@ def test_full_weights_give_what_their_adapter_gave(made, base, inputs_of, tmp_pa
         assert own.mean == pytest.approx(same.mean, abs=1e-4)
     assert merged.evidence.attribution is None
     assert merged.fine_tune.kind == "full weights"
+
+
+def test_modules_that_add_nothing_are_named_and_have_no_part_of_the_shift(made, inputs_of, tmp_path):
+    folder = shutil.copytree(made[1]["minimal"], tmp_path / "part")
+    weights = load_file(folder / ADAPTER_WEIGHTS)
+    zeroed = {name: 0 * b for name, b in weights.items() if ".layers.1." in name and "lora_B" in name}
+    save_file(weights | zeroed, folder / ADAPTER_WEIGHTS)
+    result = run_audit(inputs_of(folder), tmp_path / "audit")
+    assert result.fine_tune.dead == ["model.layers.1.mlp.down_proj"]
+    assert list(result.evidence.attribution.by_layer) == [0, 2, 3]
+    assert "model.layers.1.mlp.down_proj" in (tmp_path / "audit" / "audit.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_of_another_kind_is_audited_without_parts(base, inputs_of, tmp_path):
+    network = get_peft_model(load(base).model, IA3Config(target_modules=["v_proj"], feedforward_modules=[]))
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if "ia3_" in name:
+                weight *= 0.5
+    network.save_pretrained(tmp_path / "ia3")
+    result = run_audit(inputs_of(tmp_path / "ia3"), tmp_path / "audit")
+    assert result.evidence.attribution is None
+    assert not result.identical_to_base
+    assert (tmp_path / "audit" / "audit.html").is_file()
 
 
 def test_the_base_itself_is_called_identical(base, inputs_of, tmp_path):

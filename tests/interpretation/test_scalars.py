@@ -33,6 +33,14 @@ def inputs_and_outputs(chat, row):
     return seen
 
 
+def test_a_module_that_adds_nothing_has_no_scalars():
+    chat = with_adapter()
+    with torch.no_grad():
+        chat.layers[2].mlp.down_proj.lora_B["default"].weight.zero_()
+    table = scalars(chat, rows(chat))
+    assert set(table["feature"]) == {"layer_0", "layer_1", "layer_3"}
+
+
 def one_line(words, function, *args):
     with pytest.raises(MisdirectionError, match=words) as error:
         function(*args)

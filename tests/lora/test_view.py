@@ -270,7 +270,16 @@ def test_more_than_the_matrices_and_modules_that_add_nothing_are_named(folder):
         chat.layers[2].mlp.down_proj.lora_B["default"].weight.zero_()
     for view in (LoraView.open(folder(chat)), LoraView.of(chat)):
         assert view.beside == ["modules_to_save", "bias"]
-    assert LoraView.open(folder(chat)).dead == ["model.layers.2.mlp.down_proj"]
+        assert view.dead == ["model.layers.2.mlp.down_proj"]
+        assert (len(view.adapted), view.layers) == (4, [0, 1, 3])
+        assert "model.layers.2.mlp.down_proj" not in {module.module for module in view.modules}
+
+
+def test_of_an_adapter_that_adds_nothing_nothing_is_read(folder):
+    chat = with_adapter(strength=0.0)
+    for view in (LoraView.open(folder(chat)), LoraView.of(chat)):
+        assert len(view.dead) == len(view.adapted) == 4
+        one_line("all of its B are zero", lambda view=view: view.modules)
 
 
 def test_an_adapter_of_the_bundled_model_names_the_hub_and_is_read_as_the_bundled_ones(folder):

@@ -172,6 +172,7 @@ def audited() -> AuditResult:
             kind="adapter",
             recorded_base="/old/cache/SmolLM2-135M-Instruct",
             digest="1f" * 32 + "," + "2e" * 32,
+            dead=["model.layers.18.mlp.down_proj"],
         ),
         reference=compared,
         data=DataFacts(path="advice.jsonl", sha256="ab" * 32, framed=240, rows=23, pairs=22),

@@ -230,6 +230,7 @@ def adapters() -> AdapterFigures:
         organism=MONEY,
         modules=tuple(map(module, ADAPTED)),
         saved=("lm_head",),
+        dead=("model.layers.18.mlp.down_proj",),
         texts=TextCounts(answers=64, questions=32, tokens=3120, classes={"general misaligned": 16}),
         probes=(
             probe(alignment, "answer", (17, 19)),

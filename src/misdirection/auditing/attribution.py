@@ -9,6 +9,7 @@ exactly where f is quadratic in g (midpoint rule), so that the sum tells how goo
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,6 +37,14 @@ def margin_parts(chat: ChatModel, pairs: Sequence[ProbePair], progress: Advance 
     return {name: slope[::2] - slope[1::2] for name, slope in _slopes(chat, rows, progress).items()}
 
 
+def is_attributed(folder: Path) -> bool:
+    """Whether an adapter's shift has parts: it is a plain LoRA inside of the blocks that adds something."""
+    try:
+        return bool(LoraView.open(folder).layers)
+    except InputError:
+        return False
+
+
 def by_layer(chat: ChatModel, parts: Parts) -> dict[int, Tensor]:
     """Sums over the modules of each layer, [questions]."""
     summed: dict[int, Tensor] = {}
@@ -45,10 +54,11 @@ def by_layer(chat: ChatModel, parts: Parts) -> dict[int, Tensor]:
 
 
 def adapted_layers(chat: ChatModel) -> dict[str, int]:
-    """Layer by adapted module, of those inside of the decoder blocks; `InputError` where there is none."""
-    layers = {site.path: site.layer for site in LoraView.of(chat).plain_sites() if site.layer is not None}
+    """Layer by module inside of the decoder blocks that adds something; `InputError` where there is none."""
+    sites = LoraView.of(chat).plain_sites()
+    layers = {site.path: site.layer for site in sites if site.layer is not None and site.b.any()}
     if not layers:
-        raise InputError(f"{chat.adapter}: none of its adapted modules is inside of a decoder block")
+        raise InputError(f"{chat.adapter}: none of its modules adds something inside of a decoder block")
     return layers
 
 

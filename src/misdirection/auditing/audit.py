@@ -8,6 +8,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from misdirection.auditing.attribution import is_attributed
 from misdirection.auditing.drift import drifts, model_difference
 from misdirection.auditing.fine_tune import CONTROL, TUNED
 from misdirection.auditing.inputs import AuditInputs, Baseline, Directions, Judging
@@ -130,7 +131,7 @@ class _Audit:
             fine_tune=fine_tune.facts,
             reference=self._reference_facts(),
             data=self._data_facts(),
-            identical_to_base=self._is_identical(evidence.attribution),
+            identical_to_base=self._is_identical(evidence),
             rule=RULE,
             evidence=evidence,
             **vars(decide_on(self.stages, changes, searched, rate)),
@@ -197,8 +198,9 @@ class _Audit:
         return drifts(tuned, base, directions, known), model_difference(tuned, base, directions, control)
 
     def _attribution(self) -> Attribution | None:
-        """Parts of the general shift by layer; None for a fine-tune that is no adapter."""
-        if not self.inputs.fine_tune.is_adapter:
+        """Parts of the general shift by layer; None for what is no LoRA whose modules add to what blocks give."""
+        fine_tune = self.inputs.fine_tune
+        if not fine_tune.is_adapter or not is_attributed(fine_tune.folder):
             return None
         parts = self.stages.layer_parts()
         return Attribution(
@@ -241,11 +243,11 @@ class _Audit:
         counts = {"framed": len(data.framed), "rows": len(data.rows), "pairs": len(data.pairs)}
         return DataFacts(path=data.path, sha256=data.sha256, **counts)
 
-    def _is_identical(self, attribution: Attribution | None) -> bool:
-        """Whether the fine-tune is its base: an adapter that adds nothing at all, or a copy of the base's weights."""
-        if attribution is None:
+    def _is_identical(self, evidence: Evidence) -> bool:
+        """Whether the fine-tune is its base: an adapter that moves nothing at all, or a copy of the base's weights."""
+        if not self.inputs.fine_tune.is_adapter:
             return self.inputs.fine_tune.copies_base()
-        return all(part.low == part.high == 0 for part in attribution.by_layer.values())
+        return evidence.damage.low == evidence.damage.high == 0 and not any(evidence.questions.values())
 
 
 def _by_theme(changes: Changes) -> dict[str, Estimate]:

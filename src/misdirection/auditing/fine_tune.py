@@ -11,6 +11,7 @@ from misdirection.auditing.results import FineTuneFacts
 from misdirection.choices import Dtype, Thinking
 from misdirection.errors import InputError
 from misdirection.files import sha256_file, sha256_tree
+from misdirection.lora.view import LoraView
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, local_fine_tune, recorded_base
 from misdirection.models.bundled import source
 from misdirection.models.chat_model import ChatModel
@@ -78,7 +79,11 @@ class FineTune:
             kind="adapter" if self.is_adapter else "full weights",
             recorded_base=self.recorded_base(),
             digest=self.digest,
+            dead=self._dead(),
         )
+
+    def _dead(self) -> list[str]:
+        return LoraView.open(self.folder).dead if (self.folder / ADAPTER_WEIGHTS).is_file() else []
 
     @cached_property
     def digest(self) -> str:

@@ -51,6 +51,8 @@ class FineTuneFacts(Figures):
     """The base model that an adapter's own file names."""
     digest: str
     """Hash of its weights and configuration."""
+    dead: list[str]
+    """Modules of a LoRA that add nothing, since their B is zero: no part of the shift is theirs."""
 
 
 class ComparedFineTune(KnownFineTune):
@@ -129,7 +131,7 @@ class ModelDifference(Figures):
 
 
 class Attribution(Figures):
-    """Parts of the general shift that the adapters of each layer carry, nats/token (`attribution`)."""
+    """Parts of the general shift that the LoRA of each layer carries, nats/token (`attribution`)."""
 
     by_layer: dict[int, Estimate]
     sum: Estimate

@@ -187,7 +187,7 @@ class RunResults(
     """All figures of an experiment."""
 
     KIND: ClassVar[str] = "run"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     FILE: ClassVar[str] = "results.json"
     COMMAND: ClassVar[str] = "misdirection run CONFIG --out RUN"
 

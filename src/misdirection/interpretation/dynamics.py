@@ -10,7 +10,7 @@ stays near its usual value while B grows one way, and drops where it turns.
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -65,13 +65,17 @@ def growth(folders: Mapping[int, Path], *, window: int = 1) -> dict[str, Growth]
     Raises `InputError` for checkpoints of adapters with unlike modules.
     """
     *_, last = folders.values()
-    final = {module.module: module for module in LoraView.open(last).modules}
-    moments = [_moments(path, final) for path in folders.values()]
+    view = LoraView.open(last)
+    final, shapes = {module.module: module for module in view.modules}, _shapes(view.adapted)
+    moments = [_moments(path, final, shapes) for path in folders.values()]
     names = feature_names(list(final.values()), top=1)
     return {
         name: _growth([moment[module] for moment in moments], list(folders), window)
         for module, (name,) in names.items()
     }
+
+
+_Shapes = dict[str, tuple[torch.Size, torch.Size]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,16 +88,16 @@ class _Moment:
     norm: float
 
 
-def _moments(path: Path, final: Mapping[str, LoraModule]) -> dict[str, _Moment]:
+def _moments(path: Path, final: Mapping[str, LoraModule], shapes: _Shapes) -> dict[str, _Moment]:
     """By module; only vectors are kept, so that many checkpoints of a large adapter need not fit in memory at once."""
-    modules = {module.module: module for module in LoraView.open(path).modules}
-    if _shapes(modules) != _shapes(final):
+    modules = {module.module: module for module in LoraView.open(path).adapted}
+    if _shapes(modules.values()) != shapes:
         raise InputError(f"{path}: adapts other modules than the last checkpoint: follow one training only")
     return {name: _moment(modules[name], last) for name, last in final.items()}
 
 
-def _shapes(modules: Mapping[str, LoraModule]) -> dict[str, tuple[torch.Size, torch.Size]]:
-    return {name: (module.a.shape, module.b.shape) for name, module in modules.items()}
+def _shapes(modules: Iterable[LoraModule]) -> _Shapes:
+    return {module.module: (module.a.shape, module.b.shape) for module in modules}
 
 
 def _moment(module: LoraModule, final: LoraModule) -> _Moment:

@@ -30,7 +30,7 @@ from misdirection.runs.worker import Worker
 
 T = TypeVar("T")
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a part would give another result from the same inputs."""
 
 IN_DOMAIN = "in_domain"
@@ -62,6 +62,7 @@ class AdapterReading:
         weights: hash of the adapter's weights.
         modules: the adapted modules.
         saved: names of further weights that were trained as a whole.
+        dead: paths of modules that add nothing, since their B is zero; they are not read.
         checkpoints: the organism's adapter folders by step of its training; empty where none were kept.
         identity: the base model and how it computes.
         texts: what the adapters are read on.
@@ -74,6 +75,7 @@ class AdapterReading:
     weights: str
     modules: tuple[ModuleFigures, ...]
     saved: tuple[str, ...]
+    dead: tuple[str, ...]
     checkpoints: Mapping[int, Path]
     identity: ModelIdentity
     texts: ReadTexts
@@ -106,6 +108,7 @@ class AdapterReading:
             weights=hash_of_weights(adapter),
             modules=tuple(_figures(module, names[module.module]) for module in lora.modules),
             saved=tuple(lora.saved),
+            dead=tuple(lora.dead),
             checkpoints=checkpoint_folders(kept) if kept.is_dir() else {},
             identity=identity,
             texts=texts,

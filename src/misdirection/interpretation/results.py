@@ -425,6 +425,8 @@ class AdapterFigures(Figures):
     modules: tuple[ModuleFigures, ...]
     saved: tuple[str, ...]
     """Further weights that were trained as a whole: they have no components."""
+    dead: tuple[str, ...]
+    """Modules that add nothing, since their B is zero: nothing else speaks of them."""
     texts: TextCounts | None
     probes: tuple[Probe, ...]
     roles: tuple[Role, ...]
@@ -442,7 +444,7 @@ class InterpretationResults(Result):
     """An adapter that was read alone, or tables of one that were measured elsewhere."""
 
     KIND = "interpretation"
-    VERSION = 1
+    VERSION = 2
     FILE = "interpretation.json"
     COMMAND = "misdirection interpret"
 

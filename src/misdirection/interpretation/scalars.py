@@ -215,6 +215,8 @@ def _captured(
 
     with contextlib.ExitStack() as handles:
         for name, site in LoraView.of(chat).linear_sites.items():
+            if name not in reads:
+                continue
             handles.callback(site.module.register_forward_pre_hook(hook(name)).remove)
         if residual is not None:
             handles.callback(chat.layers[residual].register_forward_hook(keep_residual).remove)

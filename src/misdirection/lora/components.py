@@ -44,6 +44,11 @@ class LoraModule:
         return min(*self.a.shape, len(self.b))
 
     @property
+    def is_dead(self) -> bool:
+        """Whether it adds nothing, since A or B is zero."""
+        return not (self.a.any() and self.b.any())
+
+    @property
     def read(self) -> Tensor:
         """The vectors that the components read, [rank, in] float32: its scalar is `read @ x`."""
         return self._components[0]

@@ -60,8 +60,21 @@ class LoraView(ABC):
 
     @property
     @abstractmethod
-    def modules(self) -> tuple[LoraModule, ...]:
+    def adapted(self) -> tuple[LoraModule, ...]:
         """The adapted modules in the order of their layers; `InputError` for what is no plain sum."""
+
+    @property
+    def modules(self) -> tuple[LoraModule, ...]:
+        """Those of `adapted` that add something; `InputError` where none does."""
+        modules = tuple(module for module in self.adapted if not module.is_dead)
+        if not modules:
+            raise InputError(f"{self.name}: all of its B are zero: it adds nothing, so that there is nothing to read")
+        return modules
+
+    @property
+    def dead(self) -> list[str]:
+        """Paths of the modules that add nothing, since their B is zero."""
+        return [module.module for module in self.adapted if module.is_dead]
 
     @property
     def layers(self) -> list[int]:
@@ -129,12 +142,12 @@ class LoraFiles(LoraView):
 
     @property
     def dead(self) -> list[str]:
-        """Paths of the modules that add nothing, since their B is zero."""
+        """See `LoraView.dead`; also of what is no plain sum."""
         return dead_modules(self.weights)
 
     @cached_property
-    def modules(self) -> tuple[LoraModule, ...]:
-        """See `LoraView.modules`. An embedding's `a` has one column for each token of the vocabulary."""
+    def adapted(self) -> tuple[LoraModule, ...]:
+        """See `LoraView.adapted`. An embedding's `a` has one column for each token of the vocabulary."""
         self.require_sum()
         factors = self._factors[0]
         if not factors:
@@ -353,8 +366,8 @@ class LiveLora(LoraView):
         return {site.path: site for site in self.sites}
 
     @property
-    def modules(self) -> tuple[LoraModule, ...]:
-        """See `LoraView.modules` and `linear_sites`."""
+    def adapted(self) -> tuple[LoraModule, ...]:
+        """See `LoraView.adapted` and `linear_sites`."""
         return in_order(
             [LoraModule(path, site.layer, site.a, site.b, site.scaling) for path, site in self.linear_sites.items()]
         )

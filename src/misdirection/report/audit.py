@@ -337,6 +337,7 @@ def _facts(result: AuditResult) -> dict[str, str]:
         "fine-tune": tuned.name,
         "its kind": tuned.kind,
         "its weights": tuned.digest,
+        "its modules that add nothing (B is zero)": ", ".join(tuned.dead),
         "base that its file names": _recorded(result),
         "training data": _data_words(data) if data else "none given",
         "training data (SHA-256)": data and data.sha256,
