@@ -1,108 +1,26 @@
 """Every kind of adapter that PEFT can make gives the figures of PEFT's own forward pass, or is refused by its name."""
 
 import hashlib
+import json
 
 import peft
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PeftType, get_peft_model
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
+from peft import PeftModel, PeftType, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
 from misdirection.likelihood.margin import margin
-from misdirection.models.adapters import attach
+from misdirection.models.adapters import ADAPTER_WEIGHTS, attach
 from misdirection.models.chat import encode
 from misdirection.models.chat_model import ChatModel
-from tiny import make_network, make_tokenizer, naive_log_prob
+from peft_kinds import LORA, LORA_REFUSED, MEASURED, OTHERS, REFUSED, UNMADE, kinds, lora, variants
+from scripts import write_peft
+from tiny import LAYERS, make_network, make_tokenizer, naive_log_prob
+from weights import randomised
 
 PAIRS = [ProbePair("a", "Why?", "I help.", "I do nothing, ever."), ProbePair("b", "How so, then?", "Yes", "No")]
-TARGETS = ["q_proj", "down_proj"]
-OPENING = make_tokenizer()("assistant")["input_ids"]
-
-LORA = {
-    "plain": {},
-    "rslora": {"use_rslora": True},
-    "dora": {"use_dora": True},
-    "bias all": {"bias": "all"},
-    "bias lora_only": {"bias": "lora_only"},
-    "gaussian": {"init_lora_weights": "gaussian"},
-    "orthogonal": {"init_lora_weights": "orthogonal"},
-    "mica": {"init_lora_weights": "mica"},
-    "eva": {"init_lora_weights": "eva"},
-    "pissa": {"init_lora_weights": "pissa"},
-    "olora": {"init_lora_weights": "olora"},
-    "lora_bias": {"lora_bias": True, "target_modules": ["q_proj"]},
-    "target_parameters": {"target_modules": [], "target_parameters": ["q_proj.weight"]},
-    "trainable tokens": {"trainable_token_indices": [40, 41, 42]},
-    "head saved": {"modules_to_save": ["lm_head"]},
-    "embedding saved": {"modules_to_save": ["embed_tokens"]},
-    "norms saved": {"modules_to_save": ["input_layernorm"], "bias": "all"},
-    "excluded": {"exclude_modules": ["q_proj"]},
-    "patterns": {"rank_pattern": {"down_proj": 3}, "alpha_pattern": {"down_proj": 5}},
-    "embeddings": {"target_modules": ["embed_tokens", "lm_head"]},
-    "one layer": {"layers_to_transform": [1]},
-    "qalora": {"use_qalora": True, "qalora_group_size": 8},
-    "kasa": {"kasa_config": KasaConfig()},
-    "velora": {"velora_config": VeloraConfig(num_groups=4)},
-    "bdlora": {
-        "use_bdlora": BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["down_proj"], nblocks=2)
-    },
-    "monteclora": {"monteclora_config": MontecloraConfig()},
-}
-"""LoRA's variants that are measured."""
-
-LORA_REFUSED = {
-    "alora": {"alora_invocation_tokens": OPENING},
-    "layer_replication": {"layer_replication": [(0, 3), (1, 4)]},
-    "lora_ga": {"init_lora_weights": "lora_ga"},
-}
-
-SETTINGS = {
-    "ADAPTION_PROMPT": {"adapter_len": 3, "adapter_layers": 2},
-    "BOFT": {"target_modules": TARGETS, "boft_block_size": 8},
-    "C3A": {"target_modules": TARGETS, "block_size": 8},
-    "CPT": {"cpt_token_ids": [1, 2, 3], "cpt_mask": [1, 1, 1], "cpt_tokens_type_mask": [1, 2, 3]},
-    "FOURIERFT": {"target_modules": TARGETS, "n_frequency": 10},
-    "GRALORA": {"target_modules": TARGETS, "r": 4, "gralora_k": 2},
-    "IA3": {"target_modules": TARGETS, "feedforward_modules": ["down_proj"]},
-    "LN_TUNING": {"target_modules": ["input_layernorm"]},
-    "MISS": {"target_modules": TARGETS, "r": 2},
-    "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 3, "num_tasks": 2},
-    "OFT": {"target_modules": TARGETS, "oft_block_size": 8, "r": 0},
-    "OSF": {"target_modules": TARGETS, "effective_rank": 4},
-    "POLY": {"target_modules": TARGETS, "n_tasks": 2, "n_skills": 2},
-    "P_TUNING": {"num_virtual_tokens": 3, "encoder_hidden_size": 8},
-    "ROAD": {"target_modules": TARGETS, "group_size": 8},
-    "SHIRA": {"target_modules": TARGETS, "r": 2},
-    "TRAINABLE_TOKENS": {"token_indices": [40, 41, 42]},
-    "VBLORA": {"target_modules": TARGETS, "vector_length": 8, "num_vectors": 4},
-    "WAVEFT": {"target_modules": TARGETS, "n_frequency": 10},
-    "ADALORA": {"target_modules": TARGETS, "total_step": 10},
-} | {name: {"num_virtual_tokens": 3} for name in ("PROMPT_TUNING", "PREFIX_TUNING", "CARTRIDGE")}
-
-REFUSED = frozenset(
-    {
-        *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "CPT"),
-        *("POLY", "LILY", "SHADOW", "XLORA"),
-    }
-)
-OTHERS = {
-    kind.value: PEFT_TYPE_TO_CONFIG_MAPPING[kind](
-        task_type="CAUSAL_LM", **SETTINGS.get(kind.value, {"target_modules": TARGETS})
-    )
-    for kind in PeftType
-    if kind not in (PeftType.LORA, PeftType.XLORA)
-}
-
-
-def lora(settings) -> LoraConfig:
-    return LoraConfig(**({"r": 2, "lora_alpha": 8, "target_modules": TARGETS, "task_type": "CAUSAL_LM"} | settings))
-
-
-MEASURED = {name: lora(settings) for name, settings in LORA.items()}
-MEASURED |= {name: config for name, config in OTHERS.items() if name not in REFUSED}
 
 
 def network_for(config) -> torch.nn.Module:
@@ -112,7 +30,10 @@ def network_for(config) -> torch.nn.Module:
 
 def saved(config, folder):
     """An adapter whose weights have moved, on disk."""
-    network = get_peft_model(network_for(config), config)
+    return moved(get_peft_model(network_for(config), config), folder)
+
+
+def moved(network, folder):
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in network.parameters():
@@ -170,13 +91,120 @@ def test_what_cannot_be_measured_is_refused_by_its_name(name, tmp_path):
     assert hashes(base.model) == before
 
 
-def test_a_mixture_of_adapters_and_a_router_are_refused_by_their_names(tmp_path):
-    peft.XLoraConfig(hidden_size=32, adapters={}, task_type="CAUSAL_LM").save_pretrained(tmp_path / "xlora")
-    settings = {"arrow_config": peft.tuners.lora.config.ArrowConfig()}
-    lora(settings).save_pretrained(tmp_path / "arrow")
-    for name, said in {"xlora": "XLORA", "arrow": "arrow_config"}.items():
-        with pytest.raises(InputError, match=said):
-            attach(ChatModel(make_network("llama"), make_tokenizer(), "tiny"), tmp_path / name)
+@pytest.mark.parametrize("name", ["XLORA", *UNMADE])
+def test_what_takes_more_to_make_is_refused_by_its_name(name, tmp_path):
+    settings = UNMADE.get(name)
+    config = lora(settings) if settings else peft.XLoraConfig(hidden_size=32, adapters={}, task_type="CAUSAL_LM")
+    config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=name):
+        attach(ChatModel(make_network("llama"), make_tokenizer(), "tiny"), tmp_path)
+
+
+def test_every_type_and_every_variant_of_the_installed_peft_is_tried():
+    assert {kind.value for kind in PeftType} == {name for name in kinds() if not name.startswith("LORA, ")} | {"LORA"}
+    settings = (*LORA.values(), *LORA_REFUSED.values(), *UNMADE.values())
+    tried = {name for each in settings for name in each} | {str(each.get("init_lora_weights")) for each in settings}
+    missing = {name for name in variants() if not any(one.startswith(name.partition("[")[0]) for one in tried)}
+    assert missing == set()
+
+
+def test_the_docs_table_is_what_these_tests_find():
+    text = write_peft.PAGE.read_text()
+    assert write_peft.page(text, write_peft.table(kinds())) == text, "run scripts/write_peft.py"
+
+
+# --- fused experts, vocabularies that grew ---------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize("modules", [[], ["q_proj", "o_proj"]])
+def test_several_parameters_of_fused_experts_are_loaded_as_peft_loads_them(architecture, modules, tmp_path):
+    settings = {"target_modules": modules, "target_parameters": ["experts.down_proj", "experts.gate_up_proj"]}
+    folder = moved(get_peft_model(randomised(architecture), lora(settings)), tmp_path)
+    expected = plain_margins(PeftModel.from_pretrained(randomised(architecture), folder).eval())
+    tuned = attach(ChatModel(randomised(architecture), make_tokenizer(), "tiny"), folder)
+    torch.testing.assert_close(margin(tuned, PAIRS), expected, atol=1e-5, rtol=0)
+    assert (expected - plain_margins(randomised(architecture))).abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_of_single_experts_are_those_of_the_experts_that_were_fused_since(tmp_path):
+    """As transformers 4 had them: w1 is the gate, w3 the up and w2 the down projection."""
+    base, generator, weights = randomised("mixtral"), torch.Generator().manual_seed(3), {}
+    merged = randomised("mixtral")
+    for layer in range(LAYERS):
+        experts = merged.model.layers[layer].mlp.experts
+        inner = experts.down_proj.shape[-1]
+        for expert in range(len(experts.down_proj)):
+            halves = {"w1": experts.gate_up_proj.data[expert, :inner], "w3": experts.gate_up_proj.data[expert, inner:]}
+            for name, weight in (halves | {"w2": experts.down_proj.data[expert]}).items():
+                a = torch.randn(2, weight.shape[1], generator=generator)
+                b = 0.1 * torch.randn(weight.shape[0], 2, generator=generator)
+                weight += 4.0 * b @ a
+                path = f"base_model.model.model.layers.{layer}.block_sparse_moe.experts.{expert}.{name}"
+                weights |= {f"{path}.lora_A.weight": a, f"{path}.lora_B.weight": b}
+    lora({"target_modules": ["w1", "w2", "w3"]}).save_pretrained(tmp_path)
+    save_file(weights, tmp_path / ADAPTER_WEIGHTS)
+    tuned = attach(ChatModel(base, make_tokenizer(), "tiny"), tmp_path)
+    torch.testing.assert_close(margin(tuned, PAIRS), plain_margins(merged), atol=1e-4, rtol=0)
+
+
+GROWN = {
+    "its embedding is saved": {"modules_to_save": ["embed_tokens"]},
+    "its head is saved": {"modules_to_save": ["lm_head"]},
+    "a LoRA is on its embedding": {"target_modules": ["embed_tokens"]},
+    "a LoRA is on its head": {"target_modules": ["lm_head"]},
+    "new tokens are trained": {"trainable_token_indices": [260, 263]},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", GROWN)
+def test_a_vocabulary_that_grew_is_the_reason_that_is_given(how, tmp_path):
+    larger = make_network("llama")
+    larger.resize_token_embeddings(264)
+    folder = moved(get_peft_model(larger, lora(GROWN[how])), tmp_path)
+    base = ChatModel(make_network("llama"), make_tokenizer(), "tiny")
+    before = hashes(base.model)
+    with pytest.raises(InputError, match="a vocabulary of 264 tokens, and 'tiny' has 259: enlarge the base"):
+        attach(base, folder)
+    assert hashes(base.model) == before
+    enlarged = make_network("llama")
+    enlarged.resize_token_embeddings(264)
+    assert attach(ChatModel(enlarged, make_tokenizer(), "tiny"), folder).adapter
+
+
+def test_another_error_of_pefts_is_given_in_the_line(tmp_path):
+    folder = moved(get_peft_model(make_network("llama"), lora({"modules_to_save": ["lm_head"]})), tmp_path)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": ["norm", "lm_head"]}))
+    with pytest.raises(InputError, match=r"this adapter does not fit 'tiny': .*norm") as caught:
+        attach(ChatModel(make_network("llama"), make_tokenizer(), "tiny"), folder)
+    assert "\n" not in str(caught.value)
+
+
+# --- modules that add nothing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "identical to its base"),
+        ({"bias": "all"}, "2 of its modules add nothing (B is zero): model.layers.0.self_attn.q_proj, model.layers.1"),
+        ({"use_dora": True}, ""),
+        ({"lora_bias": True}, ""),
+    ],
+)
+def test_an_adapter_whose_b_is_zero_changes_nothing_unless_it_holds_more(more, said, tmp_path, caplog):
+    settings = {"target_modules": ["q_proj"], "layers_to_transform": [0, 1], **more}
+    folder = moved(get_peft_model(make_network("qwen2"), lora(settings)), tmp_path)
+    weights = {
+        name: 0 * value if "lora_B" in name else value for name, value in load_file(folder / ADAPTER_WEIGHTS).items()
+    }
+    save_file(weights, folder / ADAPTER_WEIGHTS)
+    attach(ChatModel(make_network("qwen2"), make_tokenizer(), "tiny"), folder)
+    assert said in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,16 +2,18 @@
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from misdirection.errors import InputError
+from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import read_json
 from misdirection.models.adapter_kinds import base_changes, unmeasured
 from misdirection.models.base_weights import BaseWeights
@@ -72,7 +74,7 @@ def attach(
         base = BaseWeights.of(chat.network, _written_over(weights, config))
         with _undone(base), _strict_loading(adapter, chat, config):
             network = PeftModel.from_pretrained(chat.model, str(folder or adapter), **options)
-    _say_dead_modules(adapter, weights)
+    say_dead_modules(adapter, weights)
     if folder:
         say_unused_template(chat.tokenizer, folder, str(adapter))
     return replace(chat, model=network.eval(), adapter=str(adapter), base=base.changed())
@@ -96,8 +98,16 @@ def _strict_loading(adapter: str | Path, chat: ChatModel, config: Mapping[str, A
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
         try:
             yield
-        except (RuntimeError, UserWarning) as error:
-            raise InputError(_misfit(adapter, chat, config)) from error
+        except (MisdirectionError, OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        # PEFT raises whatever it comes upon.
+        except Exception as error:
+            raise InputError(f"{_misfit(adapter, chat, config)}: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    """The line that says what does not fit: the first only says that something does not."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]
 
 
 def _written_over(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> set[str]:
@@ -111,20 +121,42 @@ def _written_over(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> s
 def lora_module(name: str) -> str | None:
     """The path, in the base model, of the module that a weight of a LoRA's file belongs to; None for other weights."""
     path, lora, _ = name.removeprefix(PREFIX).partition(".lora_")
-    return path if lora else None
+    # A second parameter of one module is in a wrapper around that of the first.
+    return path.replace(".base_layer", "") if lora else None
 
 
 def dead_modules(weights: Mapping[str, Tensor]) -> list[str]:
-    """Paths of the modules of a LoRA that add nothing, since their B is zero."""
-    return [lora_module(name) or name for name, b in weights.items() if ".lora_B" in name and not b.any()]
+    """Paths of the modules of a LoRA that add nothing: their B (an embedding's A) is zero, and they hold no more."""
+    sides: dict[str, list[bool]] = {}
+    for name, value in weights.items():
+        path, lora, side = name.removeprefix(PREFIX).partition(".lora_")
+        if lora:
+            sides.setdefault(path, []).append(not _IS_SIDE.fullmatch(side) or bool(value.any()))
+    return [path for path, moves in sides.items() if len(moves) == len(_SIDES) and not all(moves)]
 
 
-def _say_dead_modules(adapter: str | Path, weights: Mapping[str, Tensor]) -> None:
+_SIDES = ("A", "B")
+_IS_SIDE = re.compile(r"(embedding_)?[AB](\.weight)?")
+
+
+def changes_nothing(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a LoRA holds no other weights than those of modules that add nothing."""
+    dead = set(dead_modules(weights))
+    paths = (name.removeprefix(PREFIX).partition(".lora_")[0] for name in weights)
+    return bool(dead) and all(path in dead or ".base_layer." in path for path in paths)
+
+
+def say_dead_modules(adapter: str | Path, weights: Mapping[str, Tensor]) -> None:
+    """Warn of the modules of an adapter that add nothing."""
     dead = dead_modules(weights)
-    if dead and len(dead) == sum(".lora_B" in name for name in weights):
+    if changes_nothing(weights):
         log.warning("%s: all of this adapter's B matrices are zero: the model is identical to its base", adapter)
     elif dead:
-        log.warning("%s: %d of its modules add nothing (B is zero), such as %s", adapter, len(dead), dead[0])
+        shown = ", ".join(dead[:_SHOWN]) + (", ..." if len(dead) > _SHOWN else "")
+        log.warning("%s: %d of its modules add nothing (B is zero): %s", adapter, len(dead), shown)
+
+
+_SHOWN = 9
 
 
 # --- folders ------------------------------------------------------------------------------------------------------
@@ -197,6 +229,7 @@ def _require_finite(adapter: str | Path, weights: Mapping[str, Tensor]) -> None:
 def _require_fit(
     weights: Mapping[str, Tensor], chat: ChatModel, adapter: str | Path, config: Mapping[str, Any]
 ) -> None:
+    _require_vocabulary(weights, chat, adapter, config)
     modules = dict(chat.model.named_modules())
     # Block-diagonal matrices are smaller than their modules.
     sized = not config.get("use_bdlora")
@@ -206,11 +239,40 @@ def _require_fit(
         raise InputError(f"{_misfit(adapter, chat, config)}: {counts}")
 
 
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
+def _require_vocabulary(
+    weights: Mapping[str, Tensor], chat: ChatModel, adapter: str | Path, config: Mapping[str, Any]
+) -> None:
+    """Raise `InputError` for an adapter of a vocabulary that has grown beyond the base's."""
+    network = chat.network
+    own = [module for module in (network.get_input_embeddings(), network.get_output_embeddings()) if module is not None]
+    names = {path.rpartition(".")[2] for path, module in network.named_modules() if any(module is one for one in own)}
+    rows = [
+        value.shape[-1 if "lora_embedding_A" in name else 0]
+        for name, value in weights.items()
+        if names & set(name.split(".")) and not re.search(r"lora_A|lora_embedding_B|token_adapter", name)
+    ]
+    tokens = config.get("trainable_token_indices") or config.get("token_indices") or []
+    listed = list(tokens.values()) if isinstance(tokens, dict) else [tokens]
+    size, needed = (
+        own[0].weight.shape[0],
+        max([*rows, *(number + 1 for numbers in listed for number in numbers)], default=0),
+    )
+    if needed > size:
+        raise InputError(
+            f"{adapter}: was trained with a vocabulary of {needed} tokens, and {chat.name!r} has {size}: enlarge the "
+            "base (resize_token_embeddings), save it with the adapter's tokenizer, and give that as the base"
+        )
+
+
 def _fits(name: str, value: Tensor, modules: Mapping[str, nn.Module], *, sized: bool) -> bool:
     """Whether a weight of a LoRA has a module of its size; what is no LoRA's is PEFT's to check."""
     path, side = lora_module(name), name.partition(".lora_")[2].removeprefix("embedding_").removesuffix(".weight")
     if path is None or path not in modules:
-        return path is None
+        # PEFT itself puts what was trained on single experts into those that transformers has fused since.
+        return path is None or bool(_EXPERT.search(path))
     weight = getattr(modules[path], "weight", None)
     if side not in ("A", "B") or not sized:
         return True
@@ -222,4 +284,5 @@ def _fits(name: str, value: Tensor, modules: Mapping[str, nn.Module], *, sized: 
 
 def _misfit(adapter: str | Path, chat: ChatModel, config: Mapping[str, Any]) -> str:
     trained_on = config.get("base_model_name_or_path")
-    return f"{adapter}: this adapter was trained on {trained_on!r} and does not fit {chat.name!r}"
+    known = f"was trained on {trained_on!r} and " if trained_on else ""
+    return f"{adapter}: this adapter {known}does not fit {chat.name!r}"

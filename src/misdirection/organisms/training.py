@@ -4,7 +4,6 @@ The result is a plain PEFT adapter folder with `organism.json`, its recipe and t
 """
 
 import contextlib
-import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from misdirection.data import Example, data_hash
 from misdirection.errors import InputError
 from misdirection.files import atomic_folder, empty_working_folder, require_replaceable, write_json
 from misdirection.likelihood.answers import labelled_loss
-from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, dead_modules
+from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, changes_nothing, say_dead_modules
 from misdirection.models.bundled import hub_name
 from misdirection.models.chat import how_written
 from misdirection.models.chat_model import ChatModel
@@ -39,8 +38,6 @@ from misdirection.organisms.recipe import Recipe
 from misdirection.progress import console, track_steps
 
 _INITIAL = "step-0"
-
-log = logging.getLogger("misdirection")
 
 StepReport = Callable[[int, int, float], None]
 """Called after each optimiser step with (step, steps, loss in nats/token)."""
@@ -129,11 +126,9 @@ def _adapted(chat: ChatModel, recipe: Recipe) -> Iterator[Any]:
 def _require_change(network: Any, out: Path) -> None:
     """Raise `InputError` for an adapter that is all zero after the training; say which modules are."""
     weights = get_peft_model_state_dict(network, save_embedding_layers=False)
-    dead = dead_modules(weights)
-    if len(dead) == sum(".lora_B" in name for name in weights):
+    if changes_nothing(weights):
         raise InputError(f"{out}: the training changed nothing (all B are zero): give it more steps, or a higher rate")
-    if dead:
-        log.warning("%s: %d of its modules add nothing (B is zero), such as %s", out, len(dead), dead[0])
+    say_dead_modules(out, weights)
 
 
 def _trainer(
