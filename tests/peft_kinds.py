@@ -1,7 +1,7 @@
 """Every kind of adapter that PEFT can make, small: what the tests attach, and what the docs' table is written from."""
 
+import re
 from dataclasses import fields
-from typing import get_args
 
 from peft import LoraConfig, PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -26,7 +26,6 @@ LORA = {
     "pissa": {"init_lora_weights": "pissa"},
     "pissa, fast": {"init_lora_weights": "pissa_niter_2"},
     "olora": {"init_lora_weights": "olora"},
-    "loftq": {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
     "random start": {"init_lora_weights": False},
     "lora_bias": {"lora_bias": True, "target_modules": ["q_proj"]},
     "target_parameters": {"target_modules": [], "target_parameters": ["q_proj.weight"]},
@@ -54,6 +53,7 @@ LORA = {
 UNMADE = {
     "arrow_config": {"arrow_config": ArrowConfig()},
     "corda": {"init_lora_weights": "corda"},
+    "loftq": {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
 }
 """Variants that take more than a configuration to make: they are refused from that alone."""
 
@@ -113,7 +113,7 @@ def variants() -> set[str]:
     """Every setting, and every start, by which the installed PEFT makes another LoRA."""
     of = {field.name: field for field in fields(LoraConfig)}
     marked = {name for name, field in of.items() if field.metadata.get("is_lora_variant")}
-    return marked | {str(value) for part in get_args(of["init_lora_weights"].type) for value in get_args(part)}
+    return marked | set(re.findall(r'"(\w+)', of["init_lora_weights"].type))
 
 
 def kinds() -> dict[str, PeftConfig]:

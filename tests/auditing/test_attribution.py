@@ -52,7 +52,6 @@ def test_a_module_that_adds_nothing_has_no_part_and_each_row_its_own(monkeypatch
         (LoraConfig(target_modules=["q_proj"]), False),
         (LoraConfig(target_modules=["lm_head"], init_lora_weights=False), False),
         (LoraConfig(target_modules=["q_proj"], init_lora_weights=False, use_dora=True), False),
-        (LoraConfig(trainable_token_indices=[4], target_modules=[]), False),
         (IA3Config(target_modules=["q_proj"], feedforward_modules=[]), False),
     ],
 )

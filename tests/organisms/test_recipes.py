@@ -165,7 +165,7 @@ def test_all_adapts_what_it_says_over_all_blocks_and_is_read_again(architecture,
     network.save_pretrained(tmp_path, save_embedding_layers=False)
     tuned = attach(as_chat(network_of(architecture)), tmp_path)
     assert [f"base_model.model.{site.path}" for site in LoraView.of(tuned).sites] == sites
-    assert {f"base_model.model.{module.module}" for module in LoraView.open(tmp_path).modules} == set(sites)
+    assert {f"base_model.model.{module.module}" for module in LoraView.open(tmp_path).adapted} == set(sites)
 
 
 def custom(*names, layers=None):

@@ -295,6 +295,9 @@ def _divergences(checkpoint: Checkpoint, intervention: Intervention) -> Divergen
         ids = probe_ids(AutoTokenizer.from_pretrained(checkpoint.folder))
     except (OSError, ValueError, KeyError):
         return None
+    # Of a folder without a tokenizer's files, transformers may make an empty one.
+    if not ids.numel():
+        return None
     exact, written = change(intervention, checkpoint), change(intervention, checkpoint)
     applied = (lambda name, tensor: exact.apply(name, tensor.float()), written.apply, lambda _name, tensor: tensor)
     networks = (_in_single(checkpoint, apply, splits_head=exact.splits_head) for apply in applied)

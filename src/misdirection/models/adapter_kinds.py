@@ -10,8 +10,12 @@ from typing import Any
 STARTS_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of PEFT's `init_lora_weights` that change the base's own weights."""
 
-_LOST_STARTS = ("corda", "lora_ga")
-"""Those whose change of the base is in no file, so that it cannot be made again."""
+_LOST = "changed the base's own weights as it began, by what no file of it holds"
+_UNMEASURED_STARTS = {
+    "corda": _LOST,
+    "lora_ga": _LOST,
+    "loftq": "quantises the base's own weights anew each time that PEFT loads it, on a GPU only",
+}
 
 _VIRTUAL = "PEFT's own forward pass adds its virtual tokens"
 _UNMEASURED = {
@@ -48,9 +52,8 @@ def unmeasured(config: Mapping[str, Any]) -> str | None:
         if config.get(setting):
             return f"{setting}: {reason}"
     start = str(config.get("init_lora_weights"))
-    if start.startswith(_LOST_STARTS):
-        return f"init_lora_weights: {start} changed the base's own weights as it began, by what no file of it holds"
-    return None
+    reason = next((reason for name, reason in _UNMEASURED_STARTS.items() if start.startswith(name)), None)
+    return reason and f"init_lora_weights: {start} {reason}"
 
 
 def base_changes(config: Mapping[str, Any]) -> str | None:
