@@ -260,7 +260,7 @@ def adapters() -> AdapterFigures:
 
 
 UNMEASURED: dict[str, Any] = {
-    "modules": (), "saved": (), "texts": None, "probes": (), "roles": (), "causal": None, "geometry": None,
+    "modules": (), "saved": (), "dead": (), "texts": None, "probes": (), "roles": (), "causal": None, "geometry": None,
     "importance": None, "patching": None, "dynamics": None, "scaled": (),
 }  # fmt: skip
 
