@@ -52,8 +52,10 @@ def unmeasured(config: Mapping[str, Any]) -> str | None:
         if config.get(setting):
             return f"{setting}: {reason}"
     start = str(config.get("init_lora_weights"))
-    reason = next((reason for name, reason in _UNMEASURED_STARTS.items() if start.startswith(name)), None)
-    return reason and f"init_lora_weights: {start} {reason}"
+    for name, reason in _UNMEASURED_STARTS.items():
+        if start.startswith(name):
+            return f"init_lora_weights: {start} {reason}"
+    return None
 
 
 def base_changes(config: Mapping[str, Any]) -> str | None:
