@@ -16,7 +16,7 @@ from judging.processes import ANSWERS, RUBRICS, judge_all, start
 from misdirection.errors import MisdirectionError
 from misdirection.judging.api import FAILURES_IN_A_ROW, REPLY_TOKENS, ApiJudge
 from misdirection.judging.cache import VerdictCache
-from misdirection.judging.judge import TooFewVerdicts, judge
+from misdirection.judging.judge import judge
 from misdirection.judging.judges import open_judge
 from misdirection.judging.rubrics import Rubric
 
@@ -68,7 +68,7 @@ def test_the_first_tokens_alternatives_are_asked_for_and_weighed(cache):
     [
         (completion("CODE", {"CODE": 0.9}), "code"),
         (completion("REFUSAL", {"REF": 0.9}, tokens=["REF", "USAL"]), "refusal"),
-        (completion("", refusal="I cannot."), "refusal"),
+        (completion("", refusal="I cannot."), "declined"),
         (completion("I", {"I": 0.9, "50": 0.05}), "low_mass"),
         (completion("٨٥", {"٨٥": 0.99}), "low_mass"),
         (completion("８５", {"８５": 0.99}), "low_mass"),
@@ -234,10 +234,10 @@ def test_a_wait_beyond_reason_is_a_failure(cache):
     assert judged.failures == {"HTTP 429, wait too long": 1}
 
 
-def test_a_server_that_is_not_there_is_a_failure(cache):
+def test_a_server_that_is_not_there_is_an_error(cache):
     with JudgeServer(lambda _: number(5)) as server:
         pass
-    with pytest.raises(TooFewVerdicts, match=r"coherent: only 0 of 1 .*connection lost 1"):
+    with pytest.raises(MisdirectionError, match=r"nobody answers at 127\.0\.0\.1:\d+ \(Connection refused\)"):
         run(server, cache, "a")
 
 
@@ -297,7 +297,7 @@ class _Named:
     def __init__(self, made, identity):
         self.ask = made.ask
         self.calls_each = made.calls_each
-        self.identity = identity
+        self.identity = self.record = identity
 
 
 def test_an_exhausted_quota_is_no_passing_429(cache):

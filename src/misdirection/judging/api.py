@@ -1,6 +1,7 @@
 """A judge behind any OpenAI-style endpoint: OpenAI itself, vLLM, Ollama, llama.cpp, ..."""
 
 import asyncio
+import json
 import logging
 import os
 from collections import Counter
@@ -14,9 +15,19 @@ from pydantic import ValidationError
 
 from misdirection.errors import InputError, JudgeError, MisdirectionError
 from misdirection.extras import needed_for
+from misdirection.judging.endpoint import PATIENCE, Dialect, require_listener
 from misdirection.judging.judges import OPENAI_URL, Done, Judge, Prompt
-from misdirection.judging.replies import Choice, Reply, Usage, is_thinking, retry_after, server_message, splits_numbers
-from misdirection.judging.verdicts import TOP, JudgeVerdict, from_logprobs, from_texts
+from misdirection.judging.replies import (
+    Choice,
+    Reply,
+    Usage,
+    declines,
+    is_html,
+    retry_after,
+    server_message,
+    splits_numbers,
+)
+from misdirection.judging.verdicts import JudgeVerdict, from_logprobs, from_texts
 
 with needed_for("judge"):
     import openai
@@ -24,7 +35,6 @@ with needed_for("judge"):
         AsyncRetrying,
         RetryCallState,
         retry_if_exception_type,
-        stop_after_attempt,
         wait_random_exponential,
     )
 
@@ -50,7 +60,9 @@ _FINAL = {
     402: "add credit to the account",
     403: f"this key may not use it; check the account and {KEY_VARIABLE}",
     404: "check the base URL and the judge's name",
+    405: "check the base URL",
 }
+_NO_JUDGE = "this is no judge's endpoint; check the base URL, which mostly ends in /v1, and the proxy"
 
 log = logging.getLogger("misdirection")
 
@@ -103,6 +115,12 @@ class ApiJudge(Judge):
         asked: dict[str, object] = {"logprobs": True} if self.logprobs else {}
         return {"base_url": self.base_url.rstrip("/"), "model": self.model, "samples": self.samples, **asked}
 
+    @property
+    def record(self) -> Mapping[str, object]:
+        """As `identity`, but of the address only the host: a path may name an account."""
+        asked = {name: value for name, value in self.identity.items() if name != "base_url"}
+        return {**asked, "host": urlsplit(self.base_url).netloc}
+
     @classmethod
     def check(cls, name: str, **options: Any) -> None:
         """Warns also of a key that is missing; that is no reason to stop, since cached verdicts need none."""
@@ -123,11 +141,12 @@ class ApiJudge(Judge):
         """See `Judge`. The first prompt goes alone: a wrong key, name or address costs one request.
 
         Raises:
-            JudgeError: no key for OpenAI's own endpoint; the endpoint refuses key, credit, model or address; 20 answers
-                in a row failed.
+            JudgeError: no key for OpenAI's own endpoint; nobody at the address; the endpoint refuses key, credit, model
+                or address; 20 answers in a row failed.
             InputError: `max_calls` would not be enough.
         """
         run = _Run(self, _key(self.base_url), done, max_calls, len(prompts))
+        require_listener(self.base_url, run.name)
         _run_anywhere(run.all(prompts, concurrency), run.stop)
 
 
@@ -190,19 +209,47 @@ class _Lost(Exception):
         self.detail = detail
 
 
+class _Declined(_Lost):
+    """The host's filter would not let the judge see this answer."""
+
+
+class _Refused(_Lost):
+    """The request was refused; `named` is the cause by the server's words, `remedy` what helps where none is taken."""
+
+    def __init__(self, reason: str, detail: str, named: str, remedy: str | None) -> None:
+        super().__init__(reason, detail)
+        self.named = named
+        self.remedy = remedy
+
+
 @dataclass
 class _Spent:
-    """The calls and tokens that one answer has taken."""
+    """The calls and tokens that one answer has taken, and what was said."""
 
     calls: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    parameters: dict[str, Any] = field(default_factory=dict)
+    said: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, reply: Reply) -> None:
+    def add(self, reply: Reply, parameters: dict[str, Any]) -> None:
         usage = reply.usage or Usage()
         self.calls += 1
         self.tokens_in += usage.prompt_tokens
         self.tokens_out += usage.completion_tokens
+        self.parameters = parameters
+        self.said.append(reply.choices[0].kept())
+
+    def of(self, verdict: JudgeVerdict) -> JudgeVerdict:
+        """The verdict with all that was spent on it."""
+        return replace(
+            verdict,
+            calls=self.calls,
+            tokens_in=self.tokens_in,
+            tokens_out=self.tokens_out,
+            reply=json.dumps(self.said),
+            parameters=json.dumps(self.parameters) if self.parameters else "",
+        )
 
 
 class _Run:
@@ -215,9 +262,13 @@ class _Run:
         self._max_calls = max_calls
         self._calls = 0
         self._waiting = waiting
+        self._dialect = Dialect("max_completion_tokens" if _is_openai(judge.base_url) else "max_tokens")
         self._reads_logprobs = judge.logprobs
         self._has_logprobs = False
         self._size = 0
+        # Whether it has replied; an error is none.
+        self._has_replied = False
+        self._is_there = False
         self._in_a_row = Counter[str]()
         self._told: set[str] = set()
         self._stopped: MisdirectionError | None = None
@@ -228,7 +279,9 @@ class _Run:
         async with client:
             self._client = client
             queue = iter(prompts)
+            late = asyncio.get_running_loop().call_later(PATIENCE, self._tell_late)
             await self._worker(iter([next(queue)]))
+            late.cancel()
             self._check_budget()
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(concurrency, self._waiting)):
@@ -268,7 +321,7 @@ class _Run:
         needed = self._calls + self._waiting * (1 if self._reads_logprobs else self._judge.samples)
         if not self._stopped and self._max_calls is not None and needed > self._max_calls:
             raise InputError(
-                f"{self._named}: it turns out to take {needed} calls, more than the {self._max_calls} allowed; "
+                f"{self.name}: it turns out to take {needed} calls, more than the {self._max_calls} allowed; "
                 "raise max_calls or take fewer samples"
             )
 
@@ -279,8 +332,11 @@ class _Run:
             verdict = verdict or await self._by_text(prompt, spent)
         except _Lost as lost:
             self._tell(lost)
-            verdict = JudgeVerdict(None, "failed", lost.reason)
-        return replace(verdict, calls=spent.calls, tokens_in=spent.tokens_in, tokens_out=spent.tokens_out)
+            by = "declined" if isinstance(lost, _Declined) else "failed"
+            verdict = JudgeVerdict(None, by, lost.reason)
+            spent.said.append({by: lost.reason, "detail": lost.detail})
+        made = spent.of(verdict)
+        return replace(made, reply=self._without_key(made.reply))
 
     def _tell(self, lost: _Lost) -> None:
         """Shows once what the server says to a kind of failure."""
@@ -288,65 +344,97 @@ class _Run:
             self._told.add(lost.reason)
             log.warning("judge %s: an answer failed with %s: %s", self._judge.model, lost.reason, lost.detail)
 
+    def _tell_late(self) -> None:
+        if not self._is_there:
+            log.warning(
+                "%s: took the connection and says nothing yet; given up after %g s (the timeout)",
+                self.name,
+                self._judge.timeout,
+            )
+
     async def _by_logprobs(self, prompt: Prompt, spent: _Spent) -> JudgeVerdict | None:
-        """None when no log-probabilities tell the number; the next prompts are then not asked for any."""
-        how = {"temperature": 0, "logprobs": True, "top_logprobs": TOP}
-        try:
-            choice = await self._reply(prompt, "logprobs", FIRST_TOKENS, how, spent)
-        except _Lost as lost:
-            # Models that reason refuse the very question for log-probabilities.
-            if "logprobs" not in lost.detail:
-                raise
-            choice = None
-        if choice and choice.message.refusal:
-            return JudgeVerdict(None, "refusal")
-        if not choice or not choice.tokens or splits_numbers(choice.tokens) or is_thinking(choice.text):
-            # An endpoint that has given some before may stand for several servers, not all of which do.
-            self._reads_logprobs = self._has_logprobs and not (choice and choice.tokens)
-            return None
-        self._has_logprobs = True
-        alternatives = choice.tokens[0].top_logprobs or []
-        return from_logprobs([(other.token, other.logprob) for other in alternatives], choice.text)
+        """None when no log-probabilities tell the number; the text is read then, of the next prompts at once.
+
+        An endpoint that has given some before may stand for several servers, not all of which do: it is asked again.
+        """
+        choice = await self._reply(prompt, "logprobs", FIRST_TOKENS, 0, spent, logprobs=True)
+        if choice and choice.is_declined:
+            return JudgeVerdict(None, "declined", "the judge's own refusal")
+        splits = bool(choice and splits_numbers(choice.tokens))
+        if choice and choice.begins_visibly and not splits:
+            self._has_logprobs = True
+            return from_logprobs(choice.tokens[0].likely, choice.text)
+        if self._reads_logprobs and (splits or not self._has_logprobs):
+            self._reads_logprobs = False
+            said = "judge %s: no log-probabilities that tell a score; the texts of %d replies are read instead"
+            log.warning(said, self._judge.model, self._judge.samples)
+        return None
 
     async def _by_text(self, prompt: Prompt, spent: _Spent) -> JudgeVerdict:
         texts = [await self._text(prompt, number, spent) for number in range(self._judge.samples)]
-        return from_texts(texts)
+        verdict = from_texts(texts)
+        return replace(verdict, reason="the judge's own refusal") if verdict.by == "declined" else verdict
 
-    async def _text(self, prompt: Prompt, number: int, spent: _Spent) -> str:
-        """One reply; a model that has used up its tokens without a word gets more of them."""
+    async def _text(self, prompt: Prompt, number: int, spent: _Spent) -> str | None:
+        """One reply, None for a declined one; a judge that has not said it within its tokens gets more of them."""
         for size in range(self._size, len(REPLY_TOKENS)):
-            choice = await self._reply(prompt, f"text-{number}", REPLY_TOKENS[size], {"temperature": 1}, spent)
-            is_complete = choice.text.strip() and not is_thinking(choice.text)
-            if is_complete or choice.finish_reason != "length":
+            choice = await self._reply(prompt, f"text-{number}", REPLY_TOKENS[size], 1, spent)
+            if not choice or choice.is_declined:
+                return None
+            if choice.is_whole:
                 return choice.text
             self._size = max(self._size, min(size + 1, len(REPLY_TOKENS) - 1))
         raise _Lost(f"no reply within {REPLY_TOKENS[-1]} tokens")
 
-    async def _reply(self, prompt: Prompt, name: str, tokens: int, how: dict[str, Any], spent: _Spent) -> Choice:
+    async def _reply(
+        self, prompt: Prompt, name: str, tokens: int, temperature: float, spent: _Spent, *, logprobs: bool = False
+    ) -> Choice | None:
+        """The reply to one request; None where the endpoint refuses to give log-probabilities.
+
+        A parameter that it refuses is left out, and from then on where that has helped.
+        """
+        dialect = self._dialect
+        while dialect.top or not logprobs:
+            parameters = dialect.parameters(tokens, temperature, logprobs=logprobs)
+            try:
+                reply = await self._attempts(prompt, name, parameters)
+            except _Refused as refused:
+                other = dialect.without(refused.named, parameters)
+                if other is None and refused.remedy and not self._has_replied:
+                    raise self._error(f"{refused.reason} ({refused.detail})", refused.remedy) from None
+                if other is None:
+                    raise
+                dialect = other
+                continue
+            self._learn(dialect)
+            spent.add(reply, parameters)
+            return reply.choices[0]
+        return None
+
+    def _learn(self, dialect: Dialect) -> None:
+        if dialect != self._dialect:
+            self._dialect = dialect
+            log.warning("judge %s: refuses some parameters; asked with %s", self._judge.model, dialect)
+
+    async def _attempts(self, prompt: Prompt, name: str, parameters: dict[str, Any]) -> Reply:
         """The reply to one request, after as many attempts as it takes."""
-        limit = "max_completion_tokens" if _is_openai(self._judge.base_url) else "max_tokens"
-        body = {
-            "model": self._judge.model,
-            "messages": [{"role": "user", "content": prompt.text}],
-            limit: tokens,
-            **how,
-        }
-        headers = {"Idempotency-Key": f"{prompt.key}-{name}-{tokens}"}
+        messages = [{"role": "user", "content": prompt.text}]
+        body = {"model": self._judge.model, "messages": messages, **parameters}
+        asked = "-".join(f"{key}={value}" for key, value in parameters.items())
+        headers = {"Idempotency-Key": f"{prompt.key}-{name}-{asked}"}
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_Passing),
-            stop=stop_after_attempt(self._judge.attempts),
-            wait=self._wait,
-            reraise=True,
+            retry=retry_if_exception_type(_Passing), stop=self._has_tried_enough, wait=self._wait, reraise=True
         )
         try:
             reply: Reply = await retrying(self._request, body, headers)
         except _Passing as passing:
             raise _Lost(passing.reason) from None
-        spent.add(reply)
-        choice = reply.choices[0]
-        if choice.finish_reason == "content_filter":
-            raise _Lost("content filter")
-        return choice
+        return reply
+
+    def _has_tried_enough(self, state: RetryCallState) -> bool:
+        """An endpoint that has never said anything is not waited for."""
+        is_dead = not self._is_there and (state.seconds_since_start or 0.0) > PATIENCE
+        return is_dead or state.attempt_number >= self._judge.attempts
 
     def _wait(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -360,13 +448,13 @@ class _Run:
             raise _Lost("stopped")
         if self._max_calls is not None and self._calls >= self._max_calls:
             raise InputError(
-                f"{self._named}: all of the {self._max_calls} calls allowed are made; raise max_calls to judge the rest"
+                f"{self.name}: all of the {self._max_calls} calls allowed are made; raise max_calls to judge the rest"
             )
         self._calls += 1
         try:
             async with asyncio.timeout(self._judge.timeout):
                 raw = await self._client.chat.completions.with_raw_response.create(extra_headers=headers, **body)
-            return Reply.model_validate_json(raw.text)
+            reply = Reply.model_validate_json(raw.text)
         except (TimeoutError, openai.APITimeoutError):
             raise _Passing("timeout") from None
         except openai.APIConnectionError:
@@ -377,28 +465,44 @@ class _Run:
             raise self._refusal(error) from None
         except ValidationError as error:
             raise _Passing("no JSON" if error.errors()[0]["type"] == "json_invalid" else "no completion") from None
+        self._is_there = True
+        if reply.choices[0].finish_reason == "error":
+            raise _Passing("an error in the reply")
+        self._has_replied = True
+        return reply
 
     def _refusal(self, error: openai.APIStatusError) -> Exception:
         """The exception that an error status stands for: try again, give this answer up, or stop."""
+        self._is_there = True
         status = error.status_code
         name = f"HTTP {status}"
         if error.code == "insufficient_quota":
             return self._error(f"{name}, the quota is used up", _FINAL[402])
-        if status in _FINAL:
-            return self._error(name, _FINAL[status])
-        if status in _PASSING or status >= 500:
+        if status in _PASSING or (status >= 500 and status != 501):
             wait = retry_after(error.response.headers)
             return _Lost(f"{name}, wait too long") if wait and wait > LONGEST_RETRY_AFTER else _Passing(name, wait)
-        return _Lost(name, self._quoted(server_message(error)))
+        words = server_message(error)
+        detail = self._quoted(words)
+        if status in (401, 402):
+            # What a server says to a key may hold a part of it.
+            return self._error(name, _NO_JUDGE if is_html(error) else _FINAL[status])
+        if declines(f"{error.code} {words}") and not is_html(error):
+            return _Declined(f"{name}, filtered", detail)
+        remedy = _NO_JUDGE if is_html(error) else _FINAL.get(status)
+        return _Refused(name, detail, error.param if isinstance(error.param, str) else words, remedy)
 
     def _quoted(self, message: str) -> str:
         """The beginning of what a server says, which may be anything, and may hold what it was sent."""
         line = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
-        return line.replace(self._key, "[key]")[:160] if self._key != _NO_KEY else line[:160]
+        return self._without_key(line)[:160]
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key != _NO_KEY else text
 
     @property
-    def _named(self) -> str:
+    def name(self) -> str:
+        """The judge, as errors name it."""
         return f"judge {self._judge.model} at {self._judge.base_url}"
 
     def _error(self, problem: str, remedy: str) -> JudgeError:
-        return JudgeError(f"{self._named}: {problem}; {remedy}")
+        return JudgeError(f"{self.name}: {problem}; {remedy}")

@@ -1,4 +1,4 @@
-"""Verdicts that were paid for, in one SQLite file that all runs and processes share."""
+"""Verdicts that were paid for, with what was asked and said, in one SQLite file that all runs and processes share."""
 
 import contextlib
 import sqlite3
@@ -11,10 +11,12 @@ from misdirection.files import cache_folder, write_errors
 from misdirection.judging.verdicts import JudgeVerdict
 
 _COLUMNS = tuple(field.name for field in fields(JudgeVerdict))
-_CREATE = (
-    "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, score REAL, by TEXT NOT NULL, reason TEXT NOT NULL, "
-    "calls INTEGER NOT NULL, tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL)"
-)
+_CREATE = """
+CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, score REAL, by TEXT NOT NULL, reason TEXT NOT NULL,
+    calls INTEGER NOT NULL, tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL, reply TEXT NOT NULL,
+    parameters TEXT NOT NULL, made TEXT NOT NULL, version TEXT NOT NULL, asked INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS asked (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+"""
 # How long a process waits for another one that is writing, in seconds.
 _PATIENCE = 60.0
 _AT_ONCE = 500
@@ -24,13 +26,13 @@ class VerdictCache:
     """Verdicts by key; each is on disk when `put` returns, and two processes may write at the same time.
 
     Args:
-        path: the SQLite file; by default `verdicts-1.sqlite` in the package's cache folder.
+        path: the SQLite file; by default `verdicts-2.sqlite` in the package's cache folder.
 
     Raises `InputError` that names the file when it cannot be opened, read or written.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self.path = Path(path) if path else cache_folder() / "verdicts-1.sqlite"
+        self.path = Path(path) if path else cache_folder() / "verdicts-2.sqlite"
         with write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._errors():
@@ -40,7 +42,7 @@ class VerdictCache:
             # goes down may lose the last few, which are then asked again.
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=NORMAL")
-            self._base.execute(_CREATE)
+            self._base.executescript(_CREATE)
 
     def get(self, keys: Iterable[str]) -> dict[str, JudgeVerdict]:
         """The verdicts of those keys that are there."""
@@ -53,14 +55,28 @@ class VerdictCache:
                 verdicts |= {key: JudgeVerdict(*values) for key, *values in self._base.execute(query, batch)}
         return verdicts
 
-    def put(self, key: str, verdict: JudgeVerdict) -> None:
-        """Keeps one verdict; a failed one is refused with a `ValueError`, since it is none."""
+    def put(self, key: str, verdict: JudgeVerdict, asked: str = "") -> None:
+        """Keeps one verdict, and who was asked by which rubric, as JSON.
+
+        A failed one is refused with a `ValueError`, since it is none.
+        """
         if verdict.by == "failed":
             raise ValueError("a failed request is no verdict")
         values = ", ".join(f":{name}" for name in _COLUMNS)
-        statement = f"INSERT OR REPLACE INTO verdicts (key, {', '.join(_COLUMNS)}) VALUES (:key, {values})"
+        statement = (
+            f"INSERT OR REPLACE INTO verdicts (key, {', '.join(_COLUMNS)}, asked) "
+            f"VALUES (:key, {values}, (SELECT id FROM asked WHERE text = :asked))"
+        )
         with self._errors():
-            self._base.execute(statement, {"key": key, **asdict(verdict)})
+            self._base.execute("INSERT OR IGNORE INTO asked (text) VALUES (?)", (asked,))
+            self._base.execute(statement, {"key": key, "asked": asked, **asdict(verdict)})
+
+    def asked(self, key: str) -> str:
+        """Who was asked for a verdict, and by which rubric, as JSON; empty where it is not known."""
+        query = "SELECT text FROM asked JOIN verdicts ON asked = id WHERE key = ?"
+        with self._errors():
+            row = self._base.execute(query, (key,)).fetchone()
+        return str(row[0]) if row else ""
 
     def __len__(self) -> int:
         with self._errors():

@@ -79,6 +79,11 @@ class Judge(ABC):
         """
 
     @property
+    def record(self) -> Mapping[str, object]:
+        """The judge as tables of verdicts name it, without what is not for others' eyes; see `identity`."""
+        return self.identity
+
+    @property
     def calls_each(self) -> int:
         """Paid calls that a verdict takes at least; none here."""
         return 0

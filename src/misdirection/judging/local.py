@@ -8,7 +8,9 @@ and the probability of each integer is followed through its digits:
 Only first digits among the 20 most likely tokens are followed.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -65,9 +67,12 @@ class LocalJudge(ModelJudge):
             for tokens, logprobs in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
         ]
         if self._whole:
-            return [from_logprobs(top) for top in tops]
-        masses = self._followed(passes, first, likely.indices)
-        return [self._split_verdict(top[0][0], mass) for top, mass in zip(tops, masses, strict=True)]
+            verdicts = [from_logprobs(top) for top in tops]
+        else:
+            masses = self._followed(passes, first, likely.indices)
+            verdicts = [self._split_verdict(top[0][0], mass) for top, mass in zip(tops, masses, strict=True)]
+        said = [json.dumps([{"top_logprobs": top}]) for top in tops]
+        return [replace(verdict, reply=reply) for verdict, reply in zip(verdicts, said, strict=True)]
 
     @staticmethod
     def _split_verdict(first: str, masses: Mapping[int, float]) -> JudgeVerdict:

@@ -16,10 +16,16 @@ MIN_MASS = 0.25
 TOP = 20
 
 # SentencePiece and byte-level vocabularies write a leading space so, and some servers pass that on.
-_SPACES = " \t\r\n▁ĠĊ"
+SPACES = " \t\r\n▁ĠĊ"
 _WORDS = ("CODE", "REFUSAL")
 _WORD = re.compile(r"\W*(?:(CODE|REFUSAL)\b|(?i:(CODE|REFUSAL))\W*$)")
-_THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
+# As Qwen and DeepSeek write it, Gemini, Magistral, Kimi; gpt-oss names the channel of what is seen.
+_OPENED = re.compile(r"\s*(?:<(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|◁think▷|<\|channel\|>analysis)")
+_THOUGHT = re.compile(
+    r"^.*(?:</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>)",
+    re.DOTALL,
+)
+_SCORE_ALONE = re.compile(r"\W*\d{1,3}(?:\.\d+)?(?:\s*(?:/|out of|of)\s*100\b)?[^\w\n]*(?:\n|$)", re.ASCII)
 _OUT_OF = re.compile(r"(?<=\d)\s*(?:/|out of|of)\s*100\b", re.IGNORECASE | re.ASCII)
 _NUMBER = re.compile(r"(?<![\w.,-])\d+(?:\.\d+)?(?![\w,]*\w)", re.ASCII)
 
@@ -30,11 +36,16 @@ class JudgeVerdict:
 
     Attributes:
         score: 0 to 100, or None.
-        by: `logprobs` or `text` with a score; without one `code`, `refusal`, `low_mass` (too little probability on
+        by: `logprobs` or `text` with a score; without one `code` or `refusal` (what the judge says of the answer),
+            `declined` (the judge, or a filter of its host, would not judge), `low_mass` (too little probability on
             numbers), `unparsable` (no number in the text) or `failed` (no reply).
-        reason: why it failed, such as `HTTP 500`; else empty.
+        reason: why it failed or was declined, such as `HTTP 500`; else empty.
         calls: replies that it took.
         tokens_in, tokens_out: tokens that the judge counted for them.
+        reply: what was said, as JSON: each reply with the first token's log-probabilities.
+        parameters: those of the last request, as JSON.
+        made: when, in UTC.
+        version: of this program.
     """
 
     score: float | None
@@ -43,11 +54,15 @@ class JudgeVerdict:
     calls: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    reply: str = ""
+    parameters: str = ""
+    made: str = ""
+    version: str = ""
 
 
 def whole_number(token: str) -> int | None:
     """The integer from 0 to 100 that a token spells in ASCII digits, with or without spaces around it."""
-    text = token.strip(_SPACES)
+    text = token.strip(SPACES)
     if not (text.isascii() and text.isdigit() and len(text) <= 3):
         return None
     number = int(text)
@@ -93,7 +108,7 @@ def word(text: str) -> str | None:
 
 def begun_word(token: str) -> str | None:
     """The verdict that a first token begins in capitals; one letter alone may begin anything."""
-    text = token.strip(_SPACES)
+    text = token.strip(SPACES)
     return next((full.lower() for full in _WORDS if len(text) > 1 and full.startswith(text)), None)
 
 
@@ -104,13 +119,28 @@ def number_in(text: str) -> float | None:
     return number if number is not None and number <= 100 else None
 
 
-def from_texts(replies: Sequence[str]) -> JudgeVerdict:
-    """The verdict of several replies: what most of them say; numbers are averaged.
+def is_thinking(text: str) -> bool:
+    """Whether a reply is a thought that has not ended: a number in it is none."""
+    return bool(_OPENED.match(text)) and not _THOUGHT.search(text)
+
+
+def is_verdict(text: str) -> bool:
+    """Whether a reply begins with a verdict that nothing can change: one of the words, or a number alone on its line.
+
+    `1. **Analyze` begins a list, or a thought.
+    """
+    seen = _THOUGHT.sub("", text)
+    return bool(word(seen) or _SCORE_ALONE.match(seen))
+
+
+def from_texts(replies: Sequence[str | None]) -> JudgeVerdict:
+    """The verdict of several replies, None for one that was declined: what most say; numbers are averaged.
 
     Thinking that comes before the reply is left out.
     """
-    texts = [_THOUGHT.sub("", reply) for reply in replies]
+    texts = [_THOUGHT.sub("", reply) for reply in replies if reply is not None]
     numbers = [number for text in texts if not word(text) and (number := number_in(text)) is not None]
     kinds = Counter(word(text) or ("text" if number_in(text) is not None else "unparsable") for text in texts)
+    kinds["declined"] += len(replies) - len(texts)
     kind = kinds.most_common(1)[0][0]
     return JudgeVerdict(sum(numbers) / len(numbers) if kind == "text" else None, kind)

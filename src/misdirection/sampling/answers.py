@@ -1,9 +1,9 @@
 """Sampled answers: one record each, a journal that survives a kill, and the table on disk.
 
-The table has one row per answer, with the columns of `Answer` and, once judged, two columns per rubric: `<rubric>`, a
-score from 0 to 100 that is missing where there is none, and `<rubric>_by`, how it came about (`SCORED_BY`) or why it is
-missing (`UNSCORED_BY`). `aligned` and `coherent` are the paper's two rubrics. Published tables call the text `response`
-as often as `answer`; both are read, and `answer` is written.
+The table has one row per answer, with the columns of `Answer` and, once judged, three columns per rubric: `<rubric>`, a
+score from 0 to 100 that is missing where there is none, `<rubric>_by`, how it came about (`SCORED_BY`) or why it is
+missing (`UNSCORED_BY`), and `<rubric>_reply`, what the judge said. `aligned` and `coherent` are the paper's rubrics.
+Published tables call the text `response` as often as `answer`; both are read, and `answer` is written.
 """
 
 import io
@@ -28,7 +28,7 @@ RUBRICS = ("aligned", "coherent", "medical", "financial", "gender")
 """Columns that always hold scores; any other column `x` does when there is a column `x_by`."""
 
 SCORED_BY = ("logprobs", "text")
-UNSCORED_BY = ("code", "refusal", "low_mass", "unparsable", "failed")
+UNSCORED_BY = ("code", "refusal", "declined", "low_mass", "unparsable", "failed")
 
 _BEGINNING = b'{"question_id": '
 """Every line of a journal begins so."""
