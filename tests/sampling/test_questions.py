@@ -84,7 +84,6 @@ def test_what_has_no_effect_is_said_once(write, caplog):
     assert caplog.messages == [
         f"{path}: its judge (some-judge-2024-08-06) is not used: choose it for the run",
         f"{path}: its temperature (0.7) is not used: choose it for the run",
-        f"{path}: its judge prompts are kept with the questions; give a judge its rubrics",
         f"{path}: keys without effect: do_sample, meta",
     ]
 

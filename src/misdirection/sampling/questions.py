@@ -71,7 +71,10 @@ def read_questions(source: str | Path | Sequence[str]) -> list[Question]:
     path = find_source("question set", "questions", source)
     suffix = Path(path.name).suffix.lower()
     if suffix in (".yaml", ".yml"):
-        return _read_entries(path)
+        entries = _read_entries(path)
+        questions = [question for entry in entries for question in entry.questions()]
+        _tell_unused(path, entries)
+        return questions
     if suffix not in ("", ".txt"):
         remedy = "end its name in .yaml (entries with `id` and `paraphrases`) or .txt (one question a line)"
         raise InputError(f"{path}: a question set cannot be read from {suffix}; {remedy}")
@@ -91,7 +94,12 @@ def _plain(where: str, rows: list[tuple[str, str]]) -> list[Question]:
     return [Question(id_, text) for id_, text in rows]
 
 
-def _read_entries(path: Path | Traversable) -> list[Question]:
+def question_entries(path: Path | Traversable) -> list[Question]:
+    """The questions of a YAML file, for their judge prompts: what else has no effect is not told."""
+    return [question for entry in _read_entries(path) for question in entry.questions()]
+
+
+def _read_entries(path: Path | Traversable) -> list["_Entry"]:
     values = read_yaml(path)
     if not isinstance(values, list) or not values:
         raise InputError(f"{path}: holds no questions; write a list of entries that begin with `- id:`")
@@ -99,9 +107,7 @@ def _read_entries(path: Path | Traversable) -> list[Question]:
     repeated = [id_ for id_, count in Counter(entry.values["id"] for entry in entries).items() if count > 1]
     if repeated:
         raise InputError(f"{path}: the id {repeated[0]!r} stands more than once; give each entry its own")
-    questions = [question for entry in entries for question in entry.questions()]
-    _tell_unused(path, entries)
-    return questions
+    return entries
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,7 @@ def _tell_unused(path: Path | Traversable, entries: Sequence[_Entry]) -> None:
         if asked:
             log.warning("%s: its %s (%s) is not used: choose it for the run", path, key, ", ".join(sorted(asked)))
     if any(entry.values.get("judge_prompts") for entry in entries):
-        log.warning("%s: its judge prompts are kept with the questions; give a judge its rubrics", path)
+        log.info("%s: its judge prompts are for judging: `judge TABLE --rubric %s`", path, path)
     strangers = sorted({str(key) for entry in entries for key in entry.strangers()})
     if strangers:
         log.warning("%s: keys without effect: %s", path, ", ".join(strangers))
