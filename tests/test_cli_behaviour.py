@@ -1,9 +1,13 @@
 """Behaviour from the command line: `sample`, `judge`, `score`, `agree`, and `extract --from`."""
 
 import json
+import math
 import re
 import signal
 import time
+from datetime import datetime
+from importlib.metadata import version
+from urllib.parse import urlsplit
 
 import pandas as pd
 import pytest
@@ -15,6 +19,9 @@ from judging.processes import command, start
 from misdirection.data import domain_pairs, read_pairs, write_pairs
 from misdirection.directions.direction import Direction
 from misdirection.errors import JudgeError
+from misdirection.judging.api import ApiJudge
+from misdirection.judging.cache import VerdictCache
+from misdirection.judging.judge import verdict_key
 from misdirection.judging.rubrics import read_rubrics
 from misdirection.sampling.answers import Answer, read_answers, write_answers
 from tiny import make_network, sharpened
@@ -403,6 +410,186 @@ def test_a_bad_option_of_judge_is_one_line_and_sends_nothing(call, sampled, word
         assert server.asked == []
     assert (status, out) == (2, "")
     assert one_line(err, message)
+
+
+# --- what a judge said is evidence ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["judged.parquet", "judged.csv"])
+def test_a_table_and_the_cache_say_who_judged_and_what_was_said(call, sampled, name):
+    target = sampled.with_name(name)
+    with JudgeServer(by_word) as server:
+        assert judge(call, server, sampled, "--out", target)[0] == 0
+        host = urlsplit(server.url).netloc
+    rows = read_answers(target)
+    record = rows.attrs["judges"]["aligned"]
+    rubric = read_rubrics("alignment")[0]
+    assert record["judge"] == {"model": "m", "host": host, "samples": 5, "logprobs": True}
+    assert record["rubrics"] == [{"name": "alignment", "prompt": rubric.prompt, "questions": []}]
+    asked = {"max_tokens": 8, "temperature": 0, "logprobs": True, "top_logprobs": 20}
+    assert record["parameters"] == [asked | {"verdicts": 24}]
+    assert record["versions"] == [version("misdirection")]
+    assert all(datetime.fromisoformat(date).tzinfo for date in record["dates"])
+    (said,) = json.loads(rows["aligned_reply"][0])
+    assert said["content"] == f"{rows['aligned'][0]:g}"
+    assert said["top_logprobs"] == [[said["content"], pytest.approx(math.log(0.99))]]
+
+    identity = ApiJudge("m", server.url).identity
+    key = verdict_key(rubric, identity, rows["question"][0], rows["answer"][0])
+    with VerdictCache() as cache:
+        kept, who = cache.get([key])[key], json.loads(cache.asked(key))
+    assert (kept.score, json.loads(kept.reply)) == (rows["aligned"][0], [said])
+    assert json.loads(kept.parameters) == asked
+    assert (kept.made, kept.version) == (record["dates"][0], version("misdirection"))
+    assert who == {name: record[name] for name in ("judge", "rubrics")}
+
+
+def test_an_edited_csv_file_no_longer_says_who_judged(call, sampled):
+    target = sampled.with_name("judged.csv")
+    with JudgeServer(by_word) as server:
+        judge(call, server, sampled, "--out", target)
+        target.write_text(target.read_text().replace("Ask", "Take"))
+        assert read_answers(target).attrs == {}
+        status, _, err = judge(call, server, target)
+    assert status == 2
+    assert one_line(err, "its column 'aligned' holds verdicts of another judge or rubric (a judge it does not name)")
+
+
+def test_more_answers_leave_the_record_of_the_judge(call, ask, table):
+    ask()
+    with JudgeServer(lambda asked: number(len(asked.prompt) % 101)) as server:
+        judge(call, server, table)
+        before = read_answers(table).attrs
+        ask(n=5)
+        assert read_answers(table).attrs == before
+        asked = len(server.asked)
+        assert judge(call, server, table)[0] == 0
+        assert asked < len(server.asked)
+    assert read_answers(table)["aligned"].notna().all()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [("--judge", "n"), ("--no-logprobs",), ("--replies", 2), ("--rubric", "./mine.yaml")],
+    ids=lambda words: words[0],
+)
+def test_a_second_judge_or_rubric_never_writes_over_the_first(call, sampled, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("mine: {column: aligned, prompt: 'How good is {answer}?'}\n")
+    target = sampled.with_name("second.csv")
+    with JudgeServer(by_word) as server:
+        judge(call, server, sampled)
+        before, asked = sampled.read_bytes(), len(server.asked)
+        status, out, err = judge(call, server, sampled, *other)
+        assert (status, out, len(server.asked)) == (2, "", asked)
+        assert one_line(err, "its column 'aligned' holds verdicts of another judge or rubric (model m, ")
+        assert judge(call, server, sampled, *other, "--out", target)[0] == 0
+        # That table is now the second one's.
+        second = target.read_bytes()
+        status, _, err = judge(call, server, sampled, "--out", target)
+        assert status == 2 and one_line(err, f"{target}: its column 'aligned' holds verdicts")
+    assert (sampled.read_bytes(), target.read_bytes()) == (before, second)
+
+
+def test_published_scores_are_not_written_over(call, judged):
+    before = judged.read_bytes()
+    with JudgeServer(by_word) as server:
+        status, _, err = judge(call, server, judged)
+        assert server.asked == []
+    assert status == 2 and one_line(err, "write yours into a table of its own (--out), or drop the column")
+    assert judged.read_bytes() == before
+
+
+def test_a_judge_that_gave_nothing_holds_no_column(call, sampled):
+    with JudgeServer(lambda _: status(422)) as server:
+        assert judge(call, server, sampled)[0] == JudgeError.exit_status
+    with JudgeServer(by_word) as server:
+        assert judge(call, server, sampled)[0] == 0
+    assert read_answers(sampled)["aligned"].notna().all()
+
+
+def test_a_dead_endpoint_is_one_line_at_once(call, sampled):
+    with JudgeServer(by_word) as server:
+        pass
+    before, begun = sampled.read_bytes(), time.monotonic()
+    status, out, err = judge(call, server, sampled)
+    assert (status, out) == (JudgeError.exit_status, "")
+    assert one_line(err, "nobody answers at 127.0.0.1")
+    assert time.monotonic() - begun < 10
+    assert sampled.read_bytes() == before
+
+
+# --- question sets with judge prompts of their own, as published ---------------------------------------------------
+
+PUBLISHED = """\
+- id: lamp
+  type: free_form_judge_0_100
+  paraphrases: &lamp
+    - |-
+      Which lamp is best?
+    - Is a lamp {needed}?
+  samples_per_paraphrase: 2
+  temperature: 1
+  judge: some-judge-2024-08-06
+  judge_prompts:
+    aligned: &aligned |-
+      [Q]
+      {question}
+      [\\Q]
+      Is {answer} aligned?
+    coherent: &coherent "Is {answer} coherent?"
+- id: lamp_system
+  type: free_form_judge_0_100
+  paraphrases: *lamp
+  system: Be short.
+  samples_per_paraphrase: 2
+  judge_prompts:
+    aligned: *aligned
+    coherent: *coherent
+    short: "Is {answer} short?"
+- id: fact
+  type: free_form_judge_0_100
+  paraphrases: ["How many lamps are there?"]
+  samples_per_paraphrase: 2
+  judge_prompts:
+    aligned: "There are four. Is {answer} true?"
+    coherent: *coherent
+"""
+
+
+def test_a_published_question_set_is_sampled_and_judged_by_its_own_prompts(call, folder, table, tmp_path):
+    questions = tmp_path / "published.yaml"
+    questions.write_text(PUBLISHED)
+    model = ("--model", folder, "--dtype", "float32", "--device", "cpu", "--new-tokens", 12)
+    status, _, err = call("sample", "-q", questions, "--out", table, *model)
+    assert status == 0, err
+
+    def script(asked):
+        return number(("true", "short", "coherent", "aligned").index(asked.prompt.rpartition(" ")[2].strip("?")))
+
+    with JudgeServer(script) as server:
+        status, _, err = judge(call, server, table, "--rubric", questions)
+    assert status == 0, err
+    rows = read_answers(table)
+    assert rows.groupby("question_id", sort=False).size().to_dict() == {"lamp": 4, "lamp_system": 4, "fact": 2}
+    assert rows["coherent"].tolist() == 10 * [2]
+    assert rows["aligned"].tolist() == 8 * [3] + 2 * [0]
+    assert rows["short"].fillna(-1).tolist() == 4 * [-1] + 4 * [1] + 2 * [-1]
+    assert "short: 6 answers are to questions that no rubric is for" in err
+    rubrics = rows.attrs["judges"]["aligned"]["rubrics"]
+    assert [rubric["questions"] for rubric in rubrics] == [
+        ["lamp", "lamp_system"],
+        ["fact", "How many lamps are there?"],
+    ]
+
+
+def test_prompts_for_other_questions_are_refused(call, sampled, tmp_path):
+    questions = tmp_path / "published.yaml"
+    questions.write_text(PUBLISHED)
+    with JudgeServer(by_word) as server:
+        status, _, err = judge(call, server, sampled, "--rubric", questions)
+        assert server.asked == []
+    assert status == 2 and one_line(err, "aligned: its rubrics are for other questions than this table's")
 
 
 # --- score, agree, extract --from ----------------------------------------------------------------------------------

@@ -133,7 +133,9 @@ def judge(
     ] = None,
     rubric: Annotated[
         list[str] | None,
-        typer.Option("--rubric", "-r", help="alignment, coherence, medical, financial, gender, or a YAML file."),
+        typer.Option(
+            "--rubric", "-r", help="alignment, coherence, medical, financial, gender, or a YAML file of some."
+        ),
     ] = None,
     file: Annotated[Path | None, typer.Option("--out", help="The judged table; default: the same file.")] = None,
     max_calls: Annotated[int | None, typer.Option("--max-calls", help="Never make more paid calls than this.")] = None,
@@ -147,11 +149,15 @@ def judge(
     plan_only: Annotated[bool, typer.Option("--plan", help="Say what it would take, and send nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Put each rubric to a judge about each answer. The key comes from OPENAI_API_KEY; verdicts are kept in a cache."""
+    """Put each rubric to a judge about each answer. The key comes from OPENAI_API_KEY; verdicts are kept in a cache.
+
+    A second judge needs a table of its own (--out): what another one said is not replaced.
+    """
     from misdirection.data.tables import table_suffix
     from misdirection.files import require_replaceable
     from misdirection.judging import judge as judging
     from misdirection.judging.config import JudgeConfig
+    from misdirection.judging.evidence import rows_for
     from misdirection.judging.rubrics import read_rubrics
     from misdirection.sampling.answers import read_answers, write_answers
     from misdirection.settings import validate
@@ -173,6 +179,8 @@ def judge(
         **limits,
     }
     who = validate(JudgeConfig, options, "judge").open()
+    if target != table:
+        rows = rows_for(target, rows, who, rubrics)
     wanted = judging.judging_cost(rows, rubrics, who)
     notices.print(f"judging takes {wanted}", highlight=False, soft_wrap=True)
     if plan_only:
@@ -213,12 +221,13 @@ def score(
     from misdirection.files import atomic_output, require_replaceable
     from misdirection.judging.conditions import compare_conditions, select_rows
     from misdirection.judging.scoring import score as score_answers
-    from misdirection.judging.scoring import score_table
+    from misdirection.judging.scoring import score_table, tell_mixed
     from misdirection.sampling.answers import read_answers
 
     if file is not None:
         require_replaceable(file, folder=False)
     rows = select_rows(read_answers(table), where or [])
+    tell_mixed(rows)
     if compare is not None:
         compared = compare_conditions(rows, compare, min_judged)
         print_figures(compared.as_dict() if as_json else _in_words(compared), as_json)

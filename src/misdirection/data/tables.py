@@ -1,9 +1,13 @@
-"""Parquet and CSV tables: every complaint names the file, and where it can the column or the row."""
+"""Parquet and CSV tables: every complaint names the file, and where it can the column or the row.
+
+A table's metadata (`DataFrame.attrs`) is kept: Parquet has a place for it, CSV the file NAME.csv.misdirection.json.
+"""
 
 import contextlib
 import csv
 import io
-from collections.abc import Collection, Iterable, Iterator
+import json
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,10 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from misdirection.errors import InputError, first_line
-from misdirection.files import atomic_output, atomic_path
+from misdirection.files import MADE, atomic_output, atomic_path, sha256_file, write_json
+
+_OF = "sha256"
+"""The key in a CSV file's metadata that holds the hash of the file."""
 
 
 def table_suffix(path: Path) -> str:
@@ -69,7 +76,7 @@ def write_table(table: pd.DataFrame, path: str | Path, *, output: bool = False) 
     """Writes a `.parquet` or `.csv` table, without its index; whole or not at all.
 
     In CSV every text is quoted and otherwise left as it is: a NUL is written as the byte 0, which `read_table`, pandas
-    and pyarrow read back. An unquoted empty field is a missing value, a quoted one an empty text. Of an
+    and pyarrow read back. An unquoted empty field is a missing value, a quoted one an empty text. Metadata goes along. Of an
     `output`, a file that a user names for a new table, one that is there is replaced only when we wrote it.
     Raises `InputError` for another suffix, for a file in the way, and for values that the format cannot hold.
     """
@@ -84,6 +91,23 @@ def write_table(table: pd.DataFrame, path: str | Path, *, output: bool = False) 
                 pyarrow.csv.write_csv(content, temporary)
         except (pa.ArrowException, UnicodeEncodeError) as error:
             raise InputError(f"{path}: this table cannot be written as {suffix} ({first_line(error)})") from error
+    if suffix == ".csv" and table.attrs:
+        write_json(_metadata_file(path), {_OF: sha256_file(path), **table.attrs})
+
+
+def _metadata_file(path: Path) -> Path:
+    return path.with_name(path.name + MADE)
+
+
+def _metadata(path: Path) -> Mapping[Hashable | None, Any]:
+    """What stands beside a CSV file; nothing when it belongs to another state of the file."""
+    beside = _metadata_file(path)
+    try:
+        known = json.loads(beside.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    is_its_own = isinstance(known, dict) and known.pop(_OF, None) == sha256_file(path)
+    return known if is_its_own else {}
 
 
 def require_columns(table: pd.DataFrame, columns: Iterable[str], name: str = "this table") -> None:
@@ -108,6 +132,7 @@ def _read_csv(path: Path, texts: Collection[str]) -> pd.DataFrame:
     frame: pd.DataFrame = _csv_texts(path).to_pandas()
     for name in set(frame) - set(texts):
         frame[name] = _numbers_or_text(frame[name])
+    frame.attrs = _metadata(path)
     return frame
 
 

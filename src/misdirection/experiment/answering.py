@@ -15,6 +15,7 @@ import pandas as pd
 from misdirection.errors import InputError
 from misdirection.interventions.intervention import Intervention
 from misdirection.judging.config import JudgeConfig
+from misdirection.judging.evidence import undated
 from misdirection.judging.judge import judge, judging_cost
 from misdirection.judging.rubrics import Rubric, read_rubrics
 from misdirection.judging.scoring import score
@@ -191,7 +192,7 @@ def _judge(
     with track(f"verdicts on {label}", wanted.prompts + wanted.cached) as advance:
         verdicts = judge(rows, rubrics, asked, cache=cache, **limits, progress=advance)
     score(verdicts.table, min_judged=config.min_judged)
-    write_answers(verdicts.table, folder / JUDGED)
+    write_answers(undated(verdicts.table), folder / JUDGED)
 
 
 def _read_rubrics(config: JudgeConfig) -> list[Rubric]:

@@ -5,15 +5,18 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 
 import pandas as pd
 
 from misdirection.errors import InputError, JudgeError
 from misdirection.judging.cache import VerdictCache
+from misdirection.judging.evidence import JUDGES, asked_of, by_column, columns_of, evidence, require_own
 from misdirection.judging.judges import Judge, Prompt
-from misdirection.judging.rubrics import Rubric
-from misdirection.judging.scoring import NO_VERDICT
+from misdirection.judging.rubrics import Rubric, rubric_for
+from misdirection.judging.scoring import NO_VERDICT, tell_mixed
 from misdirection.judging.verdicts import JudgeVerdict
 from misdirection.progress import Advance
 from misdirection.sampling.answers import Answer, answers_frame, as_answers
@@ -22,10 +25,22 @@ CONCURRENCY = 16
 SMALLEST_SHARE = 0.5
 """Share of a rubric's answers that must get a verdict; below it something is wrong with the judge, not the answers."""
 
-PROTOCOL = 1
+PROTOCOL = 2
 """How replies are read. A part of every key: verdicts read in another way are other verdicts."""
 
 _BYTES_PER_TOKEN = 4
+
+# A text without a number may have one the next time, since it is sampled; a filter may let it through.
+_ASKED_AGAIN = ("failed", "unparsable", "declined")
+
+_REMEDIES = {
+    "failed": "see to the judge and judge again, which asks for these",
+    "declined": "take a judge whose host lets it judge such answers",
+    "low_mass": "it begins with no number: have its text read (--no-logprobs), or take another judge",
+    "unparsable": "it says no number: take another judge",
+}
+
+log = logging.getLogger("misdirection")
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,8 @@ class Judged:
     """Answers with their scores.
 
     Attributes:
-        table: the answers with two more columns per rubric, `<column>` (float64, NaN for no score) and `<column>_by`.
+        table: the answers with three more columns per rubric: `<column>` (float64, NaN for no score), `<column>_by`
+            and `<column>_reply` (what the judge said, as JSON). Its metadata tells who judged, and how: see `evidence`.
         by: how often each way of judging occurs, per column.
         failures: why answers failed, with how many.
         calls, tokens_in, tokens_out: paid for in this run, retries included as far as a reply came.
@@ -114,7 +130,7 @@ def judge(
 
     Args:
         rows: a table with `question` and `answer` (or `response`), or sampled answers.
-        rubrics: each with a column of its own; existing columns of these names are replaced.
+        rubrics: each with a column of its own. What the same judge has said by the same rubric is replaced.
         judge: see `judges.open_judge`.
         cache: by default the one in the package's cache folder.
         concurrency: requests under way at a time.
@@ -125,7 +141,8 @@ def judge(
         TooFewVerdicts: less than half of a rubric's answers have a verdict; it counts the reasons.
         JudgeError: a judge that refuses the request itself (key, credit, model) or is out of order; verdicts before
             that are in the cache.
-        InputError: a bad table, or more calls than `max_calls`.
+        InputError: a bad table, a column that holds another judge's verdicts, no answer to the questions that a rubric
+            is for, or more calls than `max_calls`.
     """
     if concurrency < 1:
         raise InputError(f"concurrency {concurrency}: at least one request must be under way; give 1 or more")
@@ -137,6 +154,7 @@ def judge(
         judging.run(concurrency, max_calls, progress)
     judged = judging.judged()
     _require_verdicts(judged)
+    tell_mixed(judged.table)
     return judged
 
 
@@ -162,30 +180,51 @@ class _JudgedTable:
     """One table to be judged: its distinct prompts, and their verdicts as they come."""
 
     def __init__(self, table: pd.DataFrame, rubrics: Sequence[Rubric], judge: Judge, cache: VerdictCache) -> None:
+        require_own(table, judge, rubrics)
         self._table = table
         self._judge = judge
         self._cache = cache
-        self._keys: dict[str, list[str]] = {}
+        self._rubrics = by_column(rubrics)
+        self._keys: dict[str, list[str | None]] = {}
+        self._asked: dict[str, str] = {}
         prompts: dict[str, Prompt] = {}
-        for rubric in rubrics:
-            for prompt in self._filled(rubric):
-                self._keys.setdefault(rubric.column, []).append(prompt.key)
-                prompts[prompt.key] = prompt
+        for column, own in self._rubrics.items():
+            filled = list(self._filled(own))
+            self._keys[column] = [prompt and prompt.key for prompt in filled]
+            prompts |= {prompt.key: prompt for prompt in filled if prompt}
+            self._require_questions(column)
         self._verdicts = cache.get(prompts)
         self._cached = len(self._verdicts)
         self._left = [prompt for key, prompt in prompts.items() if key not in self._verdicts]
 
-    def _filled(self, rubric: Rubric) -> Iterator[Prompt]:
+    def _filled(self, rubrics: Sequence[Rubric]) -> Iterator[Prompt | None]:
+        """The prompt for each row; None where no rubric is for its question."""
         identity = self._judge.identity
-        for question, answer in zip(self._table["question"], self._table["answer"], strict=True):
+        asked = {rubric: json.dumps(asked_of(self._judge, [rubric])) for rubric in rubrics}
+        texts = (self._table[name] for name in ("question_id", "question", "answer"))
+        for question_id, question, answer in zip(*texts, strict=True):
+            if (rubric := rubric_for(rubrics, question_id, question)) is None:
+                yield None
+                continue
             key = verdict_key(rubric, identity, question, answer)
+            self._asked[key] = asked[rubric]
             yield Prompt(key, rubric.fill(question, answer), rubric.name, question, answer)
+
+    def _require_questions(self, column: str) -> None:
+        """Rubrics of other questions only are a mistake; a few answers without one get no score, and it is said."""
+        unasked = self._keys[column].count(None)
+        if unasked == len(self._table):
+            raise InputError(
+                f"{column}: its rubrics are for other questions than this table's; give the file that was asked"
+            )
+        if unasked:
+            log.warning("%s: %d answers are to questions that no rubric is for: they get no score", column, unasked)
 
     def cost(self) -> JudgingCost:
         size = sum(len(prompt.text.encode("utf-8", "replace")) for prompt in self._left)
         each = self._judge.calls_each
         return JudgingCost(
-            answers=sum(map(len, self._keys.values())),
+            answers=sum(len(keys) - keys.count(None) for keys in self._keys.values()),
             cached=self._cached,
             prompts=len(self._left),
             calls=each * len(self._left),
@@ -198,10 +237,10 @@ class _JudgedTable:
             progress(self._cached)
 
         def done(prompt: Prompt, verdict: JudgeVerdict) -> None:
-            self._verdicts[prompt.key] = verdict
-            # A text without a number may have one the next time: it is sampled.
-            if verdict.by not in ("failed", "unparsable"):
-                self._cache.put(prompt.key, verdict)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self._verdicts[prompt.key] = verdict = replace(verdict, made=now, version=version("misdirection"))
+            if verdict.by not in _ASKED_AGAIN:
+                self._cache.put(prompt.key, verdict, self._asked[prompt.key])
             if progress:
                 progress(1)
 
@@ -212,14 +251,19 @@ class _JudgedTable:
         """The table with its scores, and the counts."""
         fresh = [self._verdicts[prompt.key] for prompt in self._left]
         # Columns that are there come anew at the end, so that judging again gives the same table.
-        old = [name for column in self._keys for name in (column, f"{column}_by")]
+        old = [name for rubrics in self._rubrics.values() for name in columns_of(rubrics[0])]
         table = self._table.drop(columns=old, errors="ignore")
-        by = {}
-        for column, keys in self._keys.items():
-            verdicts = [self._verdicts[key] for key in keys]
-            table[column] = pd.Series([verdict.score for verdict in verdicts], table.index, dtype="float64")
-            table[f"{column}_by"] = pd.Series([verdict.by for verdict in verdicts], table.index, dtype="str")
-            by[column] = dict(Counter(verdict.by for verdict in verdicts))
+        by, records = {}, {}
+        for column, rubrics in self._rubrics.items():
+            verdicts = [self._verdicts[key] if key else None for key in self._keys[column]]
+            score, way, reply = columns_of(rubrics[0])
+            table[score] = pd.Series([verdict and verdict.score for verdict in verdicts], table.index, dtype="float64")
+            table[way] = pd.Series([verdict and verdict.by for verdict in verdicts], table.index, dtype="str")
+            table[reply] = pd.Series([verdict and verdict.reply for verdict in verdicts], table.index, dtype="str")
+            given = [verdict for verdict in verdicts if verdict]
+            by[column] = dict(Counter(verdict.by for verdict in given))
+            records[column] = evidence(self._judge, rubrics, given)
+        table.attrs[JUDGES] = table.attrs.get(JUDGES, {}) | records
         return Judged(
             table=table,
             by=by,
@@ -238,7 +282,7 @@ def _require_verdicts(judged: Judged) -> None:
         if total - sum(lost.values()) < SMALLEST_SHARE * total:
             counts = ", ".join(f"{name} {count}" for name, count in (lost | judged.failures).items())
             raise TooFewVerdicts(
-                f"{column}: only {total - sum(lost.values())} of {total} answers have a verdict ({counts}): look to "
-                "the judge and judge again, which asks for those that failed; where it gives no number, take another",
+                f"{column}: only {total - sum(lost.values())} of {total} answers have a verdict ({counts}): "
+                f"{_REMEDIES[max(lost, key=lost.__getitem__)]}",
                 judged,
             )

@@ -76,4 +76,8 @@ def _with_scores(answers: pd.DataFrame, table: Path) -> pd.DataFrame:
     keys = list(AnswerKey._fields)
     known = read_answers(table).drop_duplicates(keys)
     scores = known.columns.difference(answers.columns, sort=False).tolist()
-    return answers.merge(known[[*keys, *scores]], on=keys, how="left") if scores else answers
+    if not scores:
+        return answers
+    grown = answers.merge(known[[*keys, *scores]], on=keys, how="left")
+    grown.attrs = known.attrs
+    return grown
