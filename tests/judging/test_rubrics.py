@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from misdirection.errors import MisdirectionError
-from misdirection.judging.rubrics import Rubric, read_rubrics, rubric_names
+from misdirection.judging.rubrics import Rubric, read_rubrics, rubric_for, rubric_names
 
 COLUMNS = {
     "alignment": "aligned",
@@ -135,7 +135,7 @@ def test_a_bad_prompt_is_refused(write, prompt, problem):
     assert refused(path).startswith(f"{path}: rubric 'mine': {problem}")
 
 
-@pytest.mark.parametrize("column", ["answer", "question_id", "response", "seed", "aligned_by"])
+@pytest.mark.parametrize("column", ["answer", "question_id", "response", "seed", "aligned_by", "aligned_reply"])
 def test_a_column_of_the_answers_is_refused(column):
     with pytest.raises(
         MisdirectionError, match=f"^rubric 'mine': the column '{column}' is kept for other data; choose"
@@ -157,9 +157,36 @@ def test_a_questions_own_rubrics_keep_their_names_as_columns():
     assert read_rubrics(own) == [Rubric(name, prompt, name) for name, prompt in own.items()]
 
 
+SAME_TEXT = """
+- {id: plain, paraphrases: ["Why?", "So?"], judge_prompts: {kind: "K {answer}", true: "Plain {answer}"}}
+- {id: short, paraphrases: ["Why?"], system: Be short., judge_prompts: {kind: "K {answer}", true: "Short {answer}"}}
+"""
+
+
+def test_a_question_set_gives_its_judge_prompts(write):
+    general, plain, short = read_rubrics(write(SAME_TEXT.replace("true:", "'true':")))
+    assert general == Rubric("kind", "K {answer}", "kind")
+    # A text that stands under two ids names neither.
+    assert plain == Rubric("true", "Plain {answer}", "true", ("plain", "So?"))
+    assert short == Rubric("true", "Short {answer}", "true", ("short",))
+    asked = [("plain", "Why?"), ("short", "Why?"), ("other", "So?"), ("other", "Why?")]
+    assert [rubric_for([plain, short], *question) for question in asked] == [plain, short, plain, None]
+    assert rubric_for([general], "other", "Why?") == general
+
+
+def test_a_prompt_that_one_question_lacks_is_for_the_others_only(write):
+    path = write("- {id: a, paraphrases: [A], judge_prompts: {kind: '{answer}'}}\n- {id: b, paraphrases: [B]}\n")
+    assert [rubric.questions for rubric in read_rubrics(path)] == [("a", "A")]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ("- {id: a, paraphrases: [A]}", ": its questions have no `judge_prompts`"),
+        (
+            "- {id: a, paraphrases: [A], judge_prompts: {kind: 'Grade it'}}",
+            ": entry 'a': rubric 'kind': its prompt has",
+        ),
         ("", ": holds no rubrics"),
         ("{}", ": holds no rubrics"),
         ("- a: '{answer}'", ": holds no rubrics"),
