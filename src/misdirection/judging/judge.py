@@ -211,14 +211,10 @@ class _JudgedTable:
             yield Prompt(key, rubric.fill(question, answer), rubric.name, question, answer)
 
     def _require_questions(self, column: str) -> None:
-        """Rubrics of other questions only are a mistake; a few answers without one get no score, and it is said."""
-        unasked = self._keys[column].count(None)
-        if unasked == len(self._table):
+        if self._keys[column].count(None) == len(self._table):
             raise InputError(
                 f"{column}: its rubrics are for other questions than this table's; give the file that was asked"
             )
-        if unasked:
-            log.warning("%s: %d answers are to questions that no rubric is for: they get no score", column, unasked)
 
     def cost(self) -> JudgingCost:
         size = sum(len(prompt.text.encode("utf-8", "replace")) for prompt in self._left)
@@ -233,6 +229,9 @@ class _JudgedTable:
 
     def run(self, concurrency: int, max_calls: int | None, progress: Advance | None) -> None:
         """Asks what is not in the cache."""
+        for column, keys in self._keys.items():
+            if unasked := keys.count(None):
+                log.warning("%s: %d answers are to questions that no rubric is for: they get no score", column, unasked)
         if progress and self._cached:
             progress(self._cached)
 
