@@ -76,8 +76,8 @@ def write_table(table: pd.DataFrame, path: str | Path, *, output: bool = False) 
     """Writes a `.parquet` or `.csv` table, without its index; whole or not at all.
 
     In CSV every text is quoted and otherwise left as it is: a NUL is written as the byte 0, which `read_table`, pandas
-    and pyarrow read back. An unquoted empty field is a missing value, a quoted one an empty text. Metadata goes along. Of an
-    `output`, a file that a user names for a new table, one that is there is replaced only when we wrote it.
+    and pyarrow read back. An unquoted empty field is a missing value, a quoted one an empty text. Metadata goes along.
+    Of an `output`, a file that a user names for a new table, one that is there is replaced only when we wrote it.
     Raises `InputError` for another suffix, for a file in the way, and for values that the format cannot hold.
     """
     path = Path(path)
