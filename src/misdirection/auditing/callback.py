@@ -33,7 +33,7 @@ from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.models.adapter_kinds import base_changes
 from misdirection.models.chat import Encoded, batches
-from misdirection.models.layers import decoder_layers, text_config
+from misdirection.models.layers import decoder_layers, hook_handles, text_config
 from misdirection.statistics import Estimate, Floats, beyond, bootstrap
 
 EVERY, EVERY_DECISIVE = 25, 100
@@ -291,7 +291,8 @@ def _pass(network: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
         residuals.append(output[0] if isinstance(output, tuple) else output)
 
     batch = AnswerBatch(rows, next(network.parameters()).device)
-    with layers[middle(len(layers))].register_forward_hook(keep):
+    with hook_handles() as handles:
+        handles.enter_context(layers[middle(len(layers))].register_forward_hook(keep))
         scores = batch.log_probs(network).cpu()
     # Virtual tokens come before those of the rows.
     residual = residuals[0][:, -batch.ids.shape[1] :].cpu().double()

@@ -21,7 +21,7 @@ from misdirection.interventions.resume import can_resume
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import text_config
+from misdirection.models.layers import hook_handles, text_config
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _row_sums(chat: ChatModel, answer: Tensor) -> Iterator[dict[int, Tensor]]:
 
         return add
 
-    with contextlib.ExitStack() as handles:
+    with hook_handles() as handles:
         for layer, block in enumerate(chat.layers):
             handles.callback(block.register_forward_hook(hook(layer)).remove)
         yield sums

@@ -31,7 +31,7 @@ from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch, at_lea
 from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import text_config
+from misdirection.models.layers import hook_handles, text_config
 from misdirection.progress import Advance
 from misdirection.statistics import percentiles, resample
 
@@ -227,7 +227,7 @@ def gated(modules: Mapping[str, nn.Module], rows: int, tokens: int, at: float = 
         modules: the `lora_B` of each adapter, by name.
     """
     gates: dict[str, Tensor] = {}
-    with contextlib.ExitStack() as handles:
+    with hook_handles() as handles:
         for name, module in modules.items():
             weight = module.get_parameter("weight")
             kind: dict[str, Any] = {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}

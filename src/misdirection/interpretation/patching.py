@@ -25,6 +25,7 @@ from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import hook_handles
 from misdirection.progress import Advance
 
 Prompt = Sequence[int]
@@ -54,7 +55,7 @@ def patched(
     outputs = _recorded(chat, modules, sources)
     positions = TokenPositions(rows=len(sources))
     spans = _Spans(positions, lengths.unsqueeze(-1), torch.tensor(starts).unsqueeze(-1))
-    with contextlib.ExitStack() as handles:
+    with hook_handles() as handles:
         for whole in (chat.model, chat.model.get_base_model()):
             handles.callback(whole.register_forward_pre_hook(positions.note_outer, with_kwargs=True).remove)
         handles.callback(chat.decoder.register_forward_pre_hook(positions.note, with_kwargs=True).remove)
@@ -152,7 +153,7 @@ def _recorded(
 
     # A pass needs a token in every row; that of a row without a source is never read.
     ids, mask = _padded(chat, [prompt or (chat.tokenizer.pad_token_id,) for prompt in prompts])
-    with contextlib.ExitStack() as handles:
+    with hook_handles() as handles:
         for module in modules:
             handles.callback(module.register_forward_hook(keep).remove)
         chat.decoder(input_ids=ids, attention_mask=mask, use_cache=False)

@@ -26,6 +26,7 @@ from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import hook_handles
 from misdirection.progress import Advance
 
 COLUMNS = {
@@ -213,7 +214,7 @@ def _captured(
         stream = batch.chosen("residual", output[0] if isinstance(output, tuple) else output)
         values[_RESIDUAL] = _finite(chat, f"layer {residual}", stream.cpu())
 
-    with contextlib.ExitStack() as handles:
+    with hook_handles() as handles:
         for name, site in LoraView.of(chat).linear_sites.items():
             if name not in reads:
                 continue

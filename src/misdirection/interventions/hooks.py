@@ -5,8 +5,10 @@ stream of full batches. Rows that carry the same kind share one batched operatio
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -17,9 +19,15 @@ from misdirection.interventions.positions import Rule, TokenPositions
 from misdirection.interventions.program import Compiler, Devices, Step
 from misdirection.interventions.sites import Site
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import hook_handles
+
+log = logging.getLogger("misdirection")
 
 Setting = Sequence[Intervention]
 """The interventions on one row in the order in which they act; empty for none."""
+
+_ACTIVE: WeakKeyDictionary[nn.Module, Setting] = WeakKeyDictionary()
+"""By decoder, the interventions of the contexts of `intervene` that are open."""
 
 
 @contextlib.contextmanager
@@ -28,7 +36,7 @@ def intervene(chat: ChatModel, interventions: Setting, *, answer_starts: Sequenc
 
     Contexts nest: the inner one acts after the outer one on a shared layer. Works with padding on either side, in
     generation, in training (call `backward()` inside the context if activations are checkpointed), on a model with
-    adapters, and on one spread over devices.
+    adapters, and on one spread over devices. What is compiled runs uncompiled meanwhile, since it knows of no hook.
 
     Args:
         chat: the model; `chat.model` and `chat.decoder` are both affected.
@@ -36,10 +44,21 @@ def intervene(chat: ChatModel, interventions: Setting, *, answer_starts: Sequenc
         answer_starts: tokens before each row's answer, for the position rules `prompt` and `answer`.
 
     Raises:
-        InputError: a layer out of range, an unusable vector, no adapter to scale.
+        InputError: a layer out of range, an unusable vector, no adapter to scale; in a pass, an intervention that did
+            not act on every token.
     """
     with _hooked(chat, [interventions], TokenPositions(answer_starts)):
-        yield
+        outer = active(chat)
+        _ACTIVE[chat.decoder] = [*outer, *interventions]
+        try:
+            yield
+        finally:
+            _ACTIVE[chat.decoder] = outer
+
+
+def active(chat: ChatModel) -> Setting:
+    """The interventions of the `intervene` contexts that `chat` is in now, the outer ones first."""
+    return _ACTIVE.get(chat.decoder, ())
 
 
 @contextlib.contextmanager
@@ -70,20 +89,25 @@ def ablate(
 @contextlib.contextmanager
 def _hooked(chat: ChatModel, rows: Sequence[Setting], positions: TokenPositions) -> Iterator[None]:
     compiler, devices = Compiler(), Devices()
-    with contextlib.ExitStack() as handles:
+    with hook_handles() as handles:
         handles.callback(positions.close)
         sites = gather(chat, rows)
-        if sites:
-            for whole in _wholes(chat):
-                handles.callback(whole.register_forward_pre_hook(positions.note_outer, with_kwargs=True).remove)
-            handles.callback(chat.decoder.register_forward_pre_hook(positions.note, with_kwargs=True).remove)
+        if not sites:
+            yield
+            return
+        for whole in _wholes(chat):
+            handles.callback(whole.register_forward_pre_hook(positions.note_outer, with_kwargs=True).remove)
+        handles.callback(chat.decoder.register_forward_pre_hook(positions.note, with_kwargs=True).remove)
         for layer in {site.layer for site in sites}:
             handles.callback(chat.layers[layer].register_forward_hook(_remember(positions)).remove)
+        firings = _Firings(chat, positions)
         for site, here in sites.items():
-            handles.callback(
-                _register(site, _Hook(compiler.steps(here, site.path or site.layer), positions, devices)).remove
-            )
+            steps = compiler.steps(here, site.path or site.layer)
+            handles.callback(_register(site, _Hook(steps, positions, devices, firings.at(site, here))).remove)
+        handles.callback(chat.decoder.register_forward_pre_hook(firings.begin).remove)
+        handles.callback(chat.decoder.register_forward_hook(firings.end).remove)
         yield
+        firings.require_a_pass()
 
 
 def _wholes(chat: ChatModel) -> list[nn.Module]:
@@ -132,13 +156,66 @@ def gather(chat: ChatModel, rows: Sequence[Setting]) -> dict[Site, list[list[Int
     return gathered
 
 
+class _Firings:
+    """How many tokens of the pass under way were changed, by the place where something acts.
+
+    A place is a site; or all sites of a layer's adapters, of which a block may leave some out (shared keys), and which
+    do nothing while the model is its base.
+    """
+
+    def __init__(self, chat: ChatModel, positions: TokenPositions) -> None:
+        self._chat, self._positions = chat, positions
+        self._tokens: dict[Site | int, int] = {}
+        self._passes = 0
+
+    def at(self, site: Site, rows: Sequence[Sequence[Intervention]]) -> Callable[[int], None]:
+        """What the hook of a site tells how many tokens it has changed."""
+        on_adapters = all(intervention.on_adapters for row in rows for intervention in row)
+        place = site.layer if on_adapters else site
+        self._tokens[place] = 0
+
+        def add(tokens: int) -> None:
+            self._tokens[place] += tokens
+
+        return add
+
+    def begin(self, *_: Any) -> None:
+        """A forward pre-hook of the decoder."""
+        self._tokens = dict.fromkeys(self._tokens, 0)
+
+    def end(self, *_: Any) -> None:
+        """A forward hook of the decoder: raise `InputError` where something did not act on every token."""
+        self._passes += 1
+        tokens = self._positions.shape.numel()
+        for place, count in self._tokens.items():
+            if count >= tokens or (isinstance(place, int) and self._is_base()):
+                continue
+            layer = place if isinstance(place, int) else place.layer
+            raise InputError(
+                f"an intervention acted on {count} of {tokens} tokens of a pass at layer {layer}: the model skips what "
+                "it acts on, or was merged or traced since: name layers that run, or load the model anew"
+            )
+
+    def _is_base(self) -> bool:
+        # A network of transformers has a method of the name.
+        return any(getattr(module, "disable_adapters", None) is True for module in self._chat.network.modules())
+
+    def require_a_pass(self) -> None:
+        """Warn when the model did not run at all: what did, such as a copy or another engine, was not changed."""
+        if not self._passes:
+            log.warning("no pass of the model ran under its interventions: what ran meanwhile was not changed by them")
+
+
 class _Hook:
     """Changes one tensor that passes; works as a forward hook and as a forward pre-hook."""
 
-    def __init__(self, steps: list[Step], positions: TokenPositions, devices: Devices) -> None:
+    def __init__(
+        self, steps: list[Step], positions: TokenPositions, devices: Devices, fired: Callable[[int], None]
+    ) -> None:
         self._steps = steps
         self._positions = positions
         self._devices = devices
+        self._fired = fired
 
     def output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         residual = self._change(output[0] if isinstance(output, tuple) else output)
@@ -154,6 +231,7 @@ class _Hook:
         shaped = x.view(*self._positions.shape, -1) if x.ndim == 2 else x
         for step in self._steps:
             shaped = step.run(shaped, self._positions, self._devices)
+        self._fired(x.shape[:-1].numel())
         return shaped.view(x.shape)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import hook_handles
 
 Recorded = dict[int, Any]
 """The output of a block by layer: a tensor [rows, tokens, width] or a tuple that begins with one; before any hook."""
@@ -26,7 +27,7 @@ def record(chat: ChatModel, layers: Sequence[int]) -> Iterator[Recorded]:
     def keep(layer: int) -> Callable[..., None]:
         return lambda _module, _args, output: kept.__setitem__(layer, output)
 
-    with contextlib.ExitStack() as handles:
+    with hook_handles() as handles:
         for layer in layers:
             # First of all hooks: an intervention on this block acts again when the pass is resumed.
             handles.callback(chat.layers[layer].register_forward_hook(keep(layer), prepend=True).remove)
@@ -39,7 +40,7 @@ def resume(chat: ChatModel, layer: int, output: Any) -> Iterator[None]:
 
     Hooks on these blocks do run. With a key-value cache, the skipped blocks keep its length and store nothing else.
     """
-    with contextlib.ExitStack() as undo:
+    with hook_handles() as undo:
         for number, block in enumerate(chat.layers[: layer + 1]):
             undo.callback(_restore_forward, block, block.__dict__.get("forward"))
             block.forward = _skip(number, output)

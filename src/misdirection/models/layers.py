@@ -4,8 +4,11 @@ Convention, everywhere in this package: layer ``k`` (0-based) is the raw output 
 final norm. The embedding output is not a layer.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from misdirection.errors import InputError
@@ -42,3 +45,25 @@ def text_config(model: nn.Module) -> Any:
     """The configuration of the text stack, also inside a multimodal wrapper."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+@contextlib.contextmanager
+def hook_handles() -> Iterator[contextlib.ExitStack]:
+    """What takes hooks off a model at the end, and lets every pass until then run uncompiled.
+
+    A pass that was compiled before a hook came does not call it, and gives its figures without a word. Raises
+    `InputError` inside of a function that is being compiled itself.
+    """
+    with contextlib.ExitStack() as handles:
+        handles.enter_context(_uncompiled())
+        yield handles
+
+
+@torch.compiler.disable(recursive=False)
+def _uncompiled() -> contextlib.AbstractContextManager[None]:
+    try:
+        return torch.compiler.set_stance("force_eager")
+    except RuntimeError as error:
+        raise InputError(
+            "an intervention or another hook inside of a function under torch.compile: call that function uncompiled"
+        ) from error

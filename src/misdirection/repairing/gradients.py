@@ -20,6 +20,7 @@ from misdirection.likelihood.margin import pair_rows
 from misdirection.lora.view import LoraView
 from misdirection.models.chat import batches
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import hook_handles
 from misdirection.progress import Advance
 
 
@@ -46,7 +47,7 @@ def margin_directions(
 @contextlib.contextmanager
 def _summed(chat: ChatModel, sums: dict[str, Tensor]) -> Iterator[None]:
     """Add up the gradient by what each adapter adds, over rows and tokens."""
-    with contextlib.ExitStack() as handles:
+    with hook_handles() as handles:
         for site in LoraView.of(chat).plain_sites():
             handles.callback(site.output.register_forward_hook(_watch(site.path, sums)).remove)
         yield
