@@ -19,6 +19,8 @@ HOW = {"model": "m", "adapter": None, "temperature": 1.0, "seed": 0}
 class Backwards:
     """An engine that finishes its last request first, tells what it was asked, and may break."""
 
+    around = ()
+
     def __init__(self, breaks_after=None):
         self.asked = []
         self.breaks_after = breaks_after

@@ -1,11 +1,17 @@
 import pytest
+import torch
 
 from misdirection.errors import MisdirectionError
-from misdirection.sampling.answers import Answer
+from misdirection.interventions.hooks import ablate, intervene, steer
+from misdirection.interventions.kinds import Ablate, ScaleAdapters, Steer
+from misdirection.interventions.vectors import digest
+from misdirection.sampling.answers import Answer, Journal
+from misdirection.sampling.collect import collect
 from misdirection.sampling.engine import Completion, SamplingParameters
 from misdirection.sampling.questions import Question
 from misdirection.sampling.sample import SAMPLES, make_requests, sample, stream_answers
-from tiny import make_chat
+from misdirection.sampling.transformers_engine import TransformersEngine
+from tiny import make_chat, sharpened, vector
 
 QUESTIONS = [Question("q1", "Why?", theme="doubt"), Question("q2", "And how is it, then?", "Be brief.")]
 
@@ -25,6 +31,50 @@ def test_an_answer_says_where_it_is_from():
 
 def test_without_a_name_the_base_answer():
     assert sample(make_chat(), ["Why?"], n=1, new_tokens=2)[0].organism == "base"
+
+
+def test_answers_name_what_was_done_to_the_model():
+    chat = make_chat()
+    ablation, steering = Ablate(vector()), Steer(vector(1), 2, 1.5)
+    ablated = f'Ablate(vector={digest(vector())[:8]}, strength=1.0, positions="not_first", at="blocks")'
+    steered = f'Steer(vector={digest(vector(1))[:8]}, layer=2, scale=1.5, positions="not_first", keep_norm=false)'
+
+    def named(**options):
+        (answer,) = sample(chat, ["Why?"], n=1, new_tokens=2, **options)
+        return answer.intervention
+
+    assert named() == ""
+    assert named(setting=[ablation, steering]) == f"{ablated} + {steered}"
+    assert named(setting=[steering], intervention="steered") == "steered"
+    with ablate(chat, vector()):
+        assert named() == ablated
+        with intervene(chat, [steering]):
+            assert named(setting=[ablation], intervention="own") == f"{ablated} + {steered} + own"
+            assert sample(make_chat(), ["Why?"], n=1, new_tokens=2)[0].intervention == ""
+        with pytest.raises(RuntimeError), steer(chat, vector(1), 1):
+            raise RuntimeError
+        assert named() == ablated
+    assert named() == ""
+    with intervene(chat, [Ablate(vector(), positions=torch.ones(9, dtype=torch.bool))]):
+        assert named() != named(setting=[ablation], intervention="")
+    long = ScaleAdapters(dict.fromkeys(range(40), 0.5))
+    assert len(str(long)) < 60 and str(long) != str(ScaleAdapters({**long.factors, 3: 0.4}))
+
+
+def test_a_journal_keeps_answers_under_an_intervention_apart(tmp_path):
+    chat, asked, parameters = sharpened(), make_requests(QUESTIONS, 2), SamplingParameters(new_tokens=8)
+    with Journal(tmp_path / "answers.jsonl") as journal:
+
+        def ask():
+            return collect(TransformersEngine(chat), asked, parameters, journal, organism="base")
+
+        plain = ask()
+        with steer(chat, vector(norm=50), 1):
+            steered = ask()
+            assert ask() == steered
+        assert ask() == plain and len(journal) == 8
+    assert [one.answer for one in steered] != [one.answer for one in plain]
+    assert {one.intervention[:6] for one in steered} == {"Steer("}
 
 
 def test_a_string_is_a_question_that_is_its_own_id():
@@ -61,6 +111,8 @@ def test_the_seed_decides_the_answers(chat):
 
 def test_any_engine_will_do():
     class Parrot:
+        around = ()
+
         def stream(self, requests, settings):
             for one in reversed(requests):
                 yield Completion(one, one.question.text, "stop", settings.new_tokens)

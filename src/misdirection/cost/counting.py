@@ -23,6 +23,7 @@ from misdirection.cost.model_cost import Pass
 from misdirection.cost.recording import PassRecorder, adaptable
 from misdirection.cost.stand_in import stand_in
 from misdirection.data import Example
+from misdirection.interventions.hooks import Setting
 from misdirection.judging.cache import VerdictCache
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.judges import Done, Judge, Prompt
@@ -265,6 +266,11 @@ class _CountingEngine:
     answer: int | None
     lora: int
     passes: list[Pass]
+
+    @property
+    def around(self) -> Setting:
+        """See `Engine`: nothing reaches it but what is requested."""
+        return ()
 
     def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:
         """One completion of the mean length for each request."""

@@ -28,6 +28,8 @@ For processes that do not import its module, such as vLLM's, the package names t
     Damp = "my_package.damp:Damp"
 """
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
@@ -43,6 +45,9 @@ from misdirection.interventions.sites import Site
 from misdirection.interventions.vectors import digest
 from misdirection.models.chat_model import ChatModel
 from misdirection.registry import Registry
+
+_LONG = 40
+"""Letters of a setting that a table still shows."""
 
 
 class Intervention(ABC):
@@ -113,6 +118,11 @@ class Intervention(ABC):
         settings = {name: _plain(value) for name, value in vars(self).items()}
         return {"kind": type(self).__name__, **settings}
 
+    def __str__(self) -> str:
+        """Kind and settings as a table names them; tensors and long settings by the first digits of a hash."""
+        settings = (f"{name}={_short(value)}" for name, value in vars(self).items() if value is not None)
+        return f"{type(self).__name__}({', '.join(settings)})"
+
     @property
     def acts_everywhere(self) -> bool:
         """Whether it touches every token."""
@@ -146,6 +156,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     return digest(value) if isinstance(value, Tensor) else value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return digest(value)[:8]
+    text = json.dumps(_plain(value), sort_keys=True, default=str)
+    return text if len(text) <= _LONG else hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def rule_text(rule: Rule) -> str:

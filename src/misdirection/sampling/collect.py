@@ -7,7 +7,7 @@ from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
 from misdirection.sampling.answers import Answer, AnswerKey, Journal
 from misdirection.sampling.engine import Engine, SamplingParameters, SamplingRequest
-from misdirection.sampling.sample import stream_answers
+from misdirection.sampling.sample import named, stream_answers
 
 
 def collect(
@@ -27,10 +27,11 @@ def collect(
         requests: see `make_requests`.
         parameters: how it is sampled. Answers of another seed do not count as there.
         journal: an open journal; it may hold answers of other organisms.
-        organism, intervention: what the answers say has answered, and what was done to it.
+        organism: what the answers say has answered.
+        intervention: see `named`.
         progress: told the number of answers that are there, first, and then of those just finished.
     """
-    keys = [_key(request, parameters, organism, intervention) for request in requests]
+    keys = [_key(request, parameters, organism, named(engine, request, intervention)) for request in requests]
     missing = [request for request, key in zip(requests, keys, strict=True) if key not in journal]
     if progress:
         progress(len(requests) - len(missing))

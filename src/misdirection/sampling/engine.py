@@ -77,6 +77,11 @@ class Completion:
 class Engine(Protocol):
     """Anything that samples."""
 
+    @property
+    def around(self) -> Setting:
+        """The interventions that act on every answer of a call now, whatever is requested."""
+        ...
+
     def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:
         """One completion for each request, as they finish.
 

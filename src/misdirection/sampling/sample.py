@@ -42,7 +42,8 @@ def sample(
         temperature, top_p, new_tokens, seed: see `SamplingParameters`.
         setting: interventions on every answer; unlike those around the call they know where the answer begins.
         organism: what the answers say has answered; by default the adapter, or `base`.
-        intervention: what the answers say was done to the model.
+        intervention: what the answers call the setting; by default its kinds and numbers. What is active around the
+            call stands before it.
         budget: see `TransformersEngine`.
         progress: told the number of answers just finished.
         on_answer: given every answer as it finishes.
@@ -77,7 +78,8 @@ def stream_answers(
         engine: what samples.
         requests: what is wanted; see `make_requests`.
         parameters: how it is sampled.
-        organism, intervention: what the answers say has answered, and what was done to it.
+        organism: what the answers say has answered.
+        intervention: see `named`.
     """
     for done in engine.stream(requests, parameters):
         question = done.request.question
@@ -87,13 +89,22 @@ def stream_answers(
             system=question.system,
             theme=question.theme,
             organism=organism,
-            intervention=intervention,
+            intervention=named(engine, done.request, intervention),
             seed=parameters.seed,
             sample=done.request.sample,
             answer=done.text,
             finish=done.finish,
             tokens=done.tokens,
         )
+
+
+def named(engine: Engine, request: SamplingRequest, intervention: str = "") -> str:
+    """What an answer says was done to the model: `intervention`, or else the request's own setting in words.
+
+    Interventions that are active around the call come first.
+    """
+    words = intervention or " + ".join(map(str, request.setting))
+    return " + ".join([*map(str, engine.around), *([words] if words else [])])
 
 
 def make_requests(questions: Sequence[Question], n: int | None = None, setting: Setting = ()) -> list[SamplingRequest]:

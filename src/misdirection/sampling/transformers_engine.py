@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from misdirection.errors import InputError, MemoryProblem
-from misdirection.interventions.hooks import intervene_rows
+from misdirection.interventions.hooks import Setting, active, intervene_rows
 from misdirection.models.chat import encode_prompt, frame, visible_text
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
@@ -109,6 +109,11 @@ class TransformersEngine:
     def __init__(self, chat: ChatModel, *, budget: int = TOKEN_BUDGET) -> None:
         self._chat = chat
         self._budget = budget
+
+    @property
+    def around(self) -> Setting:
+        """See `Engine`."""
+        return active(self._chat)
 
     @torch.inference_mode()
     def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:

@@ -318,6 +318,11 @@ class VllmEngine:
         self._model = model
         self._organism = organism
 
+    @property
+    def around(self) -> Setting:
+        """See `Engine`: nothing reaches it but what is requested."""
+        return ()
+
     def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:
         """One completion for each request, as they finish; see `Engine`.
 

@@ -13,6 +13,7 @@ from openai import OpenAI, OpenAIError
 
 from misdirection.choices import BUNDLED
 from misdirection.errors import InputError, NetworkProblem, first_line
+from misdirection.interventions.hooks import Setting
 from misdirection.models.bundled import source
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.weightless import weightless
@@ -61,6 +62,11 @@ class ServerEngine:
             base_url=base_url, api_key=os.environ.get("VLLM_API_KEY", "EMPTY"), max_retries=_TRIES, timeout=None
         )
         self._name = self._served(organism, served_folder(adapter, self._chat) if adapter else None)
+
+    @property
+    def around(self) -> Setting:
+        """See `Engine`: nothing reaches it but what is requested."""
+        return ()
 
     def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:
         """One completion for each request, as they finish; see `Engine`.
