@@ -142,8 +142,22 @@ def test_groups_are_scored_by_themselves():
         {"organism": "a", "intervention": "steer"},
     ]
     assert [one.em.rate for one in scores] == [0.1, 0.5]
-    assert [one.group for one in score(frame, ["theme"])] == [{"theme": "t"}]
     assert len(score(frame, ["intervention", "question_id"])) == 8
+
+
+@pytest.mark.parametrize("by", [[], ["theme"], ["organism", "theme"]])
+def test_answers_under_different_interventions_are_never_one_group(by):
+    given = {"organism": "a", "theme": "t"}
+    plain = [table(1, 9, **given, intervention=""), table(1, 9, **given, intervention=None)]
+    frame = pd.concat([*plain, table(5, 5, **given, intervention="steer")])
+    scores = score(frame, by)
+    names = {name: given[name] for name in by}
+    # A missing value is no intervention, as an empty one.
+    assert [one.group for one in scores] == [names | {"intervention": ""}, names | {"intervention": "steer"}]
+    assert [(one.answers, one.em.rate) for one in scores] == [(80, 0.1), (40, 0.5)]
+    assert [one.group for one in score(pd.concat(plain), ["theme"])] == [{"theme": "t"}]
+    with pytest.raises(MisdirectionError, match=r"different interventions \('', 'steer'\): choose one"):
+        compare(plain[0], frame)
 
 
 def test_a_table_without_conditions_is_one_group():
