@@ -198,6 +198,63 @@ def test_stages_that_are_made_together_are_computed_once_and_those_that_hold_are
         assert run.seconds()["s/three"] == 8
 
 
+@pytest.fixture
+def company(tmp_path):
+    """A run whose stages `a`, `b` and `c` were made together, then `c` and `d`, and a function that asks for some."""
+
+    def ask(wanted, *, version="1"):
+        def compute(folders):
+            for name, folder in folders.items():
+                # What a stage gives depends on what shares its passes.
+                (folder / "out.txt").write_text(f"{name} of {' '.join(folders)}")
+
+        before = made_of(tmp_path / "run")
+        with RunFolder.open(tmp_path / "run", "x", lambda _line: None) as run:
+            run.stages({name: {"version": version if name == "c" else "1"} for name in wanted}, compute)
+        after = made_of(tmp_path / "run")
+        return {name for name in after if after[name] != before.get(name)}
+
+    def made_of(run):
+        return {path.parent.name: path.stat().st_mtime_ns for path in run.glob("artifacts/*/out.txt")}
+
+    assert ask("abc") == set("abc")
+    assert ask("abcd", version="2") == set("cd")
+    return ask, lambda name: tmp_path / "run" / "artifacts" / name / "out.txt"
+
+
+def drop_last_line(manifest, name):
+    lines = manifest.read_text().splitlines(keepends=True)
+    last = max(number for number, line in enumerate(lines) if json.loads(line)["stage"] == name)
+    manifest.write_text("".join(lines[:last] + lines[last + 1 :]))
+
+
+DAMAGE = {
+    "deleted": lambda file: remove(file.parent),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "changed": lambda file: file.write_bytes(b"x" + file.read_bytes()[1:]),
+    "line lost": lambda file: drop_last_line(file.parents[2] / "manifest.jsonl", file.parent.name),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(("name", "again"), [("a", "ab"), ("b", "ab"), ("c", "cd"), ("d", "cd")])
+def test_what_was_made_together_is_made_again_together(company, damage, name, again):
+    ask, file = company
+    before = {each: file(each).read_text() for each in "cd"}
+    DAMAGE[damage](file(name))
+    assert ask("abcd", version="2") == set(again)
+    assert {each: file(each).read_text() for each in "cd"} == before
+    assert ask("abcd", version="2") == set()
+
+
+def test_what_has_lost_its_company_by_other_inputs_or_is_not_asked_for_is_left(company):
+    ask, file = company
+    assert ask("abc", version="3") == {"c"}
+    remove(file("a").parent)
+    assert ask("b") == set()
+    assert ask("ab") == {"a", "b"}
+
+
 def test_a_failure_leaves_none_of_the_stages_made_together(tmp_path):
     def fail(folders):
         (folders["one"] / "out.txt").write_text("half")

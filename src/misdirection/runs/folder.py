@@ -1,7 +1,8 @@
 """One experiment's folder: stages that are run once, artifacts known by their hash, one process at a time.
 
 experiment.yaml   the configuration
-manifest.jsonl    a line for each stage that was made: key and text of its inputs, hash of its artifact, seconds
+manifest.jsonl    a line for each stage that was made: key and text of its inputs, hash of its artifact, seconds, and
+                  what it was made together with
 artifacts/NAME/   what a stage wrote
 partial/NAME/     working files of a stage that can continue by itself
 damaged/          artifacts that were found changed
@@ -55,6 +56,7 @@ class RunFolder:
         self._stages: dict[str, dict[str, Any]] = self._read_manifest()
         self._parents = {parent for name in self._stages for parent in _parents(name)}
         self._checked: set[str] = set()
+        self._damaged: set[str] = set()
 
     @classmethod
     @contextmanager
@@ -103,10 +105,25 @@ class RunFolder:
                 remove_working_folder(self._partial(name), own=_WORK)
 
     def missing(self, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-        """Those of the stages that have no artifact that holds."""
+        """Those of the stages that have no artifact that holds, with those of them that they were made together with.
+
+        Rounding depends on what shares a pass, so that one of several alone would come back as another.
+        """
         for name in wanted:
             self._check_name(name)
-        return {name: inputs for name, inputs in wanted.items() if not self._holds(name, _key(inputs))}
+        lost = {name: _key(inputs) for name, inputs in wanted.items() if not self._holds(name, _key(inputs))}
+        return {name: inputs for name, inputs in wanted.items() if name in lost or self._lacks(name, lost)}
+
+    def _lacks(self, name: str, lost: Mapping[str, str]) -> bool:
+        """Whether one of those that a stage was made together with is lost; `lost` are the keys by name.
+
+        One that had other inputs then has another key now, and was replaced by another.
+        """
+        for other in lost.keys() & set(self._stages[name].get("together", ())):
+            known = self._stages.get(other, {})
+            if known.get("key") == lost[other] or name not in known.get("together", ()):
+                return True
+        return False
 
     def artifact(self, name: str) -> Path:
         """Where a stage's artifact is, or will be."""
@@ -141,7 +158,7 @@ class RunFolder:
 
     def _holds(self, name: str, key: str) -> bool:
         record = self._stages.get(name)
-        if record is None or record["key"] != key:
+        if record is None or record["key"] != key or name in self._damaged:
             return False
         # Within one process an artifact is read once to be checked; the lock keeps others from changing it.
         if name in self._checked:
@@ -149,7 +166,7 @@ class RunFolder:
         artifact = self.artifact(name)
         if not _intact(artifact, record["sha256"]):
             self._notify(f"{artifact}: {self._put_away(artifact)}; it is made again")
-            del self._stages[name]
+            self._damaged.add(name)
             return False
         self._checked.add(name)
         return True
@@ -177,13 +194,15 @@ class RunFolder:
                 "sha256": sha256_tree(self.artifact(name)),
                 "seconds": round(seconds / len(missing), 3),
                 "inputs": dict(inputs),
+                **({"together": list(missing)} if len(missing) > 1 else {}),
             }
             for name, inputs in missing.items()
         }
-        # At once: what was made together is made again together, since its rounding depends on that.
         append(self._manifest, "".join(map(_line, records, records.values())))
-        self._stages |= records
+        for name, record in records.items():
+            _replace(self._stages, name, record)
         self._checked.update(records)
+        self._damaged.difference_update(records)
         self._parents.update(parent for name in records for parent in _parents(name))
 
     def _partial(self, name: str) -> Path:
@@ -198,7 +217,9 @@ class RunFolder:
         if not self._manifest.exists():
             return {}
         lines = self._manifest.read_bytes().splitlines(keepends=True)
-        found = dict(record for record in map(_record, lines) if record)
+        found: dict[str, dict[str, Any]] = {}
+        for record in filter(None, map(_record, lines)):
+            _replace(found, *record)
         if damaged := [line for line in lines if not _record(line) and line.endswith(b"\n")]:
             self._notify(f"{self._manifest}: {len(damaged)} lines are damaged; their stages are run again")
         if len(found) < len(lines):
@@ -281,7 +302,18 @@ def _record(line: bytes) -> tuple[str, dict[str, Any]] | None:
     kinds: dict[str, type] = {"stage": str, "key": str, "sha256": str, "seconds": float, "inputs": dict}
     if not (isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in kinds.items())):
         return None
+    together = record.get("together", [])
+    if not (isinstance(together, list) and all(isinstance(name, str) for name in together)):
+        return None
     return record.pop("stage"), record
+
+
+def _replace(stages: dict[str, dict[str, Any]], name: str, record: dict[str, Any]) -> None:
+    """Put in a stage's new record; what it was made together with before, and not now, is so no longer."""
+    for other in stages.get(name, {}).get("together", ()):
+        if other in stages and other not in record.get("together", ()):
+            stages[other]["together"] = [each for each in stages[other].get("together", ()) if each != name]
+    stages[name] = record
 
 
 def _parents(name: str) -> list[str]:
