@@ -24,7 +24,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from misdirection.choices import Operation
@@ -108,7 +108,7 @@ class Direction:
         """Writes a safetensors file with the origin in its metadata; raises as `require_replaceable` does."""
         metadata = {"format": FORMAT, "layers": LAYER_CONVENTION, "origin": json.dumps(asdict(self.origin))}
         with atomic_output(Path(path)) as temporary:
-            save_file({"vectors": self.vectors.contiguous()}, temporary, metadata)
+            temporary.write_bytes(_in_order(save({"vectors": self.vectors.contiguous()}, metadata)))
 
     @classmethod
     def load(cls, path: str | Path) -> "Direction":
@@ -255,6 +255,14 @@ class Directions(Mapping[str, Direction]):
     def _repr_html_(self) -> str:
         """A notebook's view: one row per direction."""
         return f"<table>{''.join(map(_row, self.values()))}</table>"
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with its header sorted: safetensors writes metadata in another order in every process."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + file[end:]
 
 
 def extract(
