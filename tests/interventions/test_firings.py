@@ -215,6 +215,12 @@ class PastHooks(torch.nn.Module):
         return self._forward(*args, **kwargs)
 
 
+def test_a_mask_that_names_no_place_is_refused():
+    nowhere = torch.zeros(9, dtype=torch.bool)
+    with pytest.raises(InputError, match="names no place"), steer(small(), vector(), 1, positions=nowhere):
+        pass
+
+
 def test_a_context_in_which_the_model_did_not_run_says_so(caplog):
     chat = small()
     other = copy.deepcopy(chat.model)

@@ -1,5 +1,8 @@
+import dataclasses
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import ablate, intervene, steer
@@ -75,6 +78,15 @@ def test_a_journal_keeps_answers_under_an_intervention_apart(tmp_path):
         assert ask() == plain and len(journal) == 8
     assert [one.answer for one in steered] != [one.answer for one in plain]
     assert {one.intervention[:6] for one in steered} == {"Steer("}
+
+
+def test_an_organism_that_is_switched_off_answers_as_the_base():
+    network = get_peft_model(make_chat().model, LoraConfig(r=2, target_modules=["up_proj"]))
+    chat = dataclasses.replace(make_chat(), model=network, adapter="bad")
+    (own,) = sample(chat, ["Why?"], n=1, new_tokens=2)
+    with chat.as_base():
+        (base,) = sample(chat, ["Why?"], n=1, new_tokens=2)
+    assert (own.organism, base.organism) == ("bad", "base")
 
 
 def test_a_string_is_a_question_that_is_its_own_id():

@@ -188,17 +188,13 @@ class _Firings:
         self._passes += 1
         tokens = self._positions.shape.numel()
         for place, count in self._tokens.items():
-            if count >= tokens or (isinstance(place, int) and self._is_base()):
+            if count >= tokens or (isinstance(place, int) and self._chat.is_switched_off):
                 continue
             layer = place if isinstance(place, int) else place.layer
             raise InputError(
                 f"an intervention acted on {count} of {tokens} tokens of a pass at layer {layer}: the model skips what "
                 "it acts on, or was merged or traced since: name layers that run, or load the model anew"
             )
-
-    def _is_base(self) -> bool:
-        # A network of transformers has a method of the name.
-        return any(getattr(module, "disable_adapters", None) is True for module in self._chat.network.modules())
 
     def require_a_pass(self) -> None:
         """Warn when the model did not run at all: what did, such as a copy or another engine, was not changed."""

@@ -179,5 +179,7 @@ def _check_rule(name: str, rule: Rule) -> None:
     if isinstance(rule, Tensor):
         if rule.dtype != torch.bool or rule.ndim not in (1, 2) or rule.numel() == 0:
             raise InputError(f"{name}: a position mask is one boolean per place, [places] or [rows, places]")
+        if not rule.any():
+            raise InputError(f"{name}: its position mask names no place, so that nothing would happen: name one")
     elif rule not in get_args(Positions):
         raise InputError(f"{name}: positions {rule!r}: give one of {', '.join(get_args(Positions))}, or a mask")

@@ -69,6 +69,12 @@ class ChatModel:
         dtype: torch.dtype = self.model.dtype
         return dtype
 
+    @property
+    def is_switched_off(self) -> bool:
+        """Whether the model is its base for now, as inside of `as_base`."""
+        # A network of transformers has a method of the name.
+        return any(getattr(module, "disable_adapters", None) is True for module in self.network.modules())
+
     @contextlib.contextmanager
     def as_base(self) -> Iterator[None]:
         """Be the base for the length of the context, to the last bit; nothing to do for a model without adapter."""

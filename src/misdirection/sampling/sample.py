@@ -41,7 +41,7 @@ def sample(
         n: answers to each question; by default as many as the question asks for, else 50.
         temperature, top_p, new_tokens, seed: see `SamplingParameters`.
         setting: interventions on every answer; unlike those around the call they know where the answer begins.
-        organism: what the answers say has answered; by default the adapter, or `base`.
+        organism: what the answers say has answered; by default the adapter, or `base` without one that is on.
         intervention: what the answers call the setting; by default its kinds and numbers. What is active around the
             call stands before it.
         budget: see `TransformersEngine`.
@@ -56,7 +56,8 @@ def sample(
     parameters = SamplingParameters(temperature, top_p, new_tokens, seed)
     engine = TransformersEngine(chat, budget=budget)
     answers: dict[tuple[str, str | None, int], Answer] = {}
-    for answer in stream_answers(engine, requests, parameters, organism or chat.adapter or "base", intervention):
+    adapter = None if chat.is_switched_off else chat.adapter
+    for answer in stream_answers(engine, requests, parameters, organism or adapter or "base", intervention):
         answers[answer.question, answer.system, answer.sample] = answer
         if on_answer:
             on_answer(answer)
