@@ -59,7 +59,7 @@ def hook_handles() -> Iterator[contextlib.ExitStack]:
         yield handles
 
 
-@torch.compiler.disable(recursive=False)
+@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
 def _uncompiled() -> contextlib.AbstractContextManager[None]:
     try:
         return torch.compiler.set_stance("force_eager")
