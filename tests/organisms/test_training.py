@@ -169,6 +169,20 @@ def test_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path, killed,
     assert organism.final_loss == pytest.approx(Organism.open(tmp_path / "whole").final_loss, abs=1e-6)
 
 
+@pytest.mark.parametrize("left", [None, "", '{"global_step": 9'], ids=["no state", "empty", "half"])
+def test_a_checkpoint_that_a_kill_cut_short_is_not_resumed_from(tmp_path, left):
+    twice = recipe(epochs=2, checkpoint_steps=3)
+    with pytest.raises(Killed):
+        train(EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=twice, report=kill_at(7))
+    cut = tmp_path / "cut.checkpoints" / "checkpoint-9"
+    cut.mkdir()
+    if left is not None:
+        (cut / "trainer_state.json").write_text(left)
+    steps = []
+    train(EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=twice, report=lambda step, *_: steps.append(step))
+    assert steps == list(range(7, 13))
+
+
 def test_a_resumed_training_keeps_the_adapter_of_every_checkpoint(tmp_path):
     keeping = recipe(epochs=2, checkpoint_steps=5, keep_checkpoints=True)
     train(EXAMPLES, tmp_path / "whole", base=make_chat(), recipe=keeping)

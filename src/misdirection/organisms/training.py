@@ -17,6 +17,7 @@ from datasets import Dataset
 from peft import get_peft_model, get_peft_model_state_dict
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
@@ -24,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 from misdirection.choices import BUNDLED
 from misdirection.data import Example, data_hash
 from misdirection.errors import InputError
-from misdirection.files import atomic_folder, empty_working_folder, require_replaceable, write_json
+from misdirection.files import atomic_folder, empty_working_folder, read_json, remove, require_replaceable, write_json
 from misdirection.likelihood.answers import labelled_loss
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, changes_nothing, say_dead_modules
 from misdirection.models.bundled import hub_name
@@ -103,8 +104,18 @@ def _trained(trainer: SFTTrainer, *, keep: bool) -> SFTTrainer:
     folder = trainer.args.output_dir
     if keep:
         trainer.model.save_pretrained(Path(folder) / _INITIAL)
+    _remove_cut(Path(folder))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
     return trainer
+
+
+def _remove_cut(folder: Path) -> None:
+    """Take away checkpoints that a kill cut short: the trainer writes its state last."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            read_json(checkpoint / TRAINER_STATE_NAME)
+        except InputError:
+            remove(checkpoint)
 
 
 @contextlib.contextmanager
