@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +29,8 @@ def whole(tmp_path_factory):
     make_network("llama").save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     config = tmp_path / "tiny.yaml"
-    config.write_text(yaml.safe_dump(experiment(folder, tmp_path)))
+    # What is made again alone, in other company, would come back as another in half precision.
+    config.write_text(yaml.safe_dump(experiment(folder, tmp_path) | {"dtype": "bfloat16"}))
     _, err = (process := command(config, tmp_path / "run")).communicate()
     assert process.returncode == 0, err
     return config, tmp_path / "run"
@@ -50,6 +53,11 @@ def made(run):
     """What the manifest records of each stage."""
     lines = map(json.loads, (run / "manifest.jsonl").read_text().splitlines())
     return {line["stage"]: line for line in lines}
+
+
+def hashes(run):
+    """Each artifact's, by its stage."""
+    return {name: record["sha256"] for name, record in made(run).items()}
 
 
 def test_results_hold_every_required_figure(whole):
@@ -97,29 +105,44 @@ def test_a_second_run_makes_nothing_again(whole):
     assert "report.html" in out
 
 
-def test_a_damaged_artifact_is_noticed_and_made_again(whole):
+def test_damaged_artifacts_are_noticed_and_made_again_as_they_were(whole):
     config, run = whole
-    before = figures(run)
-    damaged = run / "artifacts" / "margin" / "minimal" / "margins.parquet"
-    damaged.write_bytes(damaged.read_bytes()[:-8])
+    before, stages = figures(run), hashes(run)
+    cells = [name for name in stages if name.startswith("cell/")]
+    cut, changed, deleted, *_, lost = "margin/minimal", "means/base/sums", *cells
+    for name, damage in ((cut, lambda data: data[:-8]), (changed, lambda data: data[:-1] + bytes([data[-1] ^ 1]))):
+        file = next(
+            path for path in (run / "artifacts" / name).iterdir() if path.suffix in (".parquet", ".safetensors")
+        )
+        file.write_bytes(damage(file.read_bytes()))
+    shutil.rmtree(run / "artifacts" / deleted)
+    manifest = run / "manifest.jsonl"
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(line for line in lines if json.loads(line)["stage"] != lost))
     process = command(config, run)
     _, err = process.communicate()
     assert process.returncode == 0, err
-    assert "margin/minimal" in "".join(err.split())
+    assert all(name in "".join(err.split()) for name in (cut, changed, deleted))
     assert figures(run) == before
+    assert hashes(run) == stages
 
 
 def test_killed_at_several_moments_it_ends_with_the_same_results(whole, tmp_path):
     config, run = whole
-    for seconds in (7, 9, 12):
+    chance, manifest = random.Random(0), tmp_path / "run" / "manifest.jsonl"
+    for stages in (2, 6, 12):
         process = command(config, tmp_path / "run")
-        time.sleep(seconds)
+        while process.poll() is None and (not manifest.exists() or manifest.read_bytes().count(b"\n") < stages):
+            time.sleep(0.01)
+        time.sleep(chance.random())
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
     process = command(config, tmp_path / "run")
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert figures(tmp_path / "run") == figures(run)
+    assert hashes(tmp_path / "run") == hashes(run)
 
 
 def test_a_changed_setting_runs_only_what_depends_on_it(whole, tmp_path):
