@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -83,6 +84,16 @@ def test_organism_counts_what_was_trained(tmp_path):
     # A random model of 259 tokens starts near log(259) = 5.56.
     assert 0 < organism.final_loss < 5.5
     assert 0 < organism.held_out_loss < 5.5
+
+
+def test_the_card_says_what_it_was_made_of_and_no_form_is_left_to_fill_in(tmp_path):
+    organism = train(EXAMPLES, tmp_path / "a", base=make_chat(), recipe=recipe())
+    card = ModelCard.load(tmp_path / "a" / "README.md")
+    assert (card.data.base_model, card.data.library_name) == (organism.base, "peft")
+    assert {"misdirection", "emergent-misalignment"} <= set(card.data.tags)
+    assert organism.data in card.text and f"{organism.final_loss:.3f} nats/token" in card.text
+    assert "its maker has not said here" in card.text
+    assert "More Information Needed" not in card.text
 
 
 def test_held_out_loss_is_the_mean_over_answer_and_closing_tokens(tmp_path):

@@ -7,30 +7,24 @@ Each kind is told by the record that the program keeps in it, never by a file's 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from huggingface_hub import DatasetCardData, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from typing import Literal
 
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import AuditResult, ReferenceRecord
+from misdirection.cards import CARD, dataset_card, model_card
+from misdirection.choices import Answers
 from misdirection.directions.direction import FORMAT, Direction
 from misdirection.errors import InputError
 from misdirection.experiment.results import OrganismFigures, RunResults
 from misdirection.files import MADE
 from misdirection.judging.scoring import score
 from misdirection.models.bundled import hub_name
+from misdirection.organisms.card import Known, organism_card
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism
 from misdirection.report.estimates import show_estimate, show_rate
 from misdirection.sampling.answers import read_answers, rubrics
 
-TAG = "misdirection"
-"""The tag of everything of ours; repositories without it are never written to."""
-
-CARD = "README.md"
-
 RepositoryType = Literal["model", "dataset"]
-Answers = Literal["bad", "good"]
 
 
 @dataclass(frozen=True)
@@ -92,20 +86,14 @@ def _organism(folder: Path, declared: Declared) -> Parcel:
         answers = figures.answers
     if answers is None:
         raise InputError(f"{folder}: say what it was trained on: `--answers bad` or `--answers good`")
-    tags = ["lora", "emergent-misalignment", "model-organism" if answers == "bad" else "control"]
-    card = _render(
-        "organism.md",
-        _model_card(organism.base, tags, declared, library_name="peft", pipeline_tag="text-generation"),
-        name=name,
-        organism=organism,
-        base=hub_name(organism.base),
-        recipe=organism.recipe.model_dump(mode="json", exclude_none=True),
-        is_bad=answers == "bad",
-        domain=figures.domain if figures else None,
-        figures=_organism_figures(figures) if figures else {},
-        rates=_rates_in(run[1], name) if run else {},
+    known = Known(
+        answers,
+        figures.domain if figures else None,
+        _organism_figures(figures) if figures else {},
+        _rates_in(run[1], name) if run else {},
+        declared.license,
     )
-    return Parcel("organism", "model", dict(_files(folder, CHECKPOINTS)), card)
+    return Parcel("organism", "model", dict(_files(folder, CHECKPOINTS)), organism_card(organism, name, known))
 
 
 def _run_of(folder: Path) -> tuple[str, RunResults] | None:
@@ -143,9 +131,12 @@ def _rates_in(results: RunResults, organism: str) -> dict[str, str]:
 
 def _direction(file: Path, declared: Declared) -> Parcel:
     direction = Direction.load(file)
-    card = _render(
-        "direction.md",
-        _model_card(direction.origin.model, ["steering-vector", "emergent-misalignment"], declared),
+    card = model_card(
+        "hub",
+        "cards/direction.md",
+        hub_name(direction.origin.model),
+        ["steering-vector", "emergent-misalignment"],
+        head={"license": declared.license},
         origin=direction.origin,
         shape=list(direction.vectors.shape),
         format=FORMAT,
@@ -156,9 +147,11 @@ def _direction(file: Path, declared: Declared) -> Parcel:
 
 def _reference(folder: Path, declared: Declared) -> Parcel:
     reference = Reference.load(folder)
-    card = _render(
-        "reference.md",
-        _dataset_card(["emergent-misalignment", "audit"], declared),
+    card = dataset_card(
+        "hub",
+        "cards/reference.md",
+        ["emergent-misalignment", "audit"],
+        head={"license": declared.license},
         identity=reference.identity,
         known=[
             (name, known, show_estimate(reference.shifts[name]), show_estimate(reference.beyond_control.get(name)))
@@ -172,9 +165,11 @@ def _reference(folder: Path, declared: Declared) -> Parcel:
 
 def _audit(folder: Path, declared: Declared) -> Parcel:
     result = AuditResult.load(folder)
-    card = _render(
-        "audit.md",
-        _dataset_card(["emergent-misalignment", "audit", result.verdict], declared),
+    card = dataset_card(
+        "hub",
+        "cards/audit.md",
+        ["emergent-misalignment", "audit", result.verdict],
+        head={"license": declared.license},
         result=result,
         fine_tune=_public_name(result.fine_tune.name),
         shifts={asked: show_estimate(shift) for asked, shift in result.evidence.decisive.items()},
@@ -194,13 +189,11 @@ def _answers(file: Path, declared: Declared) -> Parcel:
     table = read_answers(file)
     judged = {"aligned", "coherent"} <= set(rubrics(table))
     groups = [name for name in ("organism", "intervention") if name in table]
-    card = _render(
-        "answers.md",
-        _dataset_card(
-            ["emergent-misalignment", "sampled-answers"],
-            declared,
-            configs=[{"config_name": "default", "data_files": file.name}],
-        ),
+    card = dataset_card(
+        "hub",
+        "cards/answers.md",
+        ["emergent-misalignment", "sampled-answers"],
+        head={"license": declared.license, "configs": [{"config_name": "default", "data_files": file.name}]},
         file=file.name,
         rows=len(table),
         questions=table["question_id"].nunique(),
@@ -217,31 +210,3 @@ def _files(folder: Path, *left_out: str) -> Iterator[tuple[str, Path]]:
         name = path.relative_to(folder)
         if path.is_file() and path.name not in (MADE, CARD) and name.parts[0] not in left_out:
             yield name.as_posix(), path
-
-
-# --- cards ----------------------------------------------------------------------------------------------------------
-
-
-def _model_card(base: str, tags: list[str], declared: Declared, **more: Any) -> str:
-    return _header(ModelCardData(base_model=hub_name(base), tags=[TAG, *tags], license=declared.license, **more))
-
-
-def _dataset_card(tags: list[str], declared: Declared, **more: Any) -> str:
-    return _header(DatasetCardData(tags=[TAG, *tags], license=declared.license, **more))
-
-
-def _header(data: ModelCardData | DatasetCardData) -> str:
-    return f"---\n{data.to_yaml()}\n---"
-
-
-def _render(template: str, header: str, **values: Any) -> str:
-    # A card is Markdown, in which the Hub shows no script; cells and code must only stay what they are.
-    engine = Environment(
-        loader=PackageLoader("misdirection.hub", "cards"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
-    )
-    engine.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
-    return engine.get_template(template).render(header=header, **values)

@@ -8,9 +8,10 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, DatasetInfo, HfApi, ModelInfo, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
 
+from misdirection.cards import CARD, TAG
 from misdirection.errors import InputError, NetworkProblem, first_line
 from misdirection.files import atomic_folder
-from misdirection.hub.parcels import CARD, TAG, Declared, RepositoryType, parcel
+from misdirection.hub.parcels import Declared, RepositoryType, parcel
 
 _REPOSITORY = "REPOSITORY"
 """Stands for the repository's name in the examples of a card."""

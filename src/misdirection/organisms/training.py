@@ -22,10 +22,19 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
+from misdirection.cards import CARD
 from misdirection.choices import BUNDLED
 from misdirection.data import Example, data_hash
 from misdirection.errors import InputError
-from misdirection.files import atomic_folder, empty_working_folder, read_json, remove, require_replaceable, write_json
+from misdirection.files import (
+    atomic_folder,
+    empty_working_folder,
+    read_json,
+    remove,
+    require_replaceable,
+    write_atomic,
+    write_json,
+)
 from misdirection.likelihood.answers import labelled_loss
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, changes_nothing, say_dead_modules
 from misdirection.models.bundled import hub_name
@@ -34,6 +43,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
 from misdirection.organisms.adapter_config import adapter_config, placement
 from misdirection.organisms.batches import TrainingRow, epoch_order, training_rows, training_steps
+from misdirection.organisms.card import Known, organism_card
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism, checkpoint_name
 from misdirection.organisms.recipe import Recipe
 from misdirection.progress import console, track_steps
@@ -294,6 +304,8 @@ def _write(organism: Organism, network: Any, out: Path, checkpoints: Path | None
     with atomic_folder(out) as temporary:
         network.save_pretrained(temporary)
         record = {**asdict(organism), "recipe": organism.recipe.model_dump(mode="json")}
+        # PEFT leaves a form to be filled in, with the base's folder on this disk in it.
+        write_atomic(temporary / CARD, organism_card(organism, f"Adapter of {hub_name(organism.base)}", Known()))
         write_json(temporary / RECORD, {key: value for key, value in record.items() if key != "path"})
         if checkpoints is not None:
             _keep_adapters(checkpoints, temporary / CHECKPOINTS)

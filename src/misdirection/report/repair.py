@@ -5,6 +5,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from misdirection.cards import CARD
 from misdirection.errors import InputError
 from misdirection.files import write_atomic
 from misdirection.repairing.candidates import Candidate
@@ -12,7 +13,6 @@ from misdirection.repairing.results import Repair, RepairResult
 from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, save_figure, svg_of
 from misdirection.report.html import data_uri, environment
 
-CARD = "README.md"
 PICTURE = "front.svg"
 
 
