@@ -5,11 +5,11 @@ final norm. The embedding output is not a layer.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from misdirection.errors import InputError
 
@@ -20,8 +20,14 @@ def text_decoder(model: nn.Module) -> nn.Module:
     # Only PEFT's wrappers have the method; to ask for their class would import PEFT, which takes seconds.
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
-    decoder: nn.Module = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
-    return decoder
+    decoder: Any = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
+    # What a model calls its decoder may be the output matrix, or a language model with its own.
+    if isinstance(decoder, nn.Linear):
+        decoder = inner.base_model
+    elif getattr(decoder, "get_output_embeddings", lambda: None)() is not None:
+        decoder = next(child for child in decoder.children() if any(True for _ in _lists(child)))
+    found: nn.Module = decoder
+    return found
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -30,15 +36,36 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     They are the one `ModuleList` of the text decoder that has as many members as the text configuration counts
     layers. Raises `InputError` that says what was looked for when there is none.
     """
-    decoder = text_decoder(model)
-    count = getattr(text_config(model), "num_hidden_layers", "any number of")
-    for module in decoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return list(module)
+    decoder, config = text_decoder(model), text_config(model)
+    # Two layers of attention in each block, or an encoder beside the decoder, are counted under other names.
+    named = {name: getattr(config, name, None) for name in ("num_hidden_layers", "num_layers", "decoder_layers")}
+    for count in filter(None, named.values()):
+        for blocks in _lists(decoder):
+            if len(blocks) == count:
+                return list(blocks)
     raise InputError(
-        f"{type(model).__name__}: no decoder layers found: looked for one ModuleList of {count} blocks "
-        f"(num_hidden_layers) inside {type(decoder).__name__}"
+        f"{type(model).__name__}: no decoder layers found: looked for one ModuleList of "
+        f"{named['num_hidden_layers'] or 'any number of'} blocks (num_hidden_layers) inside {type(decoder).__name__}"
     )
+
+
+def _lists(module: nn.Module) -> Iterator[nn.ModuleList]:
+    return (part for part in module.modules() if isinstance(part, nn.ModuleList))
+
+
+def stream_output(block: nn.Module, output: Any, shape: Sequence[int | None]) -> Tensor:
+    """What a block gives to the residual stream, the first of what it returns: a tensor of `shape`, None for any size.
+
+    Raises `InputError` where it is none: for several streams side by side there is no one activation.
+    """
+    residual = output[0] if type(output) is tuple else output
+    given = list(residual.shape) if isinstance(residual, Tensor) else [type(residual).__name__]
+    if len(given) != len(shape) or any(size not in (None, own) for size, own in zip(shape, given, strict=True)):
+        raise InputError(
+            f"{type(block).__name__}: gives {given}, which is not one residual stream, [rows, tokens, {shape[-1]}]: no "
+            "direction can be read or changed in it"
+        )
+    return residual
 
 
 def text_config(model: nn.Module) -> Any:

@@ -19,6 +19,8 @@ def errors_in_one_line(name: str, what: str) -> Iterator[None]:
         raise InputError(f"{name}: {what} is damaged ({error}); fetch it or make it again") from error
     except (MisdirectionError, MemoryError, torch.OutOfMemoryError):
         raise
+    except ImportError as error:
+        raise InputError(f"{name}: {what} needs a package that is not installed ({first_line(error, 200)})") from error
     # The libraries raise whatever they like of a file that is somebody else's.
     except Exception as error:
         remedy = "check the name, the revision and the network"

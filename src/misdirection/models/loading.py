@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from misdirection.choices import BUNDLED, DEVICE, Dtype, Thinking
 from misdirection.errors import InputError
 from misdirection.models.adapters import attach, is_adapter, local_adapter
 from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.family import auto_class, require_decoder
 from misdirection.models.libraries import errors_in_one_line, no_progress_bars
 from misdirection.models.tokenizers import load_tokenizer
 
@@ -47,8 +48,8 @@ def load(
         tuned: folder of a fine-tune that is measured beside the base; by default the adapter's.
 
     Raises:
-        InputError: the model or adapter is not there, has no chat template or one whose ids could not be exact, or the
-            two do not fit.
+        InputError: the model or adapter is not there, the model has no chat template, or one whose ids could not be
+            exact, or does not continue text, or the two do not fit.
     """
     device = checked_device(device)
     source = str(bundled_folder(model)) if model in BUNDLED_MODELS else _checked_source(model)
@@ -60,6 +61,7 @@ def load(
     chat = ChatModel(network.eval(), tokenizer, model, revision)
     if not chat.layers:
         raise InputError(f"{model}: has no decoder block: fetch the model, or make it again")
+    require_decoder(chat)
     return attach(chat, adapter, subfolder=subfolder, revision=adapter_revision) if adapter else chat
 
 
@@ -103,12 +105,14 @@ def resolve_dtype(dtype: Dtype, device: str) -> torch.dtype:
 def _load_network(source: str, name: str, revision: str | None, dtype: torch.dtype, device: str) -> Any:
     placement = "auto" if device == "balanced" else {"": device}
     with errors_in_one_line(name, "the model"), no_progress_bars():
-        network, found = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype, device_map=placement, output_loading_info=True
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        options = {"config": config, "revision": revision, "dtype": dtype, "device_map": placement}
+        network, info = auto_class(name, config).from_pretrained(source, **options, output_loading_info=True)
+    if absent := sorted(set(info["missing_keys"]) & dict(network.named_parameters()).keys()):
+        raise InputError(
+            f"{name}: its files lack {len(absent)} weights of a {type(network).__name__}, such as {absent[0]}, which "
+            "would be random: fetch it again, or give the model that its files are of"
         )
-    # Transformers makes up what a file lacks, at random.
-    if missing := sorted(found["missing_keys"]):
-        raise InputError(f"{name}: its files lack {len(missing)} weights, such as {missing[0]}: fetch or make it again")
     _require_finite(name, network.state_dict())
     return network
 

@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     GenerationConfig,
 )
 
@@ -20,6 +18,7 @@ from misdirection.choices import Thinking
 from misdirection.errors import InputError, first_line
 from misdirection.models.bundled import source
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.family import auto_class
 from misdirection.models.layers import decoder_layers
 from misdirection.models.tokenizers import load_tokenizer
 
@@ -93,10 +92,9 @@ def read_config(model: str, read_from: str | Path, revision: str | None = None) 
 def network_of(model: str, config: Any) -> Any:
     """The network of a configuration on the meta device; `InputError` without a block, or for no language model."""
     with _errors_in_one_line(model):
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise ValueError(f"{type(config).__name__} is not of a causal language model")
+        kind = auto_class(model, config)
         with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config)
+            network = kind.from_config(config)
         if not decoder_layers(network):
             raise ValueError("it has no layers")
     return network
@@ -106,6 +104,8 @@ def network_of(model: str, config: Any) -> Any:
 def _errors_in_one_line(model: str) -> Iterator[None]:
     try:
         yield
+    except InputError:
+        raise
     # The libraries raise whatever they like of a file that is somebody else's.
     except Exception as error:
         raise InputError(
