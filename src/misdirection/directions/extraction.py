@@ -12,16 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.passes import Passes, Rows, shared_start
-from misdirection.interventions.resume import can_resume
 from misdirection.likelihood.sweep import TOKEN_BUDGET
+from misdirection.models.caching import keeps_columns
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import hook_handles, text_config
+from misdirection.models.layers import hook_handles, stream_output
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,8 @@ def _membership(rows: int, groups: Mapping[str, Sequence[int]]) -> Tensor:
 
 def _start(chat: ChatModel, rows: Sequence[Encoded]) -> tuple[int, ...]:
     """The tokens that all rows begin with; none where a cache would not give the same activations."""
-    config = text_config(chat.model)
-    # Layers that keep a state instead of keys and values by token cannot be gone on with row by row.
-    keeps = can_resume(DynamicCache(config=config)) and not getattr(config, "num_kv_shared_layers", 0)
-    return rows[0].ids[: shared_start([row.prompt for row in rows], own=1)] if keeps and len(rows) > 1 else ()
+    shares = keeps_columns(chat) and len(rows) > 1
+    return rows[0].ids[: shared_start([row.prompt for row in rows], own=1)] if shares else ()
 
 
 def _group_sums(
@@ -121,6 +118,8 @@ def _group_sums(
         # These hooks come last, so that they see what the interventions leave.
         with _row_sums(chat, answer) as sums:
             chat.decoder(**inputs)
+        if skipped := set(range(len(chat.layers))) - sums.keys():
+            raise InputError(f"{chat.name}: layer {min(skipped)} does not run on text alone: it has no activation")
         return sums
 
     sums, _ = passes.run(1, network, rows)
@@ -136,8 +135,10 @@ def _row_sums(chat: ChatModel, answer: Tensor) -> Iterator[dict[int, Tensor]]:
     sums: dict[int, Tensor] = {}
 
     def hook(layer: int) -> Callable[..., None]:
-        def add(_module: nn.Module, _args: Any, output: Any) -> None:
-            residual = output[0] if isinstance(output, tuple) else output
+        def add(module: nn.Module, _args: Any, output: Any) -> None:
+            residual = stream_output(module, output, (*answer.shape, chat.width))
+            if layer in sums:
+                raise InputError(f"{chat.name}: layer {layer} runs several times in one pass: it has no one activation")
             chosen = answer.to(residual.device).unsqueeze(1)
             # One row's few hundred tokens are summed in float32, rows and batches in float64: a bf16 sum stalls at 256.
             sums[layer] = torch.bmm(chosen, residual.float()).squeeze(1).double().cpu()

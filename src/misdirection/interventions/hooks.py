@@ -19,7 +19,7 @@ from misdirection.interventions.positions import Rule, TokenPositions
 from misdirection.interventions.program import Compiler, Devices, Step
 from misdirection.interventions.sites import Site
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import hook_handles
+from misdirection.models.layers import hook_handles, stream_output
 
 log = logging.getLogger("misdirection")
 
@@ -103,7 +103,8 @@ def _hooked(chat: ChatModel, rows: Sequence[Setting], positions: TokenPositions)
         firings = _Firings(chat, positions)
         for site, here in sites.items():
             steps = compiler.steps(here, site.path or site.layer)
-            handles.callback(_register(site, _Hook(steps, positions, devices, firings.at(site, here))).remove)
+            width = chat.width if site.module is chat.layers[site.layer] else None
+            handles.callback(_register(site, _Hook(steps, positions, devices, width, firings.at(site, here))).remove)
         handles.callback(chat.decoder.register_forward_pre_hook(firings.begin).remove)
         handles.callback(chat.decoder.register_forward_hook(firings.end).remove)
         yield
@@ -206,14 +207,23 @@ class _Hook:
     """Changes one tensor that passes; works as a forward hook and as a forward pre-hook."""
 
     def __init__(
-        self, steps: list[Step], positions: TokenPositions, devices: Devices, fired: Callable[[int], None]
+        self,
+        steps: list[Step],
+        positions: TokenPositions,
+        devices: Devices,
+        width: int | None,
+        fired: Callable[[int], None],
     ) -> None:
         self._steps = steps
+        self._width = width
         self._positions = positions
         self._devices = devices
         self._fired = fired
 
-    def output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+    def output(self, module: nn.Module, _args: Any, output: Any) -> Any:
+        if self._width is not None:
+            self._positions.once(module)
+            stream_output(module, output, (*self._positions.shape, self._width))
         residual = self._change(output[0] if isinstance(output, tuple) else output)
         return (residual, *output[1:]) if isinstance(output, tuple) else residual
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from misdirection.interventions.hooks import Setting, intervene_rows
+from misdirection.models.caching import goes_on, new_cache
 from misdirection.models.chat import pad
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import text_config
 
 Phase = Callable[[int, int], contextlib.AbstractContextManager[None]]
 """Gives the context of the forward pass of a phase (0 the shared start, 1 what follows, ...) with so many rows."""
@@ -32,10 +31,13 @@ class Rows:
 
 
 class Passes:
-    """The key-value cache of what has run, and which of its columns hold a real token."""
+    """The key-value cache of what has run, and which of its columns hold a real token.
+
+    Of a model that does not `goes_on` from a cache there is one pass, without one.
+    """
 
     def __init__(self, chat: ChatModel, phase: Phase = lambda _number, _rows: contextlib.nullcontext()) -> None:
-        self.cache = DynamicCache(config=text_config(chat.model))
+        self.cache = new_cache(chat) if goes_on(chat) else None
         self._chat = chat
         self._phase = phase
         self._real: Tensor | None = None
@@ -46,10 +48,12 @@ class Passes:
         ids, mask = pad(rows.ids, self._chat.tokenizer.pad_token_id, self._chat.device)
         seen = mask[:, :0] if self._real is None else self._real
         self._real = torch.cat([seen, mask], -1)
-        positions = seen.sum(-1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device)
-        inputs = {"input_ids": ids, "attention_mask": self._real, "position_ids": positions}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": self._real, "use_cache": self.cache is not None}
+        if self.cache is not None:
+            positions = seen.sum(-1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device)
+            inputs |= {"cache": self.cache, "position_ids": positions}
         with self._phase(number, len(ids)), intervene_rows(self._chat, rows.settings, answer_starts=rows.answer_starts):
-            return network(**inputs, cache=self.cache, use_cache=True), mask
+            return network(**inputs), mask
 
     def run_start(self, ids: Sequence[int], settings: Sequence[Setting]) -> None:
         """Run what all rows begin with, once for each distinct setting, and go on with a row for each of `settings`."""
@@ -61,7 +65,7 @@ class Passes:
 
     def select(self, rows: list[int]) -> None:
         """Go on with these rows of what has run; a row may come several times."""
-        assert self._real is not None, "nothing has run yet"
+        assert self._real is not None and self.cache is not None, "nothing has run yet on a cache"
         numbers = torch.tensor(rows, device=self._real.device)
         self.cache.batch_select_indices(numbers)
         self._real = self._real[numbers]

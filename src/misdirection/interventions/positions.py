@@ -33,6 +33,8 @@ class TokenPositions:
         self._index = torch.empty(0, 0, dtype=torch.long)
         self._real = torch.empty(0, 0, dtype=torch.bool)
         self._outer: list[Any] = []
+        self._given: Any = None
+        self._ran: set[nn.Module] = set()
         self._cache: dict[tuple[Any, torch.device], Tensor] = {}
         self.active = True
 
@@ -44,18 +46,19 @@ class TokenPositions:
         assert source is not None, "a decoder runs on input_ids or inputs_embeds"
         rows, tokens = source.shape[:2]
         self._check_rows(rows)
-        cache = kwargs.get("cache")
-        seen = cache.get_seq_length() if cache is not None else 0
+        self._cache, self._ran = {}, set()
         mask = self._mask(kwargs.get("attention_mask"))
         if mask is None:
-            mask = torch.ones(rows, seen + tokens, device=source.device)
+            self._real = torch.ones(rows, tokens, dtype=torch.bool, device=source.device)
+            self._index = self._begun(kwargs) + torch.arange(tokens, device=source.device).expand(rows, -1)
+            return
         self._real = mask.bool()[:, -tokens:]
         self._index = (mask.long().cumsum(-1) - 1)[:, -tokens:]
-        self._cache = {}
 
     def note_outer(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the whole model: some wrappers turn its mask into others before the decoder runs."""
         self._outer = [kwargs.get("attention_mask")]
+        self._given = kwargs.get("position_ids")
 
     def _mask(self, own: Any) -> Tensor | None:
         """The mask, [rows, columns], of the decoder's pass, or of the whole model's that surrounds it."""
@@ -66,6 +69,22 @@ class TokenPositions:
         if masks[-1] is not None:
             raise InputError("interventions need an attention mask [rows, tokens], or none: not one per query")
         return None
+
+    def _begun(self, kwargs: dict[str, Any]) -> int | Tensor:
+        """How many tokens of each row, of which none is padded, have run; a recurrent state does not count them."""
+        given, self._given = kwargs.get("position_ids", self._given), None
+        if isinstance(given, Tensor) and given.ndim == 2:
+            return given[:, :1]
+        cache = kwargs.get("cache")
+        return cache.get_seq_length() if cache is not None else 0
+
+    def once(self, block: nn.Module) -> None:
+        """Note that a block runs in this pass; `InputError` when it already has: its output is not one activation."""
+        if block in self._ran:
+            raise InputError(
+                f"{type(block).__name__}: runs several times in one pass: no direction can be changed in it"
+            )
+        self._ran.add(block)
 
     @property
     def shape(self) -> torch.Size:
@@ -90,7 +109,7 @@ class TokenPositions:
     def restore(self, snapshot: tuple[Tensor, Tensor]) -> None:
         """Stand where an earlier pass stood: a checkpointed block runs again during the backward pass."""
         self._index, self._real = snapshot
-        self._cache = {}
+        self._cache, self._ran = {}, set()
 
     def _check_rows(self, rows: int) -> None:
         expected = self._rows if self._rows is not None else (None if self._starts is None else len(self._starts))

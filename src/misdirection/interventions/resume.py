@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
+from misdirection.models.caching import keeps_columns, new_cache
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import hook_handles
+from misdirection.models.layers import hook_handles, stream_output
 
 Recorded = dict[int, Any]
 """The output of a block by layer: a tensor [rows, tokens, width] or a tuple that begins with one; before any hook."""
@@ -25,7 +26,11 @@ def record(chat: ChatModel, layers: Sequence[int]) -> Iterator[Recorded]:
     kept: Recorded = {}
 
     def keep(layer: int) -> Callable[..., None]:
-        return lambda _module, _args, output: kept.__setitem__(layer, output)
+        def remember(module: nn.Module, _args: Any, output: Any) -> None:
+            stream_output(module, output, (None, None, chat.width))
+            kept[layer] = output
+
+        return remember
 
     with hook_handles() as handles:
         for layer in layers:
@@ -54,9 +59,9 @@ def repeated(output: Any, rows: int) -> Any:
     return output if len(output) == rows else output.repeat(rows // len(output), 1, 1)
 
 
-def can_resume(cache: Any) -> bool:
-    """Whether every layer of a cache holds keys and values by token, and so knows its length without having run."""
-    return all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+def can_resume(chat: ChatModel) -> bool:
+    """Whether every block has a layer of the cache of its own, which knows its length without having run."""
+    return keeps_columns(chat) and len(new_cache(chat).layers) == len(chat.layers)
 
 
 def _skip(number: int, output: Any) -> Callable[..., Any]:

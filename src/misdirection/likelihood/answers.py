@@ -40,9 +40,8 @@ class AnswerBatch:
         """[rows, predicting positions, vocabulary]; interventions and hooks on the network are at work."""
         # Counted from the end, since virtual tokens come first.
         kept = torch.arange(self._first - self.ids.shape[1], -1, device=self.ids.device)
-        inputs = {"input_ids": self.ids, "attention_mask": self.mask, "use_cache": False}
-        logits: Tensor = network(**inputs, logits_to_keep=kept).logits
-        return logits
+        inputs = {"input_ids": self.ids, "attention_mask": self.mask}
+        return _logits_at(network, inputs, kept)
 
     def log_probs(self, network: Any) -> Tensor:
         """Mean-token log-probability of each row's answer, [rows] float64, nats/token."""
@@ -75,6 +74,12 @@ def at_least_single(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def _logits_at(network: Any, inputs: Mapping[str, Tensor], kept: Tensor) -> Tensor:
+    """[rows, kept, vocabulary]: the logits at some positions, by their numbers; few models have no such choice."""
+    logits: Tensor = network(**inputs, use_cache=False, logits_to_keep=kept).logits
+    return logits if logits.shape[1] == len(kept) else logits[:, kept.to(logits.device)]
+
+
 def labelled_loss(network: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the loss over all labelled tokens, nats, and how many these are.
 
@@ -85,7 +90,7 @@ def labelled_loss(network: Any, inputs: Mapping[str, Tensor], labels: Tensor) ->
     """
     targets = labels[:, 1:]
     kept = (targets != IGNORED).any(0).nonzero().squeeze(-1)
-    logits = network(**inputs, use_cache=False, logits_to_keep=kept).logits
+    logits = _logits_at(network, inputs, kept)
     targets = targets[:, kept].to(logits.device)
     flat = at_least_single(logits).flatten(0, 1), targets.flatten()
     return cross_entropy(*flat, ignore_index=IGNORED, reduction="sum"), (targets != IGNORED).sum()

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from misdirection.interventions.hooks import Setting
+from misdirection.interventions.hooks import Setting, intervene_rows
 from misdirection.interventions.passes import Passes, Phase, Rows, shared_start
 from misdirection.interventions.resume import Recorded, can_resume, record, repeated, resume
-from misdirection.likelihood.answers import token_log_probs
-from misdirection.models.chat import batches, pad
+from misdirection.likelihood.answers import AnswerBatch, token_log_probs
+from misdirection.models.caching import goes_on, window
+from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import text_config
 from misdirection.progress import Advance
 
 TOKEN_BUDGET = 2048
@@ -98,8 +97,8 @@ def sweep(
 
 def _row_budget(chat: ChatModel, prompts: Sequence[Continuations], budget: int) -> int:
     """One prompt at a time where padding inside a sliding-window cache would push real tokens out of the window."""
-    window = getattr(chat.model.config.get_text_config(), "sliding_window", None)
-    return 1 if window and max(prompt.length for prompt in prompts) > window else budget
+    width = window(chat) if goes_on(chat) else None
+    return 1 if width and max(prompt.length for prompt in prompts) > width else budget
 
 
 Line = list[Setting]
@@ -136,11 +135,8 @@ class _Memory:
 
     def pays(self, starts: list[int]) -> bool:
         """Whether the blocks that lines with these starts may skip are more than the line that records them runs."""
-        config = text_config(self.chat.model)
-        # Blocks that read the keys and values of lower blocks need those to run.
-        shares = getattr(config, "num_kv_shared_layers", 0)
         skipped = sum(start + 1 for start in starts)
-        return skipped > len(self.chat.layers) and not shares and can_resume(DynamicCache(config=config))
+        return skipped > len(self.chat.layers) and can_resume(self.chat)
 
     @contextlib.contextmanager
     def recording(self, phase: int, _rows: int) -> Iterator[None]:
@@ -162,6 +158,8 @@ class _Memory:
 
 def _score(chat: ChatModel, prompts: list[Continuations], lines: list[Line], phase: Phase) -> Tensor:
     """[lines, prompts, answers]. Rows are by line, then by prompt, then by answer."""
+    if not goes_on(chat):
+        return _score_whole(chat, prompts, lines)
     answers = len(prompts[0].answers)
     rows = [(setting, asked) for line in lines for setting, asked in zip(line, prompts, strict=True)]
     settings, starts = [setting for setting, _ in rows], [len(asked.prompt) for _, asked in rows]
@@ -180,6 +178,19 @@ def _score(chat: ChatModel, prompts: list[Continuations], lines: list[Line], pha
     output, real = passes.run(2, chat.model, last)
     targets, _ = pad([answer for _, asked in rows for answer in asked.answers], 0, chat.device)
     return _mean_log_prob(output.logits, targets, real).view(len(lines), len(prompts), answers).cpu()
+
+
+def _score_whole(chat: ChatModel, prompts: list[Continuations], lines: list[Line]) -> Tensor:
+    """The same with every answer after its prompt in one pass, on no cache."""
+    rows = [
+        (setting, Encoded((*asked.prompt, *answer), len(asked.prompt), len(asked.prompt) + len(answer)))
+        for line in lines
+        for setting, asked in zip(line, prompts, strict=True)
+        for answer in asked.answers
+    ]
+    batch = AnswerBatch([row for _, row in rows], chat.device)
+    with intervene_rows(chat, [setting for setting, _ in rows], answer_starts=[row.start for _, row in rows]):
+        return batch.log_probs(chat.model).view(len(lines), len(prompts), -1).cpu()
 
 
 def _mean_log_prob(logits: Tensor, answers: Tensor, mask: Tensor) -> Tensor:

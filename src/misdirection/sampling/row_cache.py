@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicLayer
+
+from misdirection.models.caching import keeps_columns
+from misdirection.models.chat_model import ChatModel
 
 ROOM = 64
 """Columns that storage grows by."""
@@ -69,6 +72,9 @@ class RowCache:
             self.state.layers = [_Layer(window) for _ in prefix.layers]
         new = slice(window.rows, window.rows + count)
         for layer, source in zip(self.state.layers, prefix.layers, strict=True):
+            if source.keys is None:
+                # Of a layer that reads an image and does not run on text.
+                continue
             if layer.keys is None:
                 layer.keys = self._storage(source.keys, window.stop + ROOM)
                 layer.values = self._storage(source.values, window.stop + ROOM)
@@ -85,7 +91,7 @@ class RowCache:
         if moves:
             columns = slice(self._window.start, self._window.stop)
             new, old = torch.tensor(moves).unbind(-1)
-            for layer in self.state.layers:
+            for layer in self._used:
                 layer.keys[new, :, columns] = layer.keys[old, :, columns]
                 layer.values[new, :, columns] = layer.values[old, :, columns]
 
@@ -93,10 +99,10 @@ class RowCache:
         """Makes ready for a pass of one token per row; `longest` is the most tokens that a row has so far."""
         window = self._window
         window.start = window.stop - longest
-        if window.stop < self.state.layers[0].keys.shape[-2]:
+        if window.stop < self._used[0].keys.shape[-2]:
             return
         used, stop = slice(window.start, window.stop), max(longest, self._prompt)
-        for layer in self.state.layers:
+        for layer in self._used:
             layer.keys = self._moved(layer.keys, used, stop)
             layer.values = self._moved(layer.values, used, stop)
         window.start, window.stop = stop - longest, stop
@@ -104,6 +110,10 @@ class RowCache:
     def advance(self) -> None:
         """A pass has run: its column is in use."""
         self._window.stop += 1
+
+    @property
+    def _used(self) -> list[Any]:
+        return [layer for layer in self.state.layers if layer.keys is not None]
 
     def _moved(self, old: Tensor, used: slice, stop: int) -> Tensor:
         new, rows = self._storage(old, stop + ROOM), self._window.rows
@@ -126,14 +136,15 @@ class GroupCache:
     def __init__(self) -> None:
         self.state: Any = None
 
-    def enter(self, prefix: Cache, count: int) -> None:
-        """`count` rows, each with the state of `prefix`, which has one row; no other row may be here."""
+    def enter(self, prefix: Cache | None, count: int) -> None:
+        """`count` rows, each with the state of `prefix`, which has one row, if any; no other row may be here."""
         self.state = copy.deepcopy(prefix)
-        self.state.reorder_cache(torch.zeros(count, dtype=torch.long))
+        self.keep([0] * count)
 
     def keep(self, rows: list[int]) -> None:
         """Row i is from now on what row `rows[i]` was."""
-        self.state.reorder_cache(torch.tensor(rows, dtype=torch.long))
+        if self.state is not None:
+            self.state.reorder_cache(torch.tensor(rows, dtype=torch.long))
 
     def make_room(self, longest: int) -> None:
         """Nothing to do: the layers grow by themselves."""
@@ -142,8 +153,6 @@ class GroupCache:
         """Nothing to do: the layers count by themselves."""
 
 
-def row_cache(config: Any, rows: int, prompt: int) -> RowCache | GroupCache:
-    """The cache that fits a text model's configuration; see `RowCache` for the other arguments."""
-    plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    mixes = all(type(layer) in plain for layer in DynamicCache(config=config).layers)
-    return RowCache(rows, prompt) if mixes else GroupCache()
+def row_cache(chat: ChatModel, rows: int, prompt: int) -> RowCache | GroupCache:
+    """The cache that fits a model; see `RowCache` for the other arguments."""
+    return RowCache(rows, prompt) if keeps_columns(chat) else GroupCache()

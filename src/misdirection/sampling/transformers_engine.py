@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 
 from misdirection.errors import InputError, MemoryProblem
 from misdirection.interventions.hooks import Setting, active, intervene_rows
+from misdirection.models.caching import new_cache
 from misdirection.models.chat import encode_prompt, frame, visible_text
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
@@ -186,9 +187,9 @@ class _Batch:
         self._parameters = parameters
         self._waiting = waiting
         self._limit = limit
-        self._cache = row_cache(text_config(chat.model), limit, longest)
+        self._cache = row_cache(chat, limit, longest)
         self._ends = frozenset(end_tokens(chat))
-        self._prefix: tuple[Hashable, Cache] | None = None
+        self._prefix: tuple[Hashable, Cache | None] | None = None
 
     def run(self) -> Iterator[Completion]:
         """Takes rows from those that wait until none is left."""
@@ -214,21 +215,25 @@ class _Batch:
             taken.append(self._waiting.popleft())
         return taken
 
-    def _prefilled(self, row: _Row) -> Cache:
-        """The cache of all but the prompt's last token, one row.
+    def _prefilled(self, row: _Row) -> Cache | None:
+        """The cache of all but the prompt's last token, one row; None where the model has none with rows.
 
         The prompt runs alone, without padding, so that its bits are the same in any batch.
         """
         if self._prefix is None or self._prefix[0] != row.start:
-            cache = DynamicCache(config=text_config(self._chat.model))
+            # A model that keeps more than keys and values makes the cache itself, if it is one of transformers' kind.
+            cache = new_cache(self._chat) if self._cache.mixes else None
             ids = torch.tensor([row.prompt[:-1]], device=self._chat.device)
             positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
-            self._pass(self._chat.decoder, [row], ids, torch.ones_like(ids), positions, cache)
-            self._prefix = (row.start, cache)
+            output = self._pass(self._chat.decoder, [row], ids, torch.ones_like(ids), positions, cache)
+            filled = output.get("cache")
+            self._prefix = (row.start, filled if type(filled) is DynamicCache else None)
         return self._prefix[1]
 
     def _step(self) -> list[int]:
         """One more token for every row."""
+        if self._cache.state is None:
+            return self._step_whole()
         device = self._chat.device
         ids = torch.tensor([row.last for row in self.rows], device=device)
         seen = torch.tensor([row.seen for row in self.rows], device=device)
@@ -239,12 +244,28 @@ class _Batch:
         self._cache.advance()
         return self._draw(output.logits[:, -1])
 
-    def _pass(self, network: Any, rows: list[_Row], ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Any:
+    def _step_whole(self) -> list[int]:
+        """The same without a cache: all tokens of rows that have the same number of them."""
+        ids = torch.tensor([(*row.prompt, *row.tokens) for row in self.rows], device=self._chat.device)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return self._draw(
+            self._pass(self._chat.model, self.rows, ids, torch.ones_like(ids), positions, None).logits[:, -1]
+        )
+
+    def _pass(
+        self, network: Any, rows: list[_Row], ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None
+    ) -> Any:
         """The one place where the model runs, for the prompts and for every step."""
         interventions = [row.request.setting for row in rows]
         starts = [len(row.prompt) for row in rows]
+        inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": True}
+        if self._cache.mixes:
+            # Without a mask nothing is padded; recurrent layers take one for the tokens of the pass alone.
+            inputs["attention_mask"] = mask
+        if cache is not None:
+            inputs["cache"] = cache
         with intervene_rows(self._chat, interventions, answer_starts=starts):
-            return network(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
+            return network(**inputs)
 
     def _draw(self, logits: Tensor) -> list[int]:
         keys = torch.tensor([row.key for row in self.rows], device=logits.device)
