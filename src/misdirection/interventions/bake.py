@@ -177,7 +177,7 @@ class _Ablation:
         check_stream(text_decoder(checkpoint.network))
         self._checkpoint, self._ablation = checkpoint, ablation
         self.splits_head = checkpoint.tied and not checkpoint.stores_head
-        self._written = {name for name in checkpoint.names if checkpoint.part(name) in ("writer", "embedding")}
+        self._written = {name for name in sorted(checkpoint.names) if checkpoint.part(name) in ("writer", "embedding")}
         self._missing: set[str | int] = {checkpoint.input_name, *range(len(checkpoint.blocks))}
         self.rounding = Rounding()
         self._changed = self._experts = 0

@@ -87,7 +87,9 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor."""
-        shard = next(file for file, names in self.shards.items() if name in names)
+        shard = next((file for file, names in self.shards.items() if name in names), None)
+        if shard is None:
+            raise InputError(f"{self.name}: there is no {name} in its files: use the hooked ablation instead")
         with self._reading(shard) as file:
             return file.get_tensor(name)
 
@@ -106,8 +108,17 @@ class Checkpoint:
 
     @cached_property
     def tied(self) -> bool:
-        """Whether the embedding is also the output matrix."""
-        return bool(text_config(self.network).tie_word_embeddings)
+        """Whether the embedding is also the output matrix; configurations of several parts say it in several places."""
+        return bool(self.head.weight is self.network.get_input_embeddings().weight)
+
+    @cached_property
+    def head(self) -> Any:
+        """The output matrix, of the model itself or of the language model in it."""
+        parts = [part for part in self.network.modules() if hasattr(part, "get_output_embeddings")]
+        heads = [head for part in parts if (head := part.get_output_embeddings()) is not None]
+        if not heads:
+            raise InputError(f"{self.name}: a {type(self.network).__name__} has no output matrix of its own")
+        return heads[0]
 
     @cached_property
     def names(self) -> set[str]:
@@ -132,8 +143,7 @@ class Checkpoint:
     @cached_property
     def head_name(self) -> str:
         """The name of the output matrix."""
-        head = self.network.get_output_embeddings()
-        return next(f"{name}.weight" for name, module in self.network.named_modules() if module is head)
+        return next(f"{name}.weight" for name, module in self.network.named_modules() if module is self.head)
 
     def is_head(self, name: str) -> bool:
         """Whether a tensor is of the output matrix, which some files call by an older name."""
@@ -159,22 +169,44 @@ class Checkpoint:
     def _unloaded(self) -> Iterable[str]:
         return self.network._keys_to_ignore_on_load_unexpected or ()
 
+    @cached_property
+    def _outside(self) -> set[str]:
+        """Names of the parameters that belong neither to the text decoder nor to the output matrix."""
+        parts = text_decoder(self.network), self.head
+        inside = {id(parameter) for part in parts for parameter in part.parameters()}
+        return {_plain(name) for name, parameter in self.network.named_parameters() if id(parameter) not in inside}
+
+    @cached_property
+    def _names(self) -> set[str]:
+        """The own names of the text decoder's modules and parameters."""
+        decoder = text_decoder(self.network)
+        return {
+            name.rpartition(".")[2]
+            for members in (decoder.named_modules(), decoder.named_parameters())
+            for name, _ in members
+        }
+
+    def _is_outside(self, name: str) -> bool:
+        return bool(_OTHER.search(name)) or _plain(name) in self._outside
+
     def block_of(self, name: str) -> tuple[int, str] | None:
         """Block number and name inside the block, or None outside of the text blocks."""
-        match = None if _OTHER.search(name) else self._block.search(name)
+        match = None if self._is_outside(name) else self._block.search(name)
         return (int(match[1]), match[2]) if match else None
 
     def part(self, name: str) -> Part:
         """The part that a tensor plays; `InputError` when that is not known."""
-        if _OTHER.search(name) or any(re.search(pattern, name) for pattern in self._unloaded):
+        if self._is_outside(name) or any(re.search(pattern, name) for pattern in self._unloaded):
             return "other"
         if block := self.block_of(name):
             return role(block[1]) if block[0] < len(self.blocks) else "other"  # type: ignore[return-value]
         if self.is_head(name):
             return "head"
-        own = name.split(".")[-2] if "." in name else name
+        own = name.split(".")[-2] if "." in name and name.endswith(("weight", "bias")) else name.split(".")[-1]
         if own in self.embeddings or name.endswith("mm_input_projection_weight"):
             return "embedding"
+        if self._outside and own not in self._names:
+            return "other"
         return role(name)  # type: ignore[return-value]
 
     @cached_property
@@ -219,6 +251,11 @@ class Checkpoint:
             return None
         weight = self.tensor(f"{name[: -len(block[1])]}{norm}.weight").double()
         return weight + gain_at_zero(getattr(self.blocks[block[0]], norm))
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without the names of what surrounds it, of which files leave out some."""
+    return re.sub(r"^(model\.)+", "", name)
 
 
 def gain_at_zero(norm: nn.Module) -> float:

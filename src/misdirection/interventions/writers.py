@@ -10,6 +10,7 @@ Names are those of a parameter's own module, so that they hold for a loaded mode
 name that is on neither list is an error, never a guess; so is a norm whose place in the block is not known.
 """
 
+import inspect
 import re
 
 from torch import nn
@@ -17,7 +18,10 @@ from torch import nn
 from misdirection.errors import InputError
 
 WRITERS = frozenset(
-    {"o_proj", "out_proj", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "wo"}
+    {
+        *("o_proj", "out_proj", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "wo", "Wo"),
+        *("output_linear", "ff_out"),
+    }
 )
 """The last matrices of an attention, an MLP or an expert."""
 
@@ -49,7 +53,27 @@ READERS = frozenset(
             "inv_freq",
         ),
         *("gate_proj", "up_proj", "gate_up_proj", "c_fc", "dense_h_to_4h", "fc1", "fc_in", "w1", "w3", "wi"),
-        *("gate", "router", "shared_expert_gate", "layer_scalar"),
+        *("gate", "router", "shared_expert_gate", "layer_scalar", "expert_bias", "wg"),
+        # Recurrent layers and short convolutions.
+        *("in_proj", "x_proj", "dt_proj", "A", "D", "conv", "q_conv1d", "k_conv1d", "v_conv1d", "dt_layernorm"),
+        *("g_proj", "g_a_proj", "g_b_proj", "f_proj", "f_a_proj", "f_b_proj", "b_proj", "a_proj"),
+        *("key_decay", "query_decay", "diagonal_decay", "slope_rate", "output_gate"),
+        # What a layer picks the tokens by that it attends to, and what it scales or bends inside.
+        *("wk", "wq_b", "weights_proj", "attention_sink", "learnable_sink_param", "softmax_offset"),
+        *("lambda_q1", "lambda_q2", "lambda_k1", "lambda_k2", "alpha_p", "alpha_n", "beta", "eps"),
+        *(
+            "Wqkv",
+            "Wi",
+            "input_linear",
+            "layer",
+            "attn_proj",
+            "r_proj",
+            "kv_proj",
+            "c_fc_0",
+            "c_fc_1",
+            "dt_proj_weight",
+            "dt_proj_bias",
+        ),
         # Causal masks that old checkpoints keep as a "bias" of the attention itself.
         *("attn", "attention"),
     }
@@ -61,12 +85,16 @@ _NORM = re.compile(r"(^|_)(norm|layernorm|ln)(_|\d|$)|^ln_\w+$")
 _POST_NORMS = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
+    ("post_attention_layernorm", "post_mlp_layernorm"),
+    ("post_operator_norm", "post_ffn_norm"),
+    ("post_norm1", "post_norm2"),
 )
 """The norms between attention and stream, and between MLP and stream, in the post-norm arrangements."""
 
 _PRE_NORMS = frozenset(
     {
         *("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm"),
+        *("pre_mlp_layernorm", "pre_ff_layernorm", "attn_norm", "mlp_norm"),
         *("attention_layernorm", "feedforward_layernorm", "self_attn_layer_norm", "final_layer_norm"),
         *("ln_1", "ln_2", "ln_attn", "ln_mlp", "norm_1", "norm_2", "operator_norm", "ffn_norm", "norm"),
     }
@@ -82,7 +110,8 @@ def role(name: str) -> str:
     """
     parts = [part for part in name.split(".") if not part.isdigit() and part != "base_layer"]
     own = parts[-2] if parts[-1] in ("weight", "bias") and len(parts) > 1 else parts[-1]
-    if own.removesuffix("_bias") in WRITERS:
+    # A bias beside its matrix, and not in it, is added elsewhere, except in experts that are fused.
+    if own in WRITERS or ("experts" in parts and own.removesuffix("_bias") in WRITERS):
         return "writer"
     if _NORM.search(own):
         return "norm"
@@ -106,6 +135,8 @@ def post_norms(block: nn.Module) -> tuple[str, str] | None:
     """
     names = {name for name, _ in block.named_children()}
     post = next((pair for pair in _POST_NORMS if names.issuperset(pair)), None)
+    inside = {name.rpartition(".")[2] for name, _ in block.named_modules() if "." in name}
+    names |= {name for name in inside - _PRE_NORMS if name.startswith("post_")}
     unknown = {name for name in names if _NORM.search(name)} - _PRE_NORMS - set(post or ())
     if unknown:
         raise InputError(
@@ -120,7 +151,7 @@ def norm_after(block: nn.Module, name: str) -> str | None:
     pair = post_norms(block)
     if pair is None:
         return None
-    return pair[0] if "attn" in name or "attention" in name else pair[1]
+    return pair[0] if any(mixer in name for mixer in ("attn", "attention", "conv")) else pair[1]
 
 
 def final_norm(decoder: nn.Module) -> nn.Module:
@@ -143,6 +174,11 @@ def check_stream(decoder: nn.Module) -> None:
             f"{type(decoder).__name__}: needs one norm outside of its blocks, after the last, and has "
             f"{' and '.join(norms) or 'none'}: weights cannot hold this ablation, use the hooked one instead"
         )
+    if _calls(decoder, norms[0]) > 1:
+        raise InputError(
+            f"{type(decoder).__name__}: its {norms[0]} also stands before its blocks: weights cannot hold this "
+            "ablation, use the hooked one instead"
+        )
     for name, child in decoder.named_children():
         stores = any(isinstance(module, nn.Embedding) for module in child.modules())
         if "embed" in name and name not in norms and not stores and any(True for _ in child.buffers()):
@@ -150,6 +186,11 @@ def check_stream(decoder: nn.Module) -> None:
                 f"{type(decoder).__name__}: {name} writes to the residual stream and is no matrix that can be changed: "
                 "weights cannot hold this ablation, use the hooked one instead"
             )
+
+
+def _calls(decoder: nn.Module, name: str) -> int:
+    """How often the text of a decoder's forward pass calls one of its children."""
+    return inspect.getsource(type(decoder).forward).count(f"self.{name}(")
 
 
 def sublayers(block: nn.Module) -> list[nn.Module]:
