@@ -168,7 +168,7 @@ def test_a_quantised_model_is_refused_wherever_its_configuration_says_so(tmp_pat
 
 
 def test_what_is_not_a_causal_language_model_gets_one_line(folder):
-    refused(configured(folder, model_type="siglip_vision_model"), "is not of a causal language model")
+    refused(configured(folder, model_type="siglip_vision_model"), "is not a causal language model")
     refused(configured(folder, model_type="never_heard_of"), "its configuration could not be loaded.*never_heard_of")
     (folder / "config.json").unlink()
     refused(folder, "its configuration could not be loaded")

@@ -80,7 +80,7 @@ def test_the_part_of_a_parameter_follows_from_its_modules_name(name, part):
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp.secret.weight", "mlp.secret", "block_sparse_moe.output_linear.weight", "mamba.D"]
+    "name", ["mlp.secret.weight", "mlp.secret", "mlp.router.classifier.weight", "attention.dense_bias"]
 )
 def test_an_unknown_parameter_gets_one_line_never_a_guess(name):
     with pytest.raises(MisdirectionError, match=f"^{name}: cannot tell whether this parameter writes") as error:

@@ -196,6 +196,8 @@ class Checkpoint:
 
     def part(self, name: str) -> Part:
         """The part that a tensor plays; `InputError` when that is not known."""
+        if name.endswith("mm_input_projection_weight"):
+            return "embedding"
         if self._is_outside(name) or any(re.search(pattern, name) for pattern in self._unloaded):
             return "other"
         if block := self.block_of(name):
@@ -203,7 +205,7 @@ class Checkpoint:
         if self.is_head(name):
             return "head"
         own = name.split(".")[-2] if "." in name and name.endswith(("weight", "bias")) else name.split(".")[-1]
-        if own in self.embeddings or name.endswith("mm_input_projection_weight"):
+        if own in self.embeddings:
             return "embedding"
         if self._outside and own not in self._names:
             return "other"

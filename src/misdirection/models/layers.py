@@ -39,7 +39,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     decoder, config = text_decoder(model), text_config(model)
     # Two layers of attention in each block, or an encoder beside the decoder, are counted under other names.
     named = {name: getattr(config, name, None) for name in ("num_hidden_layers", "num_layers", "decoder_layers")}
-    for count in filter(None, named.values()):
+    for count in (count for count in named.values() if count is not None):
         for blocks in _lists(decoder):
             if len(blocks) == count:
                 return list(blocks)
