@@ -15,6 +15,7 @@ from misdirection.judging.verdicts import from_masses
 from misdirection.models.chat import encode_prompt
 from misdirection.models.chat_model import ChatModel
 from tiny import CHATML, make_chat, make_network, make_tokenizer
+from weights import as_chat, qwen3_next
 
 PROMPTS = ["Grade this.", "How good is it, on the whole, do you think?", "0-100?", "Grade this. Now."]
 
@@ -71,6 +72,11 @@ def test_a_number_is_followed_through_its_digits(architecture, budget):
         assert verdict.by == expected.by == "logprobs"
         assert verdict.score == pytest.approx(expected.score, abs=1e-3)
         assert verdict.score > 9
+
+
+def test_a_model_that_cannot_go_on_from_a_cache_does_not_judge():
+    with pytest.raises(MisdirectionError, match="a Qwen3NextForCausalLM cannot judge here"):
+        LocalJudge(as_chat(qwen3_next()))
 
 
 def test_without_mass_on_numbers_there_is_no_score():

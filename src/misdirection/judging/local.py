@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from misdirection.errors import InputError
 from misdirection.judging.judges import Done, ModelJudge, Prompt
 from misdirection.judging.verdicts import TOP, JudgeVerdict, begun_word, from_logprobs, from_masses, whole_number
 from misdirection.likelihood.sweep import TOKEN_BUDGET
+from misdirection.models.caching import goes_on
 from misdirection.models.chat import batches, encode_prompt, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
@@ -36,6 +38,11 @@ class LocalJudge(ModelJudge):
 
     def __init__(self, chat: ChatModel, *, budget: int = TOKEN_BUDGET) -> None:
         super().__init__(chat)
+        if not goes_on(chat):
+            raise InputError(
+                f"{chat.name}: a {type(chat.network).__name__} cannot judge here: prompts of unequal length cannot go "
+                "on from what it keeps: judge with another model, or serve it and give its URL"
+            )
         self._budget = budget
         texts = chat.tokenizer.batch_decode([[token] for token in range(len(chat.tokenizer))])
         self._texts: list[str] = texts

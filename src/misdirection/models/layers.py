@@ -22,7 +22,7 @@ def text_decoder(model: nn.Module) -> nn.Module:
         inner = inner.get_base_model()
     decoder: Any = inner.get_decoder() if hasattr(inner, "get_decoder") else inner
     # What a model calls its decoder may be the output matrix, or a language model with its own.
-    if isinstance(decoder, nn.Linear):
+    if isinstance(decoder, nn.Linear) and decoder is not inner:
         decoder = inner.base_model
     elif getattr(decoder, "get_output_embeddings", lambda: None)() is not None:
         decoder = next(child for child in decoder.children() if any(True for _ in _lists(child)))
