@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from misdirection.models.thoughts import MARKS
+
 MIN_MASS = 0.25
 TOP = 20
 
@@ -19,12 +21,9 @@ TOP = 20
 SPACES = " \t\r\n▁ĠĊ"
 _WORDS = ("CODE", "REFUSAL")
 _WORD = re.compile(r"\W*(?:(CODE|REFUSAL)\b|(?i:(CODE|REFUSAL))\W*$)")
-# As Qwen and DeepSeek write it, Gemini, Magistral, Kimi; gpt-oss names the channel of what is seen.
-_OPENED = re.compile(r"\s*(?:<(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|◁think▷|<\|channel\|>analysis)")
-_THOUGHT = re.compile(
-    r"^.*(?:</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>)",
-    re.DOTALL,
-)
+_OPENED = re.compile(rf"\s*(?:{'|'.join(re.escape(marks.opens) for marks in MARKS)})")
+# A host's reply may begin inside of a thought that its prompt has opened.
+_THOUGHT = re.compile(rf"^.*(?:{'|'.join(re.escape(marks.ends) for marks in MARKS)})", re.DOTALL)
 _SCORE_ALONE = re.compile(r"\W*\d{1,3}(?:\.\d+)?(?:\s*(?:/|out of|of)\s*100\b)?[^\w\n]*(?:\n|$)", re.ASCII)
 _OUT_OF = re.compile(r"(?<=\d)\s*(?:/|out of|of)\s*100\b", re.IGNORECASE | re.ASCII)
 _NUMBER = re.compile(r"(?<![\w.,-])\d+(?:\.\d+)?(?![\w,]*\w)", re.ASCII)

@@ -16,7 +16,9 @@ MARKS = (
     Marks("[THINK]", "[/THINK]"),
     Marks("<thinking>", "</thinking>"),
     Marks("<thought>", "</thought>"),
+    Marks("<reasoning>", "</reasoning>"),
     Marks("<seed:think>", "</seed:think>"),
+    Marks("◁think▷", "◁/think▷"),
     Marks("<|START_THINKING|>", "<|END_THINKING|>"),
     # In these two every part of an answer has a header, and the last part is the visible one.
     Marks("<|channel|>", "<|channel|>final<|message|>"),
