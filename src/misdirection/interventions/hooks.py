@@ -17,6 +17,7 @@ from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.kinds import Ablate, Steer
 from misdirection.interventions.positions import Rule, TokenPositions
 from misdirection.interventions.program import Compiler, Devices, Step
+from misdirection.interventions.resume import is_skipped
 from misdirection.interventions.sites import Site
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import hook_handles, stream_output
@@ -189,9 +190,12 @@ class _Firings:
         self._passes += 1
         tokens = self._positions.shape.numel()
         for place, count in self._tokens.items():
-            if count >= tokens or (isinstance(place, int) and self._chat.is_switched_off):
-                continue
             layer = place if isinstance(place, int) else place.layer
+            # What is resumed was recorded with what acts inside of the blocks below.
+            if count >= tokens or is_skipped(self._chat.layers[layer]):
+                continue
+            if isinstance(place, int) and self._chat.is_switched_off:
+                continue
             raise InputError(
                 f"an intervention acted on {count} of {tokens} tokens of a pass at layer {layer}: the model skips what "
                 "it acts on, or was merged or traced since: name layers that run, or load the model anew"

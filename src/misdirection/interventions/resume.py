@@ -7,6 +7,7 @@ below. A sweep over layers then computes each setting's own blocks only.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,14 @@ from misdirection.models.layers import hook_handles, stream_output
 
 Recorded = dict[int, Any]
 """The output of a block by layer: a tensor [rows, tokens, width] or a tuple that begins with one; before any hook."""
+
+_SKIPPED: WeakSet[nn.Module] = WeakSet()
+"""Blocks that do not run now."""
+
+
+def is_skipped(block: nn.Module) -> bool:
+    """Whether a pass is resumed above this block, so that nothing inside of it runs."""
+    return block in _SKIPPED
 
 
 @contextlib.contextmanager
@@ -48,6 +57,8 @@ def resume(chat: ChatModel, layer: int, output: Any) -> Iterator[None]:
     with hook_handles() as undo:
         for number, block in enumerate(chat.layers[: layer + 1]):
             undo.callback(_restore_forward, block, block.__dict__.get("forward"))
+            undo.callback(_SKIPPED.discard, block)
+            _SKIPPED.add(block)
             block.forward = _skip(number, output)
         yield
 
