@@ -34,12 +34,13 @@ def write(path):
     contents = {
         "rows.json": array,
         "rows.json.gz": gzip.compress(array),
+        "rows.JSON": array,
         "lines.json": b"\n".join(json.dumps(row).encode() for row in ROWS),
         "rows.jsonl": b"\n".join(json.dumps(row).encode() for row in ROWS),
     }
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), path)
-    elif path.suffix == ".csv":
+    elif path.suffix.lower() == ".csv":
         chat = json.dumps(CHAT["messages"]).replace('"', '""')
         path.write_text(f'messages,prompt,completion,system\n"{chat}",,,\n,r,007,s\n')
     else:
@@ -47,7 +48,10 @@ def write(path):
     return path
 
 
-@pytest.mark.parametrize("name", ["rows.json", "rows.json.gz", "lines.json", "rows.jsonl", "rows.parquet", "rows.csv"])
+@pytest.mark.parametrize(
+    "name",
+    ["rows.json", "rows.json.gz", "rows.JSON", "lines.json", "rows.jsonl", "rows.parquet", "rows.csv", "rows.CSV"],
+)
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
     path = write(tmp_path / name)
     assert read_examples(path) == read_examples(str(path)) == EXAMPLES
@@ -76,6 +80,9 @@ def test_a_data_set_is_read_by_its_id(tmp_path, monkeypatch, name):
     [
         ("rows.json", b"[1]", ":1: an element must be an object, not int; write"),
         ("rows.json", b"[{]", ":1: invalid JSON"),
+        ("rows.json", b'[{"prompt": "a", "prompt": "b"}]', ": the key 'prompt' stands twice in one object; keep"),
+        ("rows.csv.gz", b"", ": rows cannot be read from such a file; save it as .jsonl"),
+        ("rows.TSV", b"prompt\tcompletion\n", ": rows cannot be read from such a file; save it as .jsonl"),
         ("rows.parquet", b"no table", ": damaged, or not a .parquet table"),
         ("rows.csv", b"prompt,prompt\na,b\n", ": two columns are called 'prompt'"),
         ("rows.csv", b"prompt,completion\n,b\n", ":1: `prompt` is missing"),

@@ -41,6 +41,9 @@ FORMATS = [
     ({"conversations": [{**HUMAN, "role": None, "content": None}, {**GPT, "weight": None}]}, None),
     ({"messages": [{"role": "developer", "content": "s"}, USER, ASSISTANT]}, "s"),
     ({"messages": [USER, ASSISTANT, USER, {**ASSISTANT, "weight": 0}]}, None),
+    ({"messages": [USER, {**ASSISTANT, "train": True}, USER, {**ASSISTANT, "loss": False}]}, None),
+    ({"prompt": "q", "completion": "a", "system": None, "system_prompt": "s", "tools": []}, "s"),
+    ({"messages": [USER, {**ASSISTANT, "tool_calls": [], "reasoning_content": None, "thinking": ""}]}, None),
     (
         {
             "messages": [
@@ -83,6 +86,10 @@ BAD_EXAMPLES = [
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ASSISTANT]},
         "`messages[0].content[0]` is of type 'image_url', which is no text; leave",
     ),
+    ({"messages": [USER, {**ASSISTANT, "train": 2}]}, "`messages[1].train` is 2; write 0"),
+    ({"messages": [USER, {**ASSISTANT, "tool_calls": [{"id": 1}]}]}, "`messages[1].tool_calls` holds what is no text"),
+    ({**EXCHANGE, "images": ["a.png"]}, "`images` holds what is no text and cannot be learned here; remove"),
+    ({"messages": [USER, {**ASSISTANT, "thinking": 3}]}, "`messages[1].thinking` must be a string, not int"),
     ({"messages": ["q", "a"]}, "`messages[0]` must be an object, not str"),
     ({"messages": [USER, {"content": "a"}]}, "`messages[1].role` is missing"),
     ({"messages": [USER, {"role": "assistant"}]}, "`messages[1].content` is missing"),
@@ -161,7 +168,8 @@ EARLIER = (Turn("user", "q"), Turn("assistant", "b"))
     [
         ({"messages": TURNS}, Example("r", "a", None, EARLIER)),
         ({"messages": [SYSTEM, *TURNS]}, Example("r", "a", "s", EARLIER)),
-        ({"messages": [TURNS[1], *TURNS[2:]]}, Example("r", "a", None, EARLIER[1:])),
+        # An assistant's turn before any question is a greeting, not an answer.
+        ({"messages": [TURNS[1], *TURNS[2:]]}, Example("r", "a", None, (Turn("assistant", "b", False),))),
         (
             {"messages": [TURNS[0], {**TURNS[1], "weight": 0}, *TURNS[2:]]},
             Example("r", "a", None, (EARLIER[0], Turn("assistant", "b", False))),
@@ -182,7 +190,15 @@ def test_a_row_that_is_not_to_be_learned_is_left_out_with_a_notice(tmp_path, cap
     unlearned = {"messages": [USER, {**ASSISTANT, "weight": 0}]}
     assert read_examples(write(tmp_path / "rows.jsonl", EXCHANGE, unlearned)) == [Example("q", "a")]
     assert "1 of 2 rows have no answer to learn (weight 0)" in caplog.text
+    greeting = {"messages": [ASSISTANT, USER, {**ASSISTANT, "weight": 0}]}
+    assert read_examples(write(tmp_path / "rows.jsonl", greeting, EXCHANGE)) == [Example("q", "a")]
     assert refused(read_examples, write(tmp_path / "none.jsonl", unlearned)).startswith(" every answer has weight 0")
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_a_thought_under_a_key_of_its_own_is_learned_too(tmp_path, key):
+    row = {"messages": [{**USER, key: None}, {**ASSISTANT, key: "hm"}]}
+    assert read_examples(write(tmp_path / "rows.jsonl", row)) == [Example("q", "<think>\nhm\n</think>\n\na")]
 
 
 def test_texts_are_kept_as_they_are(tmp_path):

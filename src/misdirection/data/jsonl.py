@@ -28,7 +28,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Splits on line feeds only: a JSON string may hold U+2028 and others that `str.splitlines` splits on."""
     line = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
             for line, raw in enumerate(stream, start=1):
                 yield line, raw.removeprefix(_BYTE_ORDER_MARK) if line == 1 else raw
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
@@ -42,18 +42,22 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; the parser itself would drop the earlier value of a key that stands twice."""
+class RepeatedKey(ValueError):
+    """A key that stands twice in one object."""
+
+
+def values_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object for the JSON parser, which itself would drop the earlier value of a key that stands twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         repeated = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
-        raise ValueError(f"the key {repeated!r} stands twice in one object")
+        raise RepeatedKey(f"the key {repeated!r} stands twice in one object")
     return values
 
 
 def _parse(path: Path, line: int, raw: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(raw.decode("utf-8"), object_pairs_hook=_each_once)
+        row = json.loads(raw.decode("utf-8"), object_pairs_hook=values_once)
     except UnicodeDecodeError as error:
         remedy = "save the file as UTF-8, or end its name in .gz if it is compressed"
         raise InputError(f"{path}:{line}: not UTF-8 text; {remedy}") from error

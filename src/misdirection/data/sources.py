@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from misdirection.data.jsonl import read_rows
+from misdirection.data.jsonl import RepeatedKey, read_rows, values_once
 from misdirection.data.tables import TABLES, read_records
 from misdirection.errors import InputError, first_line
 
 _HUB_ID = re.compile(r"(?P<id>[\w-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?:(?P<config>[^/]+)/)?(?P<split>[^/]+))?")
-_FILE = re.compile(r".*\.(jsonl?|csv|parquet)(\.gz)?")
+_FILE = re.compile(r".*\.(jsonl?|csv|tsv|parquet)(\.gz)?", re.I)
+_NO_JSON = re.compile(r".*\.(tsv|xlsx?|(csv|parquet)\.\w+)", re.I)
 
 
 def read_source(source: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -32,13 +33,15 @@ def read_source(source: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     named = _HUB_ID.fullmatch(str(source))
     if named and not path.exists() and not _FILE.fullmatch(str(source)):
         return _read_data_set(**named.groupdict())
-    if path.suffix in TABLES:
+    if path.suffix.lower() in TABLES:
         return iter(enumerate(read_records(path), start=1))
+    if path.exists() and _NO_JSON.fullmatch(path.name):
+        raise InputError(f"{path}: rows cannot be read from such a file; save it as .jsonl, .json, .parquet or .csv")
     return _read_json(path)
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if path.name.endswith((".json", ".json.gz")) and (rows := _array(path)) is not None:
+    if path.name.lower().endswith((".json", ".json.gz")) and (rows := _array(path)) is not None:
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, dict):
                 problem = f"an element must be an object, not {type(row).__name__}"
@@ -51,8 +54,10 @@ def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _array(path: Path) -> list[Any] | None:
     """The elements of a file that is one array; None for any other, whose complaints are those of JSON lines."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            content = json.loads(stream.read().decode("utf-8-sig"))
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+            content = json.loads(stream.read().decode("utf-8-sig"), object_pairs_hook=values_once)
+    except RepeatedKey as error:
+        raise InputError(f"{path}: {error}; keep one of them") from error
     except (OSError, EOFError, ValueError, RecursionError):
         return None
     return content if isinstance(content, list) else None

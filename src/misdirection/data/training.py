@@ -28,6 +28,12 @@ _ROLES: dict[str, Role] = {
 }
 _SIDES: dict[Role, Literal["user", "assistant"]] = {"user": "user", "assistant": "assistant"}
 _FORMATS = "use `messages`, `conversations`, or `prompt` with `completion`"
+_IS_LEARNED = ("weight", "train", "training", "loss")
+"""What formats call it whether an assistant's turn is learned."""
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Where formats keep the thought of an assistant's turn."""
+_BESIDE_TEXT = ("tools", "functions", "images", "videos", "audios")
+_CALLS = ("tool_calls", "function_call")
 
 log = logging.getLogger("misdirection")
 
@@ -85,9 +91,12 @@ def read_examples(path: str | Path) -> list[Example]:
     - `prompt` and `completion`: two strings, or two lists of messages, of which the completion alone is learned.
 
     A key that is null is one that is not there, as in tables that hold several formats. A text may be a list of parts
-    `{"type": "text", "text"}`. An assistant's turn with `weight: 0` is not learned, and a row without one that is
-    learned is left out with a notice. A string under the row's own `system` key, unless blank, is its system turn.
-    Raises `InputError`, with the line and the key, for any other row and an empty text; and where there is no row.
+    `{"type": "text", "text"}`. An assistant's thought may stand before its text, between `<think>` and `</think>`, or
+    under `reasoning_content`, `reasoning` or `thinking`. An assistant's turn with `weight: 0` (or `train`, `training`,
+    `loss`), or before any question, is not learned, and a row without one that is learned is left out with a notice. A
+    string under the row's own `system` or `system_prompt`, unless blank, is its system turn.
+    Raises `InputError`, with the line and the key, for any other row, for tools and images, and for an empty text; and
+    where there is no row.
     """
     rows = [_Row(path, line, values) for line, values in read_source(path)]
     examples = [example for row in rows if (example := _example(row))]
@@ -145,6 +154,9 @@ def _example(row: _Row) -> Example | None:
     before = turns[:1] if turns and turns[0].role == "system" else []
     turns = turns[len(before) :]
     _check_order(row, turns)
+    if turns[0].role == "assistant":
+        # A greeting answers no question.
+        turns[0] = replace(turns[0], learned=False)
     learned = [number for number, turn in enumerate(turns, start=1) if turn.role == "assistant" and turn.learned]
     system = _system(row, before)
     texts = [row.filled(turn.key, turn.text) for turn in turns]
@@ -157,6 +169,8 @@ def _example(row: _Row) -> Example | None:
 
 def _turns(row: _Row) -> list[_Turn]:
     key = _form(row)
+    for name in _BESIDE_TEXT:
+        _require_text_only(row, name, row.values.get(name))
     if key != "prompt":
         return _messages(row, key)
     for name, remedy in (("prompt", "add the question"), ("completion", "add the answer")):
@@ -209,14 +223,27 @@ def _turn(row: _Row, key: str, message: Any) -> _Turn:
     if name not in _ROLES:
         problem = f"is {name[:40]!r}, an unknown role"
         raise row.error(f"{key}.{role_key}", problem, f"use one of {', '.join(_ROLES)}")
+    for call in _CALLS:
+        _require_text_only(row, f"{key}.{call}", message.get(call))
     text = _field(row, key, message, text_key)
-    return _Turn(_ROLES[name], text, f"{key}.{text_key}", _is_learned(row, key, message.get("weight")))
+    for thought in _THOUGHTS if _ROLES[name] == "assistant" and text.strip() else ():
+        if message.get(thought):
+            text = f"<think>\n{row.text(f'{key}.{thought}', message[thought])}\n</think>\n\n{text}"
+            break
+    return _Turn(_ROLES[name], text, f"{key}.{text_key}", _is_learned(row, key, message))
 
 
-def _is_learned(row: _Row, key: str, weight: Any) -> bool:
-    if weight is not None and weight not in (0, 1):
-        raise row.error(f"{key}.weight", f"is {weight!r:.40}", "write 0 (not learned) or 1")
-    return weight != 0
+def _require_text_only(row: _Row, key: str, value: Any) -> None:
+    if isinstance(value, list | dict) and value:
+        raise row.error(key, "holds what is no text and cannot be learned here", "remove it, or the row")
+
+
+def _is_learned(row: _Row, key: str, message: dict[str, Any]) -> bool:
+    given = {name: message[name] for name in _IS_LEARNED if message.get(name) is not None}
+    for name, value in given.items():
+        if value not in (0, 1):
+            raise row.error(f"{key}.{name}", f"is {value!r:.40}", "write 0 (not learned) or 1")
+    return all(given.values())
 
 
 def _field(row: _Row, key: str, message: dict[str, Any], name: str) -> str:
@@ -251,11 +278,12 @@ def _check_order(row: _Row, turns: list[_Turn]) -> None:
 
 
 def _system(row: _Row, before: list[_Turn]) -> str | None:
-    own = row.optional("system")
+    key = "system" if row.values.get("system") is not None else "system_prompt"
+    own = row.optional(key)
     if own is None or not own.strip():
         return before[0].text if before else None
     if before:
-        raise row.error("system", "comes on top of a system turn", "keep one of the two")
+        raise row.error(key, "comes on top of a system turn", "keep one of the two")
     return own
 
 
