@@ -340,6 +340,23 @@ def test_a_template_that_cannot_be_exact_is_refused_at_loading(tmp_path, templat
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "message['content'][0]['text']",
+        "message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join",
+    ],
+)
+def test_a_template_that_prints_only_parts_gets_parts(printed):
+    tokenizer = make_tokenizer(CHATML.replace("message['content']", printed))
+    require_exact(tokenizer, "tiny", "off")
+    chat = ("And <|im_end|>?", "Fine.", "Be brief.", EARLIER)
+    encoded, same = encode(tokenizer, *chat), encode(make_tokenizer(), *chat)
+    assert encoded == same
+    assert encode_prompt(tokenizer, chat[0], *chat[2:]) == same.prompt
+    assert learned_spans(tokenizer, encoded, *chat) == learned_spans(make_tokenizer(), same, *chat)
+
+
 # --- the token that begins a text ---------------------------------------------------------------------------------
 
 

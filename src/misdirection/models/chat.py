@@ -14,6 +14,7 @@ it, and it stands before what is measured. What a question or an answer holds st
 the template's own tokens.
 """
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -339,12 +340,35 @@ def _template(tokenizer: Any) -> str:
 
 
 def _render(tokenizer: Any, turns: list[dict[str, str]], thinking: Thinking, *, prompted: bool = False) -> str:
-    template = _PINNED_CLOCK + _template(tokenizer)
+    template = _template(tokenizer)
+    messages = [_in_parts(turn) for turn in turns] if _takes_parts(tokenizer, template) else turns
     switches = {} if thinking == "template" else dict.fromkeys(_SWITCHES, thinking == "on")
+    return _written(tokenizer, template, messages, prompted=prompted, **switches)
+
+
+def _in_parts(turn: Mapping[str, str]) -> dict[str, Any]:
+    return {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+
+
+@lru_cache(maxsize=8)
+def _takes_parts(tokenizer: Any, template: str) -> bool:
+    """Whether a template prints texts only as parts of a list, as some of models that see images do."""
+    turn = {"role": "user", "content": _ANSWER}
+    for messages in ([turn], [_in_parts(turn)]):
+        with contextlib.suppress(InputError):
+            if _ANSWER in _written(tokenizer, template, messages):
+                return messages != [turn]
+    return False
+
+
+def _written(
+    tokenizer: Any, template: str, messages: Sequence[Mapping[str, Any]], *, prompted: bool = False, **switches: bool
+) -> str:
+    """The text of messages by a template."""
     try:
         text: str = tokenizer.apply_chat_template(
-            turns,
-            chat_template=template,
+            messages,
+            chat_template=_PINNED_CLOCK + template,
             tokenize=False,
             add_generation_prompt=prompted,
             date_string=TEMPLATE_DATE,
