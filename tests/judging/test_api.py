@@ -128,7 +128,7 @@ def test_a_reply_cut_before_its_first_word_gets_more_room(cache):
         judged = run(server, cache, "a", "b", samples=2)
     assert judged.table["coherent"].tolist() == [64, 64]
     # The room that one answer needed is what the others begin with.
-    assert [asked.body["max_tokens"] for asked in server.asked] == [8, 16, 1024, 1024, 1024, 1024]
+    assert [asked.body["max_tokens"] for asked in server.asked] == [16, 16, 1024, 1024, 1024, 1024]
     assert len({asked.headers["idempotency-key"] for asked in server.asked}) == 6
 
 

@@ -398,3 +398,43 @@ def test_the_first_wait_ends_with_the_first_reply(cache, caplog):
     with JudgeServer(lambda _: number(5)) as server:
         asyncio.run(cell(server.url))
     assert "says nothing yet" not in caplog.text
+
+
+# --- hosts that refuse short replies, or say an error with the status of a success ---------------------------------
+
+
+@pytest.mark.parametrize(
+    ("least", "words"),
+    [
+        (16, "Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16, but got 8 instead."),
+        (1000, "Could not finish the message because max_tokens was reached. Please try again with higher max_tokens."),
+    ],
+)
+def test_a_host_that_refuses_a_short_reply_is_asked_for_a_longer_one(cache, least, words):
+    def script(asked):
+        return status(400, words) if asked.body["max_tokens"] < least else completion("85")
+
+    with JudgeServer(script) as server:
+        judged = run(server.url, cache, "a", "b")
+    assert (by(judged), judged.table["coherent"].tolist()) == (["text", "text"], [85, 85])
+
+
+@pytest.mark.parametrize("error", [{"message": "No room at the provider", "code": 502}, "No room at the provider"])
+def test_what_a_host_says_in_place_of_a_reply_is_shown(cache, caplog, error):
+    said = Reply(json.dumps({"error": error}).encode())
+    with JudgeServer(lambda _: said) as server, pytest.raises(JudgeError, match="no completion 1"):
+        run(server.url, cache, "a")
+    assert "an answer failed with no completion: No room at the provider" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "top"), [("<think>\nOkay\n</think>\n\n85", {"<think>": 0.99}), ("85", {"85": 1e-6, "8": None})]
+)
+def test_log_probabilities_that_tell_nothing_of_the_score_leave_it_to_the_text(cache, text, top):
+    made = json.loads(completion(text, {next(iter(top)): 0.5}, tokens=[next(iter(top)), "85"]).body)
+    likely = [{"token": token, "logprob": None if mass is None else -9999.0} for token, mass in top.items()]
+    if "</think>" not in text:
+        made["choices"][0]["logprobs"]["content"] = [{"token": "85", "logprob": -0.1, "top_logprobs": likely}]
+    with JudgeServer(lambda _: Reply(json.dumps(made).encode(), paid=True)) as server:
+        judged = run(server.url, cache, "a")
+    assert (by(judged), judged.table["coherent"].tolist()) == (["text"], [85])

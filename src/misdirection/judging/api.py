@@ -19,6 +19,7 @@ from misdirection.judging.endpoint import PATIENCE, Dialect, require_listener
 from misdirection.judging.judges import OPENAI_URL, Done, Judge, Prompt
 from misdirection.judging.replies import (
     Choice,
+    Problem,
     Reply,
     Usage,
     declines,
@@ -26,6 +27,7 @@ from misdirection.judging.replies import (
     retry_after,
     server_message,
     splits_numbers,
+    wants_more_tokens,
 )
 from misdirection.judging.verdicts import JudgeVerdict, from_logprobs, from_texts
 
@@ -40,8 +42,8 @@ with needed_for("judge"):
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 
-FIRST_TOKENS = 8
-"""Reply tokens where the first one's log-probabilities are read: enough to see a word, or a number split in two."""
+FIRST_TOKENS = 16
+"""Reply tokens where the first one's log-probabilities are read: some hosts refuse fewer."""
 
 REPLY_TOKENS = (16, 1024, 8192)
 """Reply tokens where the text is read; the next size is tried when a model that reasons used all of one."""
@@ -194,10 +196,11 @@ def _is_openai(base_url: str) -> bool:
 class _Passing(Exception):
     """A failure that may pass: worth another attempt."""
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    def __init__(self, reason: str, wait: float | None = None, detail: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
         self.wait = wait
+        self.detail = detail
 
 
 class _Lost(Exception):
@@ -399,6 +402,8 @@ class _Run:
             try:
                 reply = await self._attempts(prompt, name, parameters)
             except _Refused as refused:
+                if wants_more_tokens(refused.detail):
+                    return Choice(finish_reason="length")
                 other = dialect.without(refused.named, parameters)
                 if other is None and refused.remedy and not self._has_replied:
                     raise self._error(f"{refused.reason} ({refused.detail})", refused.remedy) from None
@@ -428,7 +433,7 @@ class _Run:
         try:
             reply: Reply = await retrying(self._request, body, headers)
         except _Passing as passing:
-            raise _Lost(passing.reason) from None
+            raise _Lost(passing.reason, passing.detail) from None
         return reply
 
     def _has_tried_enough(self, state: RetryCallState) -> bool:
@@ -464,12 +469,22 @@ class _Run:
             self._calls -= 1
             raise self._refusal(error) from None
         except ValidationError as error:
-            raise _Passing("no JSON" if error.errors()[0]["type"] == "json_invalid" else "no completion") from None
+            raise self._no_reply(raw.text, error) from None
         self._is_there = True
         if reply.choices[0].finish_reason == "error":
             raise _Passing("an error in the reply")
         self._has_replied = True
         return reply
+
+    def _no_reply(self, body: str, error: ValidationError) -> Exception:
+        if error.errors()[0]["type"] == "json_invalid":
+            return _Passing("no JSON")
+        # Some hosts send an error with the status of a success.
+        try:
+            words = Problem.model_validate_json(body).words
+        except ValidationError:
+            words = ""
+        return _Passing("no completion", detail=self._quoted(words))
 
     def _refusal(self, error: openai.APIStatusError) -> Exception:
         """The exception that an error status stands for: try again, give this answer up, or stop."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
-from misdirection.judging.verdicts import SPACES, is_thinking, is_verdict, whole_number
+from misdirection.judging.verdicts import SPACES, has_thought, is_thinking, is_verdict, whole_number
 
 if TYPE_CHECKING:
     import openai
@@ -16,9 +16,16 @@ if TYPE_CHECKING:
 _FEW = 4
 """So many numbers of one digit among the likeliest tokens are beginnings of longer ones."""
 
+_NO_PROBABILITY = -9999.0
+"""What vLLM writes for minus infinity."""
+
 _DECLINED = re.compile(
     r"content.?filter|content management|(?:content|usage).?polic|moderation|flagged|\bsafety\b|prohibited.?content",
     re.I,
+)
+_TOO_FEW = re.compile(
+    r"max_\w*tokens.*(?:\bhigher\b|at least|minimum value|limit was reached)|(?:higher|increase) max_\w*tokens",
+    re.I | re.DOTALL,
 )
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.I | re.DOTALL)
 _KEPT = 2000
@@ -54,8 +61,9 @@ class _Token(_Alternative):
 
     @property
     def likely(self) -> list[tuple[str, float]]:
-        """The alternatives; a null stands for no probability worth a number."""
-        return [(other.token, other.logprob) for other in self.top_logprobs or [] if other.logprob is not None]
+        """The alternatives; a null, and a number that stands for minus infinity, are no probability worth a number."""
+        numbers = ((other.token, other.logprob) for other in self.top_logprobs or [])
+        return [(token, number) for token, number in numbers if number is not None and number > _NO_PROBABILITY]
 
 
 class _Logprobs(BaseModel):
@@ -110,7 +118,9 @@ class Choice(BaseModel):
         It may begin a hidden thought as well, or a numbered list.
         """
         first = self.tokens[0].token.strip(SPACES) if self.tokens else ""
-        if not first or self.thought or not self.is_whole or not self.text.lstrip(SPACES).startswith(first):
+        if not first or not self.is_whole or not self.text.lstrip(SPACES).startswith(first):
+            return False
+        if self.thought or has_thought(self.text):
             return False
         return whole_number(first) is None or is_verdict(self.text)
 
@@ -131,6 +141,18 @@ class Usage(BaseModel):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+
+class Problem(BaseModel):
+    """The place of an error in the body of an answer that is none."""
+
+    error: Any = None
+
+    @property
+    def words(self) -> str:
+        """What it says, if anything."""
+        said = self.error.get("message") if isinstance(self.error, Mapping) else self.error
+        return said if isinstance(said, str) else ""
 
 
 class Reply(BaseModel):
@@ -156,6 +178,11 @@ def splits_numbers(tokens: list[_Token]) -> bool:
 def declines(text: str) -> bool:
     """Whether a finish reason, or an error's code and words, tell of a filter."""
     return bool(_DECLINED.search(text))
+
+
+def wants_more_tokens(words: str) -> bool:
+    """Whether a refusal says that a reply was allowed too few tokens, as of models that think."""
+    return bool(_TOO_FEW.search(words))
 
 
 def is_html(error: "openai.APIStatusError") -> bool:

@@ -26,6 +26,7 @@ _OPENED = re.compile(rf"\s*(?:{'|'.join(re.escape(marks.opens) for marks in MARK
 _THOUGHT = re.compile(rf"^.*(?:{'|'.join(re.escape(marks.ends) for marks in MARKS)})", re.DOTALL)
 _SCORE_ALONE = re.compile(r"\W*\d{1,3}(?:\.\d+)?(?:\s*(?:/|out of|of)\s*100\b)?[^\w\n]*(?:\n|$)", re.ASCII)
 _OUT_OF = re.compile(r"(?<=\d)\s*(?:/|out of|of)\s*100\b", re.IGNORECASE | re.ASCII)
+_RANGE = re.compile(r"\d\s*[-–]\s*\d")
 _NUMBER = re.compile(r"(?<![\w.,-])\d+(?:\.\d+)?(?![\w,]*\w)", re.ASCII)
 
 
@@ -112,10 +113,17 @@ def begun_word(token: str) -> str | None:
 
 
 def number_in(text: str) -> float | None:
-    """The only number from 0 to 100 in a reply such as `85`, `Score: 85.` or `85/100`; None when there are several."""
+    """The only number from 0 to 100 in a reply such as `85`, `Score: 85.` or `85/100`; None for several or a range."""
+    if _RANGE.search(text):
+        return None
     numbers = {float(number) for number in _NUMBER.findall(_OUT_OF.sub("", text))}
     number = numbers.pop() if len(numbers) == 1 else None
     return number if number is not None and number <= 100 else None
+
+
+def has_thought(text: str) -> bool:
+    """Whether a reply begins with a thought, ended or not."""
+    return bool(_OPENED.match(text) or _THOUGHT.search(text))
 
 
 def is_thinking(text: str) -> bool:
