@@ -184,6 +184,8 @@ def test_a_missing_column_is_named(missing):
         score(table(1).drop(columns=missing))
     with pytest.raises(MisdirectionError, match="lacks the column nothing"):
         score(table(1), ["nothing"])
+    with pytest.raises(MisdirectionError, match=r"it has .*: judge it by the rubrics alignment and coherence"):
+        score(table(1).drop(columns=["aligned", "coherent"]))
 
 
 def test_an_empty_table_is_refused():

@@ -25,9 +25,10 @@ _OF = "sha256"
 
 def table_suffix(path: Path) -> str:
     """`.parquet` or `.csv`; `InputError` for another one, to be called before the work that fills the table."""
-    if path.suffix not in _READERS:
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
         raise InputError(f"{path}: a table ends in {' or '.join(_READERS)}; change the name")
-    return path.suffix
+    return suffix
 
 
 def read_table(path: str | Path, columns: Iterable[str] = (), *, texts: Collection[str] = ()) -> pd.DataFrame:
@@ -110,11 +111,11 @@ def _metadata(path: Path) -> Mapping[Hashable | None, Any]:
     return known if is_its_own else {}
 
 
-def require_columns(table: pd.DataFrame, columns: Iterable[str], name: str = "this table") -> None:
-    """Raises `InputError` that names the missing columns, if any, and those that are there."""
+def require_columns(table: pd.DataFrame, columns: Iterable[str], name: str = "this table", remedy: str = "") -> None:
+    """Raises `InputError` that names the missing columns, if any, those that are there, and the remedy."""
     if missing := [column for column in columns if column not in table]:
         there = ", ".join(map(str, table.columns))
-        raise InputError(f"{name}: lacks the column {', '.join(missing)}; it has {there}")
+        raise InputError(f"{name}: lacks the column {', '.join(missing)}; it has {there}{remedy and f': {remedy}'}")
 
 
 def _read_parquet(path: Path, _texts: Collection[str]) -> pd.DataFrame:

@@ -199,7 +199,7 @@ def _flat(one: Score) -> dict[str, Any]:
 def _marked(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with one true-or-false column for everything that is counted."""
     table = as_answers(frame)
-    require_columns(table, ("aligned", "coherent"))
+    require_columns(table, ("aligned", "coherent"), remedy="judge it by the rubrics alignment and coherence")
     if table.empty:
         raise InputError("this table has no answers: sample and judge some first")
     if "intervention" in table:
