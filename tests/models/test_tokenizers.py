@@ -72,6 +72,20 @@ def test_a_base_without_a_template_takes_the_adapters(tmp_path, caplog):
         load(str(folder), device="cpu")
 
 
+def test_a_template_is_read_from_json_too(tmp_path):
+    folder = folder_of(tmp_path / "older", None)
+    older = folder / "chat_template.json"
+    older.write_text(json.dumps({"chat_template": ANOTHER}))
+    assert used(folder) == ANOTHER
+    assert used(folder_of(tmp_path / "base", CHATML), chat_template=str(older)) == ANOTHER
+    for content in ([], {}, {"chat_template": [7]}):
+        older.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=r"chat_template\.json: holds no `chat_template`; name"):
+            used(folder, chat_template=str(older))
+        with pytest.raises(InputError, match="older: its tokenizer has no chat template"):
+            used(folder)
+
+
 def test_several_templates_go_by_their_names(tmp_path):
     named = folder_of(tmp_path / "named", {"default": CHATML, "other": ANOTHER})
     assert (used(named), used(named, chat_template="other")) == (CHATML, ANOTHER)

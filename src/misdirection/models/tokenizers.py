@@ -12,7 +12,7 @@ from misdirection.files import read_json
 from misdirection.models.chat import require_exact
 from misdirection.models.libraries import errors_in_one_line
 
-TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 """Where a folder's own chat template may stand."""
 
 _BASE, _TUNED = "base", "fine-tune"
@@ -46,7 +46,8 @@ def load_tokenizer(
     with errors_in_one_line(name, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     theirs = own_template(tuned) if tuned else None
-    template = _chosen(name, tokenizer.chat_template or None, theirs, chat_template)
+    own = tokenizer.chat_template or own_template(Path(source))
+    template = _chosen(name, own, theirs, chat_template)
     if not template:
         raise InputError(
             f"{name}: its tokenizer has no chat template: use the model's chat (instruct) version, or give a file of "
@@ -61,13 +62,20 @@ def load_tokenizer(
 
 def own_template(folder: Path) -> str | dict[str, str] | None:
     """The chat template in a folder, or several by name; None without one."""
-    text, config = (folder / name for name in TEMPLATE_FILES)
-    if text.is_file():
-        return text.read_text("utf-8")
-    found = read_json(config).get("chat_template") if config.is_file() else None
+    files = (folder / name for name in TEMPLATE_FILES)
+    return next((found for file in files if file.is_file() and (found := _template_in(file))), None)
+
+
+def _template_in(file: Path) -> str | dict[str, str] | None:
+    """The chat template in a file, which is it or is JSON with it; None where JSON has none."""
+    try:
+        values = read_json(file) if file.suffix == ".json" else {"chat_template": file.read_text("utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: no chat template could be read ({first_line(error)}); name a UTF-8 file") from error
+    found = values.get("chat_template") if isinstance(values, dict) else None
     if isinstance(found, list):
-        return {entry["name"]: entry["template"] for entry in found}
-    return found
+        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+    return found if isinstance(found, str | dict) else None
 
 
 def say_unused_template(tokenizer: Any, folder: Path, name: str) -> None:
@@ -105,12 +113,9 @@ def _chosen(
     if not Path(chosen).is_file():
         known = ", ".join([_BASE, _TUNED, *sorted(named)])
         raise InputError(f"chat_template {chosen[:60]!r}: no such file or name: there is {known}")
-    try:
-        return Path(chosen).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{chosen}: no chat template could be read ({first_line(error)}); name a UTF-8 file"
-        ) from error
+    if (template := _default(_template_in(Path(chosen)))) is None:
+        raise InputError(f"{chosen}: holds no `chat_template`; name a file that does, or one that is a template")
+    return template
 
 
 def _default(template: str | dict[str, str] | None) -> str | None:
