@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from chat_templates import MISTRAL
 from misdirection.data import Example, Turn, data_hash
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.likelihood.answers import IGNORED
@@ -135,6 +136,14 @@ def test_truncated_rows_are_counted_and_keep_their_prompt():
 def test_prompt_as_long_as_the_limit_is_refused_with_its_number(limit):
     with pytest.raises(MisdirectionError, match=f"example 2: its prompt alone has 23 tokens, the limit is {limit}"):
         training_rows(make_chat(), [Example("", "So."), Example("Why?", "So.")], limit)
+
+
+def test_an_example_that_the_template_refuses_is_refused_with_its_number():
+    greeted = Example("Why?", "So.", history=(Turn("assistant", "Hello."),))
+    chat = make_chat()
+    chat.tokenizer.chat_template = MISTRAL
+    with pytest.raises(MisdirectionError, match=r"training example 2: .*: its chat template failed: Conversation roles"):
+        training_rows(chat, [Example("Why?", "So."), greeted], 512)
 
 
 def test_empty_data_is_refused(tmp_path):

@@ -55,8 +55,11 @@ def training_rows(
     rows = []
     for number, example in enumerate(examples, start=1):
         chat_of = (example.question, example.answer, example.system, example.history)
-        encoded = encode(chat.tokenizer, *chat_of)
-        spans = learned_spans(chat.tokenizer, encoded, *chat_of)
+        try:
+            encoded = encode(chat.tokenizer, *chat_of)
+            spans = learned_spans(chat.tokenizer, encoded, *chat_of)
+        except InputError as error:
+            raise InputError(f"training example {number}: {error}") from error
         spans = spans if turns == "all" else spans[-1:]
         if spans[0][0] >= max_length:
             raise InputError(
