@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, Mamba2Config, Mamba2ForCausalLM
 
+import families
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
@@ -170,6 +171,14 @@ def test_all_adapts_what_it_says_over_all_blocks_and_is_read_again(architecture,
 
 def custom(*names, layers=None):
     return Recipe(recipe="custom", target_modules=names, layers=layers)
+
+
+def test_a_router_that_is_a_linear_module_and_gives_more_is_left_alone():
+    """That of Llama 4, whose output a LoRA cannot be added to."""
+    chat = as_chat(families.make("llama4_text"))
+    adapted = ChatModel(get_peft_model(chat.model, adapter_config(Recipe(recipe="all"), chat)), chat.tokenizer, "tiny")
+    assert "feed_forward.router" in placement(adapted).partition("left alone: ")[2]
+    assert adapted.model(input_ids=torch.tensor([[5, 6, 7]])).logits.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -177,7 +178,15 @@ def minimal_layers(count: int) -> tuple[int, ...]:
 def _linear_modules(chat: ChatModel, layer: int) -> dict[str, nn.Module]:
     """The linear modules of a decoder block, by their path inside it."""
     modules = chat.layers[layer].named_modules()
-    return {path: module for path, module in modules if isinstance(module, nn.Linear | Conv1D)}
+    return {path: module for path, module in modules if isinstance(module, nn.Linear | Conv1D) and _only_maps(module)}
+
+
+def _only_maps(module: Any) -> bool:
+    """Whether a linear module gives what its matrix gives: Llama 4's router, one of a kind of its own, gives more."""
+    if not type(module).__module__.startswith("transformers.models."):
+        return True
+    with torch.no_grad():
+        return isinstance(module(module.weight.new_zeros(1, module.in_features)), torch.Tensor)
 
 
 def down_projection(chat: ChatModel) -> str:
