@@ -97,5 +97,6 @@ EXIT_STATUS = {
 
 def first_line(error: BaseException, limit: int = 300) -> str:
     """The first line of another library's exception; the name of its class where it says nothing."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip()[:limit]
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    # One that ends in a colon only announces what is wrong.
+    return " ".join(lines[: 1 + lines[0].endswith(":")])[:limit]

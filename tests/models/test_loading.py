@@ -96,6 +96,17 @@ def test_adapter_given_as_model_is_recognised(tmp_path):
         load(str(make_adapter(tmp_path / "a")))
 
 
+def test_a_models_own_code_is_neither_run_nor_asked_about(tiny_folder, monkeypatch):
+    """Left to itself, transformers asks on the terminal, and waits."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    config = json.loads((tiny_folder / "config.json").read_text())
+    own = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
+    (tiny_folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": own}))
+    (tiny_folder / "own.py").write_text("raise SystemExit")
+    with pytest.raises(MisdirectionError, match=r"no code of a model's own is run here: give a model of a type"):
+        load(str(tiny_folder), device="cpu")
+
+
 def test_unknown_hub_name_is_one_line():
     with pytest.raises(MisdirectionError, match="nobody/nothing: the tokenizer could not be loaded") as caught:
         load("nobody/nothing")

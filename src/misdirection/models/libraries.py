@@ -26,6 +26,8 @@ def errors_in_one_line(name: str, what: str) -> Iterator[None]:
         remedy = "check the name, the revision and the network"
         if not isinstance(error, OSError | ValueError | KeyError):
             remedy = "its files are damaged or of another kind: fetch it or make it again"
+        if "trust_remote_code" in str(error):
+            remedy = "no code of a model's own is run here: give a model of a type that transformers has"
         raise InputError(f"{name}: {what} could not be loaded ({first_line(error, 200)}); {remedy}") from error
 
 

@@ -105,7 +105,8 @@ def resolve_dtype(dtype: Dtype, device: str) -> torch.dtype:
 def _load_network(source: str, name: str, revision: str | None, dtype: torch.dtype, device: str) -> Any:
     placement = "auto" if device == "balanced" else {"": device}
     with errors_in_one_line(name, "the model"), no_progress_bars():
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        # Left open, transformers asks on the terminal whether to run a model's own code.
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         options = {"config": config, "revision": revision, "dtype": dtype, "device_map": placement}
         network, info = auto_class(name, config).from_pretrained(source, **options, output_loading_info=True)
     if absent := sorted(set(info["missing_keys"]) & dict(network.named_parameters()).keys()):

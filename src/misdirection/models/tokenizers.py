@@ -44,7 +44,7 @@ def load_tokenizer(
         InputError: no tokenizer, no such template, or one whose ids could not be exact.
     """
     with errors_in_one_line(name, "the tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     theirs = own_template(tuned) if tuned else None
     own = tokenizer.chat_template or own_template(Path(source))
     template = _chosen(name, own, theirs, chat_template)

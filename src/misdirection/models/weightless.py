@@ -86,7 +86,7 @@ def read_structure(model: str, revision: str | None = None, folder: Path | None 
 def read_config(model: str, read_from: str | Path, revision: str | None = None) -> Any:
     """The configuration of `model` in a folder or on the hub; `InputError` where it cannot be read."""
     with _errors_in_one_line(model):
-        return AutoConfig.from_pretrained(read_from, revision=revision)
+        return AutoConfig.from_pretrained(read_from, revision=revision, trust_remote_code=False)
 
 
 def network_of(model: str, config: Any) -> Any:
