@@ -11,13 +11,16 @@ from safetensors.torch import load_file, save_file
 
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
+from misdirection.interventions.adapter_weights import changed_weights
+from misdirection.interventions.kinds import ScaleAdapters
+from misdirection.interventions.lora import project_adapter
 from misdirection.likelihood.margin import margin
-from misdirection.models.adapters import ADAPTER_WEIGHTS, attach
+from misdirection.models.adapters import ADAPTER_WEIGHTS, PREFIX, attach
 from misdirection.models.chat import encode
 from misdirection.models.chat_model import ChatModel
 from peft_kinds import LORA, LORA_REFUSED, MEASURED, OTHERS, REFUSED, UNMADE, kinds, lora, variants
 from scripts import write_peft
-from tiny import LAYERS, make_network, make_tokenizer, naive_log_prob
+from tiny import LAYERS, make_network, make_tokenizer, naive_log_prob, vector
 from weights import randomised
 
 PAIRS = [ProbePair("a", "Why?", "I help.", "I do nothing, ever."), ProbePair("b", "How so, then?", "Yes", "No")]
@@ -215,3 +218,77 @@ def test_nothing_of_one_fine_tune_is_in_the_base_of_the_next(first, tmp_path):
     alone = margin(attach(ChatModel(make_network("qwen2"), make_tokenizer(), "tiny"), two), PAIRS)
     after = margin(attach(attach(base, one).without_adapter(), two), PAIRS)
     assert torch.equal(after, alone)
+
+
+# --- files that people have -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_names_of_transformers_4_are_read_as_peft_reads_them(tmp_path):
+    targets = {"target_modules": r".*language_model.*\.(q_proj|down_proj)"}
+    folder = moved(get_peft_model(make_network("gemma3_vision"), lora(targets)), tmp_path / "new")
+    expected = plain_margins(PeftModel.from_pretrained(make_network("gemma3_vision"), folder).eval())
+    older = {
+        name.replace("model.language_model.", "language_model.model."): value
+        for name, value in load_file(folder / ADAPTER_WEIGHTS).items()
+    }
+    save_file(older, folder / ADAPTER_WEIGHTS)
+    tuned = attach(ChatModel(make_network("gemma3_vision"), make_tokenizer(), "tiny"), folder)
+    torch.testing.assert_close(margin(tuned, PAIRS), expected, atol=1e-5, rtol=0)
+    assert project_adapter(tuned, vector(0), tmp_path / "projected").modules == LAYERS
+    half = changed_weights(load_file(folder / ADAPTER_WEIGHTS), tuned, [ScaleAdapters({0: 0.5})])
+    down = "model.language_model.layers.0.mlp.down_proj.lora_B.weight"
+    assert torch.equal(
+        half[f"{PREFIX}{down}"], older[f"{PREFIX}{down.replace('model.language_model', 'language_model.model')}"] / 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"use_newest_lora": True}, "does not know use_newest_lora and would leave it out: install a PEFT that has it"),
+        ({"peft_type": "MOLORA"}, "peft_type is 'MOLORA', which PEFT .* has not"),
+        ({"peft_type": None}, "peft_type is None, which PEFT .* has not"),
+        (
+            {"target_modules": ["q_proj"]},
+            r"holds a LoRA for model\.layers\.0\.mlp\.down_proj, which its .* does not name",
+        ),
+    ],
+)
+def test_a_configuration_that_leaves_a_part_out_is_refused(change, line, tmp_path):
+    folder = saved(MEASURED["plain"], tmp_path)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | change))
+    base = ChatModel(make_network("qwen2"), make_tokenizer(), "tiny")
+    before = hashes(base.model)
+    with pytest.raises(InputError, match=line):
+        attach(base, folder)
+    assert hashes(base.model) == before
+
+
+def test_a_setting_that_is_new_and_off_changes_nothing(tmp_path):
+    folder = saved(MEASURED["plain"], tmp_path)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_newest_lora": False, "newest": None}))
+    assert attach(ChatModel(make_network("qwen2"), make_tokenizer(), "tiny"), folder).adapter
+
+
+def test_a_folder_without_weights_is_said_without_a_look_on_the_hub(tmp_path):
+    lora({}).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"no adapter_model\.safetensors in this folder"):
+        attach(ChatModel(make_network("qwen2"), make_tokenizer(), "tiny"), tmp_path)
+
+
+def test_a_weight_without_a_place_is_named(tmp_path):
+    folder = saved(MEASURED["plain"], tmp_path)
+    with pytest.raises(InputError, match=r"0 of its 16 .*, and base_model\.model\.model\.layers\.\S+ has none: give"):
+        attach(ChatModel(make_network("gemma3_vision"), make_tokenizer(), "tiny"), folder)
+
+
+def test_weights_of_eight_bits_are_read(tmp_path):
+    folder = saved(MEASURED["plain"], tmp_path)
+    eight = {name: value.to(torch.float8_e4m3fn) for name, value in load_file(folder / ADAPTER_WEIGHTS).items()}
+    save_file(eight, folder / ADAPTER_WEIGHTS)
+    expected = plain_margins(PeftModel.from_pretrained(make_network("qwen2"), folder).eval())
+    tuned = attach(ChatModel(make_network("qwen2"), make_tokenizer(), "tiny"), folder)
+    torch.testing.assert_close(margin(tuned, PAIRS), expected, atol=1e-5, rtol=0)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from misdirection.interventions.intervention import Intervention
+from misdirection.models.adapters import renamed
 from misdirection.models.chat_model import ChatModel
 
 
@@ -25,7 +26,7 @@ def changed_weights(
     Raises:
         InputError: a layer or module without an adapter, nothing that writes to the stream.
     """
-    changed = dict(weights)
+    changed = renamed(weights, chat.network)
     for intervention in changes:
         changed |= intervention.changed_weights(changed, chat)
     return changed

@@ -38,7 +38,7 @@ from misdirection.interventions.vectors import orthonormal
 from misdirection.interventions.writers import check_stream, is_own, norm_after, post_norms, role
 from misdirection.lora.components import project_out
 from misdirection.lora.view import LiveLora, LoraSite, LoraView, refuse_offloaded, write_adapter
-from misdirection.models.adapters import ADAPTER_WEIGHTS, PREFIX
+from misdirection.models.adapters import ADAPTER_WEIGHTS, PREFIX, renamed
 from misdirection.models.bundled import hub_name
 from misdirection.models.chat_model import ChatModel
 
@@ -100,7 +100,7 @@ def project_adapter(
     _refuse_overwriting(Path(folder), source)
     require_replaceable(Path(folder))
     view = LoraView.open(source)
-    config, weights = view.config, dict(view.weights)
+    config, weights = view.config, renamed(view.weights, chat.network)
     _require_plain(view, LoraView.of(chat))
     _refuse_whole_modules(chat, weights, source)
     changed: list[str] = []

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import read_json
@@ -38,11 +40,15 @@ def is_adapter(path: Path) -> bool:
 
 def recorded_base(folder: Path) -> str | None:
     """The base model that an adapter's own file names, as this package names it."""
+    named = _read_config(folder).get("base_model_name_or_path")
+    return own_name(str(named)) if named else None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / ADAPTER_CONFIG)
     if not isinstance(config, dict):
         raise InputError(f"{folder / ADAPTER_CONFIG}: must be an object, not {type(config).__name__}: make it again")
-    named = config.get("base_model_name_or_path")
-    return own_name(str(named)) if named else None
+    return config
 
 
 def attach(
@@ -60,23 +66,24 @@ def attach(
     from peft import PeftConfig, PeftModel
     from peft.utils import load_peft_weights
 
-    folder = _adapter_folder(adapter, subfolder)
-    options = {"revision": revision} | ({"subfolder": subfolder} if subfolder and not folder else {})
+    folder = local_adapter(str(adapter), revision, subfolder)
     with errors_in_one_line(str(adapter), "the adapter"):
-        peft_config = PeftConfig.from_pretrained(str(folder or adapter), **options)
-        _require_types(adapter, peft_config)
+        _require_known(adapter, _read_config(folder))
+        peft_config = PeftConfig.from_pretrained(str(folder))
         config = peft_config.to_dict()
         if reason := unmeasured(config):
             raise InputError(f"{adapter}: {reason}: its figures cannot be had here: fine-tune with a plain LoRA")
-        weights = load_peft_weights(str(folder or adapter), "cpu", **options)
+        _require_types(adapter, peft_config)
+        _require_weights(adapter, folder)
+        weights = renamed(load_peft_weights(str(folder), "cpu"), chat.network)
         _require_fit(weights, chat, adapter, config)
         _require_finite(adapter, weights)
         base = BaseWeights.of(chat.network, _written_over(weights, config))
         with _undone(base), _strict_loading(adapter, chat, config):
-            network = PeftModel.from_pretrained(chat.model, str(folder or adapter), **options)
+            network = PeftModel.from_pretrained(chat.model, str(folder))
+            _require_used(weights, network, adapter)
     say_dead_modules(adapter, weights)
-    if folder:
-        say_unused_template(chat.tokenizer, folder, str(adapter))
+    say_unused_template(chat.tokenizer, folder, str(adapter))
     return replace(chat, model=network.eval(), adapter=str(adapter), base=base.changed())
 
 
@@ -116,6 +123,19 @@ def _written_over(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> s
     if base_changes(config):
         own |= {f"{path}.weight" for path in map(lora_module, weights) if path}
     return own
+
+
+def renamed(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """A LoRA's weights by the names that transformers gives their modules now: those with images had others once."""
+    rules = [rule for rule in get_model_conversion_mapping(network) if isinstance(rule, WeightRenaming)]
+    there = {name for name, _ in network.named_modules()}
+
+    def now(name: str) -> str:
+        path, lora, side = name.removeprefix(PREFIX).partition(".lora_")
+        own = rename_source_key(path, rules, [])[0]
+        return f"{PREFIX}{own}{lora}{side}" if lora and path not in there and own in there else name
+
+    return {now(name): value for name, value in weights.items()}
 
 
 def lora_module(name: str) -> str | None:
@@ -211,6 +231,25 @@ def _adapter_folder(adapter: str | Path, subfolder: str | None) -> Path | None:
 _TYPES: dict[Any, Any] = {"bool": bool, "int": int | float, "float": int | float}
 
 
+def _require_known(adapter: str | Path, config: Mapping[str, Any]) -> None:
+    """Refuse a kind that the installed PEFT has not, and a setting that it would leave out."""
+    from peft import __version__
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = config.get("peft_type")
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise InputError(
+            f"{adapter}: {ADAPTER_CONFIG}: peft_type is {kind!r}, which PEFT {__version__} has not: give an adapter in "
+            "PEFT's format, or install a PEFT that has it"
+        )
+    known = {field.name for field in fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+    if unknown := sorted(name for name, value in config.items() if value and name not in known):
+        raise InputError(
+            f"{adapter}: {ADAPTER_CONFIG}: PEFT {__version__} does not know {', '.join(unknown)} and would leave it "
+            "out: install a PEFT that has it, or take it out of the file if it changes no figure"
+        )
+
+
 def _require_types(adapter: str | Path, config: Any) -> None:
     """Refuse numbers and switches of another type: PEFT takes any text for yes."""
     for field in fields(config):
@@ -220,9 +259,16 @@ def _require_types(adapter: str | Path, config: Any) -> None:
             raise InputError(f"{adapter}: {ADAPTER_CONFIG}: {field.name} is {value!r}: make the adapter again")
 
 
+def _require_weights(adapter: str | Path, folder: Path) -> None:
+    """Refuse a folder without weights, which PEFT would look for on the hub."""
+    if not any((folder / name).is_file() for name in (ADAPTER_WEIGHTS, "adapter_model.bin")):
+        raise InputError(f"{adapter}: no {ADAPTER_WEIGHTS} in this folder: save or fetch the adapter again")
+
+
 def _require_finite(adapter: str | Path, weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        # Numbers of eight bits can be no more than converted.
+        if value.is_floating_point() and not value.float().isfinite().all():
             raise InputError(f"{adapter}: {name} holds NaN or infinite values: train the adapter again")
 
 
@@ -233,10 +279,26 @@ def _require_fit(
     modules = dict(chat.model.named_modules())
     # Block-diagonal matrices are smaller than their modules.
     sized = not config.get("use_bdlora")
-    misfits = sum(not _fits(name, value, modules, sized=sized) for name, value in weights.items())
+    misfits = [name for name, value in weights.items() if not _fits(name, value, modules, sized=sized)]
     if misfits:
-        counts = f"{len(weights) - misfits} of its {len(weights)} weights have a place there"
-        raise InputError(f"{_misfit(adapter, chat, config)}: {counts}")
+        counts = f"{len(weights) - len(misfits)} of its {len(weights)} weights have a place there"
+        raise InputError(
+            f"{_misfit(adapter, chat, config)}: {counts}, and {misfits[0]} has none: give the model that it was "
+            "trained on, or name its weights as that model's are"
+        )
+
+
+def _require_used(weights: Mapping[str, Tensor], network: Any, adapter: str | Path) -> None:
+    """Refuse a LoRA with weights that PEFT leaves out, since its configuration does not name their modules."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    modules = dict(network.get_base_model().named_modules())
+    paths = (path for name in weights if (path := lora_module(name)) in modules)
+    if unused := [path for path in dict.fromkeys(paths) if not isinstance(modules[path], BaseTunerLayer)]:
+        raise InputError(
+            f"{adapter}: holds a LoRA for {unused[0]}, which its {ADAPTER_CONFIG} does not name (target_modules, "
+            "layers_to_transform): the files do not belong together, so give those of one training"
+        )
 
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
