@@ -122,6 +122,12 @@ def test_folder_that_is_no_adapter_is_refused(tmp_path, exists):
         attach(make_chat(), folder)
 
 
+def test_adapters_inside_of_the_folder_are_named(tmp_path):
+    make_adapter(tmp_path / "checkpoint-5")
+    with pytest.raises(MisdirectionError, match=r"no adapter_config\.json in this folder, but in checkpoint-5 inside"):
+        attach(make_chat("llama"), tmp_path)
+
+
 def test_adapter_in_a_subfolder(tmp_path):
     make_adapter(tmp_path / "repo" / "inner")
     chat = attach(make_chat(), tmp_path / "repo", subfolder="inner")

@@ -221,6 +221,8 @@ def _adapter_folder(adapter: str | Path, subfolder: str | None) -> Path | None:
         return path
     if path.exists() or str(adapter).startswith((".", "/", "~")) or str(adapter).count("/") > 1:
         reason = "no adapter_config.json in this folder" if path.is_dir() else "no such folder"
+        if inside := sorted(found.parent.name for found in path.glob(f"*/{ADAPTER_CONFIG}")):
+            reason += f", but in {', '.join(inside)} inside of it"
         raise InputError(f"{path}: {reason}; give a PEFT adapter folder or a Hugging Face id")
     return None
 
