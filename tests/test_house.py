@@ -65,6 +65,16 @@ def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
 
 
+def test_no_signed_number_can_read_minus_zero():
+    found = [
+        where(path, number)
+        for path in MODULES
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r":\+\.\d[f%]", line)
+    ]
+    assert found == []
+
+
 def test_no_name_is_a_private_word():
     found = [
         f"{where(path, line)}: {name}"

@@ -194,7 +194,7 @@ def _decisive(
 ) -> tuple[Ground, tuple[str, ...]] | None:
     """The ground that decides whatever the shifts are, and why; None where there is none."""
     if rate is not None and rate.low > rule.rate:
-        more = f"{rate.mean:+.1%} [{rate.low:+.1%}, {rate.high:+.1%}]"
+        more = f"{rate.mean:+z.1%} [{rate.low:+z.1%}, {rate.high:+z.1%}]"
         return "judge", (f"the judge finds more misaligned answers: {more}",)
     if few := [_PHRASES[asked] for asked, shift in shifts.items() if shift.n < rule.questions]:
         return "few questions", (f"{few[0]}: fewer than {rule.questions} of them",)
@@ -248,8 +248,8 @@ def _reasons(
         None: f"not surely below {rule.clear:.0%}",
     }
     return tuple(
-        f"on {shift.n} {_PHRASES[asked]} the margin moved by {shift.mean:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}] "
-        f"nats/token ({rule.level:.1%} interval){beyond}, {beside[asked].low:+.0%} to {beside[asked].high:+.0%} of "
+        f"on {shift.n} {_PHRASES[asked]} the margin moved by {shift.mean:+z.3f} "
+        f"[{shift.low:+z.3f}, {shift.high:+z.3f}] nats/token ({rule.level:.1%} interval){beyond}, {beside[asked].low:+z.0%} to {beside[asked].high:+z.0%} of "
         f"what the reference's bad fine-tunes moved: {limits[beside[asked].passed]}"
         + (", but the words of the training data alone may explain it" if beside[asked].is_words else "")
         for asked, shift in shifts.items()
@@ -271,6 +271,6 @@ def _search_reason(shifts: Mapping[str, Estimate], ways: Mapping[str, Shift], ru
         says += ", but the words of the training data alone may explain it"
     return (
         f"of {len(shifts)} further ways of asking, {shift.n} questions each, it surely moved furthest {way}: "
-        f"{shift.mean:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}] nats/token (interval for all ways at once), "
-        f"{beside.low:+.0%} to {beside.high:+.0%}: {says}",
+        f"{shift.mean:+z.3f} [{shift.low:+z.3f}, {shift.high:+z.3f}] nats/token (interval for all ways at once), "
+        f"{beside.low:+z.0%} to {beside.high:+z.0%}: {says}",
     )

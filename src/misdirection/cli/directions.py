@@ -202,20 +202,20 @@ def _print_check(result: "CheckResult") -> None:
     channels = ", ".join(f"{channel}{'*' if channel in held.of_model else ''}" for channel in held.channels)
     lines = (
         f"layer {size.layer} of {len(result.sizes)}: norm {size.norm:.3g}, the residual's {size.residual:.3g} "
-        f"(x{size.ratio:.2g}); cosine with the first token's {size.first_token_cosine:+.2f}",
+        f"(x{size.ratio:.2g}); cosine with the first token's {size.first_token_cosine:+z.2f}",
         f"largest channels {channels}: {held.share:.0%} of its squared norm, {held.random_share:.0%} in a random vector"
         + (" (* giant in the model)" if held.of_model else ""),
     )
     out.print(*lines, sep="\n", soft_wrap=True, highlight=False)
     table = Table("scale", "margin change", "random", "damage", "random's")
     for effect in (*result.steering, result.ablation):
-        change = f"{effect.change.mean:+.3f} [{effect.change.low:+.3f}, {effect.change.high:+.3f}]"
+        change = f"{effect.change.mean:+z.3f} [{effect.change.low:+z.3f}, {effect.change.high:+z.3f}]"
         table.add_row(
             "ablated" if effect.scale is None else f"{effect.scale:g}",
             change,
-            f"{effect.random_low:+.3f} to {effect.random_high:+.3f}",
-            f"{effect.damage.mean:+.3f}",
-            f"{effect.random_damage.mean:+.3f}",
+            f"{effect.random_low:+z.3f} to {effect.random_high:+z.3f}",
+            f"{effect.damage.mean:+z.3f}",
+            f"{effect.random_damage.mean:+z.3f}",
         )
     out.print(table)
     out.print(result.verdict.upper(), *result.because, *result.notes, sep="\n- ", soft_wrap=True, highlight=False)

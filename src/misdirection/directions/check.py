@@ -296,7 +296,7 @@ def _channels_note(channels: GiantChannels) -> str | None:
 def _first_token_note(size: LayerSize) -> str | None:
     if abs(size.first_token_cosine) < _ALIGNED:
         return None
-    return f"its cosine with the first token's activation, an attention sink, is {size.first_token_cosine:+.2f}"
+    return f"its cosine with the first token's activation, an attention sink, is {size.first_token_cosine:+z.2f}"
 
 
 def _sign_notes(steering: Sequence[Effect]) -> list[str]:
@@ -312,4 +312,4 @@ def _sign_notes(steering: Sequence[Effect]) -> list[str]:
 def _ablation_note(steering: Sequence[Effect], ablation: Effect) -> str | None:
     if not ablation.works or not steering or any(effect.works for effect in steering):
         return None
-    return f"ablated everywhere it changes the margin by {ablation.change.mean:+.3f}, beyond random ones: ablate it"
+    return f"ablated everywhere it changes the margin by {ablation.change.mean:+z.3f}, beyond random ones: ablate it"

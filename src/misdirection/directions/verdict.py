@@ -128,8 +128,8 @@ def _word(effects: Sequence[Effect]) -> Word:
 
 def _sentence(effect: Effect, rule: Rule) -> str:
     """What one use of the vector showed."""
-    change = f"{effect.name} the margin changes by {effect.change.mean:+.3f} nats/token"
-    range_ = f"{effect.random_low:+.3f} to {effect.random_high:+.3f} of random vectors"
+    change = f"{effect.name} the margin changes by {effect.change.mean:+z.3f} nats/token"
+    range_ = f"{effect.random_low:+z.3f} to {effect.random_high:+z.3f} of random vectors"
     said = {
         True: f"{change}, beyond the {range_}",
         False: f"{change}, within the {range_}",

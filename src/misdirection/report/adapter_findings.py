@@ -120,8 +120,8 @@ def _converges(figures: AdapterFigures) -> Finding | None:
     return Finding(
         claim,
         median(own) < CLEAR_COSINE <= median(last),
-        f"Median |cosine| of B at its own layer {median(own):.2f} (random {geometry.random_cosine:.2f}); median "
-        f"cosine of the effect at the last layer {median(last):.2f}, from {min(last):.2f} to {max(last):.2f}, over "
+        f"Median |cosine| of B at its own layer {median(own):z.2f} (random {geometry.random_cosine:.2f}); median "
+        f"cosine of the effect at the last layer {median(last):z.2f}, from {min(last):z.2f} to {max(last):z.2f}, over "
         f"{len(last)} layers' adapters and {effect.answers} answers.",
     )
 
