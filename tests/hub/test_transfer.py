@@ -109,6 +109,15 @@ def test_what_the_hub_refuses_is_one_line(hub, direction, status, kind, said):
         push(direction, "me/x")
 
 
+def test_a_hub_that_nobody_answers_for_is_one_line(hub, direction, tmp_path):
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(NetworkProblem, match=r"^me/x: the Hub does not answer \("):
+        push(direction, "me/x")
+    with pytest.raises(NetworkProblem, match=r"^me/x: the Hub does not answer \("):
+        pull("me/x", tmp_path / "out")
+
+
 @pytest.mark.parametrize(("name", "said"), [("a b/c", "no name of a repository"), ("me/gone", "no such repository")])
 def test_a_name_that_leads_nowhere_is_one_line(hub, tmp_path, name, said):
     with pytest.raises(InputError, match=said):

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub import CommitOperationAdd, DatasetInfo, HfApi, ModelInfo, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
@@ -15,6 +16,9 @@ from misdirection.hub.parcels import Declared, RepositoryType, parcel
 
 _REPOSITORY = "REPOSITORY"
 """Stands for the repository's name in the examples of a card."""
+
+# The HTTP library of the Hub's client, whose errors of the network these are, is another from version to version.
+_SILENCE = cast(tuple[type[Exception], ...], (OSError, *HfHubHTTPError.__bases__))
 
 _LOG_IN = "log in with `hf auth login`, and check the name"
 
@@ -98,5 +102,5 @@ def _hub_errors(repository: str) -> Iterator[None]:
         if status in (401, 403):
             raise InputError(f"{repository}: no leave to write there (status {status}): {_LOG_IN}") from error
         raise NetworkProblem(f"{repository}: the Hub answers with status {status}; try again later") from error
-    except OSError as error:
+    except _SILENCE as error:
         raise NetworkProblem(f"{repository}: the Hub does not answer ({first_line(error, 100)})") from error
