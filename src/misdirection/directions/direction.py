@@ -30,7 +30,7 @@ from torch import Tensor
 from misdirection.choices import Operation
 from misdirection.data import ProbePair, data_hash
 from misdirection.directions.extraction import Means, mean_activations
-from misdirection.errors import InputError
+from misdirection.errors import InputError, first_line
 from misdirection.files import atomic_output
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import TOKEN_BUDGET
@@ -40,6 +40,8 @@ from misdirection.progress import shown
 
 FORMAT = "misdirection.direction/1"
 LAYER_CONVENTION = "vectors[k] is for the output of decoder block k, 0-based, before the final norm"
+
+_REMEDY = "make one with `misdirection extract`, or read another program's with `misdirection import`"
 
 _UNIT = 1e-3
 """What a length may differ from 1 by: vectors kept in half precision do by so much."""
@@ -117,10 +119,12 @@ class Direction:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise InputError(f"{path}: not a direction file ({FORMAT}): make one with `misdirection extract`")
+                    raise InputError(f"{path}: not a direction file ({FORMAT}): {_REMEDY}")
                 return cls(_checked(file.get_tensor("vectors"), path), read_origin(metadata, path))
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: cannot read this direction ({error}); extract it again") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot read this direction ({first_line(error)}); check the path") from error
+        except SafetensorError as error:
+            raise InputError(f"{path}: cannot read this direction ({error}): {_REMEDY}") from error
 
     @classmethod
     def from_hub(
