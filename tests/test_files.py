@@ -1,6 +1,7 @@
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
@@ -12,6 +13,7 @@ from misdirection.files import (
     atomic_folder,
     atomic_path,
     empty_working_folder,
+    list_made,
     read_json,
     require_replaceable,
     sha256_file,
@@ -221,7 +223,7 @@ def test_a_link_to_a_folder_of_ours_stays(tmp_path):
 def test_a_working_folder_is_emptied_for_another_key_alone(tmp_path):
     folder = tmp_path / "work"
     for key, kept in (({"a": 1}, []), ({"a": 1}, ["step-1"]), ({"a": 2}, [])):
-        empty_working_folder(folder, key, own=("step-*",))
+        empty_working_folder(folder, key, own=(r"step-\d+",))
         assert [name for name in names(folder) if name.startswith("step")] == kept
         (folder / "step-1").mkdir(exist_ok=True)
 
@@ -232,8 +234,32 @@ def test_a_working_folder_with_foreign_files_is_refused(ours, tmp_path):
         empty_working_folder(tmp_path, 1)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(MisdirectionError, match=r"holds thesis.txt, which misdirection did not write"):
-        empty_working_folder(tmp_path, 2, own=("step-*",))
+        empty_working_folder(tmp_path, 2, own=(r"step-\d+",))
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_copy_and_a_note_in_a_working_folder_are_kept(tmp_path):
+    empty_working_folder(tmp_path, 1)
+    (tmp_path / "step-1").mkdir()
+    list_made(tmp_path / "step-1")
+    for kept, named in ((tmp_path / "step-1-mine", "step-1-mine"), (tmp_path / "step-1" / "notes", "step-1/notes")):
+        kept.write_text("mine")
+        with pytest.raises(MisdirectionError, match=f"holds {named}, which misdirection did not write"):
+            empty_working_folder(tmp_path, 2, own=(r"step-\d+",))
+        assert kept.read_text() == "mine"
+        kept.unlink()
+    empty_working_folder(tmp_path, 2, own=(r"step-\d+",))
+    assert not (tmp_path / "step-1").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "below"])
+def test_the_folder_that_the_user_is_in_is_not_replaced(tmp_path, monkeypatch, inside):
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / inside)
+    for path in (Path(".."), tmp_path) if inside else (Path(), tmp_path):
+        with pytest.raises(MisdirectionError, match="you are in this folder"), atomic_folder(path):
+            raise AssertionError("begun")
+    assert list(tmp_path.iterdir()) == [tmp_path / "below"]
 
 
 def test_a_copy_of_a_folder_of_ours_gets_a_list_of_its_own(tmp_path):

@@ -95,7 +95,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         with write_errors(path, only=_DISK):
             yield temporary
         with write_errors(path):
-            write_json(temporary / MADE, _hashes(temporary))
+            list_made(temporary)
             for path_inside in (*temporary.rglob("*"), temporary):
                 _sync(path_inside)
         # Again: the block may have taken hours.
@@ -104,6 +104,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             _replace_folder(temporary, path)
     finally:
         remove(temporary)
+
+
+def list_made(folder: Path) -> None:
+    """Note that all files in a folder are ours as they are now."""
+    write_json(folder / MADE, _hashes(folder))
 
 
 def require_replaceable(path: Path, *, folder: bool = True) -> None:
@@ -122,6 +127,8 @@ def require_replaceable(path: Path, *, folder: bool = True) -> None:
         raise InputError(f"{blocking}: is a file, where a folder is needed for {path.name}: choose another name")
     if not path.exists():
         return
+    if folder and Path.cwd().is_relative_to(path.resolve()):
+        raise InputError(f"{path}: you are in this folder, which would be replaced as a whole: choose another name")
     if path.is_dir() != folder:
         kinds = ("file", "folder") if folder else ("folder", "file")
         raise InputError(f"{path}: is a {kinds[0]}, which is not replaced by a {kinds[1]}: choose another name")
@@ -206,7 +213,7 @@ def empty_working_folder(folder: Path, key: Any, own: Collection[str] = ()) -> N
     Args:
         folder: made if need be.
         key: JSON; what the files in it belong to.
-        own: patterns of what the job writes there, such as `checkpoint-*`.
+        own: regular expressions for the names of what the job writes there, such as `step-[0-9]+`.
 
     Raises `InputError` for a folder that holds anything else, which is left as it is.
     """
@@ -230,12 +237,14 @@ def _empty(folder: Path, own: Collection[str]) -> None:
         raise InputError(f"{folder}: is a file, where a working folder is needed: move it away")
     mark = folder / WORKING
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
-    known = (WORKING, f"{TEMPORARY}*", *own) if mark.is_file() else ()
+    known = (re.escape(WORKING), f"{re.escape(TEMPORARY)}.*", *own) if mark.is_file() else ()
     for path in inside:
-        if path.is_symlink() or not any(path.match(pattern) for pattern in known):
+        foreign = path.is_symlink() or not any(re.fullmatch(pattern, path.name) for pattern in known)
+        within = _foreign(path) if (path / MADE).is_file() else None
+        if foreign or within:
             raise InputError(
-                f"{folder}: holds {path.name}, which misdirection did not write, so that it is not emptied: move it "
-                "away or choose another folder"
+                f"{folder}: holds {'/'.join(filter(None, (path.name, within)))}, which misdirection did not write, so "
+                "that it is not emptied: move it away or choose another folder"
             )
     # A folder that a kill left half emptied is still known as ours, and what remains in it belongs to no job.
     if mark.is_file():

@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import pytest
@@ -201,6 +202,19 @@ def test_a_checkpoint_that_a_kill_cut_short_is_not_resumed_from(tmp_path, left):
     steps = []
     train(EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=twice, report=lambda step, *_: steps.append(step))
     assert steps == list(range(7, 13))
+
+
+@pytest.mark.parametrize("name", ["checkpoint-best", "checkpoint-3 (copy)", "checkpoint-3/notes"])
+def test_what_the_user_keeps_beside_checkpoints_stays(tmp_path, name):
+    with pytest.raises(Killed):
+        train(EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=recipe(checkpoint_steps=3), report=kill_at(4))
+    mine = tmp_path / "cut.checkpoints" / name / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(InputError, match=f"holds {re.escape(name)}.*, which misdirection did not write"):
+        train(EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=recipe(checkpoint_steps=4))
+    train(EXAMPLES, tmp_path / "cut", base=make_chat(), recipe=recipe(checkpoint_steps=3))
+    assert mine.read_text() == "mine"
 
 
 def test_a_resumed_training_keeps_the_adapter_of_every_checkpoint(tmp_path):

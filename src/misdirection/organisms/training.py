@@ -5,6 +5,7 @@ The result is a plain PEFT adapter folder with `organism.json`, its recipe and t
 
 import contextlib
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -29,6 +30,7 @@ from misdirection.errors import InputError
 from misdirection.files import (
     atomic_folder,
     empty_working_folder,
+    list_made,
     read_json,
     remove,
     require_replaceable,
@@ -49,6 +51,7 @@ from misdirection.organisms.recipe import Recipe
 from misdirection.progress import console, track_steps
 
 _INITIAL = "step-0"
+_CHECKPOINT = r"checkpoint-\d+"
 
 StepReport = Callable[[int, int, float], None]
 """Called after each optimiser step with (step, steps, loss in nats/token)."""
@@ -86,7 +89,7 @@ def train(
     require_replaceable(Path(out))
     # Checkpoints of another training would be continued.
     training = {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
-    empty_working_folder(folder, training, own=(_INITIAL, "checkpoint-*", "README.md"))
+    empty_working_folder(folder, training, own=(_INITIAL, _CHECKPOINT, r"README\.md"))
     rows = training_rows(chat, examples, recipe.max_length, recipe.turns)
     torch.manual_seed(recipe.seed)
     shown = contextlib.nullcontext(report) if report else track_steps("train")
@@ -121,11 +124,15 @@ def _trained(trainer: SFTTrainer, *, keep: bool) -> SFTTrainer:
 
 def _remove_cut(folder: Path) -> None:
     """Take away checkpoints that a kill cut short: the trainer writes its state last."""
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in _checkpoints(folder):
         try:
             read_json(checkpoint / TRAINER_STATE_NAME)
         except InputError:
             remove(checkpoint)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if re.fullmatch(_CHECKPOINT, path.name)]
 
 
 @contextlib.contextmanager
@@ -261,7 +268,8 @@ class _ByLength(Sampler[int]):
 
 
 class _Watch(TrainerCallback):
-    """Reports each step, and stops at a loss that is not finite, before the trainer can save what it spoiled."""
+    """Reports each step, stops at a loss that is not finite, before the trainer can save what it spoiled, and lists
+    what the trainer saved, so that what the user puts there is told from it."""
 
     def __init__(self, report: StepReport | None) -> None:
         self.report = report
@@ -284,6 +292,9 @@ class _Watch(TrainerCallback):
             )
         if self.report:
             self.report(state.global_step, state.max_steps, float(logs["loss"]))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        list_made(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
 
 def _final_loss(history: list[dict[str, Any]]) -> float:
@@ -313,7 +324,7 @@ def _write(organism: Organism, network: Any, out: Path, checkpoints: Path | None
 
 def _keep_adapters(checkpoints: Path, kept: Path) -> None:
     """Of every checkpoint the adapter alone: the optimiser's state is of no use once the training is over."""
-    for folder in (checkpoints / _INITIAL, *checkpoints.glob("checkpoint-*")):
+    for folder in (checkpoints / _INITIAL, *_checkpoints(checkpoints)):
         target = kept / checkpoint_name(int(folder.name.rpartition("-")[2]))
         target.mkdir(parents=True)
         for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):

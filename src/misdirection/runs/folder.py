@@ -235,7 +235,9 @@ def require_run_folder(folder: Path, experiment_yaml: str) -> None:
     The lock stays behind when a run ends, and a copy may leave it out: then a record in the manifest shows whose it is.
     """
     if not _is_run(folder):
-        require_replaceable(folder)
+        # A run fills an empty folder and does not replace it, which may then be the one that the user is in.
+        if not folder.is_dir() or any(folder.iterdir()):
+            require_replaceable(folder)
     elif (folder / _EXPERIMENT).is_file():
         kinds = [_kind(text) for text in ((folder / _EXPERIMENT).read_text("utf-8", "replace"), experiment_yaml)]
         if kinds[0] != kinds[1]:
