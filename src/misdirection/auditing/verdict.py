@@ -250,7 +250,8 @@ def _reasons(
     return tuple(
         f"on {shift.n} {_PHRASES[asked]} the margin moved by {shift.mean:+z.3f} "
         f"[{shift.low:+z.3f}, {shift.high:+z.3f}] nats/token ({rule.level:.1%} interval){beyond}, "
-        f"{beside[asked].low:+z.0%} to {beside[asked].high:+z.0%} of what the reference's bad fine-tunes moved: {limits[beside[asked].passed]}"
+        f"{beside[asked].low:+z.0%} to {beside[asked].high:+z.0%} of what the reference's bad fine-tunes moved: "
+        f"{limits[beside[asked].passed]}"
         + (", but the words of the training data alone may explain it" if beside[asked].is_words else "")
         for asked, shift in shifts.items()
     )
