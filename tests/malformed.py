@@ -24,7 +24,7 @@ from misdirection.cli.shared import app
 
 HUGE = str(10**30)
 NUMBERS = {int: ("", "x", "1.5", "nan", "-1", HUGE), float: ("", "x", "nan", "inf", "-inf", "1e999", "-1")}
-SIGNED = {("steer", "scale"), ("sample", "scale"), ("bake", "scale"), ("export", "scale")}
+SIGNED = {("steer", "scale"), ("sample", "scale"), ("bake", "scale"), ("export", "scale"), ("check", "scale")}
 """Options that a negative number is right for."""
 
 FREE = {

@@ -99,6 +99,10 @@ def good_values(world, place):
         "export": {"direction": direction, "path": place / "exported.npz"},
         "import": {"path": world / "vectors.npz", "file": place / "imported.safetensors", "model": model, "layers": 4},
         "schema": {"kind": "audit"},
+        "push": {"thing": direction, "repository": "me/direction", "card": True},
+        "pull": {"repository": "me/direction", "folder": out},
+        "doctor": {},
+        "check": {**on, "direction": direction, "pairs": pairs, "questions": 2, "random_seeds": 4},
     }
 
 
@@ -125,7 +129,7 @@ def own_place(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["compare", "export", "import", "score", "agree", "probes", "schema", "sample", "judge", "extract", "train"],
+    ["compare", "export", "import", "score", "agree", "probes", "schema", "sample", "judge", "extract", "train", "push"],
 )
 def test_the_good_words_are_accepted(world, own_place, call, command):
     status, _, err = call(*words_of(command, good_values(world, own_place)[command]))

@@ -23,7 +23,7 @@ def schema(kind: Annotated[str, typer.Argument(help="A kind of result: run, audi
 
 @app.command()
 def push(
-    path: Annotated[
+    thing: Annotated[
         Path,
         typer.Argument(
             help="An organism's, a reference's or an audit's folder, a direction file, or a table of answers."
@@ -43,7 +43,7 @@ def push(
     from misdirection.hub.transfer import push as push_to_hub
 
     declared = Declared(answers, license)
-    print(parcel(path, declared).card if card else push_to_hub(path, repository, declared, public=public))
+    print(parcel(thing, declared).card if card else push_to_hub(thing, repository, declared, public=public))
 
 
 @app.command()

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from misdirection.cards import CARD, TAG
 from misdirection.errors import InputError, NetworkProblem, first_line
-from misdirection.files import atomic_folder
+from misdirection.files import atomic_folder, require_replaceable
 from misdirection.hub.parcels import Declared, RepositoryType, parcel
 
 _REPOSITORY = "REPOSITORY"
@@ -55,6 +55,7 @@ def pull(repository: str, out: str | Path, *, revision: str | None = None) -> Pa
         InputError: no such repository, one whose card does not say that it is ours, or a folder in the way.
         NetworkProblem: the Hub does not answer.
     """
+    require_replaceable(Path(out))
     kinds: tuple[RepositoryType, ...] = ("model", "dataset")
     api = HfApi()
     with _hub_errors(repository):
