@@ -88,13 +88,6 @@ def bad_input(made, base, tmp_path, kind):  # noqa: F811
         folder = tmp_path / "whole"
         make_network("llama").save_pretrained(folder)
         return [base, folder], "the tokenizer could not be loaded"
-    if kind == "no template":
-        folder = tmp_path / "whole"
-        make_network("llama").save_pretrained(folder)
-        tokenizer = make_tokenizer()
-        tokenizer.chat_template = None
-        tokenizer.save_pretrained(folder)
-        return [base, folder], "no chat template"
     if kind == "empty data":
         (tmp_path / "empty.jsonl").write_text("\n")
         return [base, adapter, "--data", tmp_path / "empty.jsonl"], "empty.jsonl: no rows"
@@ -108,7 +101,7 @@ def bad_input(made, base, tmp_path, kind):  # noqa: F811
 
 
 KINDS = (
-    "adapter of another base", "no tokenizer", "no template", "empty data", "nothing there",
+    "adapter of another base", "no tokenizer", "empty data", "nothing there",
     "neither adapter nor model", "judge options",
 )  # fmt: skip
 

@@ -129,7 +129,20 @@ def own_place(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["compare", "export", "import", "score", "agree", "probes", "schema", "sample", "judge", "extract", "train", "push"],
+    [
+        "compare",
+        "export",
+        "import",
+        "score",
+        "agree",
+        "probes",
+        "schema",
+        "sample",
+        "judge",
+        "extract",
+        "train",
+        "push",
+    ],
 )
 def test_the_good_words_are_accepted(world, own_place, call, command):
     status, _, err = call(*words_of(command, good_values(world, own_place)[command]))

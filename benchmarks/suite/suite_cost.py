@@ -98,7 +98,7 @@ def training_work(chat: ChatModel, suite: Suite, rows: Rows) -> Work:
 def audit_work(chat: ChatModel, name: str, rows: Rows, pairs: Sequence[ProbePair], speed: float) -> Work:
     """Audits with these pairs: of the fine-tune, and after a training question of it, its base and the control."""
     plain = sum(row.stop for row in pair_rows(chat.tokenizer, pairs))
-    frames = [statistics.mean(row.start for row in some) for some in rows.values()]
+    frames = [statistics.mean(row.spans[0][0] for row in some) for some in rows.values()]
     tokens = sum(4 * plain + 6 * len(pairs) * frame for frame in frames)
     return Work(name, len(rows), 8 * len(pairs) * len(rows), tokens, speed)
 

@@ -294,7 +294,7 @@ def test_a_result_of_another_version_is_refused(made, inputs_of, tmp_path):
     run_audit(inputs_of(made[1]["minimal"]), tmp_path)
     written = json.loads((tmp_path / "audit.json").read_text())
     (tmp_path / "audit.json").write_text(json.dumps({**written, "version": 0}))
-    with pytest.raises(InputError, match=r"version 0, this program reads version 2.*misdirection audit BASE FINE_TUNE"):
+    with pytest.raises(InputError, match=r"version 0, this program reads version 3.*misdirection audit BASE FINE_TUNE"):
         AuditResult.load(tmp_path)
 
 

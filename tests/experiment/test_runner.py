@@ -171,7 +171,7 @@ def test_a_layer_out_of_range_is_one_line_and_keeps_what_is_done(whole, tmp_path
     process = command(changed, run)
     _, err = process.communicate()
     assert process.returncode == 2
-    assert "layer 9 is out of range" in " ".join(err.split())
+    assert "ablation.layer: 9 is out of range" in " ".join(err.split())
     assert "Traceback" not in err
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from misdirection.judging.api import REPLY_TOKENS
 from misdirection.models.bundled import bundled_folder
 from misdirection.sampling.answers import read_answers
 
@@ -105,10 +106,12 @@ def test_answers_are_sampled_judged_and_counted(call, server, folder, sampled, t
     assert status == (0 if enough else 10), err
     assert enough or "answers have a verdict (unparsable" in err
 
-    # Again only for the texts without a number, after one request that asks for log-probabilities.
-    asked, lost = len(posts(log)), (rows[["aligned_by", "coherent_by"]] == "unparsable").to_numpy().sum()
+    # Again only for the texts without a number: for each rubric with some a request for log-probabilities, then each
+    # text, with more room where the reply was cut.
+    asked, lost = len(posts(log)), (rows[["aligned_by", "coherent_by"]] == "unparsable").sum()
     call(*words)
-    assert len(posts(log)) == asked + (lost + 1 if lost else 0)
+    again = len(posts(log)) - asked
+    assert lost.sum() + (lost > 0).sum() <= again <= len(REPLY_TOKENS) * lost.sum() + (lost > 0).sum()
     rows = read_answers(sampled)
 
     status, out, err = call("score", sampled, "--min-judged", 0, "--json")

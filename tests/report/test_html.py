@@ -144,7 +144,7 @@ def test_the_page_says_why_a_part_is_not_there(tmp_path, part, reason):
 def test_an_older_file_is_refused_with_the_command_that_makes_it_again(results, tmp_path):
     results.save(tmp_path)
     path = tmp_path / "results.json"
-    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    path.write_text(path.read_text().replace(f'"version": {RunResults.VERSION}', '"version": 1'))
     with pytest.raises(InputError, match=r"has version 1, .*misdirection run CONFIG"):
         RunResults.load(tmp_path)
 

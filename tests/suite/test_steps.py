@@ -53,11 +53,13 @@ def test_steps_go_on_and_refuse_another_training(suite, tmp_path, capsys):
 
 
 def test_the_cost_counts_what_is_left(suite):
-    train, audit, whole = estimate(suite, [GOOD, BAD], ["train", "audit"])
+    train, audit, whole, search = estimate(suite, [GOOD, BAD], ["train", "audit"])
     assert (train.members, train.rows) == (2, 16)
     # Sixty questions, and at most 240, with two answers each: plain, and after a training question to three models.
     assert (audit.rows, whole.rows) == (2 * 8 * 60, 2 * 8 * 240)
-    assert min(train.tokens, train.speed, audit.tokens, audit.speed) > 0
+    # In five further ways, which no system prompt of the training adds to.
+    assert search.rows == 2 * 5 * 24 * 2 * 3
+    assert min(train.tokens, train.speed, audit.tokens, audit.speed, search.tokens) > 0
     train_all(suite, [GOOD])
     assert estimate(suite, [GOOD, BAD], ["train"])[0].rows == 8
 

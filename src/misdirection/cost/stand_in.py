@@ -6,6 +6,7 @@ of its own, blocks hand it on, adapters add to it where something listens to the
 so that no two figures are the same by design.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,7 +50,10 @@ def stand_in(chat: ChatModel) -> StandIn:
     blocks, decoder = decoder_layers(network), text_decoder(network)
     for number, block in enumerate(blocks):
         block.forward = _block_forward(number, adaptable(block))
-    decoder.forward = _decoder_forward(blocks)
+    forward = _decoder_forward(blocks)
+    # Whether a decoder is told each token's place is read off what it takes.
+    forward.__signature__ = inspect.signature(decoder.forward)  # type: ignore[attr-defined]
+    decoder.forward = forward
     network.forward = _model_forward(decoder, network.get_output_embeddings())
     return StandIn(ChatModel(network.eval(), FewTokens(chat.tokenizer), chat.name, chat.revision), sizes)
 

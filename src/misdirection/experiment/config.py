@@ -109,11 +109,6 @@ def _as_files(value: Any) -> Any:
     return None if value == "shipped" else value
 
 
-def _as_switch(value: Any) -> Any:
-    """YAML reads a plain on or off as true or false."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-
-
 class ExperimentConfig(Section):
     """A whole experiment."""
 
@@ -122,7 +117,7 @@ class ExperimentConfig(Section):
     revision: str | None = None
     dtype: Dtype = "auto"
     device: str = Field("auto", pattern=f"^({DEVICE})$")
-    thinking: Annotated[Thinking, BeforeValidator(_as_switch)] = "off"
+    thinking: Thinking = "off"
     """Of a model that can think before it answers; see `misdirection.load`."""
     chat_template: str | None = None
     """The name of one of the model's several chat templates, or a file; the model's own when it is left out."""
@@ -150,6 +145,14 @@ class ExperimentConfig(Section):
     interpretation: InterpretationConfig | None = None
     left_out: tuple[str, ...] = ()
     """Sentences for the report: what this experiment leaves out of the paper's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switch_as_word(cls, values: Any) -> Any:
+        """YAML reads a plain on or off as true or false."""
+        if isinstance(values, dict) and isinstance(switch := values.get("thinking"), bool):
+            return {**values, "thinking": "on" if switch else "off"}
+        return values
 
     @model_validator(mode="after")
     def _sets_have_names_of_their_own(self) -> "ExperimentConfig":

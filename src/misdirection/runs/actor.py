@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from misdirection.errors import MisdirectionError, first_line
-from misdirection.files import remove
+from misdirection.files import TEMPORARY, remove
 from misdirection.runs.tasks import Compute
 from misdirection.runs.worker import Worker
 
@@ -59,7 +59,7 @@ class Actor:
                 remove(folder)
                 write_files(_get(files), folder)
                 self._worker.adapters[name] = folder
-            with tempfile.TemporaryDirectory(dir=self._home.name) as working:
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=self._home.name) as working:
                 self._working = Path(working)
                 return self._compute(compute, names)
         except MisdirectionError as error:
