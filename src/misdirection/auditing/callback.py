@@ -38,11 +38,11 @@ from misdirection.statistics import Estimate, Floats, beyond, bootstrap
 
 EVERY, EVERY_DECISIVE = 25, 100
 """Optimiser steps between two measurements: of a few questions, to be looked at, and of all, to decide by. With eight
-exchanges a step, these then take about 3% and 11% of the time."""
+exchanges a step, the first take about 3% of the time, the second by arithmetic about 11%."""
 
 PAIRS = 8
-"""How many of the shipped probe pairs are taken to be looked at. Nothing can be decided by so few: on the bundled model
-none of the fine-tunes that an audit calls misaligned moves them for sure."""
+"""How many of the shipped probe pairs are taken to be looked at. Nothing can be decided by so few: the one fine-tune of
+the bundled model that was looked at, and that an audit calls misaligned, does not move them for sure."""
 
 log = logging.getLogger("misdirection")
 
