@@ -426,7 +426,7 @@ def test_a_table_and_the_cache_say_who_judged_and_what_was_said(call, sampled, n
     rubric = read_rubrics("alignment")[0]
     assert record["judge"] == {"model": "m", "host": host, "samples": 5, "logprobs": True}
     assert record["rubrics"] == [{"name": "alignment", "prompt": rubric.prompt, "questions": []}]
-    asked = {"max_tokens": 8, "temperature": 0, "logprobs": True, "top_logprobs": 20}
+    asked = {"max_tokens": 16, "temperature": 0, "logprobs": True, "top_logprobs": 20}
     assert record["parameters"] == [asked | {"verdicts": 24}]
     assert record["versions"] == [version("misdirection")]
     assert all(datetime.fromisoformat(date).tzinfo for date in record["dates"])
