@@ -370,7 +370,7 @@ def measure(family: str) -> Row:
 
 
 def _line(refusal: MisdirectionError, folder: Path) -> str:
-    line = str(refusal).replace(f"{folder}: ", "")
+    line = str(refusal).replace(f"{folder}: ", "").replace(f"{folder}/", "")
     assert "\n" not in line
     return re.split(r": use |: weights cannot| \(looked for|: no direction|, which would be", line)[0].replace("|", "/")
 
