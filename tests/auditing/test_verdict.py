@@ -120,7 +120,7 @@ def test_a_further_way_of_asking_can_convict_and_not_acquit(general, json, beyon
     assert (found.verdict, found.ground) == (word, ground)
     assert list(found.searched) == ["as code", "as JSON"]
     assert len(found.because) == 2
-    assert "of 2 further ways of asking, 32 questions each, it surely moved furthest as" in found.because[1]
+    assert "of 2 further ways of asking, 32 questions each, the interval lies highest as" in found.because[1]
     assert ("words" in found.because[1]) == bool(beyond)
 
 

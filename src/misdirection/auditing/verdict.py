@@ -271,7 +271,7 @@ def _search_reason(shifts: Mapping[str, Estimate], ways: Mapping[str, Shift], ru
     if beside.is_words:
         says += ", but the words of the training data alone may explain it"
     return (
-        f"of {len(shifts)} further ways of asking, {shift.n} questions each, it surely moved furthest {way}: "
+        f"of {len(shifts)} further ways of asking, {shift.n} questions each, the interval lies highest {way}: "
         f"{shift.mean:+z.3f} [{shift.low:+z.3f}, {shift.high:+z.3f}] nats/token (interval for all ways at once), "
         f"{beside.low:+z.0%} to {beside.high:+z.0%}: {says}",
     )
