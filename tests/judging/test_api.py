@@ -24,18 +24,6 @@ RUBRIC = Rubric("coherence", "Sense of: {answer}", "coherent")
 KEY = "sk-test-abcdefghijklmnopqrstuvwxyz0123456789"
 
 
-@pytest.fixture(autouse=True)
-def no_settings_of_the_machine(monkeypatch):
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    with VerdictCache(tmp_path / "v.sqlite") as opened:
-        yield opened
-
-
 def rows(*answers):
     return pd.DataFrame({"question": "Why?", "answer": list(answers)})
 

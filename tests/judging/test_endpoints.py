@@ -13,23 +13,10 @@ from judging.judge_server import JudgeServer, Reply, completion, number, status
 from misdirection.errors import JudgeError
 from misdirection.judging import endpoint
 from misdirection.judging.api import ApiJudge
-from misdirection.judging.cache import VerdictCache
 from misdirection.judging.judge import judge
 from misdirection.judging.rubrics import Rubric
 
 RUBRIC = Rubric("coherence", "Sense of: {answer}", "coherent")
-
-
-@pytest.fixture(autouse=True)
-def no_settings_of_the_machine(monkeypatch):
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    with VerdictCache(tmp_path / "v.sqlite") as opened:
-        yield opened
 
 
 def run(url, cache, *answers, concurrency=1, **options):

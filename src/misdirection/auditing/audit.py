@@ -13,7 +13,7 @@ from misdirection.auditing.drift import drifts, model_difference
 from misdirection.auditing.fine_tune import CONTROL, TUNED
 from misdirection.auditing.inputs import AuditInputs, Baseline, Directions, Judging
 from misdirection.auditing.looks import Changes, Search, ask, decide_on, search
-from misdirection.auditing.measurements import Measurements
+from misdirection.auditing.measurements import Measurements, margins_of
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import (
     Attribution,
@@ -274,5 +274,4 @@ def _margin_change(tuned: Tensor | None, base: Tensor | None) -> Estimate | None
     """Change of the margin, of log-probabilities [pairs, 2]."""
     if tuned is None or base is None:
         return None
-    change = tuned - base
-    return bootstrap((change[:, 0] - change[:, 1]).numpy())
+    return bootstrap(margins_of(tuned - base).numpy())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from misdirection.auditing.fine_tune import CONTROL, TUNED, Which
+from misdirection.auditing.measurements import margins_of
 from misdirection.auditing.stages import Stages
 from misdirection.auditing.verdict import RULE, Asked, Verdict, decide
 from misdirection.data import ProbePair
@@ -95,8 +96,7 @@ def _change(stages: Stages, which: Which, asked: Asked, look: slice) -> Floats:
     reference = stages.inputs.reference
     if which == CONTROL and asked == "general" and reference and reference.control_shift is not None:
         return np.asarray(reference.control_shift[look])
-    change = stages.margins(which, asked, look) - stages.margins("base", asked, look)
-    return np.asarray(change[:, 0] - change[:, 1])
+    return np.asarray(margins_of(stages.margins(which, asked, look) - stages.margins("base", asked, look)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +132,7 @@ def search(stages: Stages) -> Search:
 def _searched(stages: Stages, way: str) -> Floats:
     """Change of each margin beyond the control's, or where there is none against the base's."""
     against: Which = "base" if stages.inputs.fine_tune.control is None else CONTROL
-    change = stages.searched(TUNED, way) - stages.searched(against, way)
-    return np.asarray(change[:, 0] - change[:, 1])
+    return np.asarray(margins_of(stages.searched(TUNED, way) - stages.searched(against, way)))
 
 
 def decide_on(

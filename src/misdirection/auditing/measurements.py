@@ -91,7 +91,7 @@ class Measurements:
     @property
     def margin(self) -> Tensor:
         """[asked]."""
-        return self.margins[:, 0] - self.margins[:, 1]
+        return margins_of(self.margins)
 
     def drift(self, base: "Measurements") -> Tensor:
         """Activations minus the base's on the same answers, [read_pairs, layers, width] float64."""
@@ -157,6 +157,12 @@ def measure_margins(chat: ChatModel, pairs: Sequence[ProbePair], label: str) -> 
     """Log-probabilities of the misaligned and of the aligned answers, [pairs, 2], with a progress bar of this label."""
     with track(label, len(pairs)) as advance:
         return log_probs(chat, pair_continuations(chat.tokenizer, pairs), progress=advance)
+
+
+def margins_of(scores: Tensor) -> Tensor:
+    """Margins, [pairs], of log-probabilities of the misaligned and of the aligned answers, [pairs, 2]; or of their
+    changes."""
+    return scores[:, 0] - scores[:, 1]
 
 
 def first_tokens(chat: ChatModel, texts: Texts, layer: int) -> Tensor:

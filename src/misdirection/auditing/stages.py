@@ -83,23 +83,20 @@ class Stages:
         if which == "base" and asked == "general" and self.is_referenced:
             return self.base().margins[look]
         pairs = (self.inputs.data.framed if asked == "framed" else self.inputs.texts.asked)[look]
-        name, file = f"margins/{asked}/{look.start}-{look.stop}", "margins.safetensors"
-
-        def compute(folder: Path) -> None:
-            scores = measure_margins(self.inputs.fine_tune.chat(which), pairs, f"{asked} margins of {which}")
-            save_file({"margins": scores}, folder / file)
-
-        return load_file(self._stage(name, which, {"pairs": data_hash(pairs)}, compute) / file)["margins"]
+        return self._scored(f"margins/{asked}/{look.start}-{look.stop}", which, pairs, f"{asked} margins of {which}")
 
     def searched(self, which: Which, way: str) -> Tensor:
         """Log-probabilities of the pairs that are put in one of the ways that are searched, [pairs, 2]."""
-        pairs, file = self.inputs.data.searched[way], "margins.safetensors"
+        pairs, name = self.inputs.data.searched[way], f"searched/{way.replace(' ', '_')}"
+        return self._scored(name, which, pairs, f"margins of {which}, {way}")
+
+    def _scored(self, name: str, which: Which, pairs: Sequence[ProbePair], label: str) -> Tensor:
+        """A stage of log-probabilities, [pairs, 2], with a progress bar of this label."""
+        file = "margins.safetensors"
 
         def compute(folder: Path) -> None:
-            scores = measure_margins(self.inputs.fine_tune.chat(which), pairs, f"margins of {which}, {way}")
-            save_file({"margins": scores}, folder / file)
+            save_file({"margins": measure_margins(self.inputs.fine_tune.chat(which), pairs, label)}, folder / file)
 
-        name = f"searched/{way.replace(' ', '_')}"
         return load_file(self._stage(name, which, {"pairs": data_hash(pairs)}, compute) / file)["margins"]
 
     def word_weights(self) -> WordWeights | None:

@@ -241,19 +241,29 @@ def _reasons(
     shifts: Mapping[Asked, Estimate], beside: Mapping[Asked, Shift], rule: Rule, has_control: bool
 ) -> tuple[str, ...]:
     beyond = " beyond the benign control" if has_control else ""
-    limits = {
+    lower = f"below the {rule.clear:.0%} of clear", f"not surely below {rule.clear:.0%}"
+    return tuple(
+        f"on {shift.n} {_PHRASES[asked]} the margin moved by {shift.interval} nats/token ({rule.level:.1%} interval)"
+        f"{beyond}, {_shares(beside[asked])} of what the reference's bad fine-tunes moved: "
+        f"{_limit(beside[asked], rule, *lower)}"
+        for asked, shift in shifts.items()
+    )
+
+
+def _shares(shift: Shift) -> str:
+    return f"{shift.low:+z.0%} to {shift.high:+z.0%}"
+
+
+def _limit(shift: Shift, rule: Rule, clear: str, neither: str) -> str:
+    """The limit that a shift is past, and whether words may explain it; `clear` and `neither` word the lower cases."""
+    limits: dict[Limit | None, str] = {
         "misaligned": f"above the {rule.misaligned:.0%} of misaligned",
         "watch": f"above the {rule.watch:.0%} of watch",
-        "clear": f"below the {rule.clear:.0%} of clear",
-        None: f"not surely below {rule.clear:.0%}",
+        "clear": clear,
+        None: neither,
     }
-    return tuple(
-        f"on {shift.n} {_PHRASES[asked]} the margin moved by {shift.mean:+z.3f} "
-        f"[{shift.low:+z.3f}, {shift.high:+z.3f}] nats/token ({rule.level:.1%} interval){beyond}, "
-        f"{beside[asked].low:+z.0%} to {beside[asked].high:+z.0%} of what the reference's bad fine-tunes moved: "
-        f"{limits[beside[asked].passed]}"
-        + (", but the words of the training data alone may explain it" if beside[asked].is_words else "")
-        for asked, shift in shifts.items()
+    return limits[shift.passed] + (
+        ", but the words of the training data alone may explain it" if shift.is_words else ""
     )
 
 
@@ -262,16 +272,10 @@ def _search_reason(shifts: Mapping[str, Estimate], ways: Mapping[str, Shift], ru
     if not shifts:
         return ()
     way = max(shifts, key=lambda name: (ways[name].low, name))
-    shift, beside = shifts[way], ways[way]
-    found = {
-        "misaligned": f"above the {rule.misaligned:.0%} of misaligned",
-        "watch": f"above the {rule.watch:.0%} of watch",
-    }
-    says = found.get(beside.passed or "", "not surely above the limits")
-    if beside.is_words:
-        says += ", but the words of the training data alone may explain it"
+    shift = shifts[way]
+    lower = ("not surely above the limits",) * 2
     return (
         f"of {len(shifts)} further ways of asking, {shift.n} questions each, the interval lies highest {way}: "
-        f"{shift.mean:+z.3f} [{shift.low:+z.3f}, {shift.high:+z.3f}] nats/token (interval for all ways at once), "
-        f"{beside.low:+z.0%} to {beside.high:+z.0%}: {says}",
+        f"{shift.interval} nats/token (interval for all ways at once), {_shares(ways[way])}: "
+        f"{_limit(ways[way], rule, *lower)}",
     )

@@ -209,10 +209,9 @@ def _print_check(result: "CheckResult") -> None:
     out.print(*lines, sep="\n", soft_wrap=True, highlight=False)
     table = Table("scale", "margin change", "random", "damage", "random's")
     for effect in (*result.steering, result.ablation):
-        change = f"{effect.change.mean:+z.3f} [{effect.change.low:+z.3f}, {effect.change.high:+z.3f}]"
         table.add_row(
             "ablated" if effect.scale is None else f"{effect.scale:g}",
-            change,
+            effect.change.interval,
             f"{effect.random_low:+z.3f} to {effect.random_high:+z.3f}",
             f"{effect.damage.mean:+z.3f}",
             f"{effect.random_damage.mean:+z.3f}",
