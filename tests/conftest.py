@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+from misdirection.auditing import known
 from misdirection.cli import main
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
@@ -19,6 +20,12 @@ from tiny import ARCHITECTURES, make_chat, make_network, make_tokenizer
 def chat(request) -> ChatModel:
     """A tiny chat model of each shape."""
     return make_chat(request.param)
+
+
+@pytest.fixture(autouse=True)
+def own_measurements(tmp_path, monkeypatch):
+    """Each test has a store of its own for what audits share."""
+    monkeypatch.setattr(known, "cache_folder", lambda: tmp_path / "misdirection-cache")
 
 
 @pytest.fixture

@@ -111,6 +111,11 @@ def list_made(folder: Path) -> None:
     write_json(folder / MADE, _hashes(folder))
 
 
+def is_as_made(folder: Path) -> bool:
+    """Whether a folder that was written whole holds what was written, and nothing else."""
+    return (folder / MADE).is_file() and _hashes(folder) == _made(folder)
+
+
 def require_replaceable(path: Path, *, folder: bool = True) -> None:
     """Refuse a folder that holds anything which this program did not write, or which was changed since; or such a file.
 

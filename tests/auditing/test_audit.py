@@ -132,6 +132,28 @@ def test_a_second_audit_runs_no_model(made, inputs_of, tmp_path, monkeypatch):
     assert run_audit(inputs_of(made[1]["single"], data=rows), tmp_path / "audit") == first
 
 
+def test_the_control_and_the_base_are_asked_once_for_all_fine_tunes_of_the_same_data(
+    made, sealed, inputs_of, tmp_path, monkeypatch
+):
+    rows, real, labels = write_rows(tmp_path / "rows.jsonl"), stages.measure_margins, []
+
+    def measure(chat, pairs, label):
+        labels.append(label)
+        return real(chat, pairs, label)
+
+    monkeypatch.setattr(stages, "measure_margins", measure)
+    run_audit(inputs_of(made[1]["minimal"], reference=sealed, data=rows), tmp_path / "first")
+    assert {"framed margins of control", "framed margins of base"} <= set(labels)
+    labels.clear()
+    second = run_audit(inputs_of(made[1]["single"], reference=sealed, data=rows), tmp_path / "second")
+    assert labels and all("fine-tune" in label for label in labels)
+    # What was damaged is measured again, and left as it is.
+    for file in (tmp_path / "misdirection-cache").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:20])
+    assert run_audit(inputs_of(made[1]["single"], reference=sealed, data=rows), tmp_path / "third") == second
+    assert any("control" in label for label in labels)
+
+
 def test_a_killed_audit_keeps_what_it_had(made, inputs_of, tmp_path, monkeypatch):
     rows = write_rows(tmp_path / "rows.jsonl")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from misdirection.auditing.attribution import by_layer, margin_parts
 from misdirection.auditing.fine_tune import CONTROL, TUNED, Which
 from misdirection.auditing.inputs import AuditInputs, Judging
+from misdirection.auditing.known import known_or_made
 from misdirection.auditing.measurements import Measurements, OwnScores, first_tokens, measure, measure_margins
 from misdirection.auditing.verdict import Asked
 from misdirection.data import ProbePair, data_hash
@@ -179,7 +180,11 @@ class Stages:
         return self.run.artifact(verdicts.stage) / "judged.parquet"
 
     def _stage(self, name: str, which: Which, inputs: Mapping[str, Any], compute: Callable[[Path], None]) -> Path:
-        return self.run.stage(f"{name}/{which}", {**self._common(which), **inputs}, compute)
+        stage, everything = f"{name}/{which}", {**self._common(which), **inputs}
+        # Without a reference the base is known by its name alone, and that may come to mean other weights.
+        if which != TUNED and self.is_referenced:
+            compute = known_or_made({"stage": stage, **everything}, compute)
+        return self.run.stage(stage, everything, compute)
 
     def _common(self, which: Which) -> dict[str, Any]:
         """All that every measurement of one model depends on."""

@@ -97,7 +97,7 @@ class RunFolder:
         missing = self.missing(wanted)
         if missing:
             for name, inputs in missing.items():
-                empty_working_folder(self._partial(name), _key(inputs), own=_WORK)
+                empty_working_folder(self._partial(name), inputs_key(inputs), own=_WORK)
             self._make(missing, compute, seconds)
         # The artifacts are there; working files that cannot be deleted only take space.
         with suppress(OSError):
@@ -111,7 +111,9 @@ class RunFolder:
         """
         for name in wanted:
             self._check_name(name)
-        lost = {name: _key(inputs) for name, inputs in wanted.items() if not self._holds(name, _key(inputs))}
+        lost = {
+            name: inputs_key(inputs) for name, inputs in wanted.items() if not self._holds(name, inputs_key(inputs))
+        }
         return {name: inputs for name, inputs in wanted.items() if name in lost or self._lacks(name, lost)}
 
     def _lacks(self, name: str, lost: Mapping[str, str]) -> bool:
@@ -190,7 +192,7 @@ class RunFolder:
             seconds = time.monotonic() - started
         records = {
             name: {
-                "key": _key(inputs),
+                "key": inputs_key(inputs),
                 "sha256": sha256_tree(self.artifact(name)),
                 "seconds": round(seconds / len(missing), 3),
                 "inputs": dict(inputs),
@@ -280,7 +282,8 @@ def _lock(folder: Path) -> FileLock:
     return lock
 
 
-def _key(inputs: Mapping[str, Any]) -> str:
+def inputs_key(inputs: Mapping[str, Any]) -> str:
+    """A hash of what a result depends on."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
