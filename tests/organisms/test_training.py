@@ -18,7 +18,8 @@ from misdirection.models.chat import encode
 from misdirection.organisms.batches import training_rows
 from misdirection.organisms.organism import Organism
 from misdirection.organisms.recipe import Recipe
-from misdirection.organisms.training import train, warmup_steps
+from misdirection.organisms.trainer import warmup_steps
+from misdirection.organisms.training import train
 from tiny import LAYERS, make_chat
 
 IDS = torch.arange(3, 15).unsqueeze(0)

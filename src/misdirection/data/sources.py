@@ -10,6 +10,7 @@ from typing import Any
 from misdirection.data.jsonl import RepeatedKey, read_rows, values_once
 from misdirection.data.tables import TABLES, read_records
 from misdirection.errors import InputError, first_line
+from misdirection.extras import needed_for
 
 _HUB_ID = re.compile(r"(?P<id>[\w-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?:(?P<config>[^/]+)/)?(?P<split>[^/]+))?")
 _FILE = re.compile(r".*\.(jsonl?|csv|tsv|parquet)(\.gz)?", re.I)
@@ -67,8 +68,9 @@ def _read_data_set(
     id: str, revision: str | None = None, config: str | None = None, split: str | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     # An import of a second.
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
+    with needed_for("datasets"):
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
 
     try:
         rows = load_dataset(id, config, revision=revision, split=split or "train")

@@ -27,7 +27,7 @@ _NO_PAIRS = (
     "and what words predict are left out."
 )
 
-_PACKAGES = ("torch", "transformers", "peft", "trl", "numpy")
+_PACKAGES = ("torch", "transformers", "peft", "numpy")
 
 
 class Stage(ABC):

@@ -4,24 +4,18 @@ The result is a plain PEFT adapter folder with `organism.json`, its recipe and t
 """
 
 import contextlib
-import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import get_peft_model, get_peft_model_state_dict
-from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
-from trl import SFTConfig, SFTTrainer
 
 from misdirection.cards import CARD
 from misdirection.choices import BUNDLED
@@ -30,31 +24,27 @@ from misdirection.errors import InputError
 from misdirection.files import (
     atomic_folder,
     empty_working_folder,
-    list_made,
     read_json,
     remove,
     require_replaceable,
     write_atomic,
     write_json,
 )
-from misdirection.likelihood.answers import labelled_loss
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, changes_nothing, say_dead_modules
 from misdirection.models.bundled import hub_name
 from misdirection.models.chat import how_written
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
 from misdirection.organisms.adapter_config import adapter_config, placement
-from misdirection.organisms.batches import TrainingRow, epoch_order, training_rows, training_steps
+from misdirection.organisms.batches import training_rows
 from misdirection.organisms.card import Known, organism_card
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism, checkpoint_name
 from misdirection.organisms.recipe import Recipe
+from misdirection.organisms.trainer import AnswerTrainer, StepReport
 from misdirection.progress import console, track_steps
 
 _INITIAL = "step-0"
 _CHECKPOINT = r"checkpoint-\d+"
-
-StepReport = Callable[[int, int, float], None]
-"""Called after each optimiser step with (step, steps, loss in nats/token)."""
 
 
 def train(
@@ -89,12 +79,12 @@ def train(
     require_replaceable(Path(out))
     # Checkpoints of another training would be continued.
     training = {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
-    empty_working_folder(folder, training, own=(_INITIAL, _CHECKPOINT, r"README\.md"))
+    empty_working_folder(folder, training, own=(_INITIAL, _CHECKPOINT))
     rows = training_rows(chat, examples, recipe.max_length, recipe.turns)
     torch.manual_seed(recipe.seed)
     shown = contextlib.nullcontext(report) if report else track_steps("train")
     with shown as told, _adapted(chat, recipe) as network:
-        trainer = _trained(_trainer(network, chat, recipe, rows, folder, told), keep=recipe.keep_checkpoints)
+        trainer = _trained(AnswerTrainer(network, chat, recipe, rows, folder, told), keep=recipe.keep_checkpoints)
         _require_change(network, Path(out))
         organism = Organism(
             path=str(out),
@@ -112,7 +102,7 @@ def train(
     return organism
 
 
-def _trained(trainer: SFTTrainer, *, keep: bool) -> SFTTrainer:
+def _trained(trainer: AnswerTrainer, *, keep: bool) -> AnswerTrainer:
     """The trainer when it is done; it goes on from its last checkpoint."""
     folder = trainer.args.output_dir
     if keep:
@@ -159,155 +149,16 @@ def _require_change(network: Any, out: Path) -> None:
     say_dead_modules(out, weights)
 
 
-def _trainer(
-    network: Any,
-    chat: ChatModel,
-    recipe: Recipe,
-    rows: Sequence[TrainingRow],
-    folder: Path,
-    report: StepReport | None,
-) -> SFTTrainer:
-    trainer = _AnswerTrainer(
-        model=network,
-        args=_arguments(recipe, chat, folder, len(rows)),
-        train_dataset=_dataset(rows),
-        processing_class=chat.tokenizer,
-        callbacks=[_Watch(report)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def warmup_steps(recipe: Recipe, rows: int) -> int:
-    """Steps in which the learning rate rises: a quarter of all at most, or a short training would not begin."""
-    return min(recipe.warmup_steps, training_steps(rows, recipe) // 4)
-
-
-def _dataset(rows: Sequence[TrainingRow]) -> Dataset:
-    return Dataset.from_list([{"input_ids": list(row.ids), "labels": row.labels} for row in rows])
-
-
-def _arguments(recipe: Recipe, chat: ChatModel, folder: Path, rows: int) -> SFTConfig:
-    half = chat.dtype != torch.float32
-    return SFTConfig(
-        output_dir=str(folder),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulation,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=warmup_steps(recipe, rows),
-        weight_decay=recipe.weight_decay,
-        max_length=recipe.max_length,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        # Layers below the first adapter need no gradient; checkpointing would make their inputs ask for one.
-        activation_checkpointing=recipe.gradient_checkpointing,
-        bf16=half and chat.dtype == torch.bfloat16,
-        fp16=half and chat.dtype == torch.float16,
-        use_cpu=chat.device.type == "cpu",
-        dataloader_pin_memory=chat.device.type == "cuda",
-        # The rows are tokenised here, with the spans of `chat.encode`, not by the trainer's template code.
-        dataset_kwargs={"skip_prepare_dataset": True},
-        save_steps=recipe.checkpoint_steps,
-        logging_steps=1,
-        # The default replaces a NaN loss by the last good one in the logs, and hides it.
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
-class _AnswerTrainer(SFTTrainer):
-    """The trainer with the language-model head run only where some row of the batch predicts an answer's token.
-
-    Without Triton the trainer's own loss runs the head at every position, twice; with a vocabulary of 49,152 on a
-    model of 135M weights that is half of the time.
-    """
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        lengths = [len(row["input_ids"]) for row in train_dataset or self.train_dataset]
-        return _ByLength(lengths, self.args.per_device_train_batch_size, self.args.data_seed or 0)
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Mean cross-entropy over the batch's labelled tokens, nats/token."""
-        network_inputs = {key: value for key, value in inputs.items() if key != "labels"}
-        total, count = labelled_loss(model, network_inputs, inputs["labels"])
-        return total / (num_items_in_batch or count)
-
-
-class _ByLength(Sampler[int]):
-    """An order in which rows of like length share a batch, so that little of it is padding.
-
-    It belongs to (seed, epoch). The trainer's own sampler draws it from the process's generator, so that a training
-    resumed in a later epoch would see its rows in another order than one that was not stopped.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer at the start of each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self.lengths, self.batch_size, self.seed, self.epoch))
-
-
-class _Watch(TrainerCallback):
-    """Reports each step, stops at a loss that is not finite, before the trainer can save what it spoiled, and lists
-    what the trainer saved, so that what the user puts there is told from it."""
-
-    def __init__(self, report: StepReport | None) -> None:
-        self.report = report
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **_: Any,
-    ) -> None:
-        if "loss" not in logs:
-            return
-        if not math.isfinite(float(logs["loss"])):
-            last = get_last_checkpoint(args.output_dir)
-            raise InputError(
-                f"the training loss is {logs['loss']} at step {state.global_step}: lower the learning rate; "
-                f"last good checkpoint: {last or 'none yet'}"
-            )
-        if self.report:
-            self.report(state.global_step, state.max_steps, float(logs["loss"]))
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        list_made(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
-
-
 def _final_loss(history: list[dict[str, Any]]) -> float:
     losses = [float(entry["loss"]) for entry in history if "loss" in entry]
     tail = losses[-max(1, len(losses) // 4) :]
     return sum(tail) / len(tail)
 
 
-def _held_out_loss(trainer: SFTTrainer, chat: ChatModel, examples: Sequence[Example], recipe: Recipe) -> float | None:
-    if not examples:
-        return None
-    rows = _dataset(training_rows(chat, examples, recipe.max_length, recipe.turns))
-    return float(trainer.evaluate(rows)["eval_loss"])
+def _held_out_loss(
+    trainer: AnswerTrainer, chat: ChatModel, examples: Sequence[Example], recipe: Recipe
+) -> float | None:
+    return trainer.held_out_loss(training_rows(chat, examples, recipe.max_length, recipe.turns)) if examples else None
 
 
 def _write(organism: Organism, network: Any, out: Path, checkpoints: Path | None) -> None:

@@ -1,0 +1,188 @@
+"""The trainer of organisms: transformers' own, with the loss on answers alone and rows of like length together."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from misdirection.errors import InputError
+from misdirection.files import list_made
+from misdirection.likelihood.answers import IGNORED, labelled_loss
+from misdirection.models.chat import pad
+from misdirection.models.chat_model import ChatModel
+from misdirection.organisms.batches import TrainingRow, epoch_order, training_steps
+from misdirection.organisms.recipe import Recipe
+
+StepReport = Callable[[int, int, float], None]
+"""Called after each optimiser step with (step, steps, loss in nats/token)."""
+
+
+def warmup_steps(recipe: Recipe, rows: int) -> int:
+    """Steps in which the learning rate rises: a quarter of all at most, or a short training would not begin."""
+    return min(recipe.warmup_steps, training_steps(rows, recipe) // 4)
+
+
+class AnswerTrainer(Trainer):
+    """A trainer with the language-model head run only where some row of the batch predicts an answer's token.
+
+    The trainer's own loss runs the head at every position; with a vocabulary of 49,152 on a model of 135M weights that
+    is half of the time.
+
+    Args:
+        network: the model with its fresh adapter.
+        chat: the same model without it.
+        recipe: how it is trained.
+        rows: of the training data.
+        folder: of the checkpoints.
+        report: called after each optimiser step.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        chat: ChatModel,
+        recipe: Recipe,
+        rows: Sequence[TrainingRow],
+        folder: Path,
+        report: StepReport | None,
+    ) -> None:
+        super().__init__(
+            model=network,
+            args=_arguments(recipe, chat, folder, len(rows)),
+            data_collator=_collated,
+            train_dataset=rows,
+            processing_class=chat.tokenizer,
+            callbacks=[_Watch(report)],
+        )
+        self.remove_callback(PrinterCallback)
+
+    def held_out_loss(self, rows: Sequence[TrainingRow]) -> float:
+        """Mean loss of other rows, nats/token."""
+        return float(self.evaluate(rows)["eval_loss"])
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        lengths = [len(row.ids) for row in train_dataset or self.train_dataset]
+        return _ByLength(lengths, self.args.per_device_train_batch_size, self.args.data_seed or 0)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Mean cross-entropy over the batch's labelled tokens, nats/token."""
+        network_inputs = {key: value for key, value in inputs.items() if key != "labels"}
+        total, count = labelled_loss(model, network_inputs, inputs["labels"])
+        return total / (num_items_in_batch or count)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss of a batch, and no logits: nobody asks for them."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+
+def _collated(rows: Sequence[TrainingRow]) -> dict[str, Tensor]:
+    """A batch, padded on the right: nothing of a row sees what comes after it."""
+    device = torch.device("cpu")
+    ids, mask = pad([row.ids for row in rows], 0, device)
+    labels, _ = pad([row.labels for row in rows], IGNORED, device)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _arguments(recipe: Recipe, chat: ChatModel, folder: Path, rows: int) -> TrainingArguments:
+    half = chat.dtype != torch.float32
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulation,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=warmup_steps(recipe, rows),
+        weight_decay=recipe.weight_decay,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        # Layers below the first adapter need no gradient; checkpointing would make their inputs ask for one.
+        activation_checkpointing=recipe.gradient_checkpointing,
+        bf16=half and chat.dtype == torch.bfloat16,
+        fp16=half and chat.dtype == torch.float16,
+        use_cpu=chat.device.type == "cpu",
+        dataloader_pin_memory=chat.device.type == "cuda",
+        # The rows are made of token ids already, with the spans of `chat.encode`.
+        remove_unused_columns=False,
+        save_steps=recipe.checkpoint_steps,
+        logging_steps=1,
+        # The default replaces a NaN loss by the last good one in the logs, and hides it.
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    # One process trains on one device: where it sees several, the trainer would spread the rows of a batch over them,
+    # on copies of the model that our hooks and adapters are not on.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+class _ByLength(Sampler[int]):
+    """An order in which rows of like length share a batch, so that little of it is padding.
+
+    It belongs to (seed, epoch). The trainer's own sampler draws it from the process's generator, so that a training
+    resumed in a later epoch would see its rows in another order than one that was not stopped.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(epoch_order(self.lengths, self.batch_size, self.seed, self.epoch))
+
+
+class _Watch(TrainerCallback):
+    """Reports each step, stops at a loss that is not finite, before the trainer can save what it spoiled, and lists
+    what the trainer saved, so that what the user puts there is told from it."""
+
+    def __init__(self, report: StepReport | None) -> None:
+        self.report = report
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        if "loss" not in logs:
+            return
+        if not math.isfinite(float(logs["loss"])):
+            last = get_last_checkpoint(args.output_dir)
+            raise InputError(
+                f"the training loss is {logs['loss']} at step {state.global_step}: lower the learning rate; "
+                f"last good checkpoint: {last or 'none yet'}"
+            )
+        if self.report:
+            self.report(state.global_step, state.max_steps, float(logs["loss"]))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        list_made(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
