@@ -10,6 +10,9 @@ EXTRAS = {
     "repair": "`repair`",
     "ray": "`--workers` and `--ray`",
     "datasets": "data sets of the Hub, and folders of files",
+    "inspect": "Inspect AI: its tasks, models and logs",
+    "play": "`play`",
+    "notebook": "the notebooks",
     "gemma": "the base `gemma3-270m`",
 }
 """What each extra is for. What it installs stands in the package's metadata."""

@@ -1,10 +1,13 @@
 """What `doctor` tells of a machine."""
 
+import re
 import sys
-from importlib.metadata import version
+from importlib.metadata import requires, version
+from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 from misdirection.errors import MissingPackage
 from misdirection.extras import EXTRAS, needed_for
@@ -26,12 +29,13 @@ def test_it_tells_versions_devices_and_what_the_cache_keeps(tmp_path, monkeypatc
 
 
 def test_a_package_that_is_missing_or_too_old_is_named_with_its_extra(monkeypatch):
-    found = {"openai": "2.9.0", "tenacity": None}
+    found = {"openai": "2.9.0", "tenacity": None, "datasets": None}
     monkeypatch.setattr(installation, "_version", lambda name: found.get(name, "9999"))
     extras = Installation.here().extras
     assert set(extras) == set(EXTRAS)
     assert extras["judge"].missing == ["openai>=3", "tenacity>=9"]
     assert extras["judge"].install == "pip install 'misdirection[judge]'"
+    assert extras["datasets"].missing == ["datasets"]
     assert extras["ray"].missing == []
 
 
@@ -60,6 +64,15 @@ def test_an_import_that_an_extra_is_for_says_which_one(monkeypatch):
         MissingPackage, match=r"^`repair`: the package optuna is not installed: pip install 'misdirection\[repair\]'$"
     ):
         import misdirection.repairing.search  # noqa: F401
+
+
+def test_the_page_says_what_each_package_is_for():
+    page = (Path(__file__).parents[2] / "docs" / "install.md").read_text()
+    core = [
+        requirement.name for requirement in map(Requirement, requires("misdirection")) if requirement.marker is None
+    ]
+    assert re.findall(r"^\| `([\w-]+)` \|", page.partition("## Extras")[0], re.M) == core
+    assert re.findall(r"^\| `([\w-]+)` \|", page.partition("## Extras")[2], re.M) == list(EXTRAS)
 
 
 def test_a_package_that_is_there_but_broken_is_not_called_missing():

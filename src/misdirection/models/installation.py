@@ -88,12 +88,17 @@ def _version(package: str) -> str | None:
 
 def _extra(name: str) -> Extra:
     wanted = [each for each in _requirements() if each.marker and each.marker.evaluate({"extra": name})]
-    missing = [each for each in wanted if not each.specifier.contains(_version(each.name) or "0", prereleases=True)]
+    missing = [each for each in wanted if not _is_met(each)]
     return Extra(
         wanted_for=EXTRAS[name],
         missing=[str(each).partition(";")[0].strip() for each in missing],
         install=f"pip install '{_PACKAGE}[{name}]'",
     )
+
+
+def _is_met(requirement: Requirement) -> bool:
+    found = _version(requirement.name)
+    return found is not None and requirement.specifier.contains(found, prereleases=True)
 
 
 def _device_names() -> Iterator[str]:
