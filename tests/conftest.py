@@ -23,9 +23,9 @@ def chat(request) -> ChatModel:
 
 
 @pytest.fixture(autouse=True)
-def own_measurements(tmp_path, monkeypatch):
-    """Each test has a store of its own for what audits share."""
-    monkeypatch.setattr(known, "cache_folder", lambda: tmp_path / "misdirection-cache")
+def own_measurements(request, monkeypatch):
+    """Each test has a store of its own for what audits share; few need its folder."""
+    monkeypatch.setattr(known, "cache_folder", lambda: request.getfixturevalue("tmp_path") / "misdirection-cache")
 
 
 @pytest.fixture
