@@ -273,13 +273,17 @@ class TrainingBase(Result):
     """
 
     KIND: ClassVar[str] = "training-base"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     FILE: ClassVar[str] = "misdirection-base.json"
     COMMAND: ClassVar[str] = "trainer.train()"
 
-    pairs: str
-    """Hash of the probe pairs."""
+    texts: str
+    """Hash of the probe pairs and of the texts."""
     margins: list[float]
     """[pairs], nats/token."""
+    neutral: list[float]
+    """Loss on each neutral text, nats/token."""
+    held_out: list[float]
+    """The same on the held-out rows of the training's own domain."""
     activation: list[float]
     """[width], at half depth: mean over each answer's tokens, then over all answers."""

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,16 @@ from datasets import Dataset
 from peft import get_peft_model, get_peft_model_state_dict
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from misdirection.cards import CARD
-from misdirection.choices import BUNDLED
+from misdirection.choices import BUNDLED, Tracker
 from misdirection.data import Example, data_hash
-from misdirection.errors import InputError
+from misdirection.errors import InputError, MissingPackage
 from misdirection.files import (
     atomic_folder,
     empty_working_folder,
@@ -56,6 +58,9 @@ _CHECKPOINT = r"checkpoint-\d+"
 StepReport = Callable[[int, int, float], None]
 """Called after each optimiser step with (step, steps, loss in nats/token)."""
 
+LOGS = ".tensorboard"
+"""What the name of a folder of TensorBoard's files ends with, after that of the adapter's folder."""
+
 
 def train(
     examples: Sequence[Example],
@@ -66,6 +71,8 @@ def train(
     held_out: Sequence[Example] = (),
     checkpoints: str | Path | None = None,
     report: StepReport | None = None,
+    track: Sequence[Tracker] = (),
+    prepare: Callable[[SFTTrainer], object] | None = None,
 ) -> Organism:
     """Train one organism and write its adapter to `out`.
 
@@ -78,15 +85,21 @@ def train(
         checkpoints: working folder of the training, `OUT.checkpoints` by default; it resumes from the last checkpoint
             in it that was made with the same base, data and recipe.
         report: called after each optimiser step; left out, a bar shows them.
+        track: trackers that the training is logged to, as transformers' own callbacks do it: TensorBoard's files in
+            `OUT.tensorboard` or what TENSORBOARD_LOGGING_DIR names, a run of W&B, a run of Trackio in the project
+            `misdirection`; both are named after the adapter's folder. Left out, nothing is logged anywhere.
+        prepare: called with the trainer before it trains: `md.watch`, for one.
 
     Raises:
         InputError: no examples, an impossible recipe, a folder in the way that we did not write, or a loss that is not
             finite (the last checkpoint stays).
+        MissingPackage: a tracker that is not installed.
     """
     recipe = recipe or Recipe()
     chat = load(base) if isinstance(base, str) else base
     folder = Path(checkpoints or f"{out}.checkpoints")
     require_replaceable(Path(out))
+    _require_installed(track)
     # Checkpoints of another training would be continued.
     training = {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
     empty_working_folder(folder, training, own=(_INITIAL, _CHECKPOINT, r"README\.md"))
@@ -94,7 +107,11 @@ def train(
     torch.manual_seed(recipe.seed)
     shown = contextlib.nullcontext(report) if report else track_steps("train")
     with shown as told, _adapted(chat, recipe) as network:
-        trainer = _trained(_trainer(network, chat, recipe, rows, folder, told), keep=recipe.keep_checkpoints)
+        trainer = _trainer(network, chat, recipe, rows, folder, told)
+        _track(trainer, track, Path(out))
+        if prepare:
+            prepare(trainer)
+        _trained(trainer, keep=recipe.keep_checkpoints)
         _require_change(network, Path(out))
         organism = Organism(
             path=str(out),
@@ -112,14 +129,30 @@ def train(
     return organism
 
 
-def _trained(trainer: SFTTrainer, *, keep: bool) -> SFTTrainer:
-    """The trainer when it is done; it goes on from its last checkpoint."""
+def _require_installed(track: Sequence[Tracker]) -> None:
+    for name in track:
+        if find_spec(name) is None:
+            raise MissingPackage(f"the tracker {name}: its package is not installed: pip install {name}")
+
+
+def _track(trainer: SFTTrainer, track: Sequence[Tracker], out: Path) -> None:
+    """Add what transformers has for these trackers to the trainer."""
+    trainer.args.run_name, trainer.args.project = out.name, "misdirection"
+    for callback in get_reporting_integration_callbacks(list(track)):
+        trainer.add_callback(callback)
+        added = trainer.callback_handler.callbacks[-1]
+        if isinstance(added, TensorBoardCallback):
+            # By default among the checkpoints, which another training empties.
+            added.logging_dir = added.logging_dir or f"{out}{LOGS}"
+
+
+def _trained(trainer: SFTTrainer, *, keep: bool) -> None:
+    """Train; the trainer goes on from its last checkpoint."""
     folder = trainer.args.output_dir
     if keep:
         trainer.model.save_pretrained(Path(folder) / _INITIAL)
     _remove_cut(Path(folder))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
-    return trainer
 
 
 def _remove_cut(folder: Path) -> None:
