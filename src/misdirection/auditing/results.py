@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 from misdirection.auditing.measurements import Texts
-from misdirection.auditing.verdict import Asked, Rule, Verdict, Word
+from misdirection.auditing.verdict import Asked, Rule, Verdict, Word, in_order
 from misdirection.interpretation.results import Lens
 from misdirection.judging.scoring import Change
 from misdirection.likelihood.words import WordNull
@@ -214,6 +214,20 @@ class Evidence(Figures):
         if self.beyond_control:
             return self.beyond_control
         return {"general": self.general, "framed": self.framed} if self.framed else {"general": self.general}
+
+    @property
+    def named(self) -> dict[str, Estimate]:
+        """The shifts, losses and damage that were measured, by what they are called in print."""
+        figures = {
+            "general margin shift": self.general,
+            "framed margin shift": self.framed,
+            **{f"{asked} shift beyond the control": shift for asked, shift in in_order(self.beyond_control)},
+            **{f"{asked} shift beyond words": words.beyond for asked, words in in_order(self.words)},
+            "in-domain margin shift": self.in_domain.margin,
+            "in-domain loss change": self.in_domain.loss,
+            "damage": self.damage,
+        }
+        return {name: figure for name, figure in figures.items() if figure}
 
     @property
     def detectable(self) -> float:
