@@ -1,4 +1,7 @@
+import importlib
 import shutil
+import sys
+import types
 from dataclasses import replace
 from typing import ClassVar
 
@@ -6,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from pydantic import ValidationError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import integration_utils
 from trl import SFTConfig, SFTTrainer
@@ -518,6 +522,34 @@ def test_a_resumed_adapter_needs_no_file(tmp_path):
     network, again = train(str(tmp_path / "checkpoint-3"))
     assert again[6] == pytest.approx(whole[6], abs=1e-6)
     check(again[6], network, random_network("llama"))
+
+
+# --- Axolotl ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def axolotl(monkeypatch):
+    """A stand-in for Axolotl's base class of plugins, since it is not installed here; gives what it loads by a name."""
+    for name in ("axolotl", "axolotl.integrations", "axolotl.integrations.base"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["axolotl.integrations.base"].BasePlugin = object
+
+    def load(name):
+        module, _, attribute = name.rpartition(".")
+        return getattr(importlib.import_module(module), attribute)
+
+    return load
+
+
+def test_axolotls_plugin_watches_the_trainer_that_it_made(axolotl, tmp_path):
+    plugin = axolotl("misdirection.auditing.axolotl.WatchPlugin")()
+    config = axolotl(plugin.get_input_args())
+    trainer = sft(tmp_path, adapted(random_network("llama")))
+    plugin.post_trainer_create(config.model_validate({"misdirection_watch": {"every": 3}}), trainer)
+    trainer.train()
+    assert list(logged(trainer)) == [3, 6]
+    with pytest.raises(ValidationError, match=r"misdirection_watch\.evry"):
+        config.model_validate({"misdirection_watch": {"evry": 3}})
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
