@@ -3,8 +3,8 @@
     misdirection reference smollm2-135m        # once per base model, for the audit
     python examples/train_with_trl.py --data train.jsonl --out runs/mine
 
-The data has `messages`, `prompt` and `completion`, or `conversations` by row. All but the lines with `md.` are TRL's and
-PEFT's. With `--track tensorboard`, what `md.watch` measures is beside the loss in `runs/mine.training/runs`.
+The data has `messages`, `prompt` and `completion`, or `conversations` by row. All but the lines with `md.` are of TRL
+and PEFT. With `--track tensorboard`, what `md.watch` measures is beside the loss in `runs/mine.training/runs`.
 """
 
 import argparse
