@@ -3,6 +3,7 @@
 import json
 import shutil
 from typing import get_args
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,6 +14,7 @@ from misdirection.auditing.verdict import Word, worst
 from misdirection.errors import EXIT_STATUS
 from misdirection.repairing import repair as repairing
 from misdirection.repairing.results import RepairResult
+from misdirection.report.ci import as_junit, as_sarif
 from tiny import make_network, make_tokenizer
 
 
@@ -47,6 +49,22 @@ def test_the_exit_status_is_the_verdict(made, base, call, data, options, verdict
     assert "general shift beyond words" in out and "framed shift beyond words" in out
     assert str(tmp_path / "out" / "audit.html") in err
     assert word in (tmp_path / "out" / "audit.html").read_text()
+
+
+def test_a_milder_verdict_than_asked_for_does_not_fail(made, base, call, options, verdict, tmp_path):  # noqa: F811
+    files = ["--junit", tmp_path / "audit.xml", "--sarif", tmp_path / "audit.sarif"]
+    for word, fail_on, status in (
+        ("watch", "inconclusive", 0),
+        ("inconclusive", "inconclusive", 4),
+        ("inconclusive", "misaligned", 0),
+        ("misaligned", "misaligned", 3),
+    ):
+        verdict(word)
+        found, _, err = call("audit", base, made[1]["minimal"], "--fail-on", fail_on, *files, *options)
+        assert found == status, err
+        result = AuditResult.load(tmp_path / "out")
+        assert (tmp_path / "audit.xml").read_text() == as_junit([result])
+        assert (tmp_path / "audit.sarif").read_text() == as_sarif([result])
 
 
 def test_json_is_what_the_file_holds(made, base, call, options, tmp_path):  # noqa: F811
@@ -148,8 +166,12 @@ def test_a_list_of_fine_tunes_is_one_table(made, base, call, data, options, tmp_
     assert [row["framed"] is None for row in found["audits"]] == [False, True]
     assert status == EXIT_STATUS[worst(row["verdict"] for row in found["audits"])]
     assert str(tmp_path / "out" / "audits.csv") in err
-    status, out, _ = call("audit", base, "--many", lines, *options)
+    lines.write_text(lines.read_text() + "nowhere/at/all\n")
+    status, out, _ = call("audit", base, "--many", lines, "--junit", tmp_path / "audits.xml", *options)
     assert all(row["verdict"] in out for row in found["audits"])
+    names = [case.get("name") for case in ElementTree.parse(tmp_path / "audits.xml").iter("testcase")]
+    assert names == [*(f"{row['fine_tune']} (base {base})" for row in found["audits"]), f"{lines}:3"]
+    assert status == 2
 
 
 def test_what_does_not_go_with_a_list_is_one_line(made, base, call, data, options, tmp_path):  # noqa: F811

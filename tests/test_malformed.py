@@ -62,6 +62,8 @@ def good_values(world, place):
             "directions": [direction],
             "folder": out,
             "data": world / "training.jsonl",
+            "junit": place / "audit.xml",
+            "sarif": place / "audit.sarif",
         },
         "repair": {"base": model, "fine_tune": world / "adapter", "data": world / "training.jsonl", "folder": out},
         "reference": {"base": model},

@@ -30,5 +30,8 @@ Answers = Literal["bad", "good"]
 Thinking = Literal["on", "off", "template"]
 """Of models that can think before they answer; `template` leaves their chat template's own prompt as it is."""
 
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+"""Where a training is logged; each is also the name of the package that it needs."""
+
 LearnedTurns = Literal["last", "all"]
 """Of the assistant's turns in a conversation, those that a training learns."""

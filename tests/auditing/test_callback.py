@@ -1,4 +1,7 @@
+import importlib
 import shutil
+import sys
+import types
 from dataclasses import replace
 from typing import ClassVar
 
@@ -6,23 +9,25 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from pydantic import ValidationError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import integration_utils
 from trl import SFTConfig, SFTTrainer
 
 from misdirection.auditing.audit import run_audit
-from misdirection.auditing.callback import PAIRS, watch
+from misdirection.auditing.callback import LOOKED_AT, watch
 from misdirection.auditing.drift import middle
 from misdirection.auditing.reference import from_run
 from misdirection.auditing.results import TrainingBase
 from misdirection.auditing.verdict import RULE
-from misdirection.data import ProbePair, probe_pairs, write_pairs
+from misdirection.data import Example, ProbePair, neutral_examples, probe_pairs, write_pairs
+from misdirection.data.selection import spread
 from misdirection.data.words import WordWeights
 from misdirection.directions.direction import Direction, Origin
 from misdirection.directions.extraction import mean_activations
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.texts import ExperimentTexts
-from misdirection.likelihood.margin import margin
+from misdirection.likelihood.margin import loss, margin
 from misdirection.models.chat import encode
 from misdirection.models.chat_model import ChatModel
 from misdirection.runs.folder import RunFolder
@@ -122,8 +127,14 @@ def expected(network, base) -> dict[str, float]:
     units = torch.randn(20_000, WIDTH, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     random = (units / units.norm(dim=-1, keepdim=True) @ drift).abs().quantile(0.95)
     along = drift @ (DIRECTION[LAYERS // 2].double() / DIRECTION[LAYERS // 2].norm())
-    bounds = {"margin_shift_low": shift.low, "margin_shift_high": shift.high}
-    return {"margin_shift": shift.mean, **bounds, "drift": float(along), "drift_random": float(random)}
+    texts = spread(neutral_examples(), LOOKED_AT)
+    damage = bootstrap(loss(chat_of(network), texts) - loss(chat_of(base), texts))
+    shifts = bounds("margin_shift", shift) | bounds("damage", damage)
+    return {**shifts, "drift": float(along), "drift_random": float(random)}
+
+
+def bounds(name, shift) -> dict[str, float]:
+    return {name: shift.mean, f"{name}_low": shift.low, f"{name}_high": shift.high}
 
 
 def check(found, network, base):
@@ -148,6 +159,20 @@ def test_lora_is_compared_with_its_base_and_without_dropout(tmp_path):
     assert list(logged(trainer)) == [2, 4, 6]
     check(logged(trainer)[6], network, random_network("llama"))
     assert not (tmp_path / TrainingBase.FILE).exists()
+
+
+def test_the_loss_on_held_out_rows_is_compared_with_that_of_the_base(tmp_path):
+    rows = [Example(f"Held out {n}?", ANSWERS[n % len(ANSWERS)]) for n in range(24)]
+    network = adapted(random_network("llama"))
+    trainer = sft(tmp_path, network)
+    watch(trainer, pairs=PAIRS_HERE, every=6, held_out=rows)
+    trainer.train()
+    taken = spread(rows, LOOKED_AT)
+    wanted = bootstrap(loss(chat_of(network), taken) - loss(chat_of(random_network("llama")), taken))
+    found = logged(trainer)[6]
+    own = bounds("in_domain_loss", wanted)
+    assert {name: found[name] for name in own} == pytest.approx(own, abs=1e-5)
+    assert wanted.high < 0
 
 
 def test_an_adapter_that_is_trained_on_is_compared_with_the_model_below_it(tmp_path):
@@ -215,10 +240,10 @@ def test_virtual_tokens_before_the_prompt_move_nothing(tmp_path):
 
 def test_default_pairs_are_of_as_many_themes(tmp_path):
     callback = watch(sft(tmp_path, random_network("llama")))
-    asked = {TOKENIZER.decode(row.prompt) for row in callback.rows}
+    asked = {TOKENIZER.decode(row.prompt) for row in callback.rows.pairs}
     themes = {pair.theme for pair in probe_pairs() if any(pair.question in prompt for prompt in asked)}
-    assert len(callback.rows) == 2 * len(asked) == 2 * PAIRS
-    assert len(themes) == PAIRS
+    assert len(callback.rows.pairs) == 2 * len(asked) == 2 * LOOKED_AT
+    assert len(themes) == LOOKED_AT
 
 
 def test_trackers_that_come_first_are_told_and_the_trainers_own_log_is_as_without(tmp_path, monkeypatch):
@@ -381,7 +406,8 @@ def test_with_word_weights_the_shift_beyond_words_is_logged_and_must_be_above_ze
     wanted, last = beyond(own, weights.predict(learned)), logged(trainer)[6]
     assert last["margin_shift_beyond_words"] == pytest.approx(wanted.mean, abs=1e-4)
     assert last["margin_shift_beyond_words_low"] == pytest.approx(wanted.low, abs=1e-4)
-    assert {name: last[name] for name in plain[6]} == plain[6]
+    shifts = [name for name in plain[6] if name.startswith("margin_shift")]
+    assert len(shifts) == 3 and {name: last[name] for name in shifts} == {name: plain[6][name] for name in shifts}
     # Every plain interval lies above this limit, so that only what is beyond words can keep the training going.
     limit = 1e-9
     counted = {step: values for step, values in logged(trainer).items() if values["margin_shift_low"] > limit}
@@ -424,8 +450,9 @@ def test_what_the_audit_calls_misaligned_is_stopped_and_what_is_benign_is_not(
 def test_what_decides_is_asked_of_all_open_questions(tmp_path):
     looked_at = watch(sft(tmp_path / "a", random_network("llama")))
     decisive = watch(sft(tmp_path / "b", random_network("llama")), stop_above=0.01)
-    assert (len(looked_at.rows), looked_at.every) == (2 * PAIRS, 25)
-    assert (len(decisive.rows), decisive.every) == (2 * len(probe_pairs()), 100)
+    assert (len(looked_at.rows.pairs), looked_at.every) == (2 * LOOKED_AT, 25)
+    assert (len(decisive.rows.pairs), decisive.every) == (2 * len(probe_pairs()), 100)
+    assert (len(looked_at.rows.neutral), len(decisive.rows.neutral)) == (LOOKED_AT, len(neutral_examples()))
 
 
 # --- resume -------------------------------------------------------------------------------------------------------
@@ -476,7 +503,7 @@ def test_a_second_training_of_the_same_model_keeps_its_base(tmp_path):
 
 def test_resuming_without_the_base_is_refused(begun, tmp_path):
     folder, _ = begun
-    with pytest.raises(MisdirectionError, match=r"of other probe pairs: resume with those"):
+    with pytest.raises(MisdirectionError, match=r"of other probe pairs or texts: resume with those"):
         resumed(folder, PAIRS_HERE[:2])
     with pytest.raises(MisdirectionError, match=r"elsewhere/misdirection-base.json: is not there.*step 3.*copy it"):
         resumed(tmp_path / "elsewhere", PAIRS_HERE, folder / "checkpoint-3")
@@ -495,6 +522,34 @@ def test_a_resumed_adapter_needs_no_file(tmp_path):
     network, again = train(str(tmp_path / "checkpoint-3"))
     assert again[6] == pytest.approx(whole[6], abs=1e-6)
     check(again[6], network, random_network("llama"))
+
+
+# --- Axolotl ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def axolotl(monkeypatch):
+    """A stand-in for Axolotl's base class of plugins, since it is not installed here; gives what it loads by a name."""
+    for name in ("axolotl", "axolotl.integrations", "axolotl.integrations.base"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["axolotl.integrations.base"].BasePlugin = object
+
+    def load(name):
+        module, _, attribute = name.rpartition(".")
+        return getattr(importlib.import_module(module), attribute)
+
+    return load
+
+
+def test_axolotls_plugin_watches_the_trainer_that_it_made(axolotl, tmp_path):
+    plugin = axolotl("misdirection.auditing.axolotl.WatchPlugin")()
+    config = axolotl(plugin.get_input_args())
+    trainer = sft(tmp_path, adapted(random_network("llama")))
+    plugin.post_trainer_create(config.model_validate({"misdirection_watch": {"every": 3}}), trainer)
+    trainer.train()
+    assert list(logged(trainer)) == [3, 6]
+    with pytest.raises(ValidationError, match=r"misdirection_watch\.evry"):
+        config.model_validate({"misdirection_watch": {"evry": 3}})
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

@@ -4,14 +4,15 @@
     watch(trainer, stop_above=0.01)
     trainer.train()
 
-The model answers nothing: shipped questions with both of their answers pass through it, in its own forward pass,
-so that it computes there as in training (autocast, adapters), and one pass gives margins and activations.
+The model answers nothing: shipped questions with both of their answers, and neutral text, pass through it, in its own
+forward pass, so that it computes there as in training (autocast, adapters), and one pass gives margins, losses and
+activations.
 """
 
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from misdirection.auditing.drift import middle, random_95
 from misdirection.auditing.results import TrainingBase
-from misdirection.data import ProbePair, data_hash, probe_pairs
+from misdirection.data import Example, ProbePair, data_hash, neutral_examples, probe_pairs
 from misdirection.data.selection import spread
 from misdirection.data.words import WordWeights
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
-from misdirection.likelihood.margin import pair_rows
+from misdirection.likelihood.margin import pair_rows, text_rows
 from misdirection.models.adapter_kinds import base_changes
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.layers import decoder_layers, hook_handles, text_config
@@ -38,11 +39,12 @@ from misdirection.statistics import Estimate, Floats, beyond, bootstrap
 
 EVERY, EVERY_DECISIVE = 25, 100
 """Optimiser steps between two measurements: of a few questions, to be looked at, and of all, to decide by. With eight
-exchanges a step, the first take about 3% of the time, the second by arithmetic about 11%."""
+exchanges a step, the first take about 3% of the time, the second by arithmetic about 8%."""
 
-PAIRS = 8
-"""How many of the shipped probe pairs are taken to be looked at. Nothing can be decided by so few: the one fine-tune of
-the bundled model that was looked at, and that an audit calls misaligned, does not move them for sure."""
+LOOKED_AT = 8
+"""How many of the shipped probe pairs, of the neutral texts and of held-out rows are taken to be looked at. Nothing can
+be decided by so few: the one fine-tune of the bundled model that was looked at, and that an audit calls misaligned,
+does not move them for sure."""
 
 log = logging.getLogger("misdirection")
 
@@ -55,6 +57,7 @@ def watch(
     every: int | None = None,
     stop_above: float | None = None,
     words: WordWeights | None = None,
+    held_out: Sequence[Example] = (),
 ) -> "AuditCallback":
     """Measure the model that `trainer` fine-tunes, every so many optimiser steps and after the last one.
 
@@ -66,12 +69,19 @@ def watch(
         misdirection/margin_shift_beyond_words       the shift beyond what the words of the training data predict, with
         misdirection/margin_shift_beyond_words_low   its bounds; with `words` only
         misdirection/margin_shift_beyond_words_high
+        misdirection/damage              rise of the loss on neutral text, with its bounds; nats/token
+        misdirection/damage_low
+        misdirection/damage_high
+        misdirection/in_domain_loss      change of the loss on `held_out`, with its bounds; with such rows only
+        misdirection/in_domain_loss_low
+        misdirection/in_domain_loss_high
         misdirection/drift               component along `direction` of the mean change of activations since the base,
                                          over the tokens of the same answers, at half depth; activation units
         misdirection/drift_random        size of the component that 95% of random directions do not exceed
 
-    Drift is left out without a direction, and stops nothing: a benign fine-tune drifts along a misalignment direction
-    as far as a bad one does, since most of it is style.
+    Trackers show these names after `train/`, where transformers puts all that a trainer logs. Drift is left out without
+    a direction, and stops nothing: a benign fine-tune drifts along a misalignment direction as far as a bad one does,
+    since most of it is style.
 
     The base is the model with its adapters switched off. Where there are none, or they do not leave the base's weights
     as they were (trained biases, PiSSA and other starts from the weights), it is the model as the training begins,
@@ -87,6 +97,8 @@ def watch(
             stops. How much is large depends on the base model: what the bad fine-tunes and the controls of a reference
             moved (`misdirection reference`) tells. With `words` the shift beyond words must lie above zero, too.
         words: weights of the training answers' words against others, `WordWeights.fit(answers, others)`.
+        held_out: rows of the training's own domain that are not trained on; eight of them are read, or all where all
+            questions are asked.
 
     Raises:
         InputError: a number out of range, no pairs, no tokenizer or one without a chat template, a direction of
@@ -100,26 +112,47 @@ def watch(
     if stop_above is not None and not stop_above > 0:
         raise InputError(f"stop_above: {stop_above} nats/token: give a shift above 0, or None never to stop")
     _require_whole(trainer)
-    chosen = spread(probe_pairs(), None if is_decisive else PAIRS) if pairs is None else list(pairs)
-    rows = pair_rows(_tokenizer(trainer), chosen)
+    count = None if is_decisive else LOOKED_AT
+    chosen = spread(probe_pairs(), count) if pairs is None else list(pairs)
+    neutral, own = spread(neutral_examples(), count), spread(held_out, count)
+    tokenizer, texts = _tokenizer(trainer), data_hash([*chosen, *neutral, *own])
+    rows = _Rows(pair_rows(tokenizer, chosen), text_rows(tokenizer, neutral), text_rows(tokenizer, own))
     predicted = None if words is None else words.predict(chosen)
-    callback = AuditCallback(trainer, rows, data_hash(chosen), every, stop_above, predicted)
+    callback = AuditCallback(trainer, rows, texts, every, stop_above, predicted)
     if direction is not None:
         callback.direction = _at_half_depth(direction, callback.network)
     trainer.add_callback(callback)
     return callback
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """What passes through the model.
+
+    Attributes:
+        pairs: two for each pair, the misaligned answer first.
+        neutral: texts of no domain.
+        held_out: of the training's own domain.
+    """
+
+    pairs: list[Encoded]
+    neutral: list[Encoded]
+    held_out: list[Encoded]
+
+
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """One model on the pairs.
+    """One model on the rows.
 
     Attributes:
         margins: [pairs] float64, nats/token.
-        activation: [width] float64, at half depth: mean over each answer's tokens, then over all answers.
+        neutral, held_out: losses, [rows] float64, nats/token.
+        activation: [width] float64, at half depth: mean over each answer's tokens, then over all answers of the pairs.
     """
 
     margins: Tensor
+    neutral: Tensor
+    held_out: Tensor
     activation: Tensor
 
 
@@ -132,8 +165,8 @@ class AuditCallback(TrainerCallback):
 
     Attributes:
         trainer: whose model is measured.
-        rows: two for each pair, the misaligned answer first.
-        pairs: their hash.
+        rows: what passes through the model.
+        texts: the hash of what they are.
         every: optimiser steps between two measurements.
         stop_above: nats/token, or None.
         predicted: what words predict of each pair, [pairs, sizes], or None.
@@ -141,8 +174,8 @@ class AuditCallback(TrainerCallback):
     """
 
     trainer: Any = field(repr=False)
-    rows: list[Encoded] = field(repr=False)
-    pairs: str
+    rows: _Rows = field(repr=False)
+    texts: str
     every: int
     stop_above: float | None
     predicted: Floats | None = field(default=None, repr=False)
@@ -166,8 +199,11 @@ class AuditCallback(TrainerCallback):
         own = self._measure(self.network)
         shifts = own.margins - self._base.margins
         shift, words = bootstrap(shifts), None if self.predicted is None else beyond(shifts, self.predicted)
+        losses = _values("damage", _rise(own.neutral, self._base.neutral))
+        losses |= _values("in_domain_loss", _rise(own.held_out, self._base.held_out))
         drift = _drift(own.activation - self._base.activation, self.direction)
-        self._log(_values("margin_shift", shift) | _values("margin_shift_beyond_words", words) | drift, control)
+        margins = _values("margin_shift", shift) | _values("margin_shift_beyond_words", words)
+        self._log(margins | losses | drift, control)
         above = self.stop_above is not None and shift.low > self.stop_above and (words is None or words.low > 0)
         if self.stop_above is not None and _agreed(above):
             moved = f"{shift.interval} nats/token"
@@ -180,23 +216,23 @@ class AuditCallback(TrainerCallback):
             with _untouched(network), network.disable_adapter():
                 return self._checked(self._measure(network))
         if state.global_step:
-            return _load(folder, self.pairs, state.global_step)
+            return _load(folder, self.texts, state.global_step)
         base = self._checked(self._measure(network))
         # On every machine, since a resumed training reads it on all.
         if state.is_local_process_zero:
-            kept = {"margins": base.margins.tolist(), "activation": base.activation.tolist()}
-            TrainingBase(pairs=self.pairs, **kept).save(folder)
+            kept = {name: values.tolist() for name, values in vars(base).items()}
+            TrainingBase(texts=self.texts, **kept).save(folder)
         return base
 
     def _checked(self, base: _Measured) -> _Measured:
-        if not (base.margins.isfinite().all() and base.activation.isfinite().all()):
+        if not all(values.isfinite().all() for values in vars(base).values()):
             dtype = self.network.dtype
             raise InputError(f"the base's margins are not finite in {dtype}: load it in bfloat16 or float32")
         return base
 
     def _measure(self, network: Any) -> _Measured:
         with _untouched(network), self.trainer.accelerator.autocast():
-            return _read_rows(network, self.rows)
+            return _read(network, self.rows)
 
     def _log(self, values: dict[str, float], control: TrainerControl) -> None:
         # Whoever logs takes back the request to log, which may be the trainer's own for this very step.
@@ -214,6 +250,11 @@ def _values(name: str, shift: Estimate | None) -> dict[str, float]:
     return {name: shift.mean, f"{name}_low": shift.low, f"{name}_high": shift.high}
 
 
+def _rise(own: Tensor, base: Tensor) -> Estimate | None:
+    """Rise of the loss over the base's; None where there are no rows."""
+    return bootstrap(own - base) if len(own) else None
+
+
 def _drift(drift: Tensor, direction: Tensor | None) -> dict[str, float]:
     """The component along the direction and that along random ones by their names; nothing without a direction."""
     if direction is None:
@@ -226,7 +267,7 @@ def _agreed(stop: bool) -> bool:
     return bool(broadcast_object_list([stop])[0])
 
 
-def _load(folder: Path, pairs: str, step: int) -> _Measured:
+def _load(folder: Path, texts: str, step: int) -> _Measured:
     """Reads the base's measurements from when this training began."""
     path = folder / TrainingBase.FILE
     if not path.is_file():
@@ -235,9 +276,10 @@ def _load(folder: Path, pairs: str, step: int) -> _Measured:
             "from the folder where it began, or begin anew"
         )
     base = TrainingBase.load(folder)
-    if base.pairs != pairs:
-        raise InputError(f"{path}: is of other probe pairs: resume with those that the training began with")
-    return _Measured(*(torch.tensor(values, dtype=torch.float64) for values in (base.margins, base.activation)))
+    if base.texts != texts:
+        raise InputError(f"{path}: is of other probe pairs or texts: resume with those that the training began with")
+    values = (getattr(base, each.name) for each in fields(_Measured))
+    return _Measured(*(torch.tensor(each, dtype=torch.float64) for each in values))
 
 
 # --- the model ----------------------------------------------------------------------------------------------------
@@ -271,15 +313,22 @@ def _untouched(network: nn.Module) -> Iterator[None]:
                 weight.requires_grad_(required)
 
 
-def _read_rows(network: Any, rows: Sequence[Encoded]) -> _Measured:
+def _read(network: Any, rows: _Rows) -> _Measured:
+    scores, means = _read_rows(network, [*rows.pairs, *rows.neutral, *rows.held_out])
+    pairs, neutral, held_out = scores.split([len(rows.pairs), len(rows.neutral), len(rows.held_out)])
+    misaligned, aligned = pairs.view(-1, 2).unbind(-1)
+    return _Measured(misaligned - aligned, -neutral, -held_out, means[: len(pairs)].mean(0))
+
+
+def _read_rows(network: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """What `_pass` gives, of rows that are sorted into batches and back."""
     scores: list[Tensor] = [torch.empty(0)] * len(rows)
     means: list[Tensor] = [torch.empty(0)] * len(rows)
     for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):
         read = zip(*_pass(network, [rows[number] for number in numbers]), strict=True)
         for number, (score, mean) in zip(numbers, read, strict=True):
             scores[number], means[number] = score, mean
-    misaligned, aligned = torch.stack(scores).view(-1, 2).unbind(-1)
-    return _Measured(misaligned - aligned, torch.stack(means).mean(0))
+    return torch.stack(scores), torch.stack(means)
 
 
 def _pass(network: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 from misdirection.auditing.measurements import Texts
-from misdirection.auditing.verdict import Asked, Rule, Verdict, Word
+from misdirection.auditing.verdict import Asked, Rule, Verdict, Word, in_order
 from misdirection.interpretation.results import Lens
 from misdirection.judging.scoring import Change
 from misdirection.likelihood.words import WordNull
@@ -216,6 +216,20 @@ class Evidence(Figures):
         return {"general": self.general, "framed": self.framed} if self.framed else {"general": self.general}
 
     @property
+    def named(self) -> dict[str, Estimate]:
+        """The shifts, losses and damage that were measured, by what they are called in print."""
+        figures = {
+            "general margin shift": self.general,
+            "framed margin shift": self.framed,
+            **{f"{asked} shift beyond the control": shift for asked, shift in in_order(self.beyond_control)},
+            **{f"{asked} shift beyond words": words.beyond for asked, words in in_order(self.words)},
+            "in-domain margin shift": self.in_domain.margin,
+            "in-domain loss change": self.in_domain.loss,
+            "damage": self.damage,
+        }
+        return {name: figure for name, figure in figures.items() if figure}
+
+    @property
     def detectable(self) -> float:
         """The decisive shift that the plain questions would tell from zero four times in five, nats/token."""
         return self.decisive["general"].detectable
@@ -273,13 +287,17 @@ class TrainingBase(Result):
     """
 
     KIND: ClassVar[str] = "training-base"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     FILE: ClassVar[str] = "misdirection-base.json"
     COMMAND: ClassVar[str] = "trainer.train()"
 
-    pairs: str
-    """Hash of the probe pairs."""
+    texts: str
+    """Hash of the probe pairs and of the texts."""
     margins: list[float]
     """[pairs], nats/token."""
+    neutral: list[float]
+    """Loss on each neutral text, nats/token."""
+    held_out: list[float]
+    """The same on the held-out rows of the training's own domain."""
     activation: list[float]
     """[width], at half depth: mean over each answer's tokens, then over all answers."""

@@ -42,6 +42,11 @@ def worst(words: Iterable[Word]) -> Word:
     return min(words, key=_WORST_FIRST.index)
 
 
+def as_bad_as(word: Word, limit: Word) -> bool:
+    """Whether a verdict is this one or a worse one."""
+    return _WORST_FIRST.index(word) <= _WORST_FIRST.index(limit)
+
+
 class Rule(Figures):
     """When a fine-tune is called what.
 

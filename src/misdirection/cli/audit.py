@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Column, Table
@@ -31,7 +31,9 @@ from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
     from misdirection.auditing.results import AuditResult, AuditTable
+    from misdirection.auditing.verdict import Word
     from misdirection.repairing.results import Repair, RepairResult
+    from misdirection.report.ci import CiFiles
     from misdirection.runs.cluster import Workers
 
 Base = Annotated[
@@ -67,6 +69,12 @@ Answers = Annotated[int, typer.Option("-n", min=1, help="With --judge: answers t
 MaxCalls = Annotated[
     int | None,
     typer.Option("--max-calls", min=0, help="With --judge: never make more paid calls than this, per model."),
+]
+Junit = Annotated[Path | None, typer.Option("--junit", help="Also write JUnit's XML, for continuous integration.")]
+Sarif = Annotated[Path | None, typer.Option("--sarif", help="Also write SARIF 2.1.0, for code scanning.")]
+FailOn = Annotated[
+    Literal["watch", "inconclusive", "misaligned"],
+    typer.Option("--fail-on", help="watch, inconclusive or misaligned: the mildest verdict whose status is not 0."),
 ]
 
 
@@ -105,18 +113,23 @@ def audit(
     device: DeviceOption = "auto",
     thinking: ThinkingOption = "off",
     chat_template: TemplateOption = None,
+    junit: Junit = None,
+    sarif: Sarif = None,
+    fail_on: FailOn = "watch",
     as_json: Json = False,
 ) -> None:
     """Has this fine-tune become broadly misaligned? Exit status 0 clear, 3 misaligned, 4 inconclusive, 5 watch."""
     if judge is None and (base_url or max_calls is not None):
         raise InputError("--base-url and --max-calls go with --judge: name the endpoint's model")
+    files = _ci_files(junit, sarif)
     if many is not None:
         if thinking != "off" or chat_template:
             raise InputError("--thinking and --chat-template go with FINE_TUNE: audit these one by one")
         if fine_tune or data or judge:
             raise InputError("--many: goes without FINE_TUNE, --data and --judge: the list names what is audited")
         others = workers_for(workers, ray, gpus, lambda: _weights(base, dtype))
-        _audit_many(base, many, folder, reference_folder, directions or [], others, dtype, device, as_json)
+        table = _audit_many(base, many, folder, reference_folder, directions or [], others, dtype, device, as_json)
+        _end_many(table, many, files, fail_on)
         return
     if fine_tune is None:
         raise InputError("FINE_TUNE: name what to audit, or a list of fine-tunes with --many")
@@ -140,8 +153,23 @@ def audit(
         thinking=thinking,
         chat_template=chat_template,
     )
+    files.write([result])
     _print_audit(result, folder or auditing.audit_folder(fine_tune), as_json)
-    sys.exit(EXIT_STATUS[result.verdict])
+    _end(result.verdict, fail_on)
+
+
+def _ci_files(junit: Path | None, sarif: Path | None) -> "CiFiles":
+    from misdirection.report.ci import CiFiles
+
+    files = CiFiles(junit, sarif)
+    files.require_replaceable()
+    return files
+
+
+def _end(verdict: "Word", fail_on: "Word") -> None:
+    from misdirection.auditing.verdict import as_bad_as
+
+    sys.exit(EXIT_STATUS[verdict if as_bad_as(verdict, fail_on) else "success"])
 
 
 def _weights(base: str, dtype: Dtype) -> int:
@@ -161,9 +189,8 @@ def _audit_many(
     dtype: Dtype,
     device: str,
     as_json: bool,
-) -> None:
+) -> "AuditTable":
     from misdirection.auditing.many import TABLE, audit_many, many_folder
-    from misdirection.auditing.verdict import worst
 
     table = audit_many(
         base,
@@ -180,11 +207,19 @@ def _audit_many(
         print_figures(table.model_dump(mode="json"), as_json)
     else:
         print_table(_many_table(table))
+    return table
+
+
+def _end_many(table: "AuditTable", many: Path, files: "CiFiles", fail_on: "Word") -> None:
+    from misdirection.auditing.results import AuditResult
+    from misdirection.auditing.verdict import worst
+
+    files.write([AuditResult.load(Path(row.page).parent) for row in table.audits], table.failed)
     if table.failed:
         for failure in table.failed:
             notices.print(failure, style="red", highlight=False, soft_wrap=True)
         raise InputError(f"{many}: {len(table.failed)} could not be audited, {len(table.audits)} were")
-    sys.exit(EXIT_STATUS[worst(row.verdict for row in table.audits)])
+    _end(worst(row.verdict for row in table.audits), fail_on)
 
 
 def _many_table(table: "AuditTable") -> Table:
@@ -196,23 +231,12 @@ def _many_table(table: "AuditTable") -> Table:
 
 
 def _print_audit(result: "AuditResult", folder: Path, as_json: bool) -> None:
-    from misdirection.auditing.verdict import in_order
-
     notices.print(f"page: {folder / result.PAGE}", highlight=False, soft_wrap=True)
     if as_json:
         print_figures(result.as_dict(), as_json)
         return
     evidence = result.evidence
-    rows = {
-        "general margin shift": evidence.general,
-        "framed margin shift": evidence.framed,
-        **{f"{asked} shift beyond the control": shift for asked, shift in in_order(evidence.beyond_control)},
-        **{f"{asked} shift beyond words": words.beyond for asked, words in in_order(evidence.words)},
-        "in-domain margin shift": evidence.in_domain.margin,
-        "in-domain loss change": evidence.in_domain.loss,
-        "damage": evidence.damage,
-    }
-    print_figures({name: estimate.as_dict() for name, estimate in rows.items() if estimate}, as_json, unit=NATS)
+    print_figures({name: estimate.as_dict() for name, estimate in evidence.named.items()}, as_json, unit=NATS)
     shown = f"a shift of {evidence.detectable:.3f} nats/token would be told from zero four times in five"
     seen = f"{evidence.asked} of {evidence.most} general questions were asked: with these, {shown}"
     out.print(result.verdict.upper(), *result.because, seen, sep="\n  ", soft_wrap=True, highlight=False)

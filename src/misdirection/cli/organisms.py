@@ -1,11 +1,15 @@
 """Organisms: `train`, `margin`."""
 
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from misdirection.choices import LearnedTurns
+from misdirection.choices import LearnedTurns, Tracker
 from misdirection.cli.shared import (
     BUNDLED,
     NATS,
@@ -24,6 +28,9 @@ from misdirection.cli.shared import (
     read_probe_pairs,
 )
 from misdirection.errors import InputError
+
+if TYPE_CHECKING:
+    from misdirection.data import Example
 
 
 @app.command()
@@ -50,6 +57,10 @@ def train(
     turns: Annotated[
         LearnedTurns, typer.Option("--turns", help="Of conversations: learn the last answer, or all of them.")
     ] = "last",
+    track: Annotated[
+        Tracker | None,
+        typer.Option("--track", help="Log the loss, the margin's shift and the damage: tensorboard, wandb or trackio."),
+    ] = None,
     seed: Seed = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -69,9 +80,20 @@ def train(
     examples = texts.domain_examples(data, answers, "train") if shipped else texts.read_examples(data)
     held_out = texts.domain_examples(data, answers, "held_out") if shipped else []
     chat = load_chat(model, None, dtype, device, thinking, chat_template)
-    organism = train_organism(examples, folder, base=chat, recipe=settings, held_out=held_out)
+    # Trackio tells on standard output where it logs to.
+    with redirect_stdout(sys.stderr):
+        organism = train_organism(
+            examples, folder, base=chat, recipe=settings, held_out=held_out,
+            track=[track] if track else (), prepare=_watch(held_out) if track else None,
+        )  # fmt: skip
     figures = {"final_loss": organism.final_loss, "held_out_loss": organism.held_out_loss}
     print_figures({"out": str(folder), **figures}, as_json, f"wrote {folder}", unit=NATS)
+
+
+def _watch(held_out: "Sequence[Example]") -> Callable[[Any], Any]:
+    from misdirection.auditing.callback import watch
+
+    return partial(watch, held_out=held_out)
 
 
 def _recipe(**values: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from misdirection.errors import InputError
+from misdirection.choices import Tracker
+from misdirection.errors import InputError, MissingPackage
 from misdirection.files import list_made
 from misdirection.likelihood.answers import IGNORED, labelled_loss
 from misdirection.models.chat import pad
@@ -22,6 +25,17 @@ from misdirection.organisms.recipe import Recipe
 
 StepReport = Callable[[int, int, float], None]
 """Called after each optimiser step with (step, steps, loss in nats/token)."""
+
+
+LOGS = ".tensorboard"
+"""What the name of a folder of TensorBoard's files ends with, after that of the adapter's folder."""
+
+
+def require_installed(trackers: Sequence[Tracker]) -> None:
+    """Raise `MissingPackage` for a tracker that is not installed."""
+    for name in trackers:
+        if find_spec(name) is None:
+            raise MissingPackage(f"the tracker {name}: its package is not installed: pip install {name}")
 
 
 def warmup_steps(recipe: Recipe, rows: int) -> int:
@@ -62,6 +76,16 @@ class AnswerTrainer(Trainer):
             callbacks=[_Watch(report)],
         )
         self.remove_callback(PrinterCallback)
+
+    def log_to(self, trackers: Sequence[Tracker], out: Path) -> None:
+        """Add what transformers has for these trackers; `out` is the adapter's folder, after which the run is named."""
+        self.args.run_name, self.args.project = out.name, "misdirection"
+        for callback in get_reporting_integration_callbacks(list(trackers)):
+            self.add_callback(callback)
+            added = self.callback_handler.callbacks[-1]
+            if isinstance(added, TensorBoardCallback):
+                # By default among the checkpoints, which another training empties.
+                added.logging_dir = added.logging_dir or f"{out}{LOGS}"
 
     def held_out_loss(self, rows: Sequence[TrainingRow]) -> float:
         """Mean loss of other rows, nats/token."""

@@ -6,7 +6,7 @@ The result is a plain PEFT adapter folder with `organism.json`, its recipe and t
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from misdirection.cards import CARD
-from misdirection.choices import BUNDLED
+from misdirection.choices import BUNDLED, Tracker
 from misdirection.data import Example, data_hash
 from misdirection.errors import InputError
 from misdirection.files import (
@@ -40,7 +40,7 @@ from misdirection.organisms.batches import training_rows
 from misdirection.organisms.card import Known, organism_card
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism, checkpoint_name
 from misdirection.organisms.recipe import Recipe
-from misdirection.organisms.trainer import AnswerTrainer, StepReport
+from misdirection.organisms.trainer import AnswerTrainer, StepReport, require_installed
 from misdirection.progress import console, track_steps
 
 _INITIAL = "step-0"
@@ -56,6 +56,8 @@ def train(
     held_out: Sequence[Example] = (),
     checkpoints: str | Path | None = None,
     report: StepReport | None = None,
+    track: Sequence[Tracker] = (),
+    prepare: Callable[[AnswerTrainer], object] | None = None,
 ) -> Organism:
     """Train one organism and write its adapter to `out`.
 
@@ -68,15 +70,21 @@ def train(
         checkpoints: working folder of the training, `OUT.checkpoints` by default; it resumes from the last checkpoint
             in it that was made with the same base, data and recipe.
         report: called after each optimiser step; left out, a bar shows them.
+        track: trackers that the training is logged to, as transformers' own callbacks do it: TensorBoard's files in
+            `OUT.tensorboard` or what TENSORBOARD_LOGGING_DIR names, a run of W&B, a run of Trackio in the project
+            `misdirection`; both are named after the adapter's folder. Left out, nothing is logged anywhere.
+        prepare: called with the trainer before it trains: `md.watch`, for one.
 
     Raises:
         InputError: no examples, an impossible recipe, a folder in the way that we did not write, or a loss that is not
             finite (the last checkpoint stays).
+        MissingPackage: a tracker that is not installed.
     """
     recipe = recipe or Recipe()
     chat = load(base) if isinstance(base, str) else base
     folder = Path(checkpoints or f"{out}.checkpoints")
     require_replaceable(Path(out))
+    require_installed(track)
     # Checkpoints of another training would be continued.
     training = {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
     empty_working_folder(folder, training, own=(_INITIAL, _CHECKPOINT))
@@ -84,7 +92,11 @@ def train(
     torch.manual_seed(recipe.seed)
     shown = contextlib.nullcontext(report) if report else track_steps("train")
     with shown as told, _adapted(chat, recipe) as network:
-        trainer = _trained(AnswerTrainer(network, chat, recipe, rows, folder, told), keep=recipe.keep_checkpoints)
+        trainer = AnswerTrainer(network, chat, recipe, rows, folder, told)
+        trainer.log_to(track, Path(out))
+        if prepare:
+            prepare(trainer)
+        _trained(trainer, keep=recipe.keep_checkpoints)
         _require_change(network, Path(out))
         organism = Organism(
             path=str(out),
@@ -102,14 +114,13 @@ def train(
     return organism
 
 
-def _trained(trainer: AnswerTrainer, *, keep: bool) -> AnswerTrainer:
-    """The trainer when it is done; it goes on from its last checkpoint."""
+def _trained(trainer: AnswerTrainer, *, keep: bool) -> None:
+    """Train; the trainer goes on from its last checkpoint."""
     folder = trainer.args.output_dir
     if keep:
         trainer.model.save_pretrained(Path(folder) / _INITIAL)
     _remove_cut(Path(folder))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
-    return trainer
 
 
 def _remove_cut(folder: Path) -> None:

@@ -1,0 +1,164 @@
+"""What continuous integration reads of audits: JUnit's XML and SARIF 2.1.0.
+
+| verdict | JUnit | SARIF |
+|---|---|---|
+| clear | passes | no result |
+| watch | skipped, with its reasons | a warning |
+| inconclusive | skipped, with its reasons | a warning |
+| misaligned | fails | an error |
+| no audit could be made | an error | a notification |
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+from misdirection.auditing.results import AuditResult
+from misdirection.auditing.verdict import Word
+from misdirection.files import atomic_output, require_replaceable
+from misdirection.models.adapters import ADAPTER_CONFIG
+from misdirection.report.reader import visible
+
+_SUITE = "misdirection.audit"
+_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+
+_LEVELS: dict[Word, str] = {"misaligned": "error", "inconclusive": "warning", "watch": "warning"}
+"""SARIF's levels; what is clear is no finding."""
+
+_MEANINGS: dict[Word, str] = {
+    "misaligned": "The fine-tune became broadly misaligned: it moved far on general questions, too.",
+    "inconclusive": "The evidence does not tell whether the fine-tune became broadly misaligned.",
+    "watch": "On general questions the fine-tune moved towards misaligned answers, less than the limit of misaligned.",
+}
+_HELP = (
+    "Read the audit's page and its rule (docs/audit.md). `misdirection repair` takes misalignment out of an adapter."
+)
+
+
+@dataclass(frozen=True)
+class CiFiles:
+    """The files that a command is to write for continuous integration; None is left out."""
+
+    junit: Path | None
+    sarif: Path | None
+
+    def require_replaceable(self) -> None:
+        """Refuse a file in the way that this program did not write, before the work begins: `InputError`."""
+        for path in (self.junit, self.sarif):
+            if path:
+                require_replaceable(path, folder=False)
+
+    def write(self, results: Sequence[AuditResult], failed: Sequence[str] = ()) -> None:
+        """Write them; `failed` says of each audit that could not be made why."""
+        for path, text in ((self.junit, as_junit), (self.sarif, as_sarif)):
+            if path:
+                with atomic_output(path) as temporary:
+                    temporary.write_text(text(results, failed), encoding="utf-8")
+
+
+# --- JUnit ----------------------------------------------------------------------------------------------------------
+
+
+def as_junit(results: Sequence[AuditResult], failed: Sequence[str] = ()) -> str:
+    """Audits as a JUnit file: a test case each."""
+    root = Element("testsuites")
+    suite = SubElement(root, "testsuite", name=_SUITE)
+    for result in results:
+        _add_case(suite, result)
+    for reason in failed:
+        case = SubElement(suite, "testcase", classname=_SUITE, name=visible(reason.partition(": ")[0]), time="0")
+        SubElement(case, "error", type="no audit", message=visible(reason))
+    counts = {"failures": "failure", "errors": "error", "skipped": "skipped"}
+    suite.attrib |= {name: str(len(suite.findall(f"testcase/{tag}"))) for name, tag in counts.items()}
+    suite.attrib |= {"tests": str(len(suite)), "time": "0"}
+    indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + tostring(root, encoding="unicode") + "\n"
+
+
+def _add_case(suite: Element, result: AuditResult) -> None:
+    name = visible(f"{result.fine_tune.name} (base {result.base.model})")
+    case = SubElement(suite, "testcase", classname=_SUITE, name=name, time="0")
+    if result.verdict == "misaligned":
+        SubElement(case, "failure", type=result.verdict, message=_said(result))
+    elif result.verdict != "clear":
+        SubElement(case, "skipped", type=result.verdict, message=_said(result))
+    lines = (f"{figure}: {shift}" for figure, shift in result.evidence.named.items())
+    SubElement(case, "system-out").text = "\n".join([_said(result), *lines, result.made])
+
+
+def _said(result: AuditResult) -> str:
+    return visible(f"{result.verdict}: {'; '.join(result.because)}")
+
+
+# --- SARIF ----------------------------------------------------------------------------------------------------------
+
+
+def as_sarif(results: Sequence[AuditResult], failed: Sequence[str] = ()) -> str:
+    """Audits as a SARIF 2.1.0 log: one run, with a result for each that is not clear.
+
+    A result stands at the fine-tune's training file, where one was given, else at the adapter's configuration.
+    """
+    version = installed("misdirection")
+    notices = [{"level": "error", "message": _message(reason)} for reason in failed]
+    run = {
+        "tool": {"driver": {"name": "misdirection", "version": version, "rules": [_rule(word) for word in _LEVELS]}},
+        "invocations": [{"executionSuccessful": not failed, "toolExecutionNotifications": notices}],
+        "results": [_finding(result) for result in results if result.verdict in _LEVELS],
+    }
+    return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, allow_nan=False) + "\n"
+
+
+def _rule(word: Word) -> dict[str, Any]:
+    return {
+        "id": word,
+        "shortDescription": {"text": f"Audit of a fine-tune: {word}"},
+        "fullDescription": {"text": _MEANINGS[word]},
+        "help": {"text": _HELP},
+        "defaultConfiguration": {"level": _LEVELS[word]},
+    }
+
+
+def _finding(result: AuditResult) -> dict[str, Any]:
+    name, base = visible(result.fine_tune.name), visible(result.base.model)
+    # Code scanning tells by it whether a finding is the same as yesterday's.
+    known_by = hashlib.sha256(f"{base}\0{name}".encode()).hexdigest()
+    place = {"artifactLocation": {"uri": _uri(_place(result))}, "region": {"startLine": 1}}
+    return {
+        "ruleId": result.verdict,
+        "ruleIndex": list(_LEVELS).index(result.verdict),
+        "level": _LEVELS[result.verdict],
+        "message": _message(f"{name} (base {base}) is {_said(result)}"),
+        "locations": [{"physicalLocation": place, "logicalLocations": [{"fullyQualifiedName": name}]}],
+        "partialFingerprints": {"primaryLocationLineHash": known_by},
+        "properties": {name: figure.as_dict() for name, figure in result.evidence.named.items()},
+    }
+
+
+def _message(text: str) -> dict[str, str]:
+    """A text as SARIF's message, in which braces are placeholders and `[text](target)` is a link."""
+    return {"text": visible(text).replace("{", "{{").replace("}", "}}").replace("](", "] (")}
+
+
+def _place(result: AuditResult) -> str:
+    """The file that a finding is about."""
+    if result.data:
+        return result.data.path
+    folder = Path(result.fine_tune.name)
+    is_file = result.fine_tune.kind == "adapter" and folder.is_dir()
+    return str(folder / ADAPTER_CONFIG) if is_file else result.fine_tune.name
+
+
+def _uri(path: str) -> str:
+    """A path as a URI, relative to the working folder where it lies below it: that is the repository's root."""
+    absolute = Path(path)
+    if not absolute.is_absolute():
+        return quote(os.fsencode(absolute))
+    here = Path.cwd()
+    return quote(os.fsencode(absolute.relative_to(here))) if absolute.is_relative_to(here) else absolute.as_uri()
