@@ -1,0 +1,160 @@
+"""Verify a bundle: every hash, and every figure that needs no model, computed again from what the archive holds."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from misdirection.bundles.archive import Archive
+from misdirection.bundles.assembling import Assembled, Material, assembled
+from misdirection.bundles.bundle import tree_hash
+from misdirection.bundles.comparison import TOLERANCE, compare
+from misdirection.bundles.folders import KINDS, RUN, named_files, settings_of
+from misdirection.bundles.redaction import Redaction
+from misdirection.bundles.results import (
+    Bundle,
+    BundledFile,
+    FigureCheck,
+    FileFault,
+    InputCheck,
+    VerifyResult,
+)
+from misdirection.bundles.software import differing, software
+from misdirection.errors import InputError
+from misdirection.files import read_json, sha256_file
+from misdirection.results import Result
+from misdirection.runs.sealed import SealedRun
+
+
+def verify(path: str | Path, *, inputs: str | Path | None = None) -> VerifyResult:
+    """Check a bundle's hashes, compute its figures again without a model, and compare them one by one.
+
+        result = md.verify("demo.zip")
+        result.verdict, result.recomputed, result.differences
+
+    Figures must be the same to the last digit where the software and the processor are, and else the same but for
+    `tolerance`. Nothing in the archive is run, unpickled or followed out of it.
+
+    Args:
+        path: the archive.
+        inputs: a folder with what the result was made from, under the names that it had; it is checked, too. What was
+            named from the working folder is looked for there.
+
+    Raises `InputError` for what is no bundle, is cut off, or is of another version.
+    """
+    with tempfile.TemporaryDirectory(prefix="misdirection-bundle-") as name:
+        folder = Path(name).resolve()
+        with Archive.open(Path(path), folder) as archive:
+            faults = archive.extract(folder)
+            bundle, digest = archive.bundle, archive.digest
+        others = differing(bundle.software, software())
+        tolerance = TOLERANCE if others or not bundle.exact else 0.0
+        check = _figures(bundle, folder, faults, tolerance)
+    checked = list(_inputs(bundle, Path(inputs) if inputs else None))
+    wrong = faults or check.differences or any(each.state == "changed" for each in checked)
+    return VerifyResult(
+        **dict(check),
+        verdict="differs" if wrong else "holds",
+        of=bundle.of,
+        made_by=bundle.made_with,
+        manifest=digest,
+        intact=len(bundle.files) - sum(fault.fault != "additional" for fault in faults),
+        left_out=len(bundle.left_out),
+        faults=faults,
+        inputs=checked,
+        tolerance=tolerance,
+        software=others,
+    )
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _figures(bundle: Bundle, folder: Path, faults: list[FileFault], tolerance: float) -> FigureCheck:
+    kind, root = KINDS[bundle.of], folder / RUN
+    values, unread = _result(kind, root / kind.FILE)
+    if unread:
+        return compare(values, Assembled(reasons=[unread]), tolerance)
+    try:
+        done = assembled(kind, _material(kind, bundle, folder, faults))
+    except InputError as error:
+        done = Assembled(reasons=[str(error).replace(f"{folder}/", "")])
+    checks = [compare(values, done, tolerance)]
+    for each in done.beside:
+        own, unread = _result(type(each), root / each.FILE)
+        again = Assembled(reasons=[unread]) if unread else Assembled(figures=each.as_dict())
+        checks.append(compare(own, again, tolerance, f"{each.FILE}: "))
+    return FigureCheck(
+        equal=sum(check.equal for check in checks),
+        rounded=sum(check.rounded for check in checks),
+        differences=[each for check in checks for each in check.differences],
+        not_recomputed=[each for check in checks for each in check.not_recomputed],
+    )
+
+
+def _result(kind: type[Result], file: Path) -> tuple[Mapping[str, Any], str | None]:
+    """A result as its file has it, and why its figures cannot be computed again, if so."""
+    try:
+        values = read_json(file)
+    except InputError:
+        return {}, f"{file.name}: is lacking or damaged"
+    if not isinstance(values, dict) or values.get("kind") != kind.KIND:
+        return {}, f"{file.name}: is no result of kind {kind.KIND!r}"
+    if values.get("version") != kind.VERSION:
+        return values, (
+            f"{file.name} has version {values.get('version')}, and this program computes version {kind.VERSION}: "
+            f"verify with misdirection {values.get('made_with')}"
+        )
+    return values, None
+
+
+def _material(kind: type[Result], bundle: Bundle, folder: Path, faults: list[FileFault]) -> Material | None:
+    """What the archive holds to compute from; None for a kind whose figures are not."""
+    settings = settings_of(kind, folder / RUN)
+    if not settings or bundle.base is None:
+        return None
+    wrong = {fault.file for fault in faults}
+    inputs = {
+        key: folder / each.place
+        for key, each in bundle.inputs.items()
+        if (folder / each.place).exists() and not any(_is_in(file, each.place) for file in wrong)
+    }
+    known = _seen(bundle, wrong)
+    named = named_files(kind, settings)
+    written = Redaction(names={str(path): named[key] for key, path in inputs.items() if key in named})
+    run = SealedRun(folder / RUN, lambda path: tree_hash(known, path.relative_to(folder).as_posix()), written.leaves)
+    return Material(
+        run, settings, bundle.base, inputs, {key: bundle.originals(bundle.inputs[key].place) for key in inputs}
+    )
+
+
+def _seen(bundle: Bundle, wrong: set[str]) -> Bundle:
+    """The manifest as the archive is: a file that was changed has another hash, and one that is missing none."""
+    changed = BundledFile(sha256="", size=0, before=None)
+    return bundle.model_copy(update={"files": {**bundle.files, **dict.fromkeys(wrong & bundle.files.keys(), changed)}})
+
+
+def _is_in(file: str, place: str) -> bool:
+    return file == place or file.startswith(f"{place}/")
+
+
+# --- inputs on this disk ----------------------------------------------------------------------------------------------
+
+
+def _inputs(bundle: Bundle, folder: Path | None) -> Iterator[InputCheck]:
+    """The inputs beside those in a folder, under their own names, and beside those that were named from here."""
+    for key, each in bundle.inputs.items():
+        name = each.place.rpartition("/")[2]
+        places = [*([folder / name] if folder else []), *([Path(each.was)] if each.was else [])]
+        found = next((place for place in places if place.exists()), None)
+        if found is not None:
+            state = "same" if _is_same(found, bundle.originals(each.place)) else "changed"
+            yield InputCheck.model_validate({"name": f"{key} ({name})", "state": state})
+        elif folder is not None:
+            yield InputCheck(name=f"{key} ({name})", state="not here")
+
+
+def _is_same(path: Path, hashes: Mapping[str, str]) -> bool:
+    """Whether a file, or every file of a folder that the bundle knows, is the bundle's."""
+    place: Callable[[str], Path] = path.joinpath if path.is_dir() else lambda _: path
+    return all(place(name).is_file() and sha256_file(place(name)) == digest for name, digest in hashes.items())
