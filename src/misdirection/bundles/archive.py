@@ -125,9 +125,9 @@ def _require_plain(path: Path, archive: zipfile.ZipFile) -> None:
         raise InputError(f"{path}: holds {len(infos)} files, more than any bundle")
     _require_safe(path, [info.filename for info in infos])
     for info in infos:
-        mode = info.external_attr >> 16
+        type_of = stat.S_IFMT(info.external_attr >> 16)
         is_stored = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
-        if info.is_dir() or (mode and not stat.S_ISREG(mode)) or not is_stored or info.flag_bits & 1:
+        if info.is_dir() or type_of not in (0, stat.S_IFREG) or not is_stored or info.flag_bits & 1:
             raise InputError(
                 f"{path}: holds {info.filename!r}, which is no plain file stored as it is: this program did not write "
                 f"it; make a bundle with `{Bundle.COMMAND}`"

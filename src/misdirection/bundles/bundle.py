@@ -137,5 +137,5 @@ def _readme(result: Result, left_out: Mapping[str, LeftOut]) -> str:
 
 
 def _write(path: Path, gathered: Gathered, manifest: Bundle) -> None:
-    text = Content(f"{manifest}\n".encode())
+    text = Content(manifest.text.encode())
     write_archive(path, {**gathered.contents, Bundle.FILE: text}, manifest.files)

@@ -1,5 +1,6 @@
 """The manifest of a bundle, and the result of its verification."""
 
+import hashlib
 from typing import Any, ClassVar, Literal
 
 from misdirection.models.identity import ModelIdentity
@@ -65,6 +66,16 @@ class Bundle(Result):
     """Files that are too large, by the name that they would have."""
     inputs: dict[str, BundledInput]
     """By their keys in the configuration, with `/` between."""
+
+    @property
+    def text(self) -> str:
+        """The manifest's file."""
+        return f"{self}\n"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of that file."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
     def originals(self, place: str) -> dict[str, str]:
         """Hashes, as they were on the disk they came from, of a file or of all files in a folder, by relative name."""

@@ -40,8 +40,10 @@ def verify(path: str | Path, *, inputs: str | Path | None = None) -> VerifyResul
         inputs: a folder with what the result was made from, under the names that it had; it is checked, too. What was
             named from the working folder is looked for there.
 
-    Raises `InputError` for what is no bundle, is cut off, or is of another version.
+    Raises `InputError` for what is no bundle, is cut off, or is of another version, and where `inputs` is no folder.
     """
+    if inputs is not None and not Path(inputs).is_dir():
+        raise InputError(f"{inputs}: is no folder: name the one that has the data and adapters")
     with tempfile.TemporaryDirectory(prefix="misdirection-bundle-") as name:
         folder = Path(name).resolve()
         with Archive.open(Path(path), folder) as archive:
