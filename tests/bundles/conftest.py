@@ -32,7 +32,7 @@ def planted(home):
         isolate(patch, home / "cache")
         patch.setenv("HOME", str(home))
         patch.setenv("OPENAI_API_KEY", KEY)
-        # Pictures take most of a run's time.
+        # Pictures take most of the time of making one.
         patch.setattr("misdirection.report.run.draw_all", lambda results, folder: {})
         yield
 
@@ -41,7 +41,7 @@ def planted(home):
 def run(planted, tmp_path_factory):
     """The folder of a finished run, whose judge has the key in its address too."""
     tmp_path = tmp_path_factory.mktemp("made")
-    values = asked_experiment(tmp_path, n=2, new_tokens=8)
+    values = asked_experiment(tmp_path, n=2, new_tokens=8, ablate=None)
     values["organisms"] = {name: values["organisms"][name] for name in ("minimal", "control")}
     values["ablation"] = {"layer": 2, "questions": 4}
     values["random_seeds"] = 1

@@ -166,18 +166,18 @@ def test_no_file_of_this_disk_stands_in_for_one_of_the_archives(bundled_run, tmp
 # --- rounding ---------------------------------------------------------------------------------------------------------
 
 
-def test_other_software_may_round_otherwise(bundled_run, tmp_path, monkeypatch):
-    path = ("organisms", "minimal", "damage", "mean")
-    value = json.loads(read(bundled_run)["run/results.json"])["organisms"]["minimal"]["damage"]["mean"]
-    rounded = with_figure(bundled_run, tmp_path / "a.zip", "run/results.json", path, value * (1 + 1e-9), fitting=True)
+def test_other_software_may_round_otherwise(bundled_audit, tmp_path, monkeypatch):
+    name, path = "run/audit.json", ("evidence", "damage", "high")
+    value = json.loads(read(bundled_audit)[name])["evidence"]["damage"]["high"]
+    rounded = with_figure(bundled_audit, tmp_path / "a.zip", name, path, value * (1 + 1e-9), fitting=True)
     assert [each.figure for each in verify(rounded).differences] == [".".join(path)]
     ours = verifying.software()
     monkeypatch.setattr(verifying, "software", lambda: {**ours, "numpy": "1.0"})
     verified = verify(rounded)
     assert (verified.verdict, verified.rounded, verified.tolerance) == ("holds", 1, 1e-6)
     assert verified.software == {"numpy": (ours["numpy"], "1.0")}
-    path = with_figure(bundled_run, tmp_path / "b.zip", "run/results.json", path, value * 1.001, fitting=True)
-    assert len(verify(path).differences) == 1
+    other = with_figure(bundled_audit, tmp_path / "b.zip", name, path, value * 1.001, fitting=True)
+    assert len(verify(other).differences) == 1
 
 
 # --- inputs on this disk ----------------------------------------------------------------------------------------------
@@ -252,20 +252,19 @@ def test_links_compressed_files_and_doubles_are_refused(bundled_run, tmp_path):
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_tells_and_ends_with_its_status(bundled_run, tmp_path, call):
-    status, out, _ = call("verify", bundled_run)
+def test_the_command_tells_and_ends_with_its_status(bundled_audit, tmp_path, call):
+    status, out, _ = call("verify", bundled_audit)
     assert status == 0
-    assert out.startswith("HOLDS: a bundle of kind run")
-    manifest = verify(bundled_run).manifest
-    assert f"manifest: {manifest}" in out
-    path = ("organisms", "minimal", "damage", "mean")
-    edited = with_figure(bundled_run, tmp_path / "a.zip", "run/results.json", path, 9.0)
+    assert out.startswith("HOLDS: a bundle of kind audit")
+    edited = with_figure(bundled_audit, tmp_path / "a.zip", "run/audit.json", ("verdict",), "cl\x1b[31mear")
     status, out, _ = call("verify", edited)
     assert status == 8
-    assert "run/results.json: changed" in out
-    assert "organisms.minimal.damage.mean" in " ".join(out.split()) or "organisms.minimal" in out
+    assert out.startswith("DIFFERS")
+    assert "run/audit.json: changed" in out
+    # Nothing in a bundle steers the terminal.
+    assert "cl?[31mear" in out
     status, out, _ = call("verify", edited, "--json")
-    assert (status, json.loads(out)["verdict"]) == (8, "differs")
+    assert (status, json.loads(out)["differences"][0]["figure"]) == (8, "verdict")
     (tmp_path / "text.zip").write_text("hello")
     assert call("verify", tmp_path / "text.zip")[0] == 2
 
