@@ -77,6 +77,7 @@ EXIT_STATUS = {
     # Of a bundle's verification.
     "holds": 0,
     "differs": 8,
+    "open": 9,
     **{
         error.__name__: error.exit_status
         for error in (

@@ -75,7 +75,7 @@ def test_no_key_and_no_way_to_a_file_is_in_it(kind, home, run, request, tmp_path
 def test_passwords_in_addresses_go_too(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_SERVICE_TOKEN", "abcdefgh")
     url = "https://me:pass@host:8000/v1?api_key=secret"
-    redaction = Redaction.of({"sampling": {"engine": {"vllm": {"base_url": url}}}}, tmp_path / "run")
+    redaction = Redaction.of([], [url], tmp_path / "run")
     assert redaction.text(f'"{url}", abcdefgh, {tmp_path}/run/x') == '"https://host:8000/v1", [removed], run/x'
     assert redaction.leaves({"a": [url, f"in {tmp_path}/run"]}) == {"a": ["https://host:8000/v1", f"in {tmp_path}/run"]}
 

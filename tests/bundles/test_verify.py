@@ -119,6 +119,7 @@ def test_nor_one_whose_hash_only_the_manifest_has(bundled_run, tmp_path):
     verified = verify(changed(bundled_run, tmp_path / "a.zip", {MARGINS: data}, fitting=True))
     assert verified.faults == []
     assert any("not the recorded one" in each.reason for each in verified.not_recomputed)
+    assert verified.verdict == "open"
 
 
 def test_an_edited_artifact_that_fits_gives_other_figures(bundled_run, tmp_path):
@@ -152,7 +153,7 @@ def test_a_missing_and_an_additional_file_are_told(bundled_run, tmp_path):
 
 def test_a_result_of_another_version_is_not_computed(bundled_run, tmp_path):
     verified = verify(with_figure(bundled_run, tmp_path / "a.zip", "run/results.json", ("version",), 2, fitting=True))
-    assert verified.recomputed == 0
+    assert (verified.recomputed, verified.verdict) == (0, "open")
     assert any("results.json has version 2, and this program" in each.reason for each in verified.not_recomputed)
 
 
@@ -161,6 +162,24 @@ def test_no_file_of_this_disk_stands_in_for_one_of_the_archives(bundled_run, tmp
     del manifest["inputs"]["neutral"]
     verified = verify(changed(bundled_run, tmp_path / "a.zip", {"manifest.json": json.dumps(manifest).encode()}))
     assert any("the input neutral: is lacking" in each.reason for each in verified.not_recomputed)
+    assert verified.verdict == "open"
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("run/experiment.yaml", b"audit: 3"),
+        ("run/experiment.yaml", b"audit: {folder: [1], data: {}}"),
+        ("run/manifest.jsonl", b"[[[["),
+        ("run/audit.json", b"{" + b'"a":[' * 900),
+        ("run/audit.json", b'{"kind": "audit", "version": 3, "a": ' + b"[" * 900 + b"]" * 900 + b"}"),
+        ("run/audit.json", b"null"),
+    ],
+)
+def test_nonsense_that_fits_does_not_hold(bundled_audit, tmp_path, name, data):
+    verified = verify(changed(bundled_audit, tmp_path / "a.zip", {name: data}, fitting=True))
+    assert (verified.equal, verified.faults) == (0, [])
+    assert verified.verdict in ("open", "differs")
 
 
 # --- rounding ---------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def assembled(kind: type[Result], material: Material | None) -> Assembled:
     if material is None:
         done.lack(NO_RAW[kind.KIND])
         return done
-    with silenced(), _lacking(done, material.run.folder):
+    with silenced(), lacking(done, material.run.folder):
         _require_inputs(kind, material)
         {RunResults: _assemble_run, AuditResult: _assemble_audit}[kind](material, done)
     done.beside = material.run.beside
@@ -98,7 +98,7 @@ def assembled(kind: type[Result], material: Material | None) -> Assembled:
 
 
 @contextmanager
-def _lacking(done: Assembled, folder: Path) -> Iterator[None]:
+def lacking(done: Assembled, folder: Path) -> Iterator[None]:
     """What an archive lacks, or holds in a form that cannot be read, is a reason, whatever a library makes of it."""
     try:
         yield
@@ -139,19 +139,19 @@ def _assemble_run(material: Material, done: Assembled) -> None:
     config = validate(ExperimentConfig, settings, "experiment.yaml")
     experiment = _KeptExperiment(config, material.run, _runner(material.run))
     experiment.texts.identity = material.identity
-    lacking = set[str]()
+    failed = set[str]()
     for name, stage in experiment.stages.items():
         is_whole = False
-        with _lacking(done, material.run.folder):
-            if lacking & {*stage.after}:
+        with lacking(done, material.run.folder):
+            if failed & {*stage.after}:
                 raise NotKept(f"{name}: rests on what is lacking")
             for tasks in stage.waves():
                 experiment.runner.make(tasks)
             _merge(done.figures, experiment.figures(name))
             is_whole = True
-        lacking |= set() if is_whole else {name}
+        failed |= set() if is_whole else {name}
     _merge(done.figures, experiment.facts())
-    if not lacking:
+    if not failed:
         # What no stage was asked for.
         optional = {name: field.default for name, field in RunResults.model_fields.items() if field.default is None}
         done.figures = optional | done.figures

@@ -1,9 +1,10 @@
 """Make a bundle: one archive with a result and all that it was computed from."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Container, Mapping
 from contextlib import nullcontext
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from misdirection.bundles.archive import write_archive
@@ -96,7 +97,8 @@ def _check(
     identity = identity_of(result)
     material = None
     if settings and identity:
-        run = SealedRun(folder, lambda path: tree_hash(manifest, f"{RUN}/{path.relative_to(folder).as_posix()}"))
+        hashes_of = TreeHashes(manifest)
+        run = SealedRun(folder, lambda path: hashes_of(f"{RUN}/{path.relative_to(folder).as_posix()}"))
         hashes = {key: manifest.originals(each.place) for key, each in gathered.inputs.items()}
         material = Material(run, settings, identity, gathered.paths, hashes)
     done = assembled(type(result), material)
@@ -122,12 +124,26 @@ def _require_same(check: FigureCheck, file: Path, command: str) -> None:
         )
 
 
-def tree_hash(manifest: Bundle, place: str) -> str:
-    """What `sha256_tree` gave of a folder that is in an archive; raises `OSError` where there is none."""
-    hashes = manifest.originals(place)
-    if not hashes:
-        raise FileNotFoundError(place)
-    return sha256_listed(hashes)
+class TreeHashes:
+    """Gives what `sha256_tree` gave of a folder that is in an archive now.
+
+    Args:
+        bundle: the archive's manifest.
+        changed: names of files that are not as it has them.
+    """
+
+    def __init__(self, bundle: Bundle, changed: Container[str] = ()) -> None:
+        self._folders = defaultdict[str, dict[str, str]](dict)
+        for name, digest in bundle.all_originals().items():
+            for parent in PurePosixPath(name).parents:
+                inside = name.removeprefix(f"{parent}/")
+                self._folders[str(parent)][inside] = "" if name in changed else digest
+
+    def __call__(self, place: str) -> str:
+        """The hash; raises `FileNotFoundError` where there is no such folder."""
+        if place not in self._folders:
+            raise FileNotFoundError(place)
+        return sha256_listed(self._folders[place])
 
 
 def _readme(result: Result, left_out: Mapping[str, LeftOut]) -> str:

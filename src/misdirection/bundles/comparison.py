@@ -17,7 +17,7 @@ _TINY = 1e-9
 
 _NAMES = ("kind", "version")
 _RECORDED = ("made_with", "made_on", "environment")
-_WHEN = "says when and on what it was made"
+WHEN = "says when and on what it was made"
 
 
 def compare(values: Mapping[str, Any], assembled: Assembled, tolerance: float, name: str = "") -> FigureCheck:
@@ -69,7 +69,7 @@ def _reason(key: str, assembled: Assembled) -> str | None:
     first, *rest = key.split(".")
     first = first.partition("[")[0]
     if first in _NAMES or first in _RECORDED:
-        return _WHEN
+        return WHEN
     known = assembled.figures
     if first == EXTENSIONS and rest:
         first, known = rest[0], known.get(EXTENSIONS, {})
@@ -79,7 +79,7 @@ def _reason(key: str, assembled: Assembled) -> str | None:
 
 
 def _head(key: str, name: str) -> str:
-    return name + key.removeprefix(name).partition(".")[0].partition("[")[0]
+    return name + key.removeprefix(name).partition(".")[0].partition("[")[0] or "all"
 
 
 def _same(value: Any, other: Any, tolerance: float) -> bool:

@@ -95,6 +95,19 @@ def _named(kind: type[Result], settings: Mapping[str, Any]) -> Iterator[tuple[tu
                 yield (section, key, str(number)), source
 
 
+def _paths(kind: type[Result], settings: Mapping[str, Any]) -> list[str]:
+    """What a configuration names that may be on this disk."""
+    models = (settings.get(key) for key in ("model", "base", "fine_tune", "chat_template"))
+    return [*filter(None, models), *named_files(kind, settings).values()]
+
+
+def _addresses(settings: Mapping[str, Any]) -> list[str]:
+    """Of a judge, and of a server that samples."""
+    engine = (settings.get("sampling") or {}).get("engine")
+    served = engine.get("vllm") if isinstance(engine, dict) else None
+    return [section["base_url"] for section in (settings.get("judge"), served) if section and section.get("base_url")]
+
+
 def placed(settings: Mapping[str, Any], paths: Mapping[str, Path]) -> dict[str, Any]:
     """A configuration with other paths, by key with `/` between."""
     changed: Any = dict(settings)
@@ -136,7 +149,8 @@ def gather(kind: type[Result], folder: Path, settings: Mapping[str, Any], with_w
 
     Raises `InputError` for an input that is not there any more.
     """
-    gathered = Gathered({}, {}, {}, {}, Redaction.of(settings, folder))
+    redaction = Redaction.of(_paths(kind, settings), _addresses(settings), folder)
+    gathered = Gathered({}, {}, {}, {}, redaction)
     for name, path in _own_files(kind, folder):
         _add(gathered, f"{RUN}/{name}", path, _form(kind, name), with_weights)
     if (folder / EXPERIMENT).is_file():

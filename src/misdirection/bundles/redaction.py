@@ -4,11 +4,12 @@ import html
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 REMOVED = "[removed]"
 
@@ -30,14 +31,15 @@ class Redaction:
     names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, settings: Any, folder: Path) -> "Redaction":
-        """The replacements for a result's folder: paths and addresses in its settings, the folder, and the home."""
+    def of(cls, paths: Iterable[str], addresses: Iterable[str], folder: Path) -> "Redaction":
+        """The replacements for a result's folder, with the paths and the addresses that it was made with; and the
+        user's home."""
         secrets = {
             value: name for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= _SHORTEST
         }
-        paths = [text for text in texts_of(settings) if Path(text).is_absolute()]
-        names = {path: Path(path).name for path in (*paths, str(folder.resolve())) if Path(path).name}
-        names |= {text: shown for text in texts_of(settings) if (shown := _without_password(text)) != text}
+        absolute = [path for path in (*paths, str(folder.resolve())) if Path(path).is_absolute()]
+        names = {path: Path(path).name for path in absolute if Path(path).name}
+        names |= {address: shown for address in addresses if (shown := _without_password(address)) != address}
         if (home := Path.home()).name:
             names |= {str(home): "~"}
         return cls(secrets, names)
@@ -84,20 +86,7 @@ class Redaction:
         return re.compile(f"(?:{'|'.join(map(re.escape, longest_first))})(?![\\w-])")
 
 
-def texts_of(value: Any) -> Iterator[str]:
-    """Every text in a value as JSON has it, but for keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from texts_of(each)
-
-
-def _without_password(text: str) -> str:
-    """An address without user, password and query; any other text as it is."""
-    if "://" not in text:
-        return text
-    scheme, _, rest = text.partition("://")
-    place = rest.partition("?")[0].partition("#")[0]
-    host, slash, path = place.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+def _without_password(address: str) -> str:
+    """An address without user, password and query."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -7,7 +7,8 @@ from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
 
 BundledKind = Literal["run", "audit", "repair", "interpretation", "reference"]
-Word = Literal["holds", "differs"]
+Word = Literal["holds", "open", "differs"]
+"""`open`: nothing is different, but not every figure could be computed again."""
 
 
 class BundledFile(Figures):
@@ -77,16 +78,17 @@ class Bundle(Result):
         """SHA-256 of that file."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
+    def all_originals(self) -> dict[str, str]:
+        """Hashes of all files as they were on the disk that they came from, by name in the archive."""
+        left_out = {name: file.sha256 for name, file in self.left_out.items()}
+        return {name: file.original for name, file in self.files.items()} | left_out
+
     def originals(self, place: str) -> dict[str, str]:
-        """Hashes, as they were on the disk they came from, of a file or of all files in a folder, by relative name."""
-        known = {name: file.original for name, file in self.files.items()}
-        known |= {name: file.sha256 for name, file in self.left_out.items()}
-        name = place.rpartition("/")[2]
-        return {name: known[place]} if place in known else _inside(known, f"{place}/")
-
-
-def _inside(hashes: dict[str, str], folder: str) -> dict[str, str]:
-    return {name.removeprefix(folder): digest for name, digest in hashes.items() if name.startswith(folder)}
+        """The same of one file, or of all files in a folder, by relative name."""
+        known, folder = self.all_originals(), f"{place}/"
+        if place in known:
+            return {place.rpartition("/")[2]: known[place]}
+        return {name.removeprefix(folder): digest for name, digest in known.items() if name.startswith(folder)}
 
 
 class FileFault(Figures):

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from misdirection.bundles.archive import Archive
-from misdirection.bundles.assembling import Assembled, Material, assembled
-from misdirection.bundles.bundle import tree_hash
-from misdirection.bundles.comparison import TOLERANCE, compare
+from misdirection.bundles.assembling import NO_RAW, Assembled, Material, assembled, lacking
+from misdirection.bundles.bundle import TreeHashes
+from misdirection.bundles.comparison import TOLERANCE, WHEN, compare, leaves
 from misdirection.bundles.folders import KINDS, RUN, named_files, settings_of
 from misdirection.bundles.redaction import Redaction
 from misdirection.bundles.results import (
     Bundle,
-    BundledFile,
     FigureCheck,
     FileFault,
     InputCheck,
     VerifyResult,
+    Word,
 )
 from misdirection.bundles.software import differing, software
 from misdirection.errors import InputError
@@ -53,10 +53,9 @@ def verify(path: str | Path, *, inputs: str | Path | None = None) -> VerifyResul
         tolerance = TOLERANCE if others or not bundle.exact else 0.0
         check = _figures(bundle, folder, faults, tolerance)
     checked = list(_inputs(bundle, Path(inputs) if inputs else None))
-    wrong = faults or check.differences or any(each.state == "changed" for each in checked)
     return VerifyResult(
         **dict(check),
-        verdict="differs" if wrong else "holds",
+        verdict=_word(check, faults, checked),
         of=bundle.of,
         made_by=bundle.made_with,
         manifest=digest,
@@ -69,6 +68,12 @@ def verify(path: str | Path, *, inputs: str | Path | None = None) -> VerifyResul
     )
 
 
+def _word(check: FigureCheck, faults: list[FileFault], inputs: list[InputCheck]) -> Word:
+    if faults or check.differences or any(each.state == "changed" for each in inputs):
+        return "differs"
+    return "holds" if {each.reason for each in check.not_recomputed} <= {WHEN, *NO_RAW.values()} else "open"
+
+
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
@@ -77,10 +82,9 @@ def _figures(bundle: Bundle, folder: Path, faults: list[FileFault], tolerance: f
     values, unread = _result(kind, root / kind.FILE)
     if unread:
         return compare(values, Assembled(reasons=[unread]), tolerance)
-    try:
+    done = Assembled()
+    with lacking(done, root):
         done = assembled(kind, _material(kind, bundle, folder, faults))
-    except InputError as error:
-        done = Assembled(reasons=[str(error).replace(f"{folder}/", "")])
     checks = [compare(values, done, tolerance)]
     for each in done.beside:
         own, unread = _result(type(each), root / each.FILE)
@@ -100,6 +104,8 @@ def _result(kind: type[Result], file: Path) -> tuple[Mapping[str, Any], str | No
         values = read_json(file)
     except InputError:
         return {}, f"{file.name}: is lacking or damaged"
+    if _is_too_deep(values):
+        return {}, f"{file.name}: is nested too deep"
     if not isinstance(values, dict) or values.get("kind") != kind.KIND:
         return {}, f"{file.name}: is no result of kind {kind.KIND!r}"
     if values.get("version") != kind.VERSION:
@@ -110,30 +116,34 @@ def _result(kind: type[Result], file: Path) -> tuple[Mapping[str, Any], str | No
     return values, None
 
 
+def _is_too_deep(value: Any) -> bool:
+    try:
+        for _ in leaves(value):
+            pass
+    except RecursionError:
+        return True
+    return False
+
+
 def _material(kind: type[Result], bundle: Bundle, folder: Path, faults: list[FileFault]) -> Material | None:
     """What the archive holds to compute from; None for a kind whose figures are not."""
     settings = settings_of(kind, folder / RUN)
-    if not settings or bundle.base is None:
+    if not settings:
         return None
-    wrong = {fault.file for fault in faults}
+    if bundle.base is None:
+        raise InputError("the manifest does not name the base model")
+    wrong, named = {fault.file for fault in faults}, named_files(kind, settings)
     inputs = {
-        key: folder / each.place
-        for key, each in bundle.inputs.items()
-        if (folder / each.place).exists() and not any(_is_in(file, each.place) for file in wrong)
+        key: folder / place
+        for key, place in ((key, bundle.inputs[key].place) for key in named if key in bundle.inputs)
+        if (folder / place).exists() and not any(_is_in(file, place) for file in wrong)
     }
-    known = _seen(bundle, wrong)
-    named = named_files(kind, settings)
-    written = Redaction(names={str(path): named[key] for key, path in inputs.items() if key in named})
-    run = SealedRun(folder / RUN, lambda path: tree_hash(known, path.relative_to(folder).as_posix()), written.leaves)
+    hashes_of = TreeHashes(bundle, wrong)
+    written = Redaction(names={str(path): named[key] for key, path in inputs.items()})
+    run = SealedRun(folder / RUN, lambda path: hashes_of(path.relative_to(folder).as_posix()), written.leaves)
     return Material(
         run, settings, bundle.base, inputs, {key: bundle.originals(bundle.inputs[key].place) for key in inputs}
     )
-
-
-def _seen(bundle: Bundle, wrong: set[str]) -> Bundle:
-    """The manifest as the archive is: a file that was changed has another hash, and one that is missing none."""
-    changed = BundledFile(sha256="", size=0, before=None)
-    return bundle.model_copy(update={"files": {**bundle.files, **dict.fromkeys(wrong & bundle.files.keys(), changed)}})
 
 
 def _is_in(file: str, place: str) -> bool:

@@ -60,7 +60,7 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a bundle's hashes, and compute its figures again without a model. Exit status 0 it holds, 8 it differs."""
+    """Check a bundle's hashes, and compute its figures again without a model. Exit status 0, 8 differs, 9 open."""
     from misdirection.bundles.verify import verify as verify_bundle
 
     result = verify_bundle(bundle, inputs=inputs)
