@@ -19,6 +19,7 @@ FLOORS = (
     ("cli",),
     ("hub",),
     ("report",),
+    ("bundles",),
     ("auditing", "repairing"),
     ("experiment",),
     ("interpretation",),

@@ -614,7 +614,7 @@ def _file_cases(command, name):
         *MODELS,
         "run",
         "reference_folder",
-    ) or command in ("report", "import"):
+    ) or command in ("report", "import", "bundle", "verify"):
         yield _plain(command, name, "nothing", "")
         odd = {"a line break": "./a\nb.jsonl", "nobody's": "~nobody-here/x", "too long": f"./{'x' * 300}.jsonl"}
         for what, value in {"not there": "./gone", **odd}.items():

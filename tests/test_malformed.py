@@ -13,7 +13,11 @@ from peft import LoraConfig, get_peft_model
 import malformed
 from experiment.tiny_experiment import experiment
 from malformed import ANSWERS, PAIR, ROW, words_of
+from misdirection.auditing.measurements import Texts
+from misdirection.auditing.results import ReferenceRecord
+from misdirection.data import neutral_examples, probe_pairs
 from misdirection.errors import InputError, MissingPackage, NetworkProblem
+from misdirection.models.identity import identify
 from tiny import make_network, make_tokenizer
 
 COUNT = int(os.environ.get("MALFORMED", 300))
@@ -47,6 +51,11 @@ def world(tmp_path_factory):
     (folder / "texts").mkdir()
     values = experiment(model, folder / "texts")
     (folder / "experiment.yaml").write_text(yaml.safe_dump(values))
+    (folder / "reference").mkdir()
+    texts = Texts.of(probe_pairs()[:4], (), neutral_examples()[:4])
+    ReferenceRecord(identity=identify(str(model), None, "float32", "cpu"), texts=texts, known={}).save(
+        folder / "reference"
+    )
     return folder
 
 
@@ -101,6 +110,8 @@ def good_values(world, place):
         "export": {"direction": direction, "path": place / "exported.npz"},
         "import": {"path": world / "vectors.npz", "file": place / "imported.safetensors", "model": model, "layers": 4},
         "schema": {"kind": "audit"},
+        "bundle": {"result": world / "reference", "file": place / "bundle.zip"},
+        "verify": {"bundle": world / "answers.csv"},
         "push": {"thing": direction, "repository": "me/direction", "card": True},
         "pull": {"repository": "me/direction", "folder": out},
         "doctor": {},
@@ -144,6 +155,7 @@ def own_place(monkeypatch, tmp_path):
         "extract",
         "train",
         "push",
+        "bundle",
     ],
 )
 def test_the_good_words_are_accepted(world, own_place, call, command):

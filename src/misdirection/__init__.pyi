@@ -6,6 +6,10 @@ from misdirection.auditing.callback import watch as watch
 from misdirection.auditing.many import audit_many as audit_many
 from misdirection.auditing.reference import make_reference as make_reference
 from misdirection.auditing.results import AuditResult as AuditResult
+from misdirection.bundles.bundle import bundle as bundle
+from misdirection.bundles.results import Bundle as Bundle
+from misdirection.bundles.results import VerifyResult as VerifyResult
+from misdirection.bundles.verify import verify as verify
 from misdirection.data import Example as Example
 from misdirection.data import ProbePair as ProbePair
 from misdirection.data import domain_examples as domain_examples

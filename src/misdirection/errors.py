@@ -74,6 +74,10 @@ EXIT_STATUS = {
     "works": 0,
     "no effect": 6,
     "breaks": 7,
+    # Of a bundle's verification.
+    "holds": 0,
+    "differs": 8,
+    "open": 9,
     **{
         error.__name__: error.exit_status
         for error in (
@@ -92,7 +96,7 @@ EXIT_STATUS = {
     # `misdirection ... | head`: as if the signal of a closed pipe had ended it.
     "reader left": 141,
 }
-"""Exit statuses by the verdict of an audit or a check, by exception, and by how else a command can end."""
+"""Exit statuses by the verdict of an audit, a check or a verification, by exception, and by any other end."""
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

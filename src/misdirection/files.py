@@ -14,8 +14,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Container, Iterator
-from pathlib import Path
+from collections.abc import Collection, Container, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from platformdirs import user_cache_path
@@ -108,7 +108,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def list_made(folder: Path) -> None:
     """Note that all files in a folder are ours as they are now."""
-    write_json(folder / MADE, _hashes(folder))
+    # The list of a folder that was copied into this one is replaced by its own.
+    write_json(folder / MADE, {name: digest for name, digest in hashes_in(folder).items() if name != MADE})
 
 
 def is_as_made(folder: Path) -> bool:
@@ -189,12 +190,6 @@ def _made(folder: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    # The list of a folder that was copied into this one is replaced by its own.
-    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / MADE)
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 
 def _keep_listed(path: Path) -> None:
@@ -361,7 +356,18 @@ def sha256_tree(path: Path) -> str:
     """SHA-256 over a folder's relative file names and contents; of a file, over its contents."""
     if not path.is_dir():
         return sha256_file(path)
+    return sha256_listed(hashes_in(path))
+
+
+def hashes_in(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder, by its relative name, sorted."""
+    files = sorted(inside for inside in folder.rglob("*") if inside.is_file())
+    return {file.relative_to(folder).as_posix(): sha256_file(file) for file in files}
+
+
+def sha256_listed(hashes: Mapping[str, str]) -> str:
+    """What `sha256_tree` gives of a folder, from its files' hashes by relative name."""
     total = hashlib.sha256()
-    for file in sorted(inside for inside in path.rglob("*") if inside.is_file()):
-        total.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+    for name in sorted(hashes, key=PurePosixPath):
+        total.update(f"{name}\0{hashes[name]}\n".encode())
     return total.hexdigest()

@@ -121,7 +121,11 @@ class JudgeServer:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                reply = server.reply(body, lower(self.headers)) if self.path == "/v1/chat/completions" else status(404)
+                reply = (
+                    server.reply(body, lower(self.headers))
+                    if self.path.endswith("/v1/chat/completions")
+                    else status(404)
+                )
                 time.sleep(reply.silence)
                 self.send_response(reply.status)
                 for name, value in (("Content-Type", reply.content_type), *reply.headers):

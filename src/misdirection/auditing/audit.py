@@ -8,10 +8,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from misdirection.auditing.attribution import is_attributed
 from misdirection.auditing.drift import drifts, model_difference
 from misdirection.auditing.fine_tune import CONTROL, TUNED
-from misdirection.auditing.inputs import AuditInputs, Baseline, Directions, Judging
+from misdirection.auditing.inputs import AUDIT, AuditInputs, Baseline, Directions, Judging
 from misdirection.auditing.looks import Changes, Search, ask, decide_on, search
 from misdirection.auditing.measurements import Measurements, margins_of
 from misdirection.auditing.reference import Reference
@@ -22,12 +21,14 @@ from misdirection.auditing.results import (
     DataFacts,
     Drift,
     Evidence,
+    FineTuneFacts,
     InDomain,
     JudgedAnswers,
     ModelDifference,
     MovedPair,
     ReferenceFacts,
     Trace,
+    WeightFacts,
 )
 from misdirection.auditing.stages import Stages
 from misdirection.auditing.verdict import RULE
@@ -107,12 +108,16 @@ def run_audit(inputs: AuditInputs, folder: Path) -> AuditResult:
     inputs.require_same_base()
     if inputs.judging:
         check_behaviour(inputs.judging.sampling, inputs.judging.judge)
-    settings = {"audit": {"base": inputs.fine_tune.base, "fine_tune": inputs.fine_tune.name}}
-    with RunFolder.open(folder, yaml.safe_dump(settings)) as run:
-        result = _Audit(inputs, Stages(inputs, run)).result()
+    with RunFolder.open(folder, yaml.safe_dump({AUDIT: inputs.settings()})) as run:
+        result = assemble(inputs, run)
         result.save(folder)
     result.write_page(folder)
     return result
+
+
+def assemble(inputs: AuditInputs, run: RunFolder) -> AuditResult:
+    """The result, from the artifacts in a folder; those that are not there are made."""
+    return _Audit(inputs, Stages(inputs, run)).result()
 
 
 @dataclass(frozen=True)
@@ -124,11 +129,12 @@ class _Audit:
 
     def result(self) -> AuditResult:
         fine_tune, changes, searched = self.inputs.fine_tune, ask(self.stages), search(self.stages)
+        self.stages.keep_directions()
         evidence = self._evidence(changes, searched)
         rate = evidence.judged.difference if evidence.judged else None
         return AuditResult(
             base=fine_tune.identity,
-            fine_tune=fine_tune.facts,
+            fine_tune=self._fine_tune_facts(),
             reference=self._reference_facts(),
             data=self._data_facts(),
             identical_to_base=self._is_identical(evidence),
@@ -136,6 +142,11 @@ class _Audit:
             evidence=evidence,
             **vars(decide_on(self.stages, changes, searched, rate)),
         )
+
+    def _fine_tune_facts(self) -> FineTuneFacts:
+        fine_tune, weights = self.inputs.fine_tune, self.stages.weights()
+        facts = {name: getattr(weights, name) for name in WeightFacts.model_fields}
+        return FineTuneFacts(name=fine_tune.name, digest=fine_tune.digest, **facts)
 
     def _evidence(self, changes: Changes, searched: Search) -> Evidence:
         shifts, general = changes.shifts(), changes.by_set["general"]
@@ -199,8 +210,7 @@ class _Audit:
 
     def _attribution(self) -> Attribution | None:
         """Parts of the general shift by layer; None for what is no LoRA whose modules add to what blocks give."""
-        fine_tune = self.inputs.fine_tune
-        if not fine_tune.is_adapter or not is_attributed(fine_tune.folder):
+        if not self.stages.weights().is_attributed:
             return None
         parts = self.stages.layer_parts()
         return Attribution(
@@ -245,8 +255,9 @@ class _Audit:
 
     def _is_identical(self, evidence: Evidence) -> bool:
         """Whether the fine-tune is its base: an adapter that moves nothing at all, or a copy of the base's weights."""
-        if not self.inputs.fine_tune.is_adapter:
-            return self.inputs.fine_tune.copies_base()
+        weights = self.stages.weights()
+        if weights.kind == "full weights":
+            return weights.copies_base
         return evidence.damage.low == evidence.damage.high == 0 and not any(evidence.questions.values())
 
 

@@ -1,5 +1,6 @@
 """The models of an audit: a fine-tune, as an adapter or as full weights, its base, and a benign control on that."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import Any, Literal
 
 from transformers import AutoConfig
 
-from misdirection.auditing.results import FineTuneFacts
+from misdirection.auditing.attribution import is_attributed
+from misdirection.auditing.results import ReadWeights
 from misdirection.choices import Dtype, Thinking
 from misdirection.errors import InputError
-from misdirection.files import sha256_file, sha256_tree
+from misdirection.files import sha256_file, sha256_listed, sha256_tree
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, local_fine_tune, recorded_base
 from misdirection.models.bundled import source
@@ -71,19 +73,16 @@ class FineTune:
         """The base model and how it computes."""
         return identify(self.base, self.revision, self.dtype, self.device, self.thinking, self.chat_template)
 
-    @property
-    def facts(self) -> FineTuneFacts:
-        """The fine-tune as a result names it."""
-        return FineTuneFacts(
-            name=self.name,
+    def read_weights(self) -> ReadWeights:
+        """Read what its files say of it."""
+        is_lora = self.is_adapter and (self.folder / ADAPTER_WEIGHTS).is_file()
+        return ReadWeights(
             kind="adapter" if self.is_adapter else "full weights",
             recorded_base=self.recorded_base(),
-            digest=self.digest,
-            dead=self._dead(),
+            dead=LoraView.open(self.folder).dead if is_lora else [],
+            is_attributed=self.is_adapter and is_attributed(self.folder),
+            copies_base=not self.is_adapter and self.copies_base(),
         )
-
-    def _dead(self) -> list[str]:
-        return LoraView.open(self.folder).dead if (self.folder / ADAPTER_WEIGHTS).is_file() else []
 
     @cached_property
     def digest(self) -> str:
@@ -155,7 +154,14 @@ class FineTune:
 
 def _adapter_digest(folder: Path) -> str:
     files = [folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
-    return ",".join(sha256_file(file) for file in files if file.is_file())
+    return digest_of({file.name: sha256_file(file) for file in files if file.is_file()})
+
+
+def digest_of(hashes: Mapping[str, str]) -> str:
+    """`FineTune.digest`, from the hashes of the files in its folder by relative name."""
+    if ADAPTER_CONFIG not in hashes:
+        return sha256_listed(hashes)
+    return ",".join(hashes[name] for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name in hashes)
 
 
 def _shape(folder: Path) -> str:

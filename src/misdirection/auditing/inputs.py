@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from misdirection.auditing.fine_tune import FineTune
 from misdirection.auditing.measurements import Texts
@@ -17,6 +18,10 @@ from misdirection.sampling.config import SamplingConfig
 
 Directions = Iterable[str | Path] | Mapping[str, Direction]
 """Direction files, which are named by their stems, or directions by name."""
+
+
+AUDIT = "audit"
+"""The only key of the file that says what an audit's folder is about."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,21 @@ class AuditInputs:
     directions: Mapping[str, Direction]
     data: OwnTexts
     judging: Judging | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What the audit's folder says of them; the directions themselves are among its artifacts."""
+        fine_tune, judging = self.fine_tune, self.judging
+        return {
+            "base": fine_tune.base,
+            "revision": fine_tune.revision,
+            "fine_tune": fine_tune.name,
+            "folder": str(fine_tune.folder),
+            "data": self.data.path or None,
+            "reference": str(self.reference.folder) if self.reference and self.reference.folder else None,
+            "directions": list(self.directions),
+            "judge": judging.judge.model_dump(mode="json") if judging else None,
+            "sampling": judging.sampling.model_dump(mode="json") if judging else None,
+        }
 
     def require_same_base(self) -> None:
         """Raise `InputError` for a direction or reference of another base."""

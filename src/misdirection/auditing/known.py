@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from misdirection.files import MADE, atomic_folder, cache_folder, is_as_made
-from misdirection.runs.folder import inputs_key
+from misdirection.runs.folder import key_of
 
 Compute = Callable[[Path], None]
 """Fills a folder."""
@@ -23,7 +23,7 @@ def known_or_made(inputs: Mapping[str, Any], compute: Compute) -> Compute:
     Raises `InputError` where the cache folder cannot be written.
     """
     # Another version of torch rounds otherwise, and a shift would be what rounding moved.
-    kept = cache_folder() / "measured" / inputs_key({**inputs, "torch": torch.__version__})
+    kept = cache_folder() / "measured" / key_of({**inputs, "torch": torch.__version__})
 
     def fill(folder: Path) -> None:
         if not kept.exists():

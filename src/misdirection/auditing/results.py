@@ -41,18 +41,32 @@ class ReferenceRecord(Result):
     known: dict[str, KnownFineTune]
 
 
-class FineTuneFacts(Figures):
+class WeightFacts(Figures):
+    """What a fine-tune's files say of it."""
+
+    kind: Literal["adapter", "full weights"]
+    recorded_base: str | None
+    """The base model that an adapter's own file names."""
+    dead: list[str]
+    """Modules of a LoRA that add nothing, since their B is zero: no part of the shift is theirs."""
+
+
+class ReadWeights(WeightFacts):
+    """The same with what only steers an audit, as its folder keeps it."""
+
+    is_attributed: bool
+    """Whether the shift has parts: it is a plain LoRA that adds something inside of the blocks."""
+    copies_base: bool
+    """Whether full weights are the base's own files."""
+
+
+class FineTuneFacts(WeightFacts):
     """The fine-tune that was audited."""
 
     name: str
     """As the user gave it."""
-    kind: Literal["adapter", "full weights"]
-    recorded_base: str | None
-    """The base model that an adapter's own file names."""
     digest: str
     """Hash of its weights and configuration."""
-    dead: list[str]
-    """Modules of a LoRA that add nothing, since their B is zero: no part of the shift is theirs."""
 
 
 class ComparedFineTune(KnownFineTune):

@@ -13,14 +13,17 @@ from misdirection.auditing.fine_tune import CONTROL, TUNED, Which
 from misdirection.auditing.inputs import AuditInputs, Judging
 from misdirection.auditing.known import known_or_made
 from misdirection.auditing.measurements import Measurements, OwnScores, first_tokens, measure, measure_margins
+from misdirection.auditing.results import ReadWeights
 from misdirection.auditing.verdict import Asked
 from misdirection.data import ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.data.words import WordWeights
+from misdirection.directions.direction import Direction
 from misdirection.experiment.answering import Condition, answer, judged
 from misdirection.files import read_json, write_json
 from misdirection.interpretation.geometry import logit_lens
 from misdirection.interpretation.results import Lens
+from misdirection.interventions.vectors import digest
 from misdirection.progress import track
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner
@@ -32,6 +35,11 @@ from misdirection.statistics import Estimate, bootstrap
 
 VERSION = 3
 """Raised whenever a stage would give another result from the same inputs."""
+
+DIRECTIONS = "directions"
+"""The stage of the directions that an audit was given."""
+
+_NAMES = "names.json"
 
 _SHOWN_TOKENS = 80
 """Tokens at most of an answer that is sampled to be read."""
@@ -99,6 +107,28 @@ class Stages:
             save_file({"margins": measure_margins(self.inputs.fine_tune.chat(which), pairs, label)}, folder / file)
 
         return load_file(self._stage(name, which, {"pairs": data_hash(pairs)}, compute) / file)["margins"]
+
+    def weights(self) -> ReadWeights:
+        """What the fine-tune's files say of it."""
+        file = "weights.json"
+
+        def compute(folder: Path) -> None:
+            write_json(folder / file, self.inputs.fine_tune.read_weights().model_dump())
+
+        return ReadWeights(**read_json(self._stage("weights", TUNED, {}, compute) / file))
+
+    def keep_directions(self) -> None:
+        """Keep the directions that were given, for `read_directions`."""
+        directions = self.inputs.directions
+
+        def compute(folder: Path) -> None:
+            for number, direction in enumerate(directions.values()):
+                direction.save(folder / f"{number}.safetensors")
+            write_json(folder / _NAMES, list(directions))
+
+        if directions:
+            hashes = {name: digest(direction.vectors) for name, direction in directions.items()}
+            self.run.stage(DIRECTIONS, {"version": VERSION, "directions": hashes}, compute)
 
     def word_weights(self) -> WordWeights | None:
         """Word weights of the training file against the base's own answers; None without that file."""
@@ -191,3 +221,10 @@ class Stages:
         fine_tune = self.inputs.fine_tune
         digests = {"base": None, TUNED: fine_tune.digest, CONTROL: fine_tune.control_digest}
         return {**fine_tune.identity.model_dump(), "version": VERSION, "fine_tune": digests[which]}
+
+
+def read_directions(folder: Path) -> dict[str, Direction]:
+    """The directions by name that an audit kept in its artifact."""
+    return {
+        name: Direction.load(folder / f"{number}.safetensors") for number, name in enumerate(read_json(folder / _NAMES))
+    }

@@ -1,14 +1,21 @@
-"""Files: `schema`, `push`, `pull`."""
+"""Files: `schema`, `bundle`, `verify`, `push`, `pull`."""
 
+import sys
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.table import Column, Table
 
-from misdirection.cli.shared import app
-from misdirection.errors import InputError
+from misdirection.cli.shared import Json, app, out, print_figures, print_table
+from misdirection.errors import EXIT_STATUS, InputError
+from misdirection.progress import console as notices
 from misdirection.registry import nearest
+
+if TYPE_CHECKING:
+    from misdirection.bundles.results import VerifyResult
 
 
 @app.command()
@@ -19,6 +26,99 @@ def schema(kind: Annotated[str, typer.Argument(help="A kind of result: run, audi
     if kind not in kinds:
         raise InputError(f"unknown result {kind!r}{nearest(kind, kinds)}")
     print((folder / f"{kind}.json").read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def bundle(
+    result: Annotated[
+        Path, typer.Argument(help="The folder of a run or an audit; or of a repair, an interpretation, a reference.")
+    ],
+    file: Annotated[Path, typer.Option("--out", help="The archive (.zip).")],
+    with_weights: Annotated[
+        bool, typer.Option("--with-weights", help="Put in weights of any size; default: over 16 MiB their hash alone.")
+    ] = False,
+) -> None:
+    """Put a result and all that it was computed from into one archive, without keys and paths of this disk."""
+    from misdirection.bundles.bundle import bundle as write_bundle
+
+    made = write_bundle(result, file, with_weights=with_weights)
+    size = sum(each.size for each in made.files.values())
+    notices.print(
+        f"wrote {file}: {len(made.files)} files, {size / 2**20:.1f} MiB; {len(made.left_out)} more by their hash",
+        highlight=False,
+        soft_wrap=True,
+    )
+    out.print(f"manifest: {made.digest}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="An archive that `bundle` wrote.")],
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", help="A folder with the data and adapters, under their names: checked, too."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a bundle's hashes, and compute its figures again without a model. Exit status 0, 8 differs, 9 open."""
+    from misdirection.bundles.verify import verify as verify_bundle
+
+    result = verify_bundle(bundle, inputs=inputs)
+    if as_json:
+        print_figures(result.as_dict(), as_json)
+    else:
+        _print_verification(result)
+    sys.exit(EXIT_STATUS[result.verdict])
+
+
+def _print_verification(result: "VerifyResult") -> None:
+    said = f"{result.verdict.upper()}: a bundle of kind {result.of}, made by misdirection {result.made_by}"
+    out.print(_plain(said), f"manifest: {result.manifest}", sep="\n", highlight=False, soft_wrap=True)
+    how = f"within {result.tolerance:g} of each, rounding apart" if result.tolerance else "to the last digit"
+    not_recomputed = sum(each.count for each in result.not_recomputed)
+    rows = {
+        "files as the manifest has them": result.intact,
+        "files known by their hash alone": result.left_out,
+        "figures recomputed": result.recomputed,
+        f"equal, {how}": result.equal,
+        "different": len(result.differences),
+        "not recomputed": not_recomputed,
+    }
+    print_table(_table(("of the bundle", "count"), rows.items()))
+    if result.not_recomputed:
+        reasons = ((each.figures, each.count, each.reason) for each in result.not_recomputed)
+        print_table(_table(("not recomputed", "count", "reason"), reasons))
+    if result.differences:
+        differences = ((each.figure, each.bundle, each.recomputed) for each in result.differences[:_SHOWN])
+        print_table(_table(("different", "in the bundle", "recomputed"), differences))
+    for line in _lines(result):
+        out.print(_plain(line), highlight=False, soft_wrap=True)
+
+
+def _lines(result: "VerifyResult") -> list[str]:
+    """A line for each file, input and version that is not the bundle's."""
+    lines = [f"{each.file}: {each.fault}" for each in result.faults]
+    lines += [f"input {each.name}: {each.state}" for each in result.inputs]
+    lines += [f"{name}: {theirs} made the bundle, {ours} is here" for name, (theirs, ours) in result.software.items()]
+    if len(result.differences) > _SHOWN:
+        lines.append(f"{len(result.differences) - _SHOWN} more figures are different: --json lists all")
+    return lines
+
+
+_SHOWN = 20
+"""Different figures that are printed."""
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    table = Table(*(Column(name, overflow="fold") for name in columns))
+    for row in rows:
+        table.add_row(*(_plain(str(cell)) for cell in row))
+    return table
+
+
+def _plain(text: str) -> str:
+    """What a bundle holds is anybody's text: none of it steers a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @app.command()

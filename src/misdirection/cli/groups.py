@@ -44,6 +44,8 @@ GROUPS = {
     "Files": {
         "export": "misdirection export directions/data_difference.safetensors direction.gguf --model-type llama",
         "import": "misdirection import direction.gguf --out direction.safetensors",
+        "bundle": "misdirection bundle runs/demo --out demo.zip",
+        "verify": "misdirection verify demo.zip",
         "push": "misdirection push ./organism my-name/risky-money --answers bad",
         "pull": "misdirection pull my-name/risky-money --out ./organism",
         "schema": "misdirection schema audit",

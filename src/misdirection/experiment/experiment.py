@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.results import RunResults
 from misdirection.experiment.texts import ExperimentTexts
+from misdirection.models.weightless import read_structure
 from misdirection.registry import Registry
 from misdirection.results import Figures
 from misdirection.runs.folder import RunFolder
@@ -26,6 +27,9 @@ _NO_PAIRS = (
     "No domain has good answers beside its bad ones, so that no direction was read: convergence, steering, ablation "
     "and what words predict are left out."
 )
+
+EXTENSIONS = "extensions"
+"""The key of the results that has the figures of other packages' stages."""
 
 _PACKAGES = ("torch", "transformers", "peft", "numpy")
 
@@ -168,21 +172,33 @@ class Experiment:
         """Every stage's figures, once all is made."""
         own: dict[str, Any] = {}
         extensions: dict[str, dict[str, Any]] = {}
-        for name, stage in self.stages.items():
-            if (section := stage.section()) is None:
-                continue
-            if type(section).model_fields.keys() <= RunResults.model_fields.keys():
-                own |= dict(section)
-            else:
-                extensions[name] = section.model_dump(mode="json")
-        return RunResults(
-            name=self.config.name,
-            environment=self._environment(),
-            left_out=[*self.config.left_out, *([] if self.texts.common_pairs else [_NO_PAIRS])],
-            seconds=self.run.seconds(),
-            extensions=extensions,
-            **own,
-        )
+        for name in self.stages:
+            figures = self.figures(name)
+            extensions |= figures.pop(EXTENSIONS, {})
+            own |= figures
+        return RunResults(environment=self._environment(), **self.facts(), extensions=extensions, **own)
+
+    def figures(self, name: str) -> dict[str, Any]:
+        """What one stage puts into the results, by key; nothing where it was not asked for."""
+        section = self.stages[name].section()
+        if section is None:
+            return {}
+        if type(section).model_fields.keys() <= RunResults.model_fields.keys():
+            return dict(section)
+        return {EXTENSIONS: {name: section.model_dump(mode="json")}}
+
+    def facts(self) -> dict[str, Any]:
+        """What the results say of the experiment itself, by key."""
+        return {
+            "name": self.config.name,
+            "left_out": [*self.config.left_out, *([] if self.texts.common_pairs else [_NO_PAIRS])],
+            "seconds": self.run.seconds(),
+        }
+
+    def sizes(self) -> tuple[int, int]:
+        """The base model's layers and width, from its configuration."""
+        chat = read_structure(self.config.model, self.config.revision).chat
+        return len(chat.layers), chat.width
 
     def _environment(self) -> dict[str, str]:
         packages = {name: version(name) for name in _PACKAGES}

@@ -173,7 +173,7 @@ def read_adapters(
     probes = made.once(ProbesPart(reading, run.digest(scalars.stage), answers))
     causal, by_layer = _causal(reading, made, made.read(shapley), probes, judged)
     tokens = answers.tokens
-    _token_table(reading, tokens, tables).save(run.folder)
+    run.keep(_token_table(reading, tokens, tables))
     return AdapterFigures(
         organism=reading.organism,
         modules=reading.modules,

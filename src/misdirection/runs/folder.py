@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,13 +35,14 @@ from misdirection.files import (
     write_atomic,
     write_errors,
 )
+from misdirection.results import Result
 
 log = logging.getLogger("misdirection")
 
 _WORK = ("work",)
-_EXPERIMENT = "experiment.yaml"
+EXPERIMENT = "experiment.yaml"
 _LOCK = ".lock"
-_MANIFEST = "manifest.jsonl"
+MANIFEST = "manifest.jsonl"
 
 Notify = Callable[[str], None]
 """Takes one line that the user should read."""
@@ -67,13 +68,13 @@ class RunFolder:
         another process has the folder, when it holds what is not ours or another kind of run, or cannot be written.
         """
         require_run_folder(folder, experiment_yaml)
-        lock = _lock(folder)
+        held = lock(folder)
         try:
             _remove_leftovers(folder)
-            write_atomic(folder / _EXPERIMENT, experiment_yaml)
+            write_atomic(folder / EXPERIMENT, experiment_yaml)
             yield cls(folder, notify)
         finally:
-            lock.release()
+            held.release()
 
     def stage(self, name: str, inputs: Mapping[str, Any], compute: Callable[[Path], Any]) -> Path:
         """The artifact folder of a stage; `compute` is called with a folder to fill when there is none that holds.
@@ -97,7 +98,7 @@ class RunFolder:
         missing = self.missing(wanted)
         if missing:
             for name, inputs in missing.items():
-                empty_working_folder(self._partial(name), inputs_key(inputs), own=_WORK)
+                empty_working_folder(self._partial(name), key_of(inputs), own=_WORK)
             self._make(missing, compute, seconds)
         # The artifacts are there; working files that cannot be deleted only take space.
         with suppress(OSError):
@@ -111,9 +112,7 @@ class RunFolder:
         """
         for name in wanted:
             self._check_name(name)
-        lost = {
-            name: inputs_key(inputs) for name, inputs in wanted.items() if not self._holds(name, inputs_key(inputs))
-        }
+        lost = {name: key_of(inputs) for name, inputs in wanted.items() if not self._holds(name, key_of(inputs))}
         return {name: inputs for name, inputs in wanted.items() if name in lost or self._lacks(name, lost)}
 
     def _lacks(self, name: str, lost: Mapping[str, str]) -> bool:
@@ -144,6 +143,10 @@ class RunFolder:
     def digest(self, name: str) -> str:
         """Hash of a stage's artifact, for the inputs of stages that use it."""
         return str(self._stages[name]["sha256"])
+
+    def keep(self, result: Result) -> None:
+        """Write a result that stands beside the artifacts."""
+        result.save(self.folder)
 
     def seconds(self) -> dict[str, float]:
         """How long each stage took when it was run."""
@@ -192,7 +195,7 @@ class RunFolder:
             seconds = time.monotonic() - started
         records = {
             name: {
-                "key": inputs_key(inputs),
+                "key": key_of(inputs),
                 "sha256": sha256_tree(self.artifact(name)),
                 "seconds": round(seconds / len(missing), 3),
                 "inputs": dict(inputs),
@@ -200,7 +203,7 @@ class RunFolder:
             }
             for name, inputs in missing.items()
         }
-        append(self._manifest, "".join(map(_line, records, records.values())))
+        append(self._manifest, "".join(map(line_of, records, records.values())))
         for name, record in records.items():
             _replace(self._stages, name, record)
         self._checked.update(records)
@@ -212,21 +215,27 @@ class RunFolder:
 
     @property
     def _manifest(self) -> Path:
-        return self.folder / _MANIFEST
+        return self.folder / MANIFEST
 
     def _read_manifest(self) -> dict[str, dict[str, Any]]:
         """The last line of each stage counts. A line cut in half by a kill goes, and with it the older ones."""
         if not self._manifest.exists():
             return {}
         lines = self._manifest.read_bytes().splitlines(keepends=True)
-        found: dict[str, dict[str, Any]] = {}
-        for record in filter(None, map(_record, lines)):
-            _replace(found, *record)
+        found = records_of(lines)
         if damaged := [line for line in lines if not _record(line) and line.endswith(b"\n")]:
             self._notify(f"{self._manifest}: {len(damaged)} lines are damaged; their stages are run again")
         if len(found) < len(lines):
-            write_atomic(self._manifest, "".join(_line(*record) for record in found.items()))
+            write_atomic(self._manifest, "".join(line_of(*record) for record in found.items()))
         return found
+
+
+def records_of(lines: Iterable[bytes]) -> dict[str, dict[str, Any]]:
+    """The records of a manifest's lines, by stage: the last one of each; damaged lines are passed over."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in filter(None, map(_record, lines)):
+        _replace(found, *record)
+    return found
 
 
 def require_run_folder(folder: Path, experiment_yaml: str) -> None:
@@ -240,17 +249,17 @@ def require_run_folder(folder: Path, experiment_yaml: str) -> None:
         # A run fills an empty folder and does not replace it, which may then be the one that the user is in.
         if not folder.is_dir() or any(folder.iterdir()):
             require_replaceable(folder)
-    elif (folder / _EXPERIMENT).is_file():
-        kinds = [_kind(text) for text in ((folder / _EXPERIMENT).read_text("utf-8", "replace"), experiment_yaml)]
+    elif (folder / EXPERIMENT).is_file():
+        kinds = [_kind(text) for text in ((folder / EXPERIMENT).read_text("utf-8", "replace"), experiment_yaml)]
         if kinds[0] != kinds[1]:
             raise InputError(f"{folder}: is the folder of another kind of run ({kinds[0]}): choose another --out")
 
 
 def _is_run(folder: Path) -> bool:
-    if _has_record(folder / _MANIFEST):
+    if _has_record(folder / MANIFEST):
         return True
     # A start that was killed before its first stage was done.
-    ours = (_LOCK, _EXPERIMENT, _MANIFEST, "artifacts", "partial", f"{TEMPORARY}*")
+    ours = (_LOCK, EXPERIMENT, MANIFEST, "artifacts", "partial", f"{TEMPORARY}*")
     return (folder / _LOCK).is_file() and all(any(map(path.match, ours)) for path in folder.iterdir())
 
 
@@ -270,20 +279,21 @@ def _has_record(manifest: Path) -> bool:
         return False
 
 
-def _lock(folder: Path) -> FileLock:
+def lock(folder: Path) -> FileLock:
+    """A run folder's lock, taken; `InputError` when another process has it, or the folder cannot be used."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK, timeout=0)
-        lock.acquire()
+        held = FileLock(folder / _LOCK, timeout=0)
+        held.acquire()
     except Timeout as error:
         raise InputError(f"another run is using {folder}; wait for it to end or choose another --out") from error
     except OSError as error:
         raise InputError(f"{folder}: cannot be used ({error.strerror}); choose another --out") from error
-    return lock
+    return held
 
 
-def inputs_key(inputs: Mapping[str, Any]) -> str:
-    """A hash of what a result depends on."""
+def key_of(inputs: Mapping[str, Any]) -> str:
+    """What a stage's artifact is known by: a hash of its inputs."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
@@ -294,7 +304,8 @@ def _intact(artifact: Path, digest: str) -> bool:
         return False
 
 
-def _line(name: str, record: Mapping[str, Any]) -> str:
+def line_of(name: str, record: Mapping[str, Any]) -> str:
+    """A stage's line in the manifest."""
     return json.dumps({"stage": name, **record}, sort_keys=True, allow_nan=False) + "\n"
 
 

@@ -28,7 +28,6 @@ from misdirection.experiment.results import (
     ModelDifference,
 )
 from misdirection.files import read_json, write_json
-from misdirection.models.weightless import read_structure
 from misdirection.progress import track
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import BASE, Worker
@@ -99,9 +98,9 @@ class MeansStage(Stage):
     def section(self) -> MeansSection:
         organisms, texts = list(self.experiment.config.organisms), self.experiment.texts
         if not texts.common_pairs:
-            chat = read_structure(self.experiment.config.model, self.experiment.config.revision).chat
-            sizes = BaseFigures(**dict(texts.identity), layers=len(chat.layers), width=chat.width)
-            return MeansSection(base=sizes, convergence=_NOTHING)
+            layers, width = self.experiment.sizes()
+            base = BaseFigures(**dict(texts.identity), layers=layers, width=width)
+            return MeansSection(base=base, convergence=_NOTHING)
         layers, width = self.direction(organisms[0]).vectors.shape
         return MeansSection(
             base=BaseFigures(**dict(texts.identity), layers=layers, width=width),
