@@ -108,13 +108,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def list_made(folder: Path) -> None:
     """Note that all files in a folder are ours as they are now."""
-    # The list of a folder that was copied into this one is replaced by its own.
-    write_json(folder / MADE, {name: digest for name, digest in hashes_in(folder).items() if name != MADE})
+    write_json(folder / MADE, _listed(folder))
 
 
 def is_as_made(folder: Path) -> bool:
     """Whether a folder that was written whole holds what was written, and nothing else."""
-    return (folder / MADE).is_file() and _hashes(folder) == _made(folder)
+    return (folder / MADE).is_file() and _listed(folder) == _made(folder)
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    # The list of a folder that was copied into this one is replaced by its own.
+    return {name: digest for name, digest in hashes_in(folder).items() if name != MADE}
 
 
 def require_replaceable(path: Path, *, folder: bool = True) -> None:
