@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 from misdirection.data import ProbePair
 from misdirection.interventions.hooks import ablate, steer
@@ -36,10 +37,6 @@ class Page:
     def click(self, name):
         self.tab.locator(f"#{name}").click()
 
-    def choose(self, reading):
-        self.tab.locator("#shade input").click()
-        self.tab.get_by_role("option", name=reading, exact=True).click()
-
     def wait(self, condition):
         self.tab.wait_for_function(f"() => {condition}", timeout=60_000)
 
@@ -53,8 +50,10 @@ class Page:
         return self.answers
 
     def shade(self, reading):
-        self.choose(reading)
-        self.wait("document.querySelector('#answers [title]')")
+        self.tab.locator("#shade input").click()
+        self.tab.get_by_role("option", name=reading, exact=True).click()
+        legend = "document.querySelector('#answers .reader-scale + .note')?.innerText"
+        self.wait(f"/^{reading}(, layer 1)?: what the organism reads/.test({legend})")
 
     @property
     def names(self):
@@ -174,27 +173,24 @@ def test_margins_are_those_of_the_library(page, playground):
     assert changes == pytest.approx([value - expected[0] for value in expected], abs=1.1e-3)
 
 
-@pytest.mark.parametrize("reading", ["layer_1", PROJECTION])
-def test_tokens_have_the_colour_of_what_the_organism_reads(page, playground, reading):
+def test_tokens_have_the_colour_of_what_the_organism_reads(page, playground):
     page.ask()
-    page.shade(reading)
-    chat, (first, *_) = playground.chat, page.tab.locator("#answers section").all()
-    tokens = first.locator("span[title]").all()
+    chat = playground.chat
     prompt = encode_prompt(chat.tokenizer, QUESTION)
-    given = greedy_ids(chat, prompt, len(tokens))
-    expected = read(
-        chat, playground.direction, [Encoded(prompt + given, len(prompt), len(prompt) + len(given))], reading, 1
-    )
-    shown = [float(token.get_attribute("title")) for token in tokens]
-    assert shown == pytest.approx(expected[0], abs=6e-4) and len(tokens) == 40
-    signs = ["minus" if value < 0 else "plus" for value in expected[0]]
-    assert [token.get_attribute("class") for token in tokens] == signs
-    assert f"{reading}: what the organism reads" in page.text("answers")
+    row = Encoded(prompt + greedy_ids(chat, prompt, 40), len(prompt), len(prompt) + 40)
+    for reading in ("layer_1", PROJECTION):
+        page.shade(reading)
+        values = read(chat, playground.direction, [row], reading, 1)[0]
+        column = page.tab.locator("#answers section").first.locator("span[title]")
+        titles, kinds = (
+            column.evaluate_all(f"spans => spans.map(span => span.{name})") for name in ("title", "className")
+        )
+        assert [float(title) for title in titles] == pytest.approx(values, abs=6e-4)
+        assert kinds == ["minus" if value < 0 else "plus" for value in values]
 
 
 def greedy_ids(chat, prompt, count):
-    import torch
-
+    """The base's own likeliest tokens, from whole passes."""
     ids = list(prompt)
     with torch.no_grad(), chat.as_base():
         for _ in range(count):
@@ -222,33 +218,29 @@ def test_markup_of_a_model_or_a_person_is_text(page):
     assert page.tab.locator("#answers img, #answers script, #answers b, #status img").count() == 0
 
 
-@pytest.mark.parametrize(
-    ("typed", "words"),
-    [
-        ({"question": "a" * (LONGEST + 1)}, "question: 4,001 characters, and 4,000 are the limit: shorten it"),
+def test_a_text_that_does_not_fit_is_refused_in_one_line(page):
+    limit = "and 4,000 are the limit: shorten it"
+    assert LONGEST == 4000
+    for typed, words in (
+        ({"question": "a" * 4001}, f"question: 4,001 characters, {limit}"),
         ({"question": " "}, "question: is empty: type one"),
-        ({"system": "b" * 4100}, "system prompt: 4,100 characters, and 4,000 are the limit: shorten it"),
-    ],
-)
-def test_a_text_that_does_not_fit_is_refused_in_one_line(page, typed, words):
-    page.type(**typed)
-    page.click("ask")
-    page.tab.wait_for_selector("#status .problem")
-    assert page.text("status") == words and page.answers == [""] * 4
-    page.click("measure")
-    page.tab.wait_for_selector("#margins .problem")
-    assert page.text("margins") == words
+        ({"question": "Why?", "system": "b" * 5000}, f"system prompt: 5,000 characters, {limit}"),
+    ):
+        page.type(**typed)
+        for button, region in (("ask", "status"), ("measure", "margins")):
+            page.click(button)
+            page.wait(f"document.querySelector('#{region} [role=alert]')?.innerText == {words!r}")
+    assert page.answers == [""] * 4
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(500, "light"), (1200, "dark")])
-def test_nothing_is_wider_than_the_window(page, width, scheme):
-    page.tab.set_viewport_size({"width": width, "height": 900})
-    page.tab.emulate_media(color_scheme=scheme)
+def test_nothing_is_wider_than_the_window(page):
+    page.tab.locator("#random").get_by_role("checkbox").check()
     page.ask()
-    assert page.tab.evaluate("document.documentElement.scrollWidth") <= width
+    for width in (500, 900, 1200):
+        page.tab.set_viewport_size({"width": width, "height": 900})
+        assert page.tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_nothing_leaves_this_machine(page, address, requested, reached):
-    page.ask()
+def test_nothing_has_left_this_machine_meanwhile(address, requested, reached):
     assert requested and all(url.startswith((address, "data:", "blob:")) for url in requested)
     assert reached == []

@@ -144,7 +144,7 @@ class Playground:
         Raises `InputError` for a text that is empty or too long, and what the interventions raise.
         """
         answers = {"misaligned answer": pair.misaligned, "aligned answer": pair.aligned}
-        _require_texts({"question": pair.question, **answers, "system prompt": pair.system})
+        _require_texts({"question": pair.question, "system prompt": pair.system, **answers})
         listed, prompts = self.conditions(controls), pair_continuations(self.chat.tokenizer, [pair])
         fitting_prompt(self.chat, pair.question, pair.system, max(map(len, prompts[0].answers)))
         scores: dict[str, list[float]] = {}

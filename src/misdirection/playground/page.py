@@ -1,7 +1,9 @@
 """The page: its controls, and what happens when one of them is used."""
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
 from markupsafe import Markup
@@ -13,6 +15,7 @@ from misdirection.extras import needed_for
 from misdirection.playground import panels
 from misdirection.playground.asking import GrowingAnswer, Playground
 from misdirection.playground.conditions import Controls
+from misdirection.playground.readings import PROJECTION
 from misdirection.sampling.engine import SamplingParameters
 from misdirection.sampling.questions import Question
 
@@ -42,16 +45,18 @@ def build(playground: Playground) -> Any:
         pair = _texts(gr, ("misaligned", "A misaligned answer to the question"), ("aligned", "An aligned answer to it"))
         measure, table = gr.Button("Measure the margin", elem_id="measure"), _html(gr, Markup(), "margins")
 
-        answers = gr.State([])
+        answers, stopping = gr.State([]), gr.State(_Stopping())
         # One queue for all that needs the model.
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         queued = {**quiet, "concurrency_limit": 1, "concurrency_id": "model"}
         starts = [ask.click, *(text.submit for text in asked)]
-        asking = gr.on(starts, actions.ask, [*asked, *sampling, shade, *controls], [answers, shown, status], **queued)
+        gr.on(starts, actions.ask, [stopping, *asked, *sampling, shade, *controls], [answers, shown, status], **queued)
         changes = [shade.input, controls[0].release]
-        gr.on(changes, actions.shade, [answers, shade, controls[0]], [shown, status], **queued)
+        gr.on(
+            changes, actions.shade, [answers, shade, controls[0]], [shown, status], trigger_mode="always_last", **queued
+        )
         measure.click(actions.measure, [*asked, *pair, *controls], table, **queued)
-        stop.click(actions.stop, None, status, cancels=[asking], **quiet)
+        stop.click(actions.stop, stopping, queue=False, **quiet)
     return blocks
 
 
@@ -87,6 +92,13 @@ def _sampling(gr: Any) -> list[Any]:
         ]
 
 
+@dataclass
+class _Stopping:
+    """Whether the answers under way in one browser's tab are to end; Gradio keeps one for each."""
+
+    is_asked: bool = False
+
+
 class _Actions:
     """What the page's buttons and choices do, on the values of its components."""
 
@@ -100,6 +112,7 @@ class _Actions:
 
     def ask(
         self,
+        stopping: _Stopping,
         question: str,
         system: str,
         temperature: float,
@@ -110,13 +123,16 @@ class _Actions:
     ) -> Iterator[tuple[list[GrowingAnswer], Markup, Markup]]:
         """The answers as they grow, their columns, and a line about them; at last in their shades."""
         answers: list[GrowingAnswer] = []
+        stopping.is_asked = False
         try:
             parameters = SamplingParameters(temperature, new_tokens=int(tokens), seed=seed or 0)
             asked, chosen = Question("typed", question, system=_optional(system)), _chosen(*controls)
-            for answers in paced(self._playground.answers(asked, parameters, chosen)):
+            growing = self._playground.answers(asked, parameters, chosen)
+            for answers in paced(itertools.takewhile(lambda _: not stopping.is_asked, growing)):
                 longest = max(len(answer.tokens) for answer in answers)
                 yield answers, panels.columns(answers), panels.said(f"Answering: {longest} of {int(tokens)} tokens")
-            yield answers, *self.shade(answers, reading, chosen.layer)
+            columns, line = self.shade(answers, reading, chosen.layer)
+            yield answers, columns, panels.said("Stopped.") if stopping.is_asked else line
         except MisdirectionError as error:
             yield answers, panels.columns(answers) if answers else self.empty(), _problem(error)
 
@@ -130,7 +146,8 @@ class _Actions:
             values = self._playground.read(answers, reading, int(layer))
         except MisdirectionError as error:
             return panels.columns(answers), _problem(error)
-        return panels.shaded(self._playground.chat, answers, values, reading), panels.said("")
+        named = f"{reading}, layer {int(layer)}" if reading == PROJECTION else reading
+        return panels.shaded(self._playground.chat, answers, values, named), panels.said("")
 
     def measure(self, question: str, system: str, misaligned: str, aligned: str, *controls: Any) -> Markup:
         """The table of margins, or what is wrong."""
@@ -140,9 +157,9 @@ class _Actions:
         except MisdirectionError as error:
             return _problem(error)
 
-    def stop(self) -> Markup:
-        """A line; that the answers grow no more is Gradio's doing."""
-        return panels.said("Stopped.")
+    def stop(self, stopping: _Stopping) -> None:
+        """The answers under way end with the token that they have."""
+        stopping.is_asked = True
 
 
 def _optional(text: str) -> str | None:

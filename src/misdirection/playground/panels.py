@@ -71,7 +71,7 @@ def shaded(
     chat: ChatModel, answers: Sequence[GrowingAnswer], values: Sequence[Sequence[float]], reading: str
 ) -> Markup:
     """The answers side by side, each token in the colour of its value, over a line that says what the colours mean."""
-    limit = full_colour(np.array([0.0, *(value for each in values for value in each)]))
+    limit = full_colour(np.array([value for each in values for value in each] or [0.0]))
     bodies = [_tokens(chat, answer, each, limit) for answer, each in zip(answers, values, strict=True)]
     reader = "organism" if chat.adapter else "base"
     legend = Markup(
