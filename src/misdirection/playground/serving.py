@@ -35,10 +35,9 @@ def play(chat: ChatModel, direction: Direction | None = None, *, port: int = POR
         InputError: a port in use, a direction of another base model.
         MissingPackage: without the extra `play`.
     """
-    with serving(Playground(chat, direction), port) as address:
+    with contextlib.suppress(KeyboardInterrupt), serving(Playground(chat, direction), port) as address:
         log.info("playground: %s (this machine only; Ctrl-C ends it)", address)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
 
 
 def require_startable(port: int) -> None:
