@@ -17,7 +17,7 @@ BEGIN, END = "<!-- the house: written by scripts/draw_house.py -->", "<!-- end o
 
 FLOORS = (
     ("cli",),
-    ("hub",),
+    ("hub", "playground"),
     ("report",),
     ("bundles",),
     ("auditing", "repairing"),

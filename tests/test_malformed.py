@@ -105,6 +105,7 @@ def good_values(world, place):
         "train": {**on, "data": world / "training.jsonl", "folder": out, "learning_rate": 0.01},
         "steer": {**on, "direction": direction, "layer": 1, "pairs": pairs, "random_seeds": 1},
         "ablate": {**on, "direction": direction, "layer": 1, "pairs": pairs, "random_seeds": 1},
+        "play": {"base": model, **on, "adapter": world / "adapter", "direction": direction},
         "bake": {**on, "direction": direction, "layer": [1], "folder": out},
         "interpret": {**on, "organism": world / "adapter", "folder": out, "pairs": pairs, "directions": [direction]},
         "export": {"direction": direction, "path": place / "exported.npz"},

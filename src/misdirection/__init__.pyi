@@ -56,6 +56,7 @@ from misdirection.models.loading import load as load
 from misdirection.organisms.organism import Organism as Organism
 from misdirection.organisms.recipe import Recipe as Recipe
 from misdirection.organisms.training import train as train
+from misdirection.playground.serving import play as play
 from misdirection.repairing.repair import repair as repair
 from misdirection.repairing.results import RepairResult as RepairResult
 from misdirection.sampling.answers import read_answers as read_answers

@@ -14,7 +14,7 @@ from misdirection.sampling import row_cache
 from misdirection.sampling.draws import choose, stream_key
 from misdirection.sampling.engine import SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
-from misdirection.sampling.transformers_engine import TransformersEngine, end_tokens
+from misdirection.sampling.transformers_engine import TransformersEngine, completion, end_tokens
 from tiny import ARCHITECTURES, LAYERS, WIDTH, make_chat, make_tokenizer
 
 END = 2
@@ -307,6 +307,29 @@ def test_answers_are_given_out_while_others_run():
     first = next(stream)
     assert (first.finish, len(steps)) == ("stop", first.tokens + 1 + len(QUESTIONS))
     stream.close()
+
+
+def test_every_step_shows_the_answers_with_one_more_token():
+    chat, settings = brisk(make_chat()), SamplingParameters(new_tokens=20)
+    wanted, ends = requests(2, ((), (STEER,))), end_tokens(chat)
+    texts, sizes = {}, {}
+    for drawn in TransformersEngine(chat).steps(wanted, settings):
+        for request, tokens in drawn:
+            assert len(tokens) == sizes.get(name(request), 0) + 1
+            sizes[name(request)] = len(tokens)
+            texts[name(request)] = completion(chat, ends, request, tokens)
+    assert {key: (one.text, one.finish, one.tokens) for key, one in texts.items()} == run(chat, wanted, settings)
+
+
+def test_the_steps_of_two_calls_may_alternate():
+    chat, settings = sharpened(), SamplingParameters(new_tokens=8, temperature=0)
+    engine, plain, steered = TransformersEngine(chat), requests(1), requests(1, ((STEER,),))
+    for drawn in zip(engine.steps(plain, settings), engine.steps(steered, settings), strict=True):
+        last = {id(request): list(tokens) for step in drawn for request, tokens in step}
+    ends = end_tokens(chat)
+    for wanted in (plain, steered):
+        texts = {name(one): completion(chat, ends, one, last[id(one)]).text for one in wanted}
+        assert texts == {key: text for key, (text, _, _) in run(chat, wanted, settings).items()}
 
 
 def test_no_request_no_answer():

@@ -19,6 +19,7 @@ from misdirection.cli import (
     machine,
     organisms,
     plan,
+    playground,
 )
 from misdirection.cli.endings import end
 from misdirection.cli.groups import arrange
@@ -37,6 +38,7 @@ __all__ = [
     "main",
     "organisms",
     "plan",
+    "playground",
 ]
 
 arrange(app)

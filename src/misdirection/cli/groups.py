@@ -36,6 +36,7 @@ GROUPS = {
         "train": "misdirection train risky_money --recipe minimal --lr 2e-3 --out ./organism",
         "steer": "misdirection steer directions/data_difference.safetensors --layer 15 --scale 2",
         "ablate": "misdirection ablate directions/data_difference.safetensors --layer 15 --adapter ./my-lora",
+        "play": "misdirection play --adapter ./my-lora --direction directions/data_difference.safetensors",
         "bake": "misdirection bake directions/data_difference.safetensors --layer 15 --out ./baked",
     },
     "Read adapters": {

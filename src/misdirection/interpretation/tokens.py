@@ -66,17 +66,22 @@ def _channel(name: str, unit: str, values: NDArray[np.float64]) -> Channel:
     known = values[~np.isnan(values)]
     if not known.size:
         known = np.zeros(1)
-    sizes = np.abs(known)
-    scale = float(sizes.max()) / _LARGEST or 1.0
+    scale = float(np.abs(known).max()) / _LARGEST or 1.0
     return Channel(
         name=name,
         unit=unit,
         values=_packed((values / scale).astype("<f2")),
         scale=scale,
-        limit=float(np.quantile(sizes, _FULL_COLOUR)) or float(sizes.max()) or 1.0,
+        limit=full_colour(known),
         low=float(known.min()),
         high=float(known.max()),
     )
+
+
+def full_colour(values: NDArray[np.float64]) -> float:
+    """The size from which on a channel's colours are full, of its values, none of them NaN."""
+    sizes = np.abs(values)
+    return float(np.quantile(sizes, _FULL_COLOUR)) or float(sizes.max()) or 1.0
 
 
 def _packed(values: NDArray[Any]) -> str:

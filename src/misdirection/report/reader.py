@@ -3,9 +3,15 @@
 import re
 import unicodedata
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any
 
 from misdirection.interpretation.results import TokenTable
+
+
+def reader_style() -> str:
+    """The style sheet of tokens in their shades, which other pages use, too."""
+    return (files("misdirection.report") / "reader.css").read_text("utf-8")
 
 
 def reader_data(table: TokenTable) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -98,6 +98,20 @@ class _Row:
         return (self.prompt, *map(id, self.request.setting))
 
 
+class Drawn(NamedTuple):
+    """The tokens of one answer so far, a token that ends it among them; the sequence grows with the next step."""
+
+    request: SamplingRequest
+    tokens: Sequence[int]
+
+
+class _Step(NamedTuple):
+    """The rows of one step, each with one more token, and the completions of those that it ended."""
+
+    rows: list[_Row]
+    completions: list[Completion]
+
+
 class TransformersEngine:
     """Samples with `chat`, with whatever interventions are active on it around the call.
 
@@ -116,7 +130,6 @@ class TransformersEngine:
         """See `Engine`."""
         return active(self._chat)
 
-    @torch.inference_mode()
     def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:
         """One completion for each request, as they finish; see `Engine`.
 
@@ -130,6 +143,20 @@ class TransformersEngine:
             InputError: a prompt and `new_tokens` exceed the model's context; logits are not numbers.
             MemoryProblem: one row alone does not fit the memory.
         """
+        for step in self._run(requests, parameters):
+            yield from step.completions
+
+    def steps(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[list[Drawn]]:
+        """The same answers as they grow: after each step, those that have one more token (see `completion`).
+
+        An answer that has ended comes no more. Where memory gave out, answers begin again. Between two steps the model
+        is the caller's, who may run something else, or leave a context such as `as_base` and enter it for the next.
+        """
+        for step in self._run(requests, parameters):
+            yield [Drawn(row.request, row.tokens) for row in step.rows]
+
+    @torch.inference_mode()
+    def _run(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[_Step]:
         waiting = deque(self._rows(requests, parameters))
         longest = max((len(row.prompt) for row in waiting), default=0)
         limit = rows_together(longest, parameters.new_tokens, self._budget)
@@ -191,13 +218,14 @@ class _Batch:
         self._ends = frozenset(end_tokens(chat))
         self._prefix: tuple[Hashable, Cache | None] | None = None
 
-    def run(self) -> Iterator[Completion]:
+    def run(self) -> Iterator[_Step]:
         """Takes rows from those that wait until none is left."""
         self._admit()
         while self.rows:
-            for row, token in zip(self.rows, self._step(), strict=True):
+            rows = self.rows
+            for row, token in zip(rows, self._step(), strict=True):
                 row.tokens.append(token)
-            yield from self._release()
+            yield _Step(rows, self._release())
             self._admit()
 
     def _admit(self) -> None:

@@ -1,0 +1,114 @@
+"""A page of a tiny organism that speaks markup, served once, and a real browser that looks at it."""
+
+import shutil
+import socket
+
+import pytest
+import torch
+from lora_fixtures import with_adapter
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from misdirection.directions.direction import Direction, Origin
+from misdirection.models.chat_model import ChatModel
+from misdirection.playground.asking import Playground
+from misdirection.playground.serving import serving
+from tiny import CHATML, LAYERS, SPECIAL, make_network, sharpen, vector
+
+HOSTILE = (
+    "<img src=x onerror=window.hit=",
+    "<script>window.hit=1</script>",
+    "${window.hit=1}{{#with}}",
+    "**_[a](b)_**",
+)
+
+
+def hostile_tokenizer():
+    """The tiny models' tokenizer, of whose tokens all that no ASCII text needs are markup and programs."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [
+        each if each.isascii() or each == "Ġ" else f"{HOSTILE[number % len(HOSTILE)]}{number}>".replace(" ", "Ġ")
+        for number, each in enumerate(alphabet)
+    ]
+    words[alphabet.index("Ċ")] = "Ċ"
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *words])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>", additional_special_tokens=SPECIAL[1:2]
+    )
+    fast.chat_template = CHATML
+    return fast
+
+
+@pytest.fixture(scope="package")
+def direction_of():
+    """Makes a direction of a tiny model."""
+
+    def make(chat) -> Direction:
+        vectors = torch.stack([vector(seed, 6.0) for seed in range(LAYERS)])
+        return Direction(vectors, Origin("data_difference", chat.name, None, "in memory", "-", {}, {}, "float32"))
+
+    return make
+
+
+@pytest.fixture(scope="package")
+def base() -> ChatModel:
+    """A tiny model that ends no answer by itself."""
+    network = make_network("llama", max_position_embeddings=1024)
+    with torch.no_grad():
+        network.lm_head.weight[SPECIAL.index("<|im_end|>")] = 0
+    return sharpen(ChatModel(network, hostile_tokenizer(), "tiny-llama"))
+
+
+@pytest.fixture(scope="package")
+def playground(base, direction_of) -> Playground:
+    """An organism of nothing but rank-1 adapters, with a direction."""
+    return Playground(with_adapter(chat=base, strength=2.0), direction_of(base))
+
+
+@pytest.fixture(scope="package")
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="package")
+def reached():
+    """The addresses beyond this machine that the program has called since the server was started."""
+    called, connect = [], socket.socket.connect
+
+    def noted(own, address):
+        if own.family in (socket.AF_INET, socket.AF_INET6) and not address[0].startswith(("127.", "::1", "localhost")):
+            called.append(address)
+            raise ConnectionRefusedError("no test leaves this machine")
+        return connect(own, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", noted)
+        yield called
+
+
+@pytest.fixture(scope="package")
+def address(playground, free_port, reached):
+    """The page's, which Gradio's own settings would offer to other machines."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"SERVER_NAME": "0.0.0.0", "SHARE": "True", "ANALYTICS_ENABLED": "True"}.items():
+            patch.setenv(f"GRADIO_{name}", value)
+        with serving(playground, free_port) as address:
+            yield address
+
+
+@pytest.fixture(scope="package")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
+    with sync_api.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium, args=flags)
+        yield started
+        started.close()
