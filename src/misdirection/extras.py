@@ -9,6 +9,7 @@ EXTRAS = {
     "judge": "judges behind an OpenAI-style endpoint",
     "repair": "`repair`",
     "ray": "`--workers` and `--ray`",
+    "inspect": "logs and evals of Inspect AI",
     "gemma": "the base `gemma3-270m`",
 }
 """What each extra is for. What it installs stands in the package's metadata."""
