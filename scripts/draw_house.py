@@ -25,6 +25,7 @@ FLOORS = (
     ("cost",),
     ("runs",),
     ("organisms",),
+    ("evals",),
     ("directions",),
     ("judging",),
     ("sampling",),

@@ -1,4 +1,4 @@
-"""Files: `schema`, `push`, `pull`."""
+"""Files: `convert`, `schema`, `push`, `pull`."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -8,7 +8,24 @@ import typer
 
 from misdirection.cli.shared import app
 from misdirection.errors import InputError
+from misdirection.progress import console as notices
 from misdirection.registry import nearest
+
+
+@app.command()
+def convert(
+    tables: Annotated[list[Path], typer.Argument(help="Answers: Parquet, CSV, or logs of Inspect (.eval).")],
+    file: Annotated[Path, typer.Option("--out", help="The file to write, of any of these kinds.")],
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", help="COLUMN=VALUE: only these rows; several times; an empty value too."),
+    ] = None,
+) -> None:
+    """Answers in another form: tables to logs of Inspect and back; several files become one."""
+    from misdirection.evals.convert import convert as convert_answers
+
+    count = convert_answers(tables, file, where or [])
+    notices.print(f"wrote {file}: {count} answers", highlight=False, soft_wrap=True)
 
 
 @app.command()

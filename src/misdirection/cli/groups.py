@@ -44,6 +44,7 @@ GROUPS = {
     "Files": {
         "export": "misdirection export directions/data_difference.safetensors direction.gguf --model-type llama",
         "import": "misdirection import direction.gguf --out direction.safetensors",
+        "convert": "misdirection convert answers.parquet --out answers.eval",
         "push": "misdirection push ./organism my-name/risky-money --answers bad",
         "pull": "misdirection pull my-name/risky-money --out ./organism",
         "schema": "misdirection schema audit",
