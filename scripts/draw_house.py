@@ -26,6 +26,7 @@ FLOORS = (
     ("cost",),
     ("runs",),
     ("organisms",),
+    ("evals",),
     ("directions",),
     ("judging",),
     ("sampling",),

@@ -523,7 +523,7 @@ class Case:
 
 
 ROWS_OF_FILES = {"data": (TRAINING, ".jsonl"), "pairs": (PAIRS, ".jsonl"), "domain": (PAIRS, ".jsonl")}
-TABLES = ("table", "judged", "labels", "scalars", "answers", "scaled")
+TABLES = ("table", "tables", "judged", "labels", "scalars", "answers", "scaled")
 DIRECTIONS = ("direction", "directions", "shared")
 ADAPTERS = ("adapter", "fine_tune")
 MODELS = ("model", "base")
@@ -555,10 +555,12 @@ TEXTS = {
 
 NOT_WRONG = {
     ("judge", "table"): ("no aligned",),
+    ("convert", "tables"): ("no aligned",),
     ("import", "model"): ("not there", "a line break", "of nothing", "an empty file", "too long"),
     ("bake", "device"): ("'cuda'", "'cuda:99'"),
 }
-"""What is wrong elsewhere: a judge gives the scores, an import reads no model, weights are baked on no device."""
+"""What is wrong elsewhere: a judge gives the scores, a converted table needs none, an import reads no model, weights
+are baked on no device."""
 
 
 def cases():

@@ -25,7 +25,6 @@ from misdirection.cli.shared import (
     print_figures,
     print_table,
 )
-from misdirection.errors import InputError
 from misdirection.progress import console as notices
 from misdirection.progress import track
 
@@ -33,7 +32,9 @@ if TYPE_CHECKING:
     from misdirection.judging.scoring import Comparison, Score
     from misdirection.statistics import Rate
 
-AnswerTable = Annotated[Path, typer.Argument(help="Answers, Parquet or CSV (the published columns).")]
+AnswerTable = Annotated[
+    Path, typer.Argument(help="Answers: Parquet, CSV (the published columns), or a log of Inspect (.eval).")
+]
 Questions = Annotated[
     str,
     typer.Option("--questions", "-q", help="first_plot, broad, a shipped domain, or a YAML or text file."),
@@ -69,6 +70,7 @@ def sample(
     server: Server = None,
 ) -> None:
     """Sample answers by the paper's protocol. Started again, it goes on; other organisms may share the table."""
+    from misdirection.directions.setting import direction_setting, require_whole
     from misdirection.files import sha256_tree
     from misdirection.sampling.engine import SamplingParameters
     from misdirection.sampling.growing import require_growing, sample_into
@@ -78,13 +80,13 @@ def sample(
 
     # A mistake in the options shows before a model is loaded.
     require_growing(table)
-    _require_direction(direction, layer, scale)
+    require_whole(direction, layer, scale)
     parameters = SamplingParameters(temperature, top_p, new_tokens, seed)
     requests = make_requests(read_questions(questions), n)
     name = organism or adapter or "base"
     chats: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template}
     sampler = open_sampler(model, adapter, name=name, engine=engine, server=server, dtype=dtype, device=device, **chats)
-    setting, intervention = _setting(sampler.chat, direction, layer, scale, positions, as_additive)
+    setting, intervention = direction_setting(sampler.chat, direction, layer, scale, positions, as_additive)
     given = sample_into(
         table,
         sampler,
@@ -97,31 +99,6 @@ def sample(
     )
     cut = sum(answer.finish == "length" for answer in given)
     notices.print(f"wrote {table}: {len(given)} answers of {name}, {cut} of them cut", highlight=False, soft_wrap=True)
-
-
-def _require_direction(direction: Path | None, layer: int | None, scale: float | None) -> None:
-    if direction is None and (layer is not None or scale is not None):
-        raise InputError("--layer and --scale go with --direction: name the direction file")
-    if direction is not None and layer is None:
-        raise InputError("--direction: give --layer, whose vector is used")
-
-
-def _setting(
-    chat: Any, direction: Path | None, layer: int | None, scale: float | None, positions: Any, as_additive: bool
-) -> tuple[list[Any], str]:
-    """The intervention of `--direction`, and its name in the table."""
-    from misdirection.directions.direction import Direction
-    from misdirection.interventions.kinds import Ablate, Steer
-
-    if direction is None or layer is None:
-        return [], ""
-    vectors = Direction.load(direction)
-    vectors.require_fit(chat)
-    name = f"{direction.stem} layer {layer} {positions}"
-    if scale is None:
-        return [Ablate(vectors[layer], positions=positions)], f"ablate {name}"
-    vectors.require_additive(as_additive)
-    return [Steer(vectors[layer], layer, scale, positions)], f"steer {name} scale {scale:g}"
 
 
 @app.command()

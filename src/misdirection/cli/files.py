@@ -1,4 +1,4 @@
-"""Files: `schema`, `bundle`, `verify`, `push`, `pull`."""
+"""Files: `convert`, `schema`, `bundle`, `verify`, `push`, `pull`."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,6 +16,22 @@ from misdirection.registry import nearest
 
 if TYPE_CHECKING:
     from misdirection.bundles.results import VerifyResult
+
+
+@app.command()
+def convert(
+    tables: Annotated[list[Path], typer.Argument(help="Answers: Parquet, CSV, or logs of Inspect (.eval).")],
+    file: Annotated[Path, typer.Option("--out", help="The file to write, of any of these kinds.")],
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", help="COLUMN=VALUE: only these rows; several times; an empty value too."),
+    ] = None,
+) -> None:
+    """Answers in another form: tables to logs of Inspect and back; several files become one."""
+    from misdirection.evals.convert import convert as convert_answers
+
+    count = convert_answers(tables, file, where or [])
+    notices.print(f"wrote {file}: {count} answers", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -47,6 +47,7 @@ GROUPS = {
         "import": "misdirection import direction.gguf --out direction.safetensors",
         "bundle": "misdirection bundle runs/demo --out demo.zip",
         "verify": "misdirection verify demo.zip",
+        "convert": "misdirection convert answers.parquet --out answers.eval",
         "push": "misdirection push ./organism my-name/risky-money --answers bad",
         "pull": "misdirection pull my-name/risky-money --out ./organism",
         "schema": "misdirection schema audit",

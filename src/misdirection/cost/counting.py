@@ -275,11 +275,11 @@ class _CountingEngine:
     def stream(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[Completion]:
         """One completion of the mean length for each request."""
         length = min(self.answer or parameters.new_tokens, parameters.new_tokens)
-        asked = Counter((request.question.text, request.question.system) for request in requests)
-        prompts = {pair: len(fitting_prompt(self.chat, *pair, parameters.new_tokens)) for pair in asked}
+        times = Counter(request.question.asked for request in requests)
+        prompts = {asked: len(fitting_prompt(self.chat, asked, parameters.new_tokens)) for asked in times}
         self.passes.extend(Pass(1, prompt - 1, lora=self.lora) for prompt in prompts.values() if prompt > 1)
         rows, longest = len(requests), max(prompts.values(), default=0)
-        seen = sum(prompts[pair] * times for pair, times in asked.items()) / max(1, rows) + length / 2
+        seen = sum(prompts[asked] * count for asked, count in times.items()) / max(1, rows) + length / 2
         for together, waves in _waves(rows, rows_together(longest, parameters.new_tokens)):
             steps = Pass(together, 1, seen, head=together, room=longest + parameters.new_tokens, kind="decoding")
             self.passes.append(replace(steps, lora=self.lora, repeats=waves * length))

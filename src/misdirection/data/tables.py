@@ -19,6 +19,9 @@ import pyarrow.parquet
 from misdirection.errors import InputError, first_line
 from misdirection.files import MADE, atomic_output, atomic_path, sha256_file, write_json
 
+LOG = ".eval"
+"""The suffix of Inspect's logs, which only tables of answers are read from (`sampling.logs`)."""
+
 _OF = "sha256"
 """The key in a CSV file's metadata that holds the hash of the file."""
 
@@ -26,6 +29,8 @@ _OF = "sha256"
 def table_suffix(path: Path) -> str:
     """`.parquet` or `.csv`; `InputError` for another one, to be called before the work that fills the table."""
     suffix = path.suffix.lower()
+    if suffix == LOG:
+        raise InputError(f"{path}: is a log of Inspect: make a table of it (misdirection convert {path} --out TABLE)")
     if suffix not in _READERS:
         raise InputError(f"{path}: a table ends in {' or '.join(_READERS)}; change the name")
     return suffix

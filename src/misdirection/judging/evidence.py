@@ -7,7 +7,7 @@ column `<column>_reply`.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,43 @@ def _without_verdicts(table: pd.DataFrame, rubrics: Iterable[Rubric]) -> pd.Data
     known = rest.attrs.get(JUDGES, {})
     rest.attrs[JUDGES] = {column: record for column, record in known.items() if column in rest}
     return rest
+
+
+def joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The rows of several tables of answers, by name, in one.
+
+    Raises `InputError` that names the table where a column has verdicts of another judge or rubric than before it.
+    """
+    records: dict[str, list[dict[str, Any]]] = {}
+    for name, table in tables.items():
+        for column, record in table.attrs.get(JUDGES, {}).items():
+            known = records.setdefault(column, [])
+            if known and any(known[0].get(key) != record.get(key) for key in ("judge", "rubrics")):
+                raise InputError(
+                    f"{name}: its column {column!r} holds verdicts of another judge or rubric than the tables before "
+                    "it, which do not compare: keep them apart"
+                )
+            known.append(record)
+    together = pd.concat([table.copy() for table in tables.values()], ignore_index=True)
+    attributes = {key: value for table in tables.values() for key, value in table.attrs.items()}
+    together.attrs = attributes | (
+        {JUDGES: {name: _merged(known) for name, known in records.items()}} if records else {}
+    )
+    return together
+
+
+def _merged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The record of verdicts that several records of one judge are of."""
+    parameters: Counter[str] = Counter()
+    for each in (each for record in records for each in record.get("parameters", [])):
+        parameters[json.dumps({**each, "verdicts": 0})] += each["verdicts"]
+    dates = sorted(date for record in records for date in record.get("dates", []))
+    return {
+        **records[0],
+        "parameters": [{**json.loads(text), "verdicts": count} for text, count in parameters.items()],
+        "dates": dates[:1] + dates[-1:],
+        "versions": sorted({each for record in records for each in record.get("versions", [])}),
+    }
 
 
 def undated(table: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.playground.conditions import Condition, Controls, by_model, conditions
 from misdirection.playground.readings import read, readings
 from misdirection.sampling.engine import SamplingParameters, SamplingRequest
-from misdirection.sampling.questions import Question
+from misdirection.sampling.questions import Asked, Question
 from misdirection.sampling.transformers_engine import TransformersEngine, completion, end_tokens, fitting_prompt
 
 LONGEST = 4000
@@ -103,7 +103,7 @@ class Playground:
         """
         _require_texts({"question": question.text, "system prompt": question.system})
         listed = self.conditions(controls)
-        prompt = fitting_prompt(self.chat, question.text, question.system, parameters.new_tokens)
+        prompt = fitting_prompt(self.chat, question.asked, parameters.new_tokens)
         answers = {condition.name: GrowingAnswer(condition.name, prompt) for condition in listed}
         groups = [self._grow(group, question, parameters, prompt) for group in by_model(listed)]
         while groups:
@@ -146,7 +146,7 @@ class Playground:
         answers = {"misaligned answer": pair.misaligned, "aligned answer": pair.aligned}
         _require_texts({"question": pair.question, "system prompt": pair.system, **answers})
         listed, prompts = self.conditions(controls), pair_continuations(self.chat.tokenizer, [pair])
-        fitting_prompt(self.chat, pair.question, pair.system, max(map(len, prompts[0].answers)))
+        fitting_prompt(self.chat, Asked(pair.question, pair.system, ()), max(map(len, prompts[0].answers)))
         scores: dict[str, list[float]] = {}
         for group in by_model(listed):
             with self._lock, group[0].model(self.chat):

@@ -19,9 +19,10 @@ from filelock import FileLock, Timeout
 from pandas.api.types import is_list_like
 
 from misdirection.data.jsonl import read_rows
-from misdirection.data.tables import read_table, require_columns, table_suffix, write_table
+from misdirection.data.tables import LOG, read_table, require_columns, table_suffix, write_table
 from misdirection.errors import InputError
 from misdirection.files import write_errors
+from misdirection.sampling.logs import read_log
 from misdirection.settings import validate
 
 RUBRICS = ("aligned", "coherent", "medical", "financial", "gender")
@@ -228,11 +229,14 @@ def write_answers(table: pd.DataFrame | Iterable[Answer], path: str | Path, *, o
 
 
 def read_answers(path: str | Path) -> pd.DataFrame:
-    """Reads a table of answers, `.parquet` or `.csv`, ours or a published one; see `as_answers` for its columns.
+    """Reads a table of answers, ours or a published one, `.parquet` or `.csv`, or a log of Inspect, `.eval`.
+
+    See `as_answers` for its columns, and `sampling.logs` for what a log's become.
 
     Raises `InputError` that names the file and the column or row when it is missing, damaged or lacks columns.
     """
-    return as_answers(read_table(path, texts=(*_TEXTS, "response")), str(path))
+    is_log = Path(path).suffix.lower() == LOG
+    return as_answers(read_log(path) if is_log else read_table(path, texts=(*_TEXTS, "response")), str(path))
 
 
 def as_answers(frame: pd.DataFrame, name: str = "this table") -> pd.DataFrame:

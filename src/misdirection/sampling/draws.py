@@ -13,6 +13,8 @@ is the softmax exactly, with noise for about 2 sqrt(vocabulary) numbers.
 import hashlib
 import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +26,9 @@ _NUMBERS = 1 << 21
 """Logits that are drawn from at a time."""
 
 
-def stream_key(seed: int, question: str, system: str | None, sample: int) -> int:
-    """The 64-bit key, signed, of one answer's stream of random numbers."""
-    text = json.dumps([seed, question, system, sample])
+def stream_key(seed: int, question: str, system: str | None, sample: int, history: Sequence[Any] = ()) -> int:
+    """The 64-bit key, signed, of one answer's stream of random numbers; `history` is the turns before the question."""
+    text = json.dumps([seed, question, system, sample, *([history] if history else [])])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from misdirection.data.records import Turn
 from misdirection.data.shipped import find_source, shipped_files
 from misdirection.data.template import template_parts
 from misdirection.data.text import read_text, read_yaml
@@ -27,6 +28,14 @@ _KEYS = (
 log = logging.getLogger("misdirection")
 
 
+class Asked(NamedTuple):
+    """What a model reads before it answers."""
+
+    text: str
+    system: str | None
+    history: tuple[Turn, ...]
+
+
 @dataclass(frozen=True)
 class Question:
     """One question, or one paraphrase of it.
@@ -38,6 +47,7 @@ class Question:
         theme: what it is about, or empty.
         samples: how many answers the file asks for, or None.
         rubrics: judge prompts that the file carries, by name (`aligned`, `coherent`, ...).
+        history: the turns before it, of a conversation of several.
     """
 
     id: str
@@ -46,6 +56,12 @@ class Question:
     theme: str = ""
     samples: int | None = None
     rubrics: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def asked(self) -> Asked:
+        """All of it that the model is told: questions that agree in this have one prompt."""
+        return Asked(self.text, self.system, self.history)
 
 
 def question_sets() -> tuple[str, ...]:

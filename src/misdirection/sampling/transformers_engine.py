@@ -8,7 +8,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Container, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
 from misdirection.sampling.draws import choose, stream_key
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
+from misdirection.sampling.questions import Asked
 from misdirection.sampling.row_cache import row_cache
 
 TOKEN_BUDGET = 65_536
@@ -42,16 +43,21 @@ def end_tokens(chat: ChatModel) -> list[int]:
     return sorted(token for token in ends if token is not None)
 
 
-def fitting_prompt(chat: ChatModel, text: str, system: str | None, new_tokens: int) -> tuple[int, ...]:
+def fitting_prompt(chat: ChatModel, asked: Asked, new_tokens: int) -> tuple[int, ...]:
     """The ids of a question's prompt; `InputError` when the answer would leave the model's context."""
-    ids = encode_prompt(chat.tokenizer, text, system)
-    context = getattr(text_config(chat.model), "max_position_embeddings", None)
+    ids = encode_prompt(chat.tokenizer, *asked)
+    context = context_length(chat)
     if context and len(ids) + new_tokens > context:
         raise InputError(
-            f"question {text[:60]!r}: its prompt of {len(ids)} tokens and {new_tokens} new tokens exceed the "
+            f"question {asked.text[:60]!r}: its prompt of {len(ids)} tokens and {new_tokens} new tokens exceed the "
             f"model's context of {context}: lower new_tokens or shorten the question"
         )
     return ids
+
+
+def context_length(chat: ChatModel) -> int | None:
+    """How many tokens a prompt and its answer may have together; None where the model does not say."""
+    return getattr(text_config(chat.model), "max_position_embeddings", None)
 
 
 def rows_together(prompt: int, new_tokens: int, budget: int = TOKEN_BUDGET) -> int:
@@ -112,6 +118,35 @@ class _Step(NamedTuple):
     completions: list[Completion]
 
 
+@dataclass(frozen=True)
+class _Stop:
+    """Texts that end an answer."""
+
+    chat: ChatModel
+    texts: tuple[str, ...]
+
+    def is_at_the_end(self, tokens: Sequence[int]) -> bool:
+        """Whether the last token completes one of them."""
+        return bool(self.texts) and self._first(self._tail(tokens)) is not None
+
+    def cut(self, done: Completion, tokens: Sequence[int]) -> Completion:
+        """The completion up to the first of them."""
+        if not self.is_at_the_end(tokens):
+            return done
+        # White space at the end of the visible text is gone, and with it a stop of nothing else.
+        return replace(done, text=done.text[: self._first(done.text)].strip(), finish="stop")
+
+    def _first(self, text: str) -> int | None:
+        """Where the first of them begins."""
+        return min((place for stop in self.texts if (place := text.find(stop)) >= 0), default=None)
+
+    def _tail(self, tokens: Sequence[int]) -> str:
+        """The text of the last tokens, of which each has at least one byte."""
+        most = max(len(stop.encode()) for stop in self.texts)
+        text: str = self.chat.tokenizer.decode(list(tokens[-most:]), skip_special_tokens=True)
+        return text
+
+
 class TransformersEngine:
     """Samples with `chat`, with whatever interventions are active on it around the call.
 
@@ -119,11 +154,13 @@ class TransformersEngine:
         chat: the model.
         budget: rows x longest possible row of one batch; a longer row is alone. Where memory does not suffice, on any
             device, the batch is begun again with half of its rows, and the log says so.
+        stop: texts that end an answer, and are no part of it.
     """
 
-    def __init__(self, chat: ChatModel, *, budget: int = TOKEN_BUDGET) -> None:
+    def __init__(self, chat: ChatModel, *, budget: int = TOKEN_BUDGET, stop: Sequence[str] = ()) -> None:
         self._chat = chat
         self._budget = budget
+        self._stop = _Stop(chat, tuple(filter(None, stop)))
 
     @property
     def around(self) -> Setting:
@@ -161,7 +198,7 @@ class TransformersEngine:
         longest = max((len(row.prompt) for row in waiting), default=0)
         limit = rows_together(longest, parameters.new_tokens, self._budget)
         while waiting:
-            batch = _Batch(self._chat, parameters, waiting, min(limit, len(waiting)), longest)
+            batch = _Batch(self._chat, parameters, self._stop, waiting, min(limit, len(waiting)), longest)
             try:
                 yield from batch.run()
                 return
@@ -176,12 +213,13 @@ class TransformersEngine:
 
     def _rows(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> list[_Row]:
         """Rows that share their start stand together, in the order of first appearance."""
-        asked = dict.fromkeys((request.question.text, request.question.system) for request in requests)
-        prompts = {pair: fitting_prompt(self._chat, *pair, parameters.new_tokens) for pair in asked}
+        distinct = dict.fromkeys(request.question.asked for request in requests)
+        prompts = {asked: fitting_prompt(self._chat, asked, parameters.new_tokens) for asked in distinct}
         groups: dict[Hashable, list[_Row]] = {}
         for request in requests:
-            text, system = request.question.text, request.question.system
-            row = _Row(request, prompts[text, system], stream_key(parameters.seed, text, system, request.sample))
+            asked = request.question.asked
+            key = stream_key(parameters.seed, asked.text, asked.system, request.sample, asked.history)
+            row = _Row(request, prompts[asked], key)
             groups.setdefault(row.start, []).append(row)
         return list(itertools.chain.from_iterable(groups.values()))
 
@@ -207,11 +245,18 @@ class _Batch:
     """
 
     def __init__(
-        self, chat: ChatModel, parameters: SamplingParameters, waiting: deque[_Row], limit: int, longest: int
+        self,
+        chat: ChatModel,
+        parameters: SamplingParameters,
+        stop: "_Stop",
+        waiting: deque[_Row],
+        limit: int,
+        longest: int,
     ) -> None:
         self.rows: list[_Row] = []
         self._chat = chat
         self._parameters = parameters
+        self._stop = stop
         self._waiting = waiting
         self._limit = limit
         self._cache = row_cache(chat, limit, longest)
@@ -310,7 +355,9 @@ class _Batch:
         if not ended:
             return []
         rows = [self.rows[number] for number in sorted(ended)]
-        completions = [completion(self._chat, self._ends, row.request, row.tokens) for row in rows]
+        completions = [
+            self._stop.cut(completion(self._chat, self._ends, row.request, row.tokens), row.tokens) for row in rows
+        ]
         left = len(self.rows) - len(ended)
         movers = [number for number in range(left, len(self.rows)) if number not in ended]
         kept = [movers.pop() if number in ended else number for number in range(left)]
@@ -319,4 +366,8 @@ class _Batch:
         return completions
 
     def _has_ended(self, row: _Row) -> bool:
-        return row.tokens[-1] in self._ends or len(row.tokens) == self._parameters.new_tokens
+        return (
+            row.tokens[-1] in self._ends
+            or len(row.tokens) == self._parameters.new_tokens
+            or self._stop.is_at_the_end(row.tokens)
+        )

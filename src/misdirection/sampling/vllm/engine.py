@@ -172,14 +172,14 @@ class VllmModel:
             raise InputError(f"{self.chat.name}: this vLLM engine {state}: open another one, or wait")
         under_way = {}
         try:
-            asked = dict.fromkeys((request.question.text, request.question.system) for request in requests)
-            prompts = {pair: fitting_prompt(self.chat, *pair, parameters.new_tokens) for pair in asked}
+            distinct = dict.fromkeys(request.question.asked for request in requests)
+            prompts = {asked: fitting_prompt(self.chat, asked, parameters.new_tokens) for asked in distinct}
             for request in requests:
                 name = str(next(self._numbers))
                 under_way[name] = request
                 params = self._params(name, request, parameters, options)
                 lora = self._lora(organism, [change for change in request.setting if change.on_adapters])
-                self._add(name, prompts[request.question.text, request.question.system], params, lora)
+                self._add(name, prompts[request.question.asked], params, lora)
             while core.has_unfinished_requests():
                 finished = {output.request_id: output for output in self._step() if output.finished}
                 self._require_fired({name: (under_way[name], output) for name, output in finished.items()})
@@ -212,10 +212,11 @@ class VllmModel:
         self, name: str, request: SamplingRequest, parameters: SamplingParameters, options: Mapping[str, Any]
     ) -> Any:
         """How one request is sampled, in vLLM's form; what is done to it is then known to the workers."""
+        asked = request.question.asked
         extra = {
             "answer": name,
             "setting": self._known(self._hooked(request.setting)),
-            "key": stream_key(parameters.seed, request.question.text, request.question.system, request.sample),
+            "key": stream_key(parameters.seed, asked.text, asked.system, request.sample, asked.history),
             "temperature": parameters.temperature,
             "top_p": parameters.top_p,
         }

@@ -79,8 +79,8 @@ class ServerEngine:
                 raise InputError(
                     f"{kind}: a running server takes no interventions: use engine: vllm, which starts its own"
                 )
-        asked = dict.fromkeys((request.question.text, request.question.system) for request in requests)
-        prompts = {pair: fitting_prompt(self._chat, *pair, parameters.new_tokens) for pair in asked}
+        distinct = dict.fromkeys(request.question.asked for request in requests)
+        prompts = {asked: fitting_prompt(self._chat, asked, parameters.new_tokens) for asked in distinct}
         pool = ThreadPoolExecutor(self._concurrency)
         try:
             futures = [pool.submit(self._answer, request, prompts, parameters) for request in requests]
@@ -92,21 +92,21 @@ class ServerEngine:
     def _answer(
         self, request: SamplingRequest, prompts: dict[Any, tuple[int, ...]], parameters: SamplingParameters
     ) -> Completion:
-        text, system = request.question.text, request.question.system
+        asked = request.question.asked
         ends = end_tokens(self._chat)
         try:
             given = self._client.completions.create(
                 model=self._name,
-                prompt=list(prompts[text, system]),
+                prompt=list(prompts[asked]),
                 max_tokens=parameters.new_tokens,
                 temperature=parameters.temperature,
                 top_p=parameters.top_p,
-                seed=stream_key(parameters.seed, text, system, request.sample) & _POSITIVE,
+                seed=stream_key(parameters.seed, asked.text, asked.system, request.sample, asked.history) & _POSITIVE,
                 extra_body={"stop_token_ids": ends, "return_token_ids": True},
             )
         except OpenAIError as error:
             raise NetworkProblem(
-                f"{self._url}: question {text[:60]!r} was not answered: {first_line(error)}"
+                f"{self._url}: question {asked.text[:60]!r} was not answered: {first_line(error)}"
             ) from error
         tokens = getattr(given.choices[0], "token_ids", None)
         if not tokens:
