@@ -1,15 +1,19 @@
 """The result of an audit as `audit.json` holds it, the table of many, and the record of a reference."""
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
 
 from misdirection.auditing.measurements import Texts
-from misdirection.auditing.verdict import Asked, Rule, Verdict, Word
+from misdirection.auditing.verdict import Asked, Rule, Verdict, Word, in_order
 from misdirection.interpretation.results import Lens
 from misdirection.judging.scoring import Change
 from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate, Rate
+from misdirection.views import Framed, Plotted, Table, alone, beside, rows
 
 
 class KnownFineTune(Figures):
@@ -221,7 +225,7 @@ class Evidence(Figures):
         return self.decisive["general"].detectable
 
 
-class AuditResult(Verdict, Result):
+class AuditResult(Framed, Plotted, Verdict, Result):
     """One audit: its verdict, and the evidence with what it must be told from."""
 
     KIND: ClassVar[str] = "audit"
@@ -239,8 +243,64 @@ class AuditResult(Verdict, Result):
     rule: Rule
     evidence: Evidence
 
+    def _tables(self) -> Mapping[str, Table]:
+        return {
+            "shifts": self._shifts,
+            "questions": self._questions,
+            "drift": self._drift,
+            "difference": self._difference,
+            "attribution": self._attribution,
+        }
+
+    def _shifts(self) -> pd.DataFrame:
+        """Every shift of a margin: whose, on which questions (a way of asking, or a theme), and against what."""
+        evidence, own = self.evidence, self.fine_tune.name
+        plain = {"general": evidence.general, "framed": evidence.framed}
+        further = "control" if evidence.beyond_control else "base"
+        shifts = [
+            *((own, asked, "base", shift) for asked, shift in plain.items()),
+            *((own, asked, "control", shift) for asked, shift in in_order(evidence.beyond_control)),
+            *((own, f"theme: {theme}", "base", shift) for theme, shift in evidence.themes.items()),
+            *((own, f"further way: {way}", further, shift) for way, shift in evidence.searched.items()),
+        ]
+        for name, known in (self.reference.known if self.reference else {}).items():
+            shifts += [(name, "general", "base", known.shift), (name, "general", "control", known.beyond_control)]
+        return pd.DataFrame(
+            {"fine_tune": name, "questions": asked, "against": against, **alone(shift)}
+            for name, asked, against, shift in shifts
+            if shift
+        )
+
+    def _questions(self) -> pd.DataFrame:
+        """The shift against the base of every general question that was asked."""
+        shifts = self.evidence.questions
+        return pd.DataFrame({"id": list(shifts), "shift": list(shifts.values())})
+
+    def _drift(self) -> pd.DataFrame:
+        """Moves along known directions, the reference's fine-tunes' among them."""
+        return pd.DataFrame(_drift_row(each) for each in self.evidence.drift)
+
+    def _difference(self) -> pd.DataFrame:
+        """Cosines of the fine-tune's own direction with known ones, by layer."""
+        tables = [
+            pd.DataFrame({"direction": name, "layer": range(len(each.cosines)), **each.model_dump()})
+            for name, each in self.evidence.model_difference.directions.items()
+        ]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def _attribution(self) -> pd.DataFrame:
+        """Parts of the shift by the layer of the adapters."""
+        parts = self.evidence.attribution.by_layer if self.evidence.attribution else {}
+        return pd.DataFrame({"layer": layer, **alone(part)} for layer, part in sorted(parts.items()))
+
     def __repr__(self) -> str:
         return f"AuditResult({self.fine_tune.name!r}: {self.verdict}, general margin shift {self.evidence.general})"
+
+
+def _drift_row(drift: Drift) -> dict[str, Any]:
+    known = {name: value for key, each in drift.known.items() for name, value in beside(key, each).items()}
+    own = {"direction": drift.direction, "layer": drift.layer, "random_95": drift.random_95}
+    return {**own, **beside("general", drift.general), **beside("neutral", drift.neutral), **known}
 
 
 class AuditRow(Figures):
@@ -263,6 +323,10 @@ class AuditTable(Figures):
     audits: list[AuditRow]
     failed: list[str]
     """Why an audit could not be made, for each that could not."""
+
+    def frame(self) -> pd.DataFrame:
+        """One row per audit, its estimates in nats/token."""
+        return rows(self.audits)
 
 
 class TrainingBase(Result):

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pandas as pd
 from torch import Tensor
 
 from misdirection.data import Example, ProbePair, neutral_examples
 from misdirection.data.words import WordWeights
+from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.vectors import random_like
@@ -17,6 +19,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.results import Figures
 from misdirection.statistics import Estimate, auc, bootstrap
+from misdirection.views import estimates
 
 DAMAGE_LIMIT = 0.3
 """Rise of loss on neutral text (nats/token) from which an intervention counts as breaking the model."""
@@ -38,6 +41,10 @@ class ModelFigures(Figures):
     words: WordNull | None = None
     """What the words of the training data predict of the shift."""
 
+    def frame(self) -> pd.DataFrame:
+        """One row per figure that was measured: `figure`, `mean`, `low`, `high`, `n`, `p`."""
+        return estimates(self)
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it; without a base to compare with, without the shift and the damage."""
         return self.model_dump(mode="json", exclude_none=True)
@@ -50,6 +57,10 @@ class InterventionFigures(Figures):
     random_change: Estimate
     damage: Estimate
     random_damage: Estimate
+
+    def frame(self) -> pd.DataFrame:
+        """One row per figure: `figure`, `mean`, `low`, `high`, `n`, `p`."""
+        return estimates(self)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -90,9 +101,35 @@ def measure_intervention(
         make: gives the intervention for a vector.
         random_seeds: number of random vectors.
     """
-    vectors = [vector, *(random_like(vector, seed) for seed in range(random_seeds))]
-    changes, damages = measure_changes(chat, pairs, [[make(each)] for each in vectors])
+    return measure_interventions(chat, pairs, [(vector, make)], random_seeds)[0]
+
+
+def measure_interventions(
+    chat: ChatModel,
+    pairs: Sequence[ProbePair],
+    interventions: Sequence[tuple[Tensor, Callable[[Tensor], Intervention]]],
+    random_seeds: int,
+) -> list[InterventionFigures]:
+    """The same of several interventions, each a vector and what makes an intervention of one, in one sweep.
+
+    Raises `InputError` where there is none, or no random vector.
+    """
+    if not interventions or random_seeds < 1:
+        raise InputError("nothing to measure: give at least one intervention and one random vector")
+    settings = [
+        [make(each)]
+        for vector, make in interventions
+        for each in (vector, *(random_like(vector, seed) for seed in range(random_seeds)))
+    ]
+    changes, damages = (
+        table.view(len(interventions), 1 + random_seeds, -1) for table in measure_changes(chat, pairs, settings)
+    )
     questions = [pair.question for pair in pairs]
+    return [_figures(change, damage, questions) for change, damage in zip(changes, damages, strict=True)]
+
+
+def _figures(changes: Tensor, damages: Tensor, questions: Sequence[str]) -> InterventionFigures:
+    """Of changes of the margin, [1 + random vectors, pairs], and damages, [1 + random vectors, texts]."""
     return InterventionFigures(
         margin_change=bootstrap(changes[0], questions),
         random_change=bootstrap(changes[1:].T, questions),
