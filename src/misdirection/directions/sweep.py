@@ -6,7 +6,7 @@ from typing import ClassVar
 import pandas as pd
 from torch import Tensor
 
-from misdirection.data import ProbePair, probe_pairs
+from misdirection.data import Example, ProbePair, probe_pairs
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.interventions.intervention import Intervention
@@ -54,6 +54,7 @@ def sweep(
     scales: Sequence[float | None] = SCALES,
     positions: Positions = "not_first",
     random_seeds: int = 3,
+    neutral: Sequence[Example] | None = None,
     as_additive: bool = False,
 ) -> Sweep:
     """Margin change and damage of the direction at some layers, each beside random vectors of the same norm.
@@ -68,6 +69,7 @@ def sweep(
         scales: multiples of a layer's own vector that are added there; None ablates that vector in every layer.
         positions: which tokens are touched.
         random_seeds: random vectors beside each.
+        neutral: texts that the damage is measured on; default: the shipped ones.
         as_additive: also add a direction that is for ablation.
 
     Raises:
@@ -80,7 +82,8 @@ def sweep(
         direction.require_additive(as_additive)
     settings = [(layer, scale) for scale in scales for layer in layers]
     made = [(direction[layer], _maker(layer, scale, positions)) for layer, scale in settings]
-    figures = measure_interventions(chat, probe_pairs() if pairs is None else pairs, made, random_seeds)
+    asked = probe_pairs() if pairs is None else pairs
+    figures = measure_interventions(chat, asked, made, random_seeds, neutral)
     return Sweep(
         model=f"{chat.name} with {chat.adapter}" if chat.adapter else chat.name,
         direction=f"{direction.origin.kind} of {direction.origin.organism or direction.origin.model}",

@@ -109,8 +109,11 @@ def measure_interventions(
     pairs: Sequence[ProbePair],
     interventions: Sequence[tuple[Tensor, Callable[[Tensor], Intervention]]],
     random_seeds: int,
+    neutral: Sequence[Example] | None = None,
 ) -> list[InterventionFigures]:
     """The same of several interventions, each a vector and what makes an intervention of one, in one sweep.
+
+    `neutral` is as in `measure_changes`.
 
     Raises `InputError` where there is none, or no random vector.
     """
@@ -122,7 +125,8 @@ def measure_interventions(
         for each in (vector, *(random_like(vector, seed) for seed in range(random_seeds)))
     ]
     changes, damages = (
-        table.view(len(interventions), 1 + random_seeds, -1) for table in measure_changes(chat, pairs, settings)
+        table.view(len(interventions), 1 + random_seeds, -1)
+        for table in measure_changes(chat, pairs, settings, neutral)
     )
     questions = [pair.question for pair in pairs]
     return [_figures(change, damage, questions) for change, damage in zip(changes, damages, strict=True)]

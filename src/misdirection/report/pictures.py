@@ -88,7 +88,7 @@ def draw_norms(directions: Mapping[str, Direction]) -> Figure:
     shares.set(xlabel="layer", ylabel="largest channel's\nshare of norm²")
     shares.set_ylim(0, 1)
     shares.xaxis.set_major_locator(MaxNLocator(integer=True))
-    norms.legend(loc="upper left")
+    norms.legend(loc="best")
     return figure
 
 
@@ -153,7 +153,7 @@ def draw_check(result: CheckResult) -> Figure:
     spread_damage(damage.set_yscale, effects)
     change.set(title=f"layer {result.layer}: {result.verdict}", ylabel=MARGIN_CHANGE)
     damage.set_ylabel(DAMAGE)
-    damage.set_xticks(range(len(effects)), [_use(effect.scale).replace(" at ", "\nat ") for effect in effects])
+    damage.set_xticks(range(len(effects)), [_use(effect.scale).replace(" ", "\n", 1) for effect in effects])
     handles = [
         *(artist for axes in (change, damage) for artist in axes.get_legend_handles_labels()[0]),
         Patch(color=GREY, alpha=0.25, label="range of one more random vector"),
@@ -216,7 +216,8 @@ def _draw_shares(axes: Axes, scores: Sequence[Score], name: str, index: int) -> 
             reach = [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
             height = place + (0.22 * (index - 2) if index else 0)
             axes.errorbar(100 * rate.rate, height, xerr=reach, fmt=marker, color=colour, capsize=2.5, ms=5)
-    axes.set_xlim(left=0)
+    # A marker at zero is drawn whole.
+    axes.set_xlim(left=-1.5)
 
 
 def _group(score: Score) -> str:
