@@ -60,7 +60,7 @@ def made_sweep():
         for scale in (2.0, None)
         for layer in (3, 1)
     ]
-    return Sweep(model="base", direction="data_difference of base", effects=effects)
+    return Sweep(model="base", direction="data_difference of base", positions="not_first", effects=effects)
 
 
 def checked():

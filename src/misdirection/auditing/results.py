@@ -244,13 +244,15 @@ class AuditResult(Framed, Plotted, Verdict, Result):
     evidence: Evidence
 
     def _tables(self) -> Mapping[str, Table]:
-        return {
-            "shifts": self._shifts,
-            "questions": self._questions,
-            "drift": self._drift,
-            "difference": self._difference,
-            "attribution": self._attribution,
+        evidence = self.evidence
+        measured: dict[str, tuple[Any, Table]] = {
+            "shifts": (evidence.general, self._shifts),
+            "questions": (evidence.questions, self._questions),
+            "drift": (evidence.drift, self._drift),
+            "difference": (evidence.model_difference.directions, self._difference),
+            "attribution": (evidence.attribution, self._attribution),
         }
+        return {name: table for name, (figures, table) in measured.items() if figures}
 
     def _shifts(self) -> pd.DataFrame:
         """Every shift of a margin: whose, on which questions (a way of asking, or a theme), and against what."""
@@ -286,7 +288,7 @@ class AuditResult(Framed, Plotted, Verdict, Result):
             pd.DataFrame({"direction": name, "layer": range(len(each.cosines)), **each.model_dump()})
             for name, each in self.evidence.model_difference.directions.items()
         ]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        return pd.concat(tables, ignore_index=True)
 
     def _attribution(self) -> pd.DataFrame:
         """Parts of the shift by the layer of the adapters."""

@@ -6,12 +6,12 @@ from typing import ClassVar
 import pandas as pd
 from torch import Tensor
 
+from misdirection.choices import Positions
 from misdirection.data import Example, ProbePair, probe_pairs
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.kinds import Ablate, Steer
-from misdirection.interventions.positions import Rule as Positions
 from misdirection.likelihood.measure import InterventionFigures, measure_interventions
 from misdirection.models.chat_model import ChatModel
 from misdirection.results import Figures
@@ -37,6 +37,8 @@ class Sweep(Plotted, Figures):
     """The base model, and its adapter where it has one."""
     direction: str
     """Its kind, and of what it is."""
+    positions: Positions
+    """The tokens that were touched."""
     effects: list[SweptEffect]
 
     def frame(self) -> pd.DataFrame:
@@ -87,6 +89,7 @@ def sweep(
     return Sweep(
         model=f"{chat.name} with {chat.adapter}" if chat.adapter else chat.name,
         direction=f"{direction.origin.kind} of {direction.origin.organism or direction.origin.model}",
+        positions=positions,
         effects=[
             SweptEffect(layer=layer, scale=scale, **dict(measured))
             for (layer, scale), measured in zip(settings, figures, strict=True)

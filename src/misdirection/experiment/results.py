@@ -4,6 +4,7 @@ Margins, losses and their changes are in nats/token; cosines are lists over the 
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
@@ -261,15 +262,19 @@ class RunResults(
         return {name: organism for name, organism in self.organisms.items() if organism.answers == "good"}
 
     def _tables(self) -> Mapping[str, Table]:
-        return {
+        tables: dict[str, Table] = {
             "margin_shift": self._margin_shift,
             "convergence": self.convergence.frame,
             "model_difference": self.convergence.model_difference.frame,
-            **({"steering": lambda: rows(self.steering or ())} if self.steering else {}),
-            **({"transfer": lambda: rows(self.transfer or ())} if self.transfer else {}),
-            **({"scores": Scores(self.behaviour.scores).frame} if self.behaviour else {}),
-            **({f"adapters_{name}": table for name, table in self.adapters.tables().items()} if self.adapters else {}),
         }
+        for name, effects in (("steering", self.steering), ("transfer", self.transfer)):
+            if effects:
+                tables[name] = partial(rows, effects)
+        if self.behaviour:
+            tables["scores"] = Scores(self.behaviour.scores).frame
+        if self.adapters:
+            tables |= {f"adapters_{name}": partial(self.adapters.frame, name) for name in self.adapters.tables}
+        return tables
 
     def _margin_shift(self) -> pd.DataFrame:
         """Shifts of every organism's margin by question set: against the base, its control, and beyond words."""

@@ -7,6 +7,7 @@ short name of one component of an adapted module, such as `layer_15`.
 import base64
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -424,7 +425,7 @@ class ScaledShare(Figures):
 # --- the whole ------------------------------------------------------------------------------------------------------
 
 
-class AdapterFigures(Figures):
+class AdapterFigures(Framed, Figures):
     """All that was read of one organism's adapters; None or empty where it was not measured."""
 
     organism: str
@@ -445,8 +446,7 @@ class AdapterFigures(Figures):
     scaled: tuple[ScaledShare, ...]
     """From a table that was measured elsewhere."""
 
-    def tables(self) -> dict[str, Table]:
-        """The tables of all that was measured, by name."""
+    def _tables(self) -> Mapping[str, Table]:
         measured = {
             "roles": (self.roles, self._roles),
             "shapley": (self.causal, self._shapley),
@@ -527,7 +527,7 @@ class InterpretationResults(Framed, Plotted, Result):
     """Time that each part took."""
 
     def _tables(self) -> Mapping[str, Table]:
-        return self.adapters.tables()
+        return {name: partial(self.adapters.frame, name) for name in self.adapters.tables}
 
 
 # --- the token reader -----------------------------------------------------------------------------------------------
