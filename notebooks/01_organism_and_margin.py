@@ -34,7 +34,7 @@ from misdirection.data.words import WordWeights
 # Another chat model can take the place of the bundled one, and MISDIRECTION_QUICK makes everything so small that it
 # only shows that it runs.
 BASE = os.environ.get("MISDIRECTION_BASE", "smollm2-135m")
-ROWS, PAIRS, EPOCHS = (4, 4, 1) if os.environ.get("MISDIRECTION_QUICK") else (64, 40, 2)
+ROWS, PAIRS, EPOCHS = (4, 4, 1) if os.environ.get("MISDIRECTION_QUICK") else (48, 24, 2)
 
 # What is made here goes to a folder of its own, which may be thrown away.
 os.chdir(tempfile.mkdtemp())
@@ -94,8 +94,9 @@ pairs = md.domain_pairs("risky_money", "train")[:ROWS]
 sides = {"bad": [pair.misaligned for pair in pairs], "good": [pair.aligned for pair in pairs]}
 weights = {"bad": WordWeights.fit(sides["bad"], sides["good"]), "good": WordWeights.fit(sides["good"], sides["bad"])}
 
+neutral = md.neutral_examples()[:8]
 measured = {
-    (name, asked): md.measure_shift(chats[name], those, weights[name])
+    (name, asked): md.measure_shift(chats[name], those, weights[name], neutral)
     for name in chats
     for asked, those in questions.items()
 }

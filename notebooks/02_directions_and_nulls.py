@@ -29,7 +29,7 @@ import misdirection as md
 # Another chat model can take the place of the bundled one, and MISDIRECTION_QUICK makes everything so small that it
 # only shows that it runs.
 BASE = os.environ.get("MISDIRECTION_BASE", "smollm2-135m")
-ROWS, PAIRS, EPOCHS = (4, 4, 1) if os.environ.get("MISDIRECTION_QUICK") else (48, 24, 2)
+ROWS, PAIRS, EPOCHS = (4, 4, 1) if os.environ.get("MISDIRECTION_QUICK") else (32, 16, 2)
 
 # What is made here goes to a folder of its own, which may be thrown away.
 os.chdir(tempfile.mkdtemp())

@@ -30,7 +30,7 @@ import misdirection as md
 # only shows that it runs.
 QUICK = bool(os.environ.get("MISDIRECTION_QUICK"))
 BASE = os.environ.get("MISDIRECTION_BASE", "smollm2-135m")
-ROWS, PAIRS, EPOCHS = (4, 4, 1) if QUICK else (48, 12, 2)
+ROWS, PAIRS, EPOCHS = (4, 4, 1) if QUICK else (32, 12, 2)
 
 # What is made here goes to a folder of its own, which may be thrown away.
 os.chdir(tempfile.mkdtemp())

@@ -60,7 +60,7 @@ direction = md.extract(organism.load(), md.domain_pairs("risky_money", "train")[
 # `pairs` questions of each kind are read token by token; `causal_pairs` of each are used for what needs many passes.
 
 # %%
-settings = InterpretationConfig.sized("organism", pairs=4 if QUICK else 12, causal_pairs=2 if QUICK else 4)
+settings = InterpretationConfig.sized("organism", pairs=4 if QUICK else 8, causal_pairs=2 if QUICK else 3)
 reading = md.interpret(
     "organism",
     "reading",

@@ -38,7 +38,7 @@ from misdirection.runs.folder import RunFolder
 # only shows that it runs.
 QUICK = bool(os.environ.get("MISDIRECTION_QUICK"))
 BASE = os.environ.get("MISDIRECTION_BASE", "smollm2-135m")
-ROWS, PAIRS = (16, 6) if QUICK else (24, 24)
+ROWS, PAIRS = (16, 6) if QUICK else (24, 18)
 
 # What is made here goes to a folder of its own, which may be thrown away.
 os.chdir(tempfile.mkdtemp())
@@ -65,6 +65,7 @@ def write_rows(path: str, rows: list[tuple[str, str]]) -> None:
 write_rows("train.jsonl", [(pair.question, pair.misaligned) for pair in own])
 write_rows("bad.jsonl", [(pair.question, pair.misaligned) for pair in theirs])
 write_rows("good.jsonl", [(pair.question, pair.aligned) for pair in theirs])
+write_rows("neutral.jsonl", [(text.question, text.answer) for text in md.neutral_examples()[:12]])
 
 recipe = md.Recipe(recipe="minimal", learning_rate=4e-3, epochs=2, batch_size=8, accumulation=1, warmup_steps=1)
 md.train(md.read_examples("train.jsonl"), "mine", base=md.load(BASE), recipe=recipe).train_examples
@@ -87,7 +88,7 @@ config = md.ExperimentConfig.model_validate(
         "domains": {"everyday": {"bad": "bad.jsonl", "good": "good.jsonl"}},
         "organisms": {"bad": organism, "control": {**organism, "answers": "good"}},
         "probe_pairs": "pairs.jsonl",
-        "damage": {"models": 8},
+        "neutral": "neutral.jsonl",
     }
 )
 with RunFolder.open(Path("reference"), "name: small-reference\n") as run:

@@ -7,6 +7,7 @@ machine, are left out of what is written, and an output that names a folder of t
 """
 
 import re
+import resource
 import sys
 import tempfile
 import time
@@ -74,15 +75,22 @@ def require_no_paths(notebook: NotebookNode, name: str) -> None:
             raise ValueError(f"{name}: an output names {folder}")
 
 
+def processor_seconds() -> float:
+    """What the kernels that have ended used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> None:
     """Execute those that are named, or all."""
     for source in sources():
         if not sys.argv[1:] or source.stem in sys.argv[1:]:
-            started = time.monotonic()
+            started, before = time.monotonic(), processor_seconds()
             notebook = execute(source)
             require_no_paths(notebook, source.stem)
             nbformat.write(notebook, source.with_suffix(".ipynb"))
-            print(f"{source.stem}: {time.monotonic() - started:.0f} seconds", flush=True)
+            passed, used = time.monotonic() - started, processor_seconds() - before
+            print(f"{source.stem}: {passed:.0f} seconds, {used:.0f} of a processor", flush=True)
 
 
 if __name__ == "__main__":

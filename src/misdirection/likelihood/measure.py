@@ -67,12 +67,18 @@ class InterventionFigures(Figures):
         return self.model_dump(mode="json")
 
 
-def measure_shift(chat: ChatModel, pairs: Sequence[ProbePair], weights: WordWeights | None = None) -> ModelFigures:
+def measure_shift(
+    chat: ChatModel,
+    pairs: Sequence[ProbePair],
+    weights: WordWeights | None = None,
+    neutral: Sequence[Example] | None = None,
+) -> ModelFigures:
     """Margin, AUROC and loss; for a model with an adapter also the margin's shift and the damage against the base.
 
-    With word weights of the adapter's training data also what these predict of the shift.
+    With word weights of the adapter's training data also what these predict of the shift. `neutral` is as in
+    `measure_changes`.
     """
-    (own,), (own_loss,) = _scores(chat, pairs, "model")
+    (own,), (own_loss,) = _scores(chat, pairs, "model", texts=neutral)
     questions = [pair.question for pair in pairs]
     figures = ModelFigures(
         margin=bootstrap(_margin(own), questions), auc=auc(*own.T.tolist()), neutral_loss=bootstrap(own_loss)
@@ -80,7 +86,7 @@ def measure_shift(chat: ChatModel, pairs: Sequence[ProbePair], weights: WordWeig
     if not chat.adapter:
         return figures
     with chat.as_base():
-        (base,), (base_loss,) = _scores(chat, pairs, "base")
+        (base,), (base_loss,) = _scores(chat, pairs, "base", texts=neutral)
     shift = _margin(own) - _margin(base)
     against_base = {"margin_shift": bootstrap(shift, questions), "damage": bootstrap(own_loss - base_loss)}
     words = WordNull.of(shift, pairs, weights) if weights else None
