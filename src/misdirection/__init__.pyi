@@ -20,12 +20,15 @@ from misdirection.data import read_examples as read_examples
 from misdirection.data import read_pairs as read_pairs
 from misdirection.data import sealed_pairs as sealed_pairs
 from misdirection.directions.check import check as check
+from misdirection.directions.convergence import Cosines as Cosines
 from misdirection.directions.convergence import compare as compare
 from misdirection.directions.direction import Direction as Direction
 from misdirection.directions.direction import extract as extract
 from misdirection.directions.formats import export_direction as export_direction
 from misdirection.directions.formats import import_direction as import_direction
 from misdirection.directions.results import CheckResult as CheckResult
+from misdirection.directions.sweep import Sweep as Sweep
+from misdirection.directions.sweep import sweep as sweep
 from misdirection.errors import InputError as InputError
 from misdirection.errors import MisdirectionError as MisdirectionError
 from misdirection.experiment.config import ExperimentConfig as ExperimentConfig
@@ -36,7 +39,9 @@ from misdirection.experiment.runner import run_experiment
 from misdirection.hub.transfer import pull as pull
 from misdirection.hub.transfer import push as push
 from misdirection.interpretation.interpret import interpret as interpret
+from misdirection.interpretation.interpret import interpret_tables as interpret_tables
 from misdirection.interpretation.results import InterpretationResults as InterpretationResults
+from misdirection.interpretation.results import TokenTable as TokenTable
 from misdirection.interventions.bake import bake as bake
 from misdirection.interventions.hooks import ablate as ablate
 from misdirection.interventions.hooks import intervene as intervene
@@ -51,6 +56,7 @@ from misdirection.judging.judges import open_judge as open_judge
 from misdirection.judging.rubrics import read_rubrics as read_rubrics
 from misdirection.judging.scoring import score as score
 from misdirection.likelihood.margin import margin as margin
+from misdirection.likelihood.measure import measure_shift as measure_shift
 from misdirection.models.chat_model import ChatModel as ChatModel
 from misdirection.models.loading import load as load
 from misdirection.organisms.organism import Organism as Organism

@@ -123,6 +123,7 @@ PAGES: Registry[Page] = Registry(
         "interpretation": "misdirection.report.interpretation:PAGE",
         "audit": "misdirection.report.audit:PAGE",
         "repair": "misdirection.report.repair:PAGE",
+        "token-table": "misdirection.report.token_table:PAGE",
     },
 )
 """Pages by kind of result."""

@@ -7,6 +7,7 @@ import torch
 from lora_fixtures import with_adapter
 
 from misdirection.data import ProbePair
+from misdirection.directions.convergence import random_cosine_95
 from misdirection.directions.direction import Direction, Origin
 from misdirection.errors import MisdirectionError
 from misdirection.interpretation.geometry import (
@@ -14,7 +15,6 @@ from misdirection.interpretation.geometry import (
     logit_lens,
     nearest,
     random_cosine,
-    random_cosine_95,
     skipped,
     write_cosines,
     writes,

@@ -15,7 +15,6 @@ from misdirection.judging.scoring import (
     is_misaligned,
     is_repetitive,
     score,
-    score_table,
 )
 
 PROSE = (
@@ -171,7 +170,7 @@ def test_a_group_without_a_name_is_not_lost():
 
 def test_the_table_and_the_json_hold_every_figure():
     scores = score(table(1, 1, 2, organism="a"))
-    row = score_table(scores).iloc[0]
+    row = scores.frame().iloc[0]
     assert (row["organism"], row["answers"], row["em"], row["incoherent"]) == ("a", 16, 0.25, 0.5)
     assert row["em_low"] == scores[0].em.low and row["em_high"] == scores[0].em.high
     assert row["truncated"] is None and row["unscored"] == 0

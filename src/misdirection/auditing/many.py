@@ -11,12 +11,10 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import yaml
 
 from misdirection.auditing.audit import run_audit
@@ -147,9 +145,10 @@ def run_audits(inputs: Sequence[AuditInputs], folder: Path, workers: Workers | N
                 failed.append(str(error))
         made = [run.artifact(task.stage) for task in tasks if not run.missing(task.stages)]
         rows = [_row(AuditResult.load(audit), audit) for audit in made]
+    table = AuditTable(audits=rows, failed=failed)
     if rows:
-        write_atomic(folder / TABLE, pd.DataFrame([_flat(row) for row in rows]).to_csv(index=False))
-    return AuditTable(audits=rows, failed=failed)
+        write_atomic(folder / TABLE, table.frame().to_csv(index=False))
+    return table
 
 
 def _described(inputs: Sequence[AuditInputs]) -> str:
@@ -228,15 +227,3 @@ def _row(result: AuditResult, folder: Path) -> AuditRow:
         because="; ".join(result.because),
         page=str(folder / AuditResult.PAGE),
     )
-
-
-def _flat(row: AuditRow) -> dict[str, Any]:
-    """The row of the table: each estimate's mean under its name, and its bounds and count beside it; nats/token."""
-    figures = {
-        f"{name}_{part}" if part != "mean" else name: asdict(estimate)[part]
-        if (estimate := getattr(row, name))
-        else None
-        for name in ("shift", "beyond_control", "framed", "damage")
-        for part in ("mean", "low", "high", "n")
-    }
-    return {"fine_tune": row.fine_tune, "verdict": row.verdict, **figures, "because": row.because, "page": row.page}

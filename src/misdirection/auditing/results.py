@@ -1,6 +1,9 @@
 """The result of an audit as `audit.json` holds it, the table of many, and the record of a reference."""
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
 
 from misdirection.auditing.measurements import Texts
 from misdirection.auditing.verdict import Asked, Rule, Verdict, Word, in_order
@@ -10,6 +13,7 @@ from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate, Rate
+from misdirection.views import Framed, Plotted, Table, alone, beside, rows
 
 
 class KnownFineTune(Figures):
@@ -249,7 +253,7 @@ class Evidence(Figures):
         return self.decisive["general"].detectable
 
 
-class AuditResult(Verdict, Result):
+class AuditResult(Framed, Plotted, Verdict, Result):
     """One audit: its verdict, and the evidence with what it must be told from."""
 
     KIND: ClassVar[str] = "audit"
@@ -267,8 +271,66 @@ class AuditResult(Verdict, Result):
     rule: Rule
     evidence: Evidence
 
+    def _tables(self) -> Mapping[str, Table]:
+        evidence = self.evidence
+        measured: dict[str, tuple[Any, Table]] = {
+            "shifts": (evidence.general, self._shifts),
+            "questions": (evidence.questions, self._questions),
+            "drift": (evidence.drift, self._drift),
+            "difference": (evidence.model_difference.directions, self._difference),
+            "attribution": (evidence.attribution, self._attribution),
+        }
+        return {name: table for name, (figures, table) in measured.items() if figures}
+
+    def _shifts(self) -> pd.DataFrame:
+        """Every shift of a margin: whose, on which questions (a way of asking, or a theme), and against what."""
+        evidence, own = self.evidence, self.fine_tune.name
+        plain = {"general": evidence.general, "framed": evidence.framed}
+        further = "control" if evidence.beyond_control else "base"
+        shifts = [
+            *((own, asked, "base", shift) for asked, shift in plain.items()),
+            *((own, asked, "control", shift) for asked, shift in in_order(evidence.beyond_control)),
+            *((own, f"theme: {theme}", "base", shift) for theme, shift in evidence.themes.items()),
+            *((own, f"further way: {way}", further, shift) for way, shift in evidence.searched.items()),
+        ]
+        for name, known in (self.reference.known if self.reference else {}).items():
+            shifts += [(name, "general", "base", known.shift), (name, "general", "control", known.beyond_control)]
+        return pd.DataFrame(
+            {"fine_tune": name, "questions": asked, "against": against, **alone(shift)}
+            for name, asked, against, shift in shifts
+            if shift
+        )
+
+    def _questions(self) -> pd.DataFrame:
+        """The shift against the base of every general question that was asked."""
+        shifts = self.evidence.questions
+        return pd.DataFrame({"id": list(shifts), "shift": list(shifts.values())})
+
+    def _drift(self) -> pd.DataFrame:
+        """Moves along known directions, the reference's fine-tunes' among them."""
+        return pd.DataFrame(_drift_row(each) for each in self.evidence.drift)
+
+    def _difference(self) -> pd.DataFrame:
+        """Cosines of the fine-tune's own direction with known ones, by layer."""
+        tables = [
+            pd.DataFrame({"direction": name, "layer": range(len(each.cosines)), **each.model_dump()})
+            for name, each in self.evidence.model_difference.directions.items()
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    def _attribution(self) -> pd.DataFrame:
+        """Parts of the shift by the layer of the adapters."""
+        parts = self.evidence.attribution.by_layer if self.evidence.attribution else {}
+        return pd.DataFrame({"layer": layer, **alone(part)} for layer, part in sorted(parts.items()))
+
     def __repr__(self) -> str:
         return f"AuditResult({self.fine_tune.name!r}: {self.verdict}, general margin shift {self.evidence.general})"
+
+
+def _drift_row(drift: Drift) -> dict[str, Any]:
+    known = {name: value for key, each in drift.known.items() for name, value in beside(key, each).items()}
+    own = {"direction": drift.direction, "layer": drift.layer, "random_95": drift.random_95}
+    return {**own, **beside("general", drift.general), **beside("neutral", drift.neutral), **known}
 
 
 class AuditRow(Figures):
@@ -291,6 +353,10 @@ class AuditTable(Figures):
     audits: list[AuditRow]
     failed: list[str]
     """Why an audit could not be made, for each that could not."""
+
+    def frame(self) -> pd.DataFrame:
+        """One row per audit, its estimates in nats/token."""
+        return rows(self.audits)
 
 
 class TrainingBase(Result):

@@ -198,7 +198,7 @@ def score(
     from misdirection.files import atomic_output, require_replaceable
     from misdirection.judging.conditions import compare_conditions, select_rows
     from misdirection.judging.scoring import score as score_answers
-    from misdirection.judging.scoring import score_table, tell_mixed
+    from misdirection.judging.scoring import tell_mixed
     from misdirection.sampling.answers import read_answers
 
     if file is not None:
@@ -212,7 +212,7 @@ def score(
     groups = score_answers(rows, by, min_judged=min_judged)
     if file is not None:
         with atomic_output(file) as temporary:
-            temporary.write_text(score_table(groups).to_csv(index=False), "utf-8")
+            temporary.write_text(groups.frame().to_csv(index=False), "utf-8")
         notices.print(f"wrote {file}", highlight=False, soft_wrap=True)
     if as_json:
         print_figures({"groups": [group.as_dict() for group in groups]}, as_json)

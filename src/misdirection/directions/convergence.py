@@ -5,14 +5,21 @@ little by itself. Its references: the base model's direction on the same text, t
 shuffled labels, and the cosine of two halves of the data with one another (a ceiling).
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
+from statistics import NormalDist
+from typing import ClassVar
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from misdirection.directions.direction import Direction, require_alike
 from misdirection.directions.extraction import Means
+from misdirection.errors import InputError
+from misdirection.views import Plotted
 
 SHUFFLES = 8
 _SEED = 0
@@ -24,10 +31,48 @@ def cosines(first: Tensor, second: Tensor) -> list[float]:
     return values
 
 
-def compare(directions: Mapping[str, Direction]) -> dict[str, dict[str, list[float]]]:
-    """Cosine by layer of every direction with every other: `result[a][b][layer]`."""
+def random_cosine_95(width: int) -> float:
+    """The |cosine| that one pair of random vectors in twenty exceeds (cosines are nearly normal at such widths)."""
+    return NormalDist().inv_cdf(0.975) / math.sqrt(width)
+
+
+class Cosines(Plotted, dict[str, dict[str, list[float]]]):
+    """Cosines of several directions with one another: `cosines[a][b][layer]`.
+
+    Attributes:
+        random_95: the |cosine| that one pair of random vectors of this width in twenty exceeds.
+    """
+
+    KIND: ClassVar[str] = "cosines"
+
+    def __init__(self, values: Mapping[str, dict[str, list[float]]], width: int) -> None:
+        super().__init__(values)
+        self.random_95 = random_cosine_95(width)
+
+    @property
+    def pairs(self) -> dict[tuple[str, str], list[float]]:
+        """The cosines of every two directions, once."""
+        return {(a, b): self[a][b] for a, b in combinations(self, 2)}
+
+    def frame(self) -> pd.DataFrame:
+        """One row for every two directions (`a`, `b`) and layer: `cosine`, and `random_95`."""
+        return pd.DataFrame(
+            {"a": a, "b": b, "layer": layer, "cosine": cosine, "random_95": self.random_95}
+            for (a, b), curve in self.pairs.items()
+            for layer, cosine in enumerate(curve)
+        )
+
+
+def compare(directions: Mapping[str, Direction]) -> Cosines:
+    """Cosine by layer of every direction with every other: `result[a][b][layer]`.
+
+    Raises `InputError` for no direction, and for directions of other widths, layers or base models.
+    """
+    if not directions:
+        raise InputError("no directions: give at least two that are to be compared")
     require_alike(list(directions.values()))
-    return compare_tensors({name: direction.vectors for name, direction in directions.items()})
+    vectors = {name: direction.vectors for name, direction in directions.items()}
+    return Cosines(compare_tensors(vectors), width=next(iter(vectors.values())).shape[1])
 
 
 def compare_tensors(vectors: Mapping[str, Tensor]) -> dict[str, dict[str, list[float]]]:

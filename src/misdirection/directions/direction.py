@@ -19,7 +19,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import ClassVar
 
+import pandas as pd
 import torch
 from huggingface_hub import hf_hub_download
 from pydantic import TypeAdapter, ValidationError
@@ -37,6 +39,7 @@ from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.libraries import errors_in_one_line
 from misdirection.progress import shown
+from misdirection.views import Plotted
 
 FORMAT = "misdirection.direction/1"
 LAYER_CONVENTION = "vectors[k] is for the output of decoder block k, 0-based, before the final norm"
@@ -85,8 +88,10 @@ def read_origin(metadata: Mapping[str, str], path: str | Path) -> Origin:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Direction:
+class Direction(Plotted):
     """One vector per layer, [layers, width] float32, and its origin."""
+
+    KIND: ClassVar[str] = "direction"
 
     vectors: Tensor
     origin: Origin
@@ -99,6 +104,20 @@ class Direction:
     def _repr_html_(self) -> str:
         """A notebook's view: the kind, the model, and the vectors' norms by layer."""
         return f"<table>{_row(self)}</table>"
+
+    def frame(self) -> pd.DataFrame:
+        """One row per layer: its vector's `norm` in activation units, its largest `channel`, and the `share` of the
+        squared norm that this channel holds."""
+        squares = self.vectors.double().square()
+        total, largest = squares.sum(-1), squares.max(-1)
+        return pd.DataFrame(
+            {
+                "layer": range(len(self.vectors)),
+                "norm": total.sqrt().tolist(),
+                "channel": largest.indices.tolist(),
+                "share": (largest.values / total).tolist(),
+            }
+        )
 
     def __getitem__(self, layer: int) -> Tensor:
         """The vector of one layer, [width]; `InputError` for a layer that is not there."""
@@ -217,11 +236,13 @@ def _row(direction: Direction) -> str:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Directions(Mapping[str, Direction]):
+class Directions(Plotted, Mapping[str, Direction]):
     """The directions that one model gives on the same pairs, as attributes and by kind.
 
     A model without an adapter has `data_difference` alone; the others are then None, and no kinds of the mapping.
     """
+
+    KIND: ClassVar[str] = "directions"
 
     data_difference: Direction
     base_data_difference: Direction | None = None
@@ -245,6 +266,11 @@ class Directions(Mapping[str, Direction]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+    def frame(self) -> pd.DataFrame:
+        """One row per `kind` and layer, as `Direction.frame` has them."""
+        tables = {kind: direction.frame() for kind, direction in self.items()}
+        return pd.concat(tables, names=["kind"]).reset_index("kind").reset_index(drop=True)
 
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Writes `KIND.safetensors` for each direction; gives the paths by kind."""

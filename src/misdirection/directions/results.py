@@ -1,11 +1,13 @@
 """The result of a check of one vector, as `check.json` holds it."""
 
 import html
+from collections.abc import Mapping
 from typing import ClassVar
 
 from misdirection.choices import Operation
 from misdirection.directions.verdict import Effect, Rule, Word
 from misdirection.results import Figures, Result
+from misdirection.views import Framed, Plotted, Table, rows
 
 
 class DirectionFacts(Figures):
@@ -58,7 +60,7 @@ class GiantChannels(Figures):
     """Those of them that are giants of the model's residual stream, too."""
 
 
-class CheckResult(Result):
+class CheckResult(Framed, Plotted, Result):
     """One check: the verdict, what the vector is like, and what it does."""
 
     KIND: ClassVar[str] = "check"
@@ -90,6 +92,14 @@ class CheckResult(Result):
     def size(self) -> LayerSize:
         """That of the layer that was checked."""
         return self.sizes[self.layer]
+
+    @property
+    def effects(self) -> list[Effect]:
+        """Of every use of the vector, the ablation last."""
+        return [*self.steering, self.ablation]
+
+    def _tables(self) -> Mapping[str, Table]:
+        return {"effects": lambda: rows(self.effects), "sizes": lambda: rows(self.sizes)}
 
     def __repr__(self) -> str:
         return f"CheckResult({self.direction.name!r} at layer {self.layer}: {self.verdict})"

@@ -3,16 +3,20 @@
 Margins, losses and their changes are in nats/token; cosines are lists over the layers.
 """
 
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
+import pandas as pd
 from pydantic import Field
 
 from misdirection.interpretation.results import AdapterFigures
-from misdirection.judging.scoring import Comparison, Score
+from misdirection.judging.scoring import Comparison, Score, Scores
 from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate
+from misdirection.views import Framed, Plotted, Table, alone, rows
 
 Curve = list[float]
 """One value a layer."""
@@ -51,6 +55,15 @@ class OrganismFigures(Figures):
     damage: Estimate
     """Rise of the loss on neutral text."""
 
+    def shifts(self) -> dict[str, dict[str, Estimate]]:
+        """Its shifts by question set, by what they are against."""
+        return {
+            "base": self.margin_shift,
+            "words": {name: words.beyond for name, words in self.words.items()},
+            "control": self.minus_control,
+            "control and words": self.minus_control_beyond_words,
+        }
+
 
 class ModelDifference(Figures):
     """Cosines between organism minus base on the same answers."""
@@ -60,6 +73,10 @@ class ModelDifference(Figures):
     """With the control's drift projected out; empty without a control."""
     control_null: dict[str, Curve]
     split_half: dict[str, Curve]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per pair, or organism, and layer."""
+        return _cosine_table(self)
 
 
 class Convergence(Figures):
@@ -75,6 +92,31 @@ class Convergence(Figures):
     shuffled_null: dict[str, Curve]
     split_half: dict[str, Curve]
     model_difference: ModelDifference
+
+    def frame(self) -> pd.DataFrame:
+        """One row per pair, or organism, and layer."""
+        return _cosine_table(self)
+
+
+def _cosine_table(convergence: "Convergence | ModelDifference") -> pd.DataFrame:
+    """Cosines of two organisms, and of one with each of its references (`kind`, as the fields are named)."""
+    return pd.DataFrame(
+        {"kind": kind, "organism": organism, "other": other, "layer": layer, "cosine": cosine}
+        for kind in type(convergence).model_fields
+        if kind != "model_difference"
+        for organism, other, curve in _curves(getattr(convergence, kind))
+        for layer, cosine in enumerate(curve)
+    )
+
+
+def _curves(by_organism: Mapping[str, Curve | Mapping[str, Curve]]) -> Iterator[tuple[str, str | None, Curve]]:
+    """Each pair once, and none of an organism with itself; no other for a reference."""
+    names = list(by_organism)
+    for name, curves in by_organism.items():
+        if isinstance(curves, Mapping):
+            yield from ((name, other, curves[other]) for other in names[names.index(name) + 1 :])
+        else:
+            yield name, None, curves
 
 
 class ChannelShare(Figures):
@@ -182,7 +224,15 @@ class InterpretationSection(Figures):
 
 
 class RunResults(
-    InterpretationSection, JudgedSection, SampledSection, CellSection, MeansSection, MarginSection, Result
+    Framed,
+    Plotted,
+    InterpretationSection,
+    JudgedSection,
+    SampledSection,
+    CellSection,
+    MeansSection,
+    MarginSection,
+    Result,
 ):
     """All figures of an experiment."""
 
@@ -210,3 +260,35 @@ class RunResults(
     def controls(self) -> dict[str, OrganismFigures]:
         """Those that were trained on good answers."""
         return {name: organism for name, organism in self.organisms.items() if organism.answers == "good"}
+
+    def _tables(self) -> Mapping[str, Table]:
+        tables: dict[str, Table] = {
+            "margin_shift": self._margin_shift,
+            "convergence": self.convergence.frame,
+            "model_difference": self.convergence.model_difference.frame,
+        }
+        for name, effects in (("steering", self.steering), ("transfer", self.transfer)):
+            if effects:
+                tables[name] = partial(rows, effects)
+        if self.behaviour:
+            tables["scores"] = Scores(self.behaviour.scores).frame
+        if self.adapters:
+            tables |= {f"adapters_{name}": partial(self.adapters.frame, name) for name in self.adapters.tables}
+        return tables
+
+    def _margin_shift(self) -> pd.DataFrame:
+        """Shifts of every organism's margin by question set: against the base, its control, and beyond words."""
+        return pd.DataFrame(
+            {
+                "organism": name,
+                "recipe": organism.recipe,
+                "domain": organism.domain,
+                "answers": organism.answers,
+                "questions": questions,
+                "against": against,
+                **alone(shift),
+            }
+            for name, organism in self.organisms.items()
+            for against, shifts in organism.shifts().items()
+            for questions, shift in shifts.items()
+        )

@@ -6,7 +6,6 @@ what it causes in later layers converges to it. So a cosine at the adapter's own
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -77,11 +76,6 @@ def write_cosines(
 def random_cosine(width: int) -> float:
     """Expected |cosine| of two random vectors of this width, sqrt(2 / (pi width)): what a cosine is compared with."""
     return math.sqrt(2 / (math.pi * width))
-
-
-def random_cosine_95(width: int) -> float:
-    """The |cosine| that one pair of random vectors in twenty exceeds (cosines are nearly normal at such widths)."""
-    return NormalDist().inv_cdf(0.975) / math.sqrt(width)
 
 
 def downstream(

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from misdirection.data import ProbePair, data_hash
+from misdirection.directions.convergence import random_cosine_95
 from misdirection.interpretation import geometry
 from misdirection.interpretation.answer_probes import answer_probes
 from misdirection.interpretation.dynamics import growth, margins_by_step
@@ -237,7 +238,7 @@ class GeometryPart(JsonPart[WrittenGeometry]):
         return WrittenGeometry(
             shape=Shape(layers=len(chat.layers), width=chat.width),
             random_cosine=geometry.random_cosine(chat.width),
-            random_cosine_95=geometry.random_cosine_95(chat.width),
+            random_cosine_95=random_cosine_95(chat.width),
             skipped=tuple(geometry.skipped(lora.modules, chat.width)),
             cosines=geometry.write_cosines(vectors, reading.directions),
             logit_lens=self._lenses(chat, vectors, layers[-1]),

@@ -4,15 +4,22 @@ What is by layer or by feature stands in the order of the layers, whatever order
 short name of one component of an adapted module, such as `layer_15`.
 """
 
+import base64
 import re
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 from pydantic import AfterValidator
 
 from misdirection.judging.scoring import Change
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate, Rate
+from misdirection.views import Framed, Plotted, Table, alone, beside, row, rows
 
 T = TypeVar("T")
 
@@ -418,7 +425,7 @@ class ScaledShare(Figures):
 # --- the whole ------------------------------------------------------------------------------------------------------
 
 
-class AdapterFigures(Figures):
+class AdapterFigures(Framed, Figures):
     """All that was read of one organism's adapters; None or empty where it was not measured."""
 
     organism: str
@@ -439,8 +446,73 @@ class AdapterFigures(Figures):
     scaled: tuple[ScaledShare, ...]
     """From a table that was measured elsewhere."""
 
+    def _tables(self) -> Mapping[str, Table]:
+        measured = {
+            "roles": (self.roles, self._roles),
+            "shapley": (self.causal, self._shapley),
+            "scaling": (self.causal, self._scaling),
+            "importance": (self.importance, self._importance),
+            "dynamics": (self.dynamics, self._dynamics),
+            "probes": (self.probes, self._probes),
+            "scaled": (self.scaled, lambda: rows(self.scaled)),
+            "modules": (self.modules, lambda: rows(self.modules)),
+        }
+        return {name: table for name, (figures, table) in measured.items() if figures}
 
-class InterpretationResults(Result):
+    def _roles(self) -> pd.DataFrame:
+        """The role of every layer's adapters, with the Shapley values that it rests on."""
+        evidence = ((role, role.evidence) for role in self.roles)
+        return pd.DataFrame(
+            {"layer": role.layer, "role": role.role, **beside("general", of.general), **beside("domain", of.domain)}
+            for role, of in evidence
+        )
+
+    def _shapley(self) -> pd.DataFrame:
+        values = self.causal.shapley.values if self.causal else {}
+        return pd.DataFrame(
+            {"questions": name, "layer": layer, **alone(value)}
+            for name, by_layer in values.items()
+            for layer, value in by_layer.items()
+        )
+
+    def _scaling(self) -> pd.DataFrame:
+        """The change of every margin under every setting, and its damage."""
+        return pd.DataFrame(
+            {"setting": setting.name, "questions": name, **beside("margin", margin), **beside("damage", setting.damage)}
+            for setting in (self.causal.settings if self.causal else ())
+            for name, margin in setting.margin.items()
+        )
+
+    def _importance(self) -> pd.DataFrame:
+        by_layer = self.importance.by_layer if self.importance else {}
+        return pd.DataFrame({"layer": layer, **row(importance)} for layer, importance in by_layer.items())
+
+    def _dynamics(self) -> pd.DataFrame:
+        """The margin's shift against the base at the steps where it was measured."""
+        margin = self.dynamics.margin if self.dynamics else {}
+        steps = self.dynamics.margin_steps if self.dynamics else ()
+        return pd.DataFrame(
+            {"step": step, "questions": name, **alone(shift)}
+            for name, shifts in margin.items()
+            for step, shift in zip(steps, shifts, strict=True)
+        )
+
+    def _probes(self) -> pd.DataFrame:
+        """Every probe's scores, with the spread over its splits; `n` is their number."""
+        return pd.DataFrame(_probe_row(probe) for probe in self.probes)
+
+
+def _probe_row(probe: Probe) -> dict[str, Any]:
+    names = ("name", "split", "pooling", "features", "answers", "questions", "tokens", "baseline")
+    scores = {
+        f"{name}{end}": getattr(getattr(probe, name), part)
+        for name in ("auroc", "null_auroc", "accuracy")
+        for end, part in (("", "mean"), ("_low", "low"), ("_high", "high"), ("_n", "n"))
+    }
+    return {**{name: getattr(probe, name) for name in names}, **scores}
+
+
+class InterpretationResults(Framed, Plotted, Result):
     """An adapter that was read alone, or tables of one that were measured elsewhere."""
 
     KIND = "interpretation"
@@ -453,6 +525,9 @@ class InterpretationResults(Result):
     adapters: AdapterFigures
     seconds: dict[str, float]
     """Time that each part took."""
+
+    def _tables(self) -> Mapping[str, Table]:
+        return {name: partial(self.adapters.frame, name) for name in self.adapters.tables}
 
 
 # --- the token reader -----------------------------------------------------------------------------------------------
@@ -485,6 +560,10 @@ class Channel(Figures):
     low: float
     high: float
 
+    def unpacked(self) -> NDArray[np.float64]:
+        """The value of every token."""
+        return np.frombuffer(base64.b64decode(self.values), "<f2").astype(np.float64) * self.scale
+
 
 class TokenTable(Result):
     """Answers token by token, each token with its value in every channel; tokens are as the tokenizer spells them."""
@@ -499,3 +578,16 @@ class TokenTable(Result):
     tokens: str
     """Base64 of little-endian unsigned 32-bit numbers in the vocabulary."""
     channels: tuple[Channel, ...]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per token: its `answer` (a number), `position`, `token`, and a column per channel, NaN where it was
+        not measured."""
+        numbers = np.frombuffer(base64.b64decode(self.tokens), "<u4")
+        return pd.DataFrame(
+            {
+                "answer": [number for number, answer in enumerate(self.answers) for _ in range(answer.tokens)],
+                "position": [position for answer in self.answers for position in range(answer.tokens)],
+                "token": [self.vocabulary[number] for number in numbers],
+                **{channel.name: channel.unpacked() for channel in self.channels},
+            }
+        )

@@ -20,6 +20,7 @@ from misdirection.errors import InputError
 from misdirection.judging.scoring import MISALIGNED_BELOW
 from misdirection.sampling.answers import as_answers
 from misdirection.statistics import Estimate, percentiles, rank_auc, resample
+from misdirection.views import row
 
 RESAMPLES = 1000
 """Fewer than for rates: each draw ranks all answers anew."""
@@ -77,6 +78,12 @@ class Agreement:
     kappa: Estimate | None
     confusion: dict[str, int]
     by_question: dict[str, QuestionAgreement]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per question: `question_id`, n, figures, and the confusion's counts."""
+        return pd.DataFrame(
+            [{"question_id": name, **row(each), **each.confusion} for name, each in self.by_question.items()]
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""

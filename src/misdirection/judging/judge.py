@@ -90,6 +90,10 @@ class Judged:
     tokens_out: int
     cached: int
 
+    def frame(self) -> pd.DataFrame:
+        """The table: one row per answer."""
+        return self.table
+
 
 class TooFewVerdicts(JudgeError):
     """Too many answers have no verdict; `judged` holds what there is, and real verdicts are in the cache."""

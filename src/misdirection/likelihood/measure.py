@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pandas as pd
 from torch import Tensor
 
 from misdirection.data import Example, ProbePair, neutral_examples
 from misdirection.data.words import WordWeights
+from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.vectors import random_like
@@ -17,6 +19,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.results import Figures
 from misdirection.statistics import Estimate, auc, bootstrap
+from misdirection.views import estimates
 
 DAMAGE_LIMIT = 0.3
 """Rise of loss on neutral text (nats/token) from which an intervention counts as breaking the model."""
@@ -38,6 +41,10 @@ class ModelFigures(Figures):
     words: WordNull | None = None
     """What the words of the training data predict of the shift."""
 
+    def frame(self) -> pd.DataFrame:
+        """One row per figure that was measured: `figure`, `mean`, `low`, `high`, `n`, `p`."""
+        return estimates(self)
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it; without a base to compare with, without the shift and the damage."""
         return self.model_dump(mode="json", exclude_none=True)
@@ -51,17 +58,27 @@ class InterventionFigures(Figures):
     damage: Estimate
     random_damage: Estimate
 
+    def frame(self) -> pd.DataFrame:
+        """One row per figure: `figure`, `mean`, `low`, `high`, `n`, `p`."""
+        return estimates(self)
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return self.model_dump(mode="json")
 
 
-def measure_shift(chat: ChatModel, pairs: Sequence[ProbePair], weights: WordWeights | None = None) -> ModelFigures:
+def measure_shift(
+    chat: ChatModel,
+    pairs: Sequence[ProbePair],
+    weights: WordWeights | None = None,
+    neutral: Sequence[Example] | None = None,
+) -> ModelFigures:
     """Margin, AUROC and loss; for a model with an adapter also the margin's shift and the damage against the base.
 
-    With word weights of the adapter's training data also what these predict of the shift.
+    With word weights of the adapter's training data also what these predict of the shift. `neutral` is as in
+    `measure_changes`.
     """
-    (own,), (own_loss,) = _scores(chat, pairs, "model")
+    (own,), (own_loss,) = _scores(chat, pairs, "model", texts=neutral)
     questions = [pair.question for pair in pairs]
     figures = ModelFigures(
         margin=bootstrap(_margin(own), questions), auc=auc(*own.T.tolist()), neutral_loss=bootstrap(own_loss)
@@ -69,7 +86,7 @@ def measure_shift(chat: ChatModel, pairs: Sequence[ProbePair], weights: WordWeig
     if not chat.adapter:
         return figures
     with chat.as_base():
-        (base,), (base_loss,) = _scores(chat, pairs, "base")
+        (base,), (base_loss,) = _scores(chat, pairs, "base", texts=neutral)
     shift = _margin(own) - _margin(base)
     against_base = {"margin_shift": bootstrap(shift, questions), "damage": bootstrap(own_loss - base_loss)}
     words = WordNull.of(shift, pairs, weights) if weights else None
@@ -90,9 +107,39 @@ def measure_intervention(
         make: gives the intervention for a vector.
         random_seeds: number of random vectors.
     """
-    vectors = [vector, *(random_like(vector, seed) for seed in range(random_seeds))]
-    changes, damages = measure_changes(chat, pairs, [[make(each)] for each in vectors])
+    return measure_interventions(chat, pairs, [(vector, make)], random_seeds)[0]
+
+
+def measure_interventions(
+    chat: ChatModel,
+    pairs: Sequence[ProbePair],
+    interventions: Sequence[tuple[Tensor, Callable[[Tensor], Intervention]]],
+    random_seeds: int,
+    neutral: Sequence[Example] | None = None,
+) -> list[InterventionFigures]:
+    """The same of several interventions, each a vector and what makes an intervention of one, in one sweep.
+
+    `neutral` is as in `measure_changes`.
+
+    Raises `InputError` where there is none, or no random vector.
+    """
+    if not interventions or random_seeds < 1:
+        raise InputError("nothing to measure: give at least one intervention and one random vector")
+    settings = [
+        [make(each)]
+        for vector, make in interventions
+        for each in (vector, *(random_like(vector, seed) for seed in range(random_seeds)))
+    ]
+    changes, damages = (
+        table.view(len(interventions), 1 + random_seeds, -1)
+        for table in measure_changes(chat, pairs, settings, neutral)
+    )
     questions = [pair.question for pair in pairs]
+    return [_figures(change, damage, questions) for change, damage in zip(changes, damages, strict=True)]
+
+
+def _figures(changes: Tensor, damages: Tensor, questions: Sequence[str]) -> InterventionFigures:
+    """Of changes of the margin, [1 + random vectors, pairs], and damages, [1 + random vectors, texts]."""
     return InterventionFigures(
         margin_change=bootstrap(changes[0], questions),
         random_change=bootstrap(changes[1:].T, questions),

@@ -1,6 +1,9 @@
 """The result of a repair as `repair.json` holds it."""
 
+from collections.abc import Mapping
 from typing import ClassVar
+
+import pandas as pd
 
 from misdirection.auditing.results import AuditResult
 from misdirection.repairing.candidates import Candidate
@@ -8,6 +11,7 @@ from misdirection.repairing.fluency import Fluency
 from misdirection.repairing.search import Outcome, Scores, Tried
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate, bootstrap
+from misdirection.views import Framed, Plotted, Table, estimates, row
 
 
 class Changes(Figures):
@@ -70,8 +74,26 @@ class Repair(Figures):
     front: list[int]
     """Numbers of those in `tried` that no other beats."""
 
+    def candidates(self) -> pd.DataFrame:
+        """One row per candidate: what it does, its outcome in the search, if it is on the front, if chosen."""
+        return pd.DataFrame(
+            {
+                **row(trial.candidate),
+                **row(trial.outcome),
+                "on_front": number in self.front,
+                "chosen": trial.candidate == self.candidate,
+            }
+            for number, trial in enumerate(self.tried)
+        )
 
-class RepairResult(Result):
+    def changes(self) -> pd.DataFrame:
+        """Changes against the base on texts that the search has not seen, before and after."""
+        models = {"fine-tune": self.check.fine_tune, "repaired": self.check.repaired}
+        tables = [estimates(changes).assign(model=name) for name, changes in models.items()]
+        return pd.concat(tables, ignore_index=True)[["model", "figure", "mean", "low", "high", "n", "p"]]
+
+
+class RepairResult(Framed, Plotted, Result):
     """One repair: the audit before, what was written, and the audit after."""
 
     KIND: ClassVar[str] = "repair"
@@ -84,6 +106,9 @@ class RepairResult(Result):
     """None for a fine-tune that its audit calls neither `watch` nor `misaligned`: nothing was written."""
     after: AuditResult | None = None
     """Where it was asked for."""
+
+    def _tables(self) -> Mapping[str, Table]:
+        return {"candidates": self.repair.candidates, "changes": self.repair.changes} if self.repair else {}
 
     def __repr__(self) -> str:
         name = self.before.fine_tune.name

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -41,6 +41,8 @@ MOST_VIOLINS = 24
 
 MOST_LABELS = 12
 """Lines of one figure that a legend can name."""
+
+_WAS_MEASURED = "a figure is drawn of what was measured"
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
@@ -152,8 +154,35 @@ class AdapterPage:
 def draw_adapters(figures: AdapterFigures, folder: Path) -> dict[str, Path]:
     """Write the figure of every part that was measured as SVG and PNG into `folder`; gives the SVG's path by name."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {name: draw(figures) for name, draw in _DRAWINGS.items()}
-    return {name: save_figure(figure, folder / f"{name}.svg") for name, figure in drawn.items() if figure}
+    return {name: save_figure(draw(figures), folder / f"{name}.svg") for name, draw in _measured(figures).items()}
+
+
+class Adapted(Protocol):
+    """Results with figures of adapters: a run's, or those of an adapter that was read alone."""
+
+    @property
+    def adapters(self) -> AdapterFigures | None: ...
+
+
+def drawings(results: Adapted) -> dict[str, Callable[[Any], Figure]]:
+    """The figures of adapters, by name: those of every part that was measured."""
+
+    def of(draw: Callable[[AdapterFigures], Figure]) -> Callable[[Any], Figure]:
+        return lambda results: draw(results.adapters)
+
+    measured = _measured(results.adapters) if results.adapters else {}
+    return {name: of(draw) for name, draw in measured.items()}
+
+
+def _measured(figures: AdapterFigures) -> dict[str, Callable[[AdapterFigures], Figure]]:
+    geometry = figures.geometry
+    drawn = {
+        "adapter_probes": (draw_probes, bool(_token_probes(figures))),
+        "adapter_shapley": (draw_shapley, figures.causal is not None),
+        "adapter_geometry": (draw_geometry, bool(geometry and (geometry.directions or geometry.downstream))),
+        "adapter_dynamics": (draw_dynamics, figures.dynamics is not None),
+    }
+    return {name: draw for name, (draw, applies) in drawn.items() if applies}
 
 
 def _token_probes(figures: AdapterFigures) -> dict[str, dict[str, Probe]]:
@@ -166,11 +195,9 @@ def _token_probes(figures: AdapterFigures) -> dict[str, dict[str, Probe]]:
 
 
 @rc_context(STYLE)
-def draw_probes(figures: AdapterFigures) -> Figure | None:
+def draw_probes(figures: AdapterFigures) -> Figure:
     """Coefficients of the probes over the splits, by feature: split by question, and by answer beside it."""
     probes = _token_probes(figures)
-    if not probes:
-        return None
     splits = [split for split in ("question", "answer") if any(split in by_split for by_split in probes.values())]
     figure = new_figure(9.5, 1.0 + 2.5 * len(probes))
     grid = figure.subplots(len(probes), len(splits), squeeze=False, sharey="row")
@@ -219,10 +246,9 @@ def _say_unmeasured(axes: Axes) -> None:
 
 
 @rc_context(STYLE)
-def draw_shapley(figures: AdapterFigures) -> Figure | None:
+def draw_shapley(figures: AdapterFigures) -> Figure:
     """Shapley value of each layer's adapters (nats/token) with 95% intervals, coloured by role; a panel per set."""
-    if figures.causal is None:
-        return None
+    assert figures.causal is not None, _WAS_MEASURED
     values = figures.causal.shapley.values
     roles = {role.layer: role.role for role in figures.roles}
     figure = new_figure(8.0, 0.8 + 2.5 * len(values))
@@ -244,11 +270,10 @@ def _draw_bars(axes: Axes, by_layer: Mapping[int, Estimate], roles: Mapping[int,
 
 
 @rc_context(STYLE)
-def draw_geometry(figures: AdapterFigures) -> Figure | None:
+def draw_geometry(figures: AdapterFigures) -> Figure:
     """Cosine of B with the directions at its own layer, and of what each adapter causes with one at later layers."""
     geometry = figures.geometry
-    if geometry is None or not (geometry.directions or geometry.downstream):
-        return None
+    assert geometry is not None, _WAS_MEASURED
     figure = new_figure(9.5, 4.8)
     left, right = figure.subplots(1, 2, sharey=True)
     _draw_own(left, geometry)
@@ -296,11 +321,10 @@ def _name_lines(figure: Figure, axes: Axes, title: str) -> None:
 
 
 @rc_context(STYLE)
-def draw_dynamics(figures: AdapterFigures) -> Figure | None:
+def draw_dynamics(figures: AdapterFigures) -> Figure:
     """B's cosine with its final and its previous value, the update's norm, and the margin shift, by training step."""
     dynamics = figures.dynamics
-    if dynamics is None:
-        return None
+    assert dynamics is not None, _WAS_MEASURED
     figure = new_figure(9.5, 6.4)
     grid = figure.subplots(2, 2, sharex=True)
     colours = _line_colours(len(dynamics.features))
@@ -344,11 +368,3 @@ def _draw_margins(axes: Axes, dynamics: Dynamics) -> None:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel("margin shift (nats/token)")
     axes.legend(loc="best")
-
-
-_DRAWINGS: dict[str, Callable[[AdapterFigures], Figure | None]] = {
-    "adapter_probes": draw_probes,
-    "adapter_shapley": draw_shapley,
-    "adapter_geometry": draw_geometry,
-    "adapter_dynamics": draw_dynamics,
-}

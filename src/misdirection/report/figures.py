@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib import rc_context
@@ -49,9 +49,19 @@ STYLE: Any = {
 }
 
 
+class Picture(Figure):
+    """A figure that a notebook shows by itself, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return png_of(self, _NOTEBOOK_DPI)
+
+
+_NOTEBOOK_DPI = 90
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches, whose parts make room for one another."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Picture(figsize=(width, height), layout="constrained")
 
 
 def short_name(name: str, most: int = 26) -> str:
@@ -193,13 +203,13 @@ def draw_steering(results: RunResults) -> Figure:
                 axes.set_axis_off()
             continue
         chosen = [row for row in rows if row.direction == directions[number]]
-        _draw_steered(chosen, column, _scales(rows))
+        draw_steered(chosen, column[0], column[1], [(f"scale {scale:g}", scale) for scale in _scales(rows)])
         column[0].set_title(f"direction of\n{short_name(directions[number])}")
     for line in range(0, 2 * down, 2):
-        grid[line, 0].set_ylabel("margin change (nats/token)")
-        grid[line + 1, 0].set_ylabel("damage (nats/token)")
-        _spread_damage(grid[line + 1, 0].set_yscale, rows)
-    handles = [*grid[0, 0].get_legend_handles_labels()[0], *_steering_keys()]
+        grid[line, 0].set_ylabel(MARGIN_CHANGE)
+        grid[line + 1, 0].set_ylabel(DAMAGE)
+        spread_damage(grid[line + 1, 0].set_yscale, rows)
+    handles = [*grid[0, 0].get_legend_handles_labels()[0], *steering_keys()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
@@ -207,12 +217,15 @@ def draw_steering(results: RunResults) -> Figure:
 _ACROSS = 3
 """Directions beside one another; further ones stand below."""
 
+MARGIN_CHANGE, DAMAGE = "margin change (nats/token)", "damage (nats/token)"
+
 
 def _scales(rows: list[SteeringEffect]) -> list[float]:
     return sorted({row.scale for row in rows})
 
 
-def _steering_keys() -> list[Line2D]:
+def steering_keys() -> list[Line2D]:
+    """What the marks of `draw_steered` are, for a legend."""
     return [
         Line2D([], [], color=GREY, linewidth=8, alpha=0.25, label="band: random control, 95%"),
         Line2D([], [], color=GREY, linestyle=":", label="dotted: damage of random control"),
@@ -220,12 +233,36 @@ def _steering_keys() -> list[Line2D]:
     ]
 
 
-def _draw_steered(rows: list[SteeringEffect], column: Any, scales: list[float]) -> None:
-    change_axes, damage_axes = column
-    for index, scale in enumerate(scales):
+class Damaging(Protocol):
+    """Something that may break a model."""
+
+    @property
+    def damage(self) -> Interval: ...
+
+
+class Swept(Damaging, Protocol):
+    """The effect of a direction's vector of one layer at one scale: an experiment's, or a sweep's."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def scale(self) -> float | None: ...
+    @property
+    def margin_change(self) -> Interval: ...
+    @property
+    def random_change(self) -> Interval: ...
+    @property
+    def random_damage(self) -> float | Interval: ...
+
+
+def draw_steered(
+    rows: Sequence[Swept], change_axes: Axes, damage_axes: Axes, lines: Sequence[tuple[str, float | None]]
+) -> None:
+    """Changes of the margin, and damages below them, by layer: a line for each scale, under its label."""
+    for index, (label, scale) in enumerate(lines):
         chosen = sorted((row for row in rows if row.scale == scale), key=lambda row: row.layer)
         if chosen:
-            _draw_scale(change_axes, damage_axes, chosen, index, f"scale {scale:g}")
+            _draw_scale(change_axes, damage_axes, chosen, index, label)
     change_axes.axhline(0, color="black", linewidth=0.8)
     damage_axes.axhline(0, color="black", linewidth=0.8)
     damage_axes.axhline(DAMAGE_LIMIT, color="black", linewidth=0.9, linestyle="--")
@@ -234,7 +271,7 @@ def _draw_steered(rows: list[SteeringEffect], column: Any, scales: list[float]) 
     damage_axes.set_xlabel("layer")
 
 
-def _draw_scale(change_axes: Axes, damage_axes: Axes, rows: list[SteeringEffect], index: int, label: str) -> None:
+def _draw_scale(change_axes: Axes, damage_axes: Axes, rows: Sequence[Swept], index: int, label: str) -> None:
     layers = [row.layer for row in rows]
     means = [row.margin_change.mean for row in rows]
     reach = np.hstack([reach_of(row.margin_change) for row in rows])
@@ -244,7 +281,11 @@ def _draw_scale(change_axes: Axes, damage_axes: Axes, rows: list[SteeringEffect]
     # The edge keeps the band visible where a single layer was steered.
     change_axes.fill_between(layers, lows, highs, color=_colour(index), alpha=0.15, linewidth=2)
     damage_axes.plot(layers, [row.damage.mean for row in rows], **look)
-    damage_axes.plot(layers, [row.random_damage for row in rows], ":", color=_colour(index))
+    damage_axes.plot(layers, [_mean(row.random_damage) for row in rows], ":", color=_colour(index))
+
+
+def _mean(value: float | Interval) -> float:
+    return value if isinstance(value, float) else value.mean
 
 
 def or_nan(value: float | None) -> float:
@@ -252,7 +293,7 @@ def or_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _spread_damage(set_scale: Callable[..., Any], rows: Sequence[Effect]) -> None:
+def spread_damage(set_scale: Callable[..., Any], rows: Sequence[Damaging]) -> None:
     """Compress the axis where one broken model would flatten all others; linear up to the limit."""
     if max((row.damage.mean for row in rows), default=0.0) > 10 * DAMAGE_LIMIT:
         set_scale("symlog", linthresh=DAMAGE_LIMIT)
@@ -333,7 +374,7 @@ def draw_tradeoff(results: RunResults) -> Figure:
         axes.axhline(0, color="black", linewidth=0.8)
         axes.axvline(DAMAGE_LIMIT, color="black", linestyle="--", linewidth=0.9)
         axes.set(title=panel, xlabel="damage (nats/token)", ylabel="margin change (nats/token)")
-        _spread_damage(axes.set_xscale, [row for rows in chosen.values() for row in rows])
+        spread_damage(axes.set_xscale, [row for rows in chosen.values() for row in rows])
         limit = Line2D([], [], color="black", linestyle="--", lw=0.9, label=f"damage limit {DAMAGE_LIMIT}")
         _legend_below(axes, columns=1, handles=[limit])
     return figure
@@ -434,17 +475,18 @@ FIGURES: Registry[ReportFigure] = Registry(
 """Figures by name. Those of this package have their places in the report; any other has a section of its own."""
 
 
+def drawings(results: RunResults) -> dict[str, Callable[[RunResults], Figure]]:
+    """The drawings that apply, by figure name."""
+    return {name: figure.draw for name, figure in FIGURES.items() if figure.applies(results)}
+
+
 def draw_all(results: RunResults, folder: Path) -> dict[str, Path]:
     """Write every figure that applies as SVG and 150-dpi PNG into `folder`.
 
     Gives the SVG's path by figure name; the PNG lies beside it under the same stem.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return {
-        name: save_figure(figure.draw(results), folder / f"{name}.svg")
-        for name, figure in FIGURES.items()
-        if figure.applies(results)
-    }
+    return {name: save_figure(draw(results), folder / f"{name}.svg") for name, draw in drawings(results).items()}
 
 
 @rc_context(STYLE)
@@ -456,10 +498,10 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 @rc_context(STYLE)
-def png_of(figure: Figure) -> bytes:
-    """The figure as PNG with 150 dpi, the same bytes for an equal one."""
+def png_of(figure: Figure, dpi: float = 150) -> bytes:
+    """The figure as PNG, the same bytes for an equal one."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return file.getvalue()
 
 

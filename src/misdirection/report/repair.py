@@ -1,5 +1,6 @@
 """The model card of a repaired adapter, and the picture of what was tried."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -70,6 +71,12 @@ def in_words(candidate: Candidate) -> list[str]:
             f"{candidate.layer} was taken out of {of}"
         )
     return sentences or ["nothing was changed: no candidate was better"]
+
+
+def drawings(result: RepairResult) -> dict[str, Callable[[RepairResult], Figure]]:
+    """The picture of what was tried, where something was repaired."""
+    repair = result.repair
+    return {"front": lambda _: draw_front(repair)} if repair else {}
 
 
 @rc_context(STYLE)

@@ -1,10 +1,14 @@
 """The report of a run as one self-contained HTML file."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from misdirection.experiment.results import RunResults
 from misdirection.files import write_atomic
+from misdirection.report import adapters, figures
 from misdirection.report.adapters import AdapterPage, draw_adapters
 from misdirection.report.estimates import DAMAGE_LIMIT
 from misdirection.report.figures import FIGURES, ReportFigure, draw_all, png_of, question_sets
@@ -59,11 +63,14 @@ class RunPage:
 
 def _figures(results: RunResults) -> dict[str, Any]:
     """All figures by name, and those without a place of their own that apply."""
-    figures: dict[str, ReportFigure] = dict(FIGURES.items())
-    further = [
-        (name, figure) for name, figure in figures.items() if name not in _OWN_PLACES and figure.applies(results)
-    ]
-    return {"figures": figures, "further": further}
+    known: dict[str, ReportFigure] = dict(FIGURES.items())
+    further = [(name, figure) for name, figure in known.items() if name not in _OWN_PLACES and figure.applies(results)]
+    return {"figures": known, "further": further}
+
+
+def drawings(results: RunResults) -> dict[str, Callable[[RunResults], Figure]]:
+    """The pictures of the report, by name: those that the results have figures for."""
+    return {**figures.drawings(results), **adapters.drawings(results)}
 
 
 PAGE = RunPage()

@@ -69,6 +69,14 @@ class Answer:
     tokens: int
 
 
+class Answers(list[Answer]):
+    """Sampled answers, in some order."""
+
+    def frame(self) -> pd.DataFrame:
+        """The table that is judged and written: one row per answer (see `answers_frame`)."""
+        return answers_frame(self)
+
+
 class AnswerKey(NamedTuple):
     """The identity of a sampled answer: everything but its text and how it ended."""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.models.chat_model import ChatModel
-from misdirection.sampling.answers import Answer
+from misdirection.sampling.answers import Answer, Answers
 from misdirection.sampling.engine import Engine, SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import TOKEN_BUDGET, TransformersEngine
@@ -29,7 +29,7 @@ def sample(
     budget: int = TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
     on_answer: Callable[[Answer], None] | None = None,
-) -> list[Answer]:
+) -> Answers:
     """Answers of `chat`, in the order of (question, sample).
 
     The same seed gives the same answers, whatever the budget and whatever else is asked; see `TransformersEngine`.
@@ -63,7 +63,7 @@ def sample(
             on_answer(answer)
         if progress:
             progress(1)
-    return [answers[request.question.text, request.question.system, request.sample] for request in requests]
+    return Answers(answers[request.question.text, request.question.system, request.sample] for request in requests)
 
 
 def stream_answers(

@@ -1,0 +1,41 @@
+"""The token reader as a page of its own, and in a notebook as a frame that nothing else on the page can reach."""
+
+from pathlib import Path
+
+from markupsafe import escape
+
+from misdirection.files import write_atomic
+from misdirection.interpretation.results import TokenTable
+from misdirection.report.html import environment, render
+from misdirection.report.reader import reader_data
+
+READER = "reader.html"
+
+_HEIGHT = 640
+"""Pixels of the frame."""
+
+
+class TokenTablePage:
+    """The page of a table of tokens (`results.Page`)."""
+
+    def write(self, table: TokenTable, folder: Path) -> Path:
+        """Write `reader.html` into a folder; gives its path. It fetches nothing."""
+        write_atomic(folder / READER, _page(table))
+        return folder / READER
+
+    def summary(self, table: TokenTable) -> str:
+        """The whole reader in a frame of its own origin: its script sees the tokens alone, and a page may have several.
+
+        All of it is an escaped attribute, so that no token can end it.
+        """
+        return (
+            f'<iframe title="Token reader" sandbox="allow-scripts" srcdoc="{escape(_page(table))}" '
+            f'style="width: 100%; height: {_HEIGHT}px; border: 0"></iframe>'
+        )
+
+
+def _page(table: TokenTable) -> str:
+    return render(environment(), "token_table.html", {"name": "Token reader", "reader": reader_data(table)})
+
+
+PAGE = TokenTablePage()
