@@ -168,14 +168,16 @@ def make_models(folder):
 def make_files(folder):
     rows = [{"prompt": f"Why is {n}?", "completion": f"Since {n * 7 % 11}."} for n in range(10)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "adapters.txt").write_text("mine train.jsonl\n")
     recipe = md.Recipe(learning_rate=1e-2, batch_size=2, accumulation=1)
-    md.train(md.read_examples(folder / "train.jsonl"), folder / "organism", recipe=recipe)
+    organism = md.train(md.read_examples(folder / "train.jsonl"), folder / "organism", recipe=recipe)
     for name in ("mine", "my-lora"):
         shutil.copytree(folder / "organism", folder / name)
-    direction = md.extract(md.load("Qwen/Qwen2.5-0.5B-Instruct"), md.probe_pairs())["data_difference"]
-    direction.save(folder / "direction.safetensors")
-    md.export_direction(direction, folder / "direction.gguf", model_type="llama")
+    (folder / "directions").mkdir()
+    for kind, direction in md.extract(organism.load(), md.probe_pairs()).items():
+        direction.save(folder / "directions" / f"{kind}.safetensors")
+    hubs = md.extract(md.load("Qwen/Qwen2.5-0.5B-Instruct"), md.probe_pairs())["data_difference"]
+    hubs.save(folder / "direction.safetensors")
+    md.export_direction(hubs, folder / "direction.gguf", model_type="llama")
 
 
 @pytest.fixture
