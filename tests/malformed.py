@@ -559,7 +559,7 @@ NOT_WRONG = {
     ("import", "model"): ("not there", "a line break", "of nothing", "an empty file", "too long"),
     ("bake", "device"): ("'cuda'", "'cuda:99'"),
 }
-"""What is wrong elsewhere: a judge gives the scores, a converted table needs none, an import reads no model, weights are
+"""What is wrong elsewhere: a judge gives the scores, a conversion needs none, an import reads no model, weights are
 baked on no device."""
 
 

@@ -2,13 +2,13 @@
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import typer
 from inspect_ai.model import get_model
 
-from misdirection.cli.groups import arrange  # noqa: F401
 from misdirection.cli.shared import app
 from misdirection.evals import tasks
 from misdirection.evals.provider import ModelOptions
@@ -34,8 +34,7 @@ def test_our_commands_parse(line):
 def test_the_options_of_evals_are_known(line):
     words = shlex.split(line)
     given = {
-        flag: dict(word.split("=", 1) for before, word in zip(words, words[1:], strict=False) if before == flag)
-        for flag in ("-M", "-T")
+        flag: dict(word.split("=", 1) for before, word in pairwise(words) if before == flag) for flag in ("-M", "-T")
     }
     assert given["-M"].keys() <= ModelOptions.model_fields.keys()
     if words[2].startswith("misdirection/"):
