@@ -4,11 +4,12 @@ import pandas as pd
 import pytest
 from inspect_ai import Task
 from inspect_ai.dataset import Sample
-from inspect_ai.log import read_eval_log
+from inspect_ai.log import read_eval_log, write_eval_log
 from inspect_ai.model import ChatMessageSystem, ChatMessageUser, ModelOutput, ModelUsage, get_model
 from inspect_ai.scorer import Score, match, mean, scorer
 
 import misdirection as md
+from misdirection.evals.logs import write_log
 from misdirection.judging.judge import judge as judge_answers
 from misdirection.judging.scoring import score_table
 from misdirection.sampling.answers import Answer, write_answers
@@ -65,6 +66,14 @@ def test_a_judged_table_is_the_same_after_a_log(judged, tmp_path, call):
     (score,) = log.results.scores
     assert score.metrics["em_high"].value == pytest.approx(row["em_high"])
     assert log.results.completed_samples == 9
+
+
+def test_a_judge_who_came_later_is_not_taken_for_the_first(judged, tmp_path):
+    write_log(judged, tmp_path / "answers.eval")
+    log = read_eval_log(str(tmp_path / "answers.eval"))
+    log.eval.scorers[0].options = {"judge": "another"}
+    write_eval_log(log, str(tmp_path / "again.eval"))
+    assert md.read_answers(tmp_path / "answers.eval").attrs and not md.read_answers(tmp_path / "again.eval").attrs
 
 
 def test_what_is_unscored_stays_so_and_an_unjudged_table_needs_no_judge(judged, call):
@@ -180,8 +189,6 @@ def test_inspect_shows_our_logs(judged, tmp_path):
     from inspect_ai.log import bundle_log_dir, list_eval_logs, read_eval_log_sample_summaries
 
     (tmp_path / "logs").mkdir()
-    from misdirection.evals.logs import write_log
-
     write_log(judged, tmp_path / "logs" / "answers.eval")
     assert len(list_eval_logs(str(tmp_path / "logs"))) == 1
     shown = read_eval_log_sample_summaries(str(tmp_path / "logs" / "answers.eval"))

@@ -9,7 +9,6 @@ import pytest
 import typer
 from inspect_ai.model import get_model
 
-from misdirection.cli.groups import arrange  # noqa: F401
 from misdirection.cli.shared import app
 from misdirection.evals import tasks
 from misdirection.evals.provider import ModelOptions

@@ -55,8 +55,15 @@ def read_log(path: str | Path) -> pd.DataFrame:
         log.warning("%s: %d of %d samples have no answer, and are left out", path, lost, len(samples))
     scores = [_scores(sample, row) for sample, row in zip(answered, rows, strict=True)]
     table = pd.concat([pd.DataFrame(rows), pd.DataFrame(scores).apply(_numbers_for_letters)], axis=1)
-    table.attrs = dict((found.eval.metadata or {}).get(ATTRIBUTES, {}))
+    table.attrs = _attributes(found)
     return table
+
+
+def _attributes(found: "EvalLog") -> dict[str, Any]:
+    """The table's own metadata; none where somebody else has scored since (`inspect score`), whom it does not name."""
+    asked = [option for scorer in found.eval.scorers or [] for option in (scorer.options or {}).items()]
+    is_later = any(found.eval.task_args.get(name) != value for name, value in asked if name == "judge")
+    return {} if is_later else dict((found.eval.metadata or {}).get(ATTRIBUTES, {}))
 
 
 def _read(path: Path) -> "EvalLog":
