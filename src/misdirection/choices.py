@@ -35,3 +35,6 @@ Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 LearnedTurns = Literal["last", "all"]
 """Of the assistant's turns in a conversation, those that a training learns."""
+
+PORT = 7860
+"""Of the playground's page, on 127.0.0.1."""

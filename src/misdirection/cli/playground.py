@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from misdirection.choices import PORT
 from misdirection.cli.shared import (
     BUNDLED,
     Adapter,
@@ -29,7 +30,7 @@ def play(
     ] = None,
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="Of 127.0.0.1: no other machine gets in.")
-    ] = 7860,
+    ] = PORT,
     as_additive: AsAdditive = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",

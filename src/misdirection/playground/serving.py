@@ -1,12 +1,12 @@
 """The server of the page, which only this machine reaches, and which itself reaches nothing."""
 
 import contextlib
-import logging
 import os
 import socket
 import threading
 from collections.abc import Iterator
 
+from misdirection.choices import PORT
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.extras import needed_for
@@ -14,11 +14,9 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.playground.asking import Playground
 from misdirection.playground.page import build
 from misdirection.playground.panels import style
+from misdirection.progress import console
 
 HOST = "127.0.0.1"
-PORT = 7860
-
-log = logging.getLogger("misdirection")
 
 
 def play(chat: ChatModel, direction: Direction | None = None, *, port: int = PORT) -> None:
@@ -36,7 +34,7 @@ def play(chat: ChatModel, direction: Direction | None = None, *, port: int = POR
         MissingPackage: without the extra `play`.
     """
     with contextlib.suppress(KeyboardInterrupt), serving(Playground(chat, direction), port) as address:
-        log.info("playground: %s (this machine only; Ctrl-C ends it)", address)
+        console.print(f"playground: {address} (this machine only; Ctrl-C ends it)", highlight=False, soft_wrap=True)
         threading.Event().wait()
 
 
