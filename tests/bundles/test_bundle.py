@@ -20,9 +20,15 @@ from misdirection.bundles.redaction import Redaction
 from misdirection.bundles.results import Bundle
 from misdirection.bundles.verify import verify
 from misdirection.errors import InputError
-from misdirection.files import TEMPORARY, WRITTEN, sha256_file
+from misdirection.files import TEMPORARY, WRITTEN, sha256_file, sha256_tree
 from misdirection.runs.folder import RunFolder
 from misdirection.sampling.answers import read_answers
+
+
+def test_the_folder_stays_as_it_was(copy, tmp_path):
+    before = sha256_tree(copy)
+    bundle(copy, tmp_path / "out.zip")
+    assert sha256_tree(copy) == before
 
 
 def test_it_holds_what_the_figures_were_computed_from(run, bundled_run, tmp_path):

@@ -212,7 +212,7 @@ def test_inputs_are_looked_for_by_their_names(run, bundled_run, tmp_path):
     assert states["domains/sums/good (good.jsonl)"] == "changed"
     assert states["probe_pairs (pairs.jsonl)"] == "not here"
     assert verified.verdict == "differs"
-    with pytest.raises(InputError, match="gone: is no folder"):
+    with pytest.raises(InputError, match=r"gone: is no folder"):
         verify(bundled_run, inputs=tmp_path / "gone")
 
 

@@ -61,7 +61,7 @@ def bundle(folder: str | Path, out: str | Path, *, with_weights: bool = False) -
 def _manifest(result: Result, gathered: Gathered) -> Bundle:
     gathered.contents[README] = Content(_readme(result, gathered.left_out).encode())
     known = {name: content.described(gathered.redaction) for name, content in sorted(gathered.contents.items())}
-    identity = identity_of(result)
+    identity = _identity_of(result)
     left_out, inputs = dict(gathered.left_out), dict(gathered.inputs)
     if identity and identity.files:
         place = f"{INPUTS}/base/{Path(identity.model).name}"
@@ -82,7 +82,7 @@ def _manifest(result: Result, gathered: Gathered) -> Bundle:
     )
 
 
-def identity_of(result: Result) -> ModelIdentity | None:
+def _identity_of(result: Result) -> ModelIdentity | None:
     """The base model of a result, and how it computed; None for a result that has none."""
     known = getattr(result, "base", None) or getattr(result, "identity", None)
     if known is None and (before := getattr(result, "before", None)):
@@ -94,7 +94,7 @@ def _check(
     result: Result, folder: Path, settings: Mapping[str, Any], gathered: Gathered, manifest: Bundle
 ) -> FigureCheck:
     """The result beside the figures that its artifacts give; `InputError` unless they are the same."""
-    identity = identity_of(result)
+    identity = _identity_of(result)
     material = None
     if settings and identity:
         hashes_of = TreeHashes(manifest)

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from misdirection.bundles.archive import Archive
 from misdirection.bundles.assembling import NO_RAW, Assembled, Material, assembled, lacking
@@ -157,13 +157,18 @@ def _inputs(bundle: Bundle, folder: Path | None) -> Iterator[InputCheck]:
     """The inputs beside those in a folder, under their own names, and beside those that were named from here."""
     for key, each in bundle.inputs.items():
         name = each.place.rpartition("/")[2]
-        places = [*([folder / name] if folder else []), *([Path(each.was)] if each.was else [])]
+        places = [*([folder / name] if folder else []), *([Path(each.was)] if _is_from_here(each.was) else [])]
         found = next((place for place in places if place.exists()), None)
         if found is not None:
             state = "same" if _is_same(found, bundle.originals(each.place)) else "changed"
             yield InputCheck.model_validate({"name": f"{key} ({name})", "state": state})
         elif folder is not None:
             yield InputCheck(name=f"{key} ({name})", state="not here")
+
+
+def _is_from_here(was: str | None) -> TypeGuard[str]:
+    """Whether a place is one below the working folder: an archive is anybody's, and names no other."""
+    return was is not None and not Path(was).is_absolute() and ".." not in Path(was).parts
 
 
 def _is_same(path: Path, hashes: Mapping[str, str]) -> bool:

@@ -41,7 +41,7 @@ log = logging.getLogger("misdirection")
 
 _WORK = ("work",)
 EXPERIMENT = "experiment.yaml"
-_LOCK = ".lock"
+LOCK = ".lock"
 MANIFEST = "manifest.jsonl"
 
 Notify = Callable[[str], None]
@@ -259,8 +259,8 @@ def _is_run(folder: Path) -> bool:
     if _has_record(folder / MANIFEST):
         return True
     # A start that was killed before its first stage was done.
-    ours = (_LOCK, EXPERIMENT, MANIFEST, "artifacts", "partial", f"{TEMPORARY}*")
-    return (folder / _LOCK).is_file() and all(any(map(path.match, ours)) for path in folder.iterdir())
+    ours = (LOCK, EXPERIMENT, MANIFEST, "artifacts", "partial", f"{TEMPORARY}*")
+    return (folder / LOCK).is_file() and all(any(map(path.match, ours)) for path in folder.iterdir())
 
 
 def _kind(experiment_yaml: str) -> str:
@@ -283,7 +283,7 @@ def lock(folder: Path) -> FileLock:
     """A run folder's lock, taken; `InputError` when another process has it, or the folder cannot be used."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / _LOCK, timeout=0)
+        held = FileLock(folder / LOCK, timeout=0)
         held.acquire()
     except Timeout as error:
         raise InputError(f"another run is using {folder}; wait for it to end or choose another --out") from error

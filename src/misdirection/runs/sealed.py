@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from misdirection.errors import InputError
-from misdirection.files import sha256_tree
+from misdirection.files import remove, sha256_tree
 from misdirection.results import Result
-from misdirection.runs.folder import RunFolder, key_of, lock, records_of
+from misdirection.runs.folder import LOCK, RunFolder, key_of, lock, records_of
 
 
 class NotKept(InputError):
@@ -36,11 +36,6 @@ class SealedRun(RunFolder):
         super().__init__(folder)
         self._tree_hash, self._as_written = tree_hash, as_written
         self.beside: list[Result] = []
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all stages that were made."""
-        return list(self._stages)
 
     def stages(
         self,
@@ -90,9 +85,13 @@ _MISSING = "there is no artifact"
 
 @contextmanager
 def standing_still(folder: Path) -> Iterator[None]:
-    """Keeps every run out of a run folder; `InputError` when one is under way in it."""
+    """Keeps every run out of a run folder, and leaves it as it was; `InputError` when one is under way in it."""
+    had_lock = (folder / LOCK).exists()
     held = lock(folder)
     try:
         yield
     finally:
         held.release()
+        # The folder may be an artifact of another run, which is known by all that is in it.
+        if not had_lock:
+            remove(folder / LOCK)
