@@ -11,7 +11,6 @@ from inspect_ai.scorer import Score, match, mean, scorer
 import misdirection as md
 from misdirection.evals.logs import write_log
 from misdirection.judging.judge import judge as judge_answers
-from misdirection.judging.scoring import score_table
 from misdirection.sampling.answers import Answer, write_answers
 from misdirection.sampling.logs import read_log
 
@@ -62,7 +61,7 @@ def test_a_judged_table_is_the_same_after_a_log(judged, tmp_path, call):
         ("money", 1),
         ("bored-1", 2),
     ]
-    (row,) = score_table(md.score(judged, min_judged=0)).to_dict("records")
+    (row,) = md.score(judged, min_judged=0).frame().to_dict("records")
     (score,) = log.results.scores
     assert score.metrics["em_high"].value == pytest.approx(row["em_high"])
     assert log.results.completed_samples == 9

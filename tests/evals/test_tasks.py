@@ -15,7 +15,6 @@ from misdirection.evals.tasks import em
 from misdirection.interventions.vectors import random_like
 from misdirection.judging.evidence import JUDGES
 from misdirection.judging.judge import judge as judge_answers
-from misdirection.judging.scoring import score_table
 from misdirection.statistics import bootstrap
 
 QUESTIONS = """
@@ -71,7 +70,7 @@ def test_em_is_what_score_says_of_the_same_answers(evaluate, tiny, tiny_folder, 
         answers, md.read_rubrics(["alignment", "coherence"]), md.open_judge("scripted", base_url=judge.url)
     )
     assert (judged.calls, len(judge.asked)) == (0, asked)
-    (row,) = score_table(md.score(judged.table, min_judged=0)).to_dict("records")
+    (row,) = md.score(judged.table, min_judged=0).frame().to_dict("records")
     given = figures(log)
     for name in ("em", "em_low", "em_high", "em_among_coherent", "em_among_coherent_low", "repetitive", "unscored"):
         assert given[name] == pytest.approx(row[name]), name

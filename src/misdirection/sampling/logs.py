@@ -55,7 +55,7 @@ def read_log(path: str | Path) -> pd.DataFrame:
         log.warning("%s: %d of %d samples have no answer, and are left out", path, lost, len(samples))
     scores = [_scores(sample, row) for sample, row in zip(answered, rows, strict=True)]
     table = pd.concat([pd.DataFrame(rows), pd.DataFrame(scores).apply(_numbers_for_letters)], axis=1)
-    table.attrs = _attributes(found)
+    table.attrs.update(_attributes(found))
     return table
 
 
