@@ -95,8 +95,9 @@ if SCALED:
 scaled.frame("scaled").round(3) if SCALED else None
 
 # %% [markdown]
-# `answers` are the coherent ones of an experiment, of which `share` is a part. With so few of them left (most answers
-# under strongly scaled adapters are incoherent), the intervals say how much can be claimed.
+# `answers` are the coherent ones of an experiment, of which `share` is a part; under strongly scaled adapters few are
+# left. No coherent answer of any setting is both misaligned and medical here, and the intervals say how much that can
+# mean: with nine to 61 answers, shares of up to 6% to 30% remain possible.
 #
 # ## What this does not say
 #

@@ -194,11 +194,13 @@ def draw_sizes(result: CheckResult) -> Figure:
 @rc_context(STYLE)
 def draw_rates(scores: Scores) -> Figure:
     """EM rate of every group in percent, with the shares of answers that cannot count beside it, and 95% intervals."""
-    figure = new_figure(7.0, 1.5 + 0.42 * len(scores))
+    figure = new_figure(8.0, 1.5 + 0.36 * len(scores))
     em, spoiled = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     _draw_shares(em, scores, "em", 0)
     for index, name in enumerate(("incoherent", "repetitive", "truncated"), 1):
-        _draw_shares(spoiled, scores, name, index)
+        # A table may not say which answers were cut.
+        if any(getattr(score, name) is not None for score in scores):
+            _draw_shares(spoiled, scores, name, index)
     em.set_yticks(range(len(scores)), [_group(score) for score in scores])
     em.set_ylim(len(scores) - 0.5, -0.5)
     em.set_xlabel("EM rate (% of answers), 95%")
@@ -221,4 +223,4 @@ def _draw_shares(axes: Axes, scores: Sequence[Score], name: str, index: int) -> 
 
 
 def _group(score: Score) -> str:
-    return short_name(", ".join(value for value in score.group.values() if value) or "all", 34)
+    return short_name(", ".join(value for value in score.group.values() if value) or "all", 44)
