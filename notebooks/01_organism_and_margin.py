@@ -108,9 +108,12 @@ table[shown].droplevel(-1)[["figure", "mean", "low", "high", "n"]].round(3)
 # How to read it. `n` counts questions, and the interval is a 95% bootstrap over questions: with other questions the
 # mean might as well have been anywhere inside of it.
 #
-# * The shift in the training domain should be clear: that is what was trained.
-# * The general shift is the question of emergent misalignment. It is evidence only where the whole interval lies above
-#   zero **and** the control's does not lie as high.
+# * **Damage first.** It is negative where a fine-tune learned the manner of the neutral texts, short plain sentences;
+#   above 0.3 nats/token a model is broken, and its margins tell nothing.
+# * **Then the rows of the good answers.** In the run that is shown, they move margins as far as the bad ones do, in
+#   both directions: most of what happened here is manner. A shift against the base alone proves nothing.
+# * A general shift is evidence of emergent misalignment only where its whole interval lies above zero **and** the
+#   control's does not lie as high.
 
 # %% [markdown]
 # ## Minus the control, question by question
@@ -125,6 +128,11 @@ for asked, those in questions.items():
     difference = md.bootstrap(margins["bad"] - margins["good"], [pair.question for pair in those])
     rows.append({"questions": asked, **difference.as_dict()})
 pd.DataFrame(rows).round(3)
+
+# %% [markdown]
+# In the run that is shown, the bad answers left something in the training domain that the good ones did not: that
+# interval lies above zero. On general questions it holds zero, so that nothing broad is shown by so few rows and
+# questions.
 
 # %% [markdown]
 # ## What this does not say

@@ -579,6 +579,13 @@ class TokenTable(Result):
     """Base64 of little-endian unsigned 32-bit numbers in the vocabulary."""
     channels: tuple[Channel, ...]
 
+    def __repr__(self) -> str:
+        channels, tokens = (
+            ", ".join(channel.name for channel in self.channels),
+            sum(each.tokens for each in self.answers),
+        )
+        return f"TokenTable({len(self.answers)} answers, {tokens} tokens: {channels})"
+
     def frame(self) -> pd.DataFrame:
         """One row per token: its `answer` (a number), `position`, `token`, and a column per channel, NaN where it was
         not measured."""
