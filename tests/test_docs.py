@@ -123,6 +123,13 @@ def test_every_page_is_in_the_navigation_once():
     assert sorted(pages_of(nav)) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")), "see mkdocs.yml"
 
 
+def test_the_pictures_are_those_of_the_gallery_and_small():
+    pictures = sorted((DOCS / "gallery").glob("*.png"))
+    shown = sorted(DOCS / target for target in links(DOCS / "gallery.md") if target.endswith(".png"))
+    assert pictures == shown
+    assert sum(path.stat().st_size for path in pictures) < 1_000_000
+
+
 def test_the_commands_are_todays():
     assert write_commands.PAGE.read_text() == write_commands.page(), "run scripts/write_commands.py"
 
@@ -223,7 +230,7 @@ def to_run(language):
 def marks_of(block):
     if block.not_run:
         return [pytest.mark.skip(reason=block.not_run)]
-    return [pytest.mark.docs] if is_slow(block) else []
+    return [pytest.mark.docs, pytest.mark.timeout(900)] if is_slow(block) else []
 
 
 @pytest.fixture(scope="module")
