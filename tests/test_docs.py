@@ -51,10 +51,9 @@ def test_every_block_says_its_language(page):
     assert [f"{block}: {block.language}" for block in blocks(page) if block.language not in LANGUAGES] == []
 
 
-@pytest.mark.parametrize("block", **named(in_language("bash")))
-def test_every_command_is_the_programs(block):
-    """Parsed as the program does, with every option and type, but not called."""
-    for program, *words in commands(block.code):
+def check_commands(script):
+    """Parse each as the program does, with every option and type, but call none."""
+    for program, *words in commands(script):
         match program:
             case "misdirection":
                 COMMANDS[words[0]].make_context(words[0], words[1:])
@@ -62,6 +61,11 @@ def test_every_command_is_the_programs(block):
                 assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
             case "python" if words[0].endswith(".py"):
                 assert (ROOT / words[0]).is_file(), words
+
+
+@pytest.mark.parametrize("block", **named(in_language("bash")))
+def test_every_command_is_the_programs(block):
+    check_commands(block.code)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -75,8 +79,10 @@ def test_commands_in_a_sentence_have_their_options(page):
 
 @pytest.mark.parametrize("block", **named(in_language("yaml")))
 def test_yaml_is_what_the_reader_of_experiments_takes(block, tmp_path):
-    """Sections of an experiment are read as parts of the demo's; any other YAML is well formed."""
+    """Sections of an experiment are read as parts of the demo's; of any other YAML the commands are the program's."""
     values = yaml.safe_load(block.code)
+    for command in re.findall(r"^\W*(?:run: )?(misdirection .*)$", block.code, re.MULTILINE):
+        check_commands(command)
     if isinstance(values, dict) and values.keys() & ExperimentConfig.model_fields.keys() - {"name"}:
         path = tmp_path / "experiment.yaml"
         path.write_text(yaml.safe_dump(DEMO | values))
@@ -105,13 +111,6 @@ def test_files_of_the_repository_in_a_sentence_are_there(page):
 # --- the site ------------------------------------------------------------------------------------------------------
 
 
-class SiteLoader(yaml.SafeLoader):
-    """Reads mkdocs.yml; functions that it names stay names."""
-
-
-SiteLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda _loader, suffix, _node: suffix)
-
-
 def pages_of(nav):
     for entry in nav:
         for inner in entry.values():
@@ -119,8 +118,15 @@ def pages_of(nav):
 
 
 def test_every_page_is_in_the_navigation_once():
-    nav = yaml.load((ROOT / "mkdocs.yml").read_text(), SiteLoader)["nav"]
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     assert sorted(pages_of(nav)) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")), "see mkdocs.yml"
+
+
+def test_the_pictures_are_those_of_the_gallery_and_small():
+    pictures = sorted((DOCS / "gallery").glob("*.png"))
+    shown = sorted(DOCS / target for target in links(DOCS / "gallery.md") if target.endswith(".png"))
+    assert pictures == shown
+    assert sum(path.stat().st_size for path in pictures) < 1_000_000
 
 
 def test_the_commands_are_todays():
@@ -223,7 +229,7 @@ def to_run(language):
 def marks_of(block):
     if block.not_run:
         return [pytest.mark.skip(reason=block.not_run)]
-    return [pytest.mark.docs] if is_slow(block) else []
+    return [pytest.mark.docs, pytest.mark.timeout(900)] if is_slow(block) else []
 
 
 @pytest.fixture(scope="module")
