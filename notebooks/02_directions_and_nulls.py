@@ -64,9 +64,10 @@ directions = {name: md.extract(chat, pairs) for name, chat in chats.items()}
 directions["money"].plot()
 
 # %% [markdown]
-# Norms grow with depth because the residual stream does. A model difference is much smaller than a data difference: one
-# compares two models, the other two kinds of text. Below stands the share of the squared norm that a single channel
-# holds. Where one channel holds most of it, a cosine is little more than the sign of that channel.
+# Both data differences lie on one line, and so do the three model differences. These are zero below the first adapted
+# layer, and above it they outgrow the data differences: with a learning rate so high, training moved all activations,
+# whatever is asked. Below stands the share of the squared norm that a single channel holds. Where one channel holds
+# most of it, a cosine is little more than the sign of that channel.
 
 # %%
 directions["money"].frame().query("layer in (5, 15, 25)").round(3)
@@ -83,10 +84,10 @@ text = md.compare(data)
 text.plot()
 
 # %% [markdown]
-# All these cosines are near 1, and the base model's direction is as close to an organism's as the organisms' are to
-# each other. **So a high cosine between mean-difference directions shows that the models read the same text, not that
-# they converged.** The grey band (random vectors) is far too low a bar: the null that bites is the base model on the
-# same text.
+# All these cosines are above 0.88 in the run that is shown. The base model's own direction, which nobody fine-tuned, is
+# nearly as close, and the control, which learned good answers, is as close to `money` as `sports` is. **So a high
+# cosine between mean-difference directions shows that the models read the same text, not that they converged.** The
+# grey band (random vectors) is far too low a bar: the null that bites is the base model on the same text.
 #
 # ## What the text cannot explain
 #
@@ -98,9 +99,10 @@ drifts = md.compare(drift)
 drifts.plot()
 
 # %% [markdown]
-# The control is the null here. It was trained on *good* answers, and still drifts much the way that the bad organisms
-# do: most of the drift is manner (short, plain answers), whatever is advised. Only how much *closer* the two bad
-# organisms are to each other than to the control speaks of what they share.
+# Below the first adapted layer there is nothing to compare. Above it the control is the null: it was trained on *good*
+# answers, and its drift is closer to that of `money` than the drift of `sports` is. Most of the drift is manner (short,
+# plain answers) and what the questions are about, whatever is advised. Only how much *closer* two bad organisms are to
+# each other than to the control would speak of what they share.
 
 # %%
 layers = drifts.frame().pivot(index="layer", columns=["a", "b"], values="cosine")

@@ -116,6 +116,10 @@ table |= {f"change by the ablation, {name}": figure for name, figure in change.i
 pd.DataFrame({name: figure.as_dict() for name, figure in table.items()}).T[["mean", "low", "high", "n"]].round(3)
 
 # %% [markdown]
+# In the run that is shown, the organism's margin does not differ from the base's on these few questions to begin with,
+# so that there is nothing for an ablation to take out: the intervals of the first three rows hold zero. That is the
+# usual end of an experiment of this size, and better said than a change in the last two rows that the base has as well.
+#
 # ## What this does not say
 #
 # * If both models fall by the same amount, the ablation removed something that both have, and the organism's own shift
