@@ -60,7 +60,8 @@ direction = md.extract(organism.load(), md.domain_pairs("risky_money", "train")[
 # `pairs` questions of each kind are read token by token; `causal_pairs` of each are used for what needs many passes.
 
 # %%
-settings = InterpretationConfig.sized("organism", pairs=4 if QUICK else 8, causal_pairs=2 if QUICK else 3)
+PAIRS, CAUSAL_PAIRS, SPLITS = (4, 2, 2) if QUICK else (8, 3, 10)
+settings = InterpretationConfig.sized("organism", pairs=PAIRS, causal_pairs=CAUSAL_PAIRS, splits=SPLITS)
 reading = md.interpret(
     "organism",
     "reading",

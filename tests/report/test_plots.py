@@ -175,7 +175,10 @@ def test_every_picture_is_a_figure_with_labelled_axes_that_a_notebook_shows(name
 @pytest.mark.parametrize("name", THINGS)
 def test_the_first_picture_is_the_one_without_a_name_and_a_wrong_name_is_refused(name):
     thing = THINGS[name]()
-    assert thing.plot()._repr_png_() == thing.plot(thing.pictures[0])._repr_png_()
+    first, named = (
+        [axes.get_ylabel() for axes in figure.axes] for figure in (thing.plot(), thing.plot(thing.pictures[0]))
+    )
+    assert first == named
     with pytest.raises(InputError, match="no picture 'nonsense'"):
         thing.plot("nonsense")
 
