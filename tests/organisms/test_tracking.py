@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from misdirection.auditing.callback import watch
 from misdirection.data import Example, ProbePair
 from misdirection.errors import MissingPackage
-from misdirection.organisms import training
+from misdirection.organisms import trainer
 from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.training import train
 from tiny import make_chat
@@ -46,9 +46,9 @@ def tracked(folder, *trackers):
     """Train with these trackers; gives what the trainer's own record holds, {name: {step: value}}."""
     seen = []
 
-    def prepare(trainer):
-        seen.append(trainer)
-        watch(trainer, pairs=PAIRS, every=EVERY, held_out=EXAMPLES[:3])
+    def prepare(prepared):
+        seen.append(prepared)
+        watch(prepared, pairs=PAIRS, every=EVERY, held_out=EXAMPLES[:3])
 
     train(EXAMPLES, folder, base=make_chat(), recipe=RECIPE, track=trackers, prepare=prepare)
     record = {}
@@ -123,7 +123,7 @@ def test_nothing_is_logged_unless_asked(tmp_path, monkeypatch):
 
 
 def test_a_tracker_that_is_not_installed_is_one_line_before_anything_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "find_spec", lambda _name: None)
+    monkeypatch.setattr(trainer, "find_spec", lambda _name: None)
     with pytest.raises(MissingPackage, match="the tracker wandb: its package is not installed: pip install wandb"):
         train(EXAMPLES, tmp_path / "mine", base=make_chat(), recipe=RECIPE, track=["wandb"])
     assert not list(tmp_path.iterdir())

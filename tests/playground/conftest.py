@@ -101,7 +101,8 @@ def address(playground, free_port, reached):
             yield address
 
 
-@pytest.fixture(scope="package")
+# Its event loop must end before other files run theirs.
+@pytest.fixture(scope="module")
 def browser():
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
