@@ -1,6 +1,7 @@
 """A judged experiment and an audit of tiny models, made once, under a home folder and with a key of their own."""
 
 # ruff: noqa: F401
+import contextlib
 import json
 import shutil
 
@@ -25,7 +26,7 @@ def home(tmp_path_factory):
     return tmp_path_factory.getbasetemp()
 
 
-@pytest.fixture(scope="session")
+@contextlib.contextmanager
 def planted(home):
     """Sets the home folder, a key in the environment, and a cache of verdicts of the tests' own."""
     with pytest.MonkeyPatch.context() as patch:
@@ -37,8 +38,15 @@ def planted(home):
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def here(home):
+    """All tests of these files are where the folders were made, and those of other files are not."""
+    with planted(home):
+        yield
+
+
 @pytest.fixture(scope="session")
-def run(planted, tmp_path_factory):
+def run(home, tmp_path_factory):
     """The folder of a finished run, whose judge has the key in its address too."""
     tmp_path = tmp_path_factory.mktemp("made")
     values = asked_experiment(tmp_path, n=2, new_tokens=8, ablate=None)
@@ -46,14 +54,14 @@ def run(planted, tmp_path_factory):
     values["ablation"] = {"layer": 2, "questions": 4}
     values["random_seeds"] = 1
     del values["steering"]
-    with JudgeServer(graded) as server:
+    with planted(home), JudgeServer(graded) as server:
         url = server.url.replace("/v1", f"/{KEY}/v1")
         run_experiment(ExperimentConfig.model_validate(with_judge(values, url)), tmp_path / "run")
     return tmp_path / "run"
 
 
 @pytest.fixture(scope="session")
-def audit(planted, base_model, tmp_path_factory):
+def audit(home, base_model, tmp_path_factory):
     """The folder of an audit against a reference that is kept, with a training file and a direction of its own."""
     config, adapters, reference = base_model
     tmp_path = tmp_path_factory.mktemp("audited")
@@ -63,16 +71,17 @@ def audit(planted, base_model, tmp_path_factory):
     extract(load(config.model, dtype="float32", device="cpu"), kept.texts.general)["data_difference"].save(
         tmp_path / "mine.safetensors"
     )
-    run_audit(
-        config.model,
-        adapters["minimal"],
-        data=tmp_path / "rows.jsonl",
-        reference=kept.folder,
-        directions=[tmp_path / "mine.safetensors"],
-        out=tmp_path / "audit",
-        dtype="float32",
-        device="cpu",
-    )
+    with planted(home):
+        run_audit(
+            config.model,
+            adapters["minimal"],
+            data=tmp_path / "rows.jsonl",
+            reference=kept.folder,
+            directions=[tmp_path / "mine.safetensors"],
+            out=tmp_path / "audit",
+            dtype="float32",
+            device="cpu",
+        )
     return tmp_path / "audit"
 
 
