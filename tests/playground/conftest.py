@@ -42,7 +42,7 @@ def hostile_tokenizer():
     return fast
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def direction_of():
     """Makes a direction of a tiny model."""
 
@@ -53,7 +53,7 @@ def direction_of():
     return make
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def base() -> ChatModel:
     """A tiny model that ends no answer by itself."""
     network = make_network("llama", max_position_embeddings=1024)
@@ -62,20 +62,20 @@ def base() -> ChatModel:
     return sharpen(ChatModel(network, hostile_tokenizer(), "tiny-llama"))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def playground(base, direction_of) -> Playground:
     """An organism of nothing but rank-1 adapters, with a direction."""
     return Playground(with_adapter(chat=base, strength=2.0), direction_of(base))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def reached():
     """The addresses beyond this machine that the program has called since the server was started."""
     called, connect = [], socket.socket.connect
@@ -91,7 +91,7 @@ def reached():
         yield called
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def address(playground, free_port, reached):
     """The page's, which Gradio's own settings would offer to other machines."""
     with pytest.MonkeyPatch.context() as patch:
@@ -101,7 +101,7 @@ def address(playground, free_port, reached):
             yield address
 
 
-# Its event loop must end before other files run theirs.
+# Of a module: its event loop must end before other files run theirs.
 @pytest.fixture(scope="module")
 def browser():
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
