@@ -59,11 +59,11 @@ def test_it_tells_where_a_bundled_model_comes_from(tmp_path, monkeypatch, parts,
 
 def test_an_import_that_an_extra_is_for_says_which_one(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "misdirection.repairing.search", raising=False)
+    monkeypatch.delitem(sys.modules, "misdirection.repairing.repair", raising=False)
     with pytest.raises(
         MissingPackage, match=r"^`repair`: the package optuna is not installed: pip install 'misdirection\[repair\]'$"
     ):
-        import misdirection.repairing.search  # noqa: F401
+        import misdirection.repairing.repair  # noqa: F401
 
 
 def test_the_page_says_what_each_package_is_for():

@@ -26,6 +26,7 @@ from misdirection.choices import Dtype
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.errors import InputError
+from misdirection.extras import needed_for
 from misdirection.files import atomic_folder, require_replaceable
 from misdirection.interventions.vectors import digest
 from misdirection.interventions.writers import post_norms
@@ -51,6 +52,10 @@ from misdirection.repairing.search import (
 )
 from misdirection.repairing.write import ablate_all, bake_weights, write_adapter
 from misdirection.runs.folder import RunFolder
+
+# The search itself comes after minutes of measuring.
+with needed_for("repair"):
+    import optuna  # noqa: F401
 
 TRIALS = 16
 _QUESTIONS = (24, 24, 60)

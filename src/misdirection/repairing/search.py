@@ -7,16 +7,16 @@ on its number and on the trials before it, so that a search that was killed goes
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from misdirection.extras import needed_for
 from misdirection.interventions.hooks import Setting
 from misdirection.likelihood.sweep import Continuations, sweep
 from misdirection.models.chat_model import ChatModel
 from misdirection.repairing.candidates import Candidate
 
-with needed_for("repair"):
+if TYPE_CHECKING:
     import optuna
 
 TOGETHER = 4
@@ -119,7 +119,7 @@ class Space:
     layers: tuple[int, ...]
     writes: bool
 
-    def suggest(self, trial: optuna.trial.BaseTrial) -> Candidate:
+    def suggest(self, trial: "optuna.trial.BaseTrial") -> Candidate:
         """A point of the space; a projection's own numbers are asked for only where there is a projection."""
         projections = ["none", *(["adapters"] + ["writes"] * self.writes if self.directions else [])]
         candidate = Candidate(
@@ -153,7 +153,9 @@ def next_batch(tried: Sequence[Tried], space: Space, count: int) -> list[Candida
     return [space.suggest(resumed.ask()) for _ in range(count)]
 
 
-def _resume(tried: Sequence[Tried], space: Space) -> optuna.Study:
+def _resume(tried: Sequence[Tried], space: Space) -> "optuna.Study":
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
