@@ -148,7 +148,7 @@ def test_the_margin_is_ours(evaluate, tiny, tiny_folder, pairs):
 def test_the_margin_of_the_bundled_model_steered(evaluate, bundled, tmp_path, monkeypatch):
     # Where the fixture has put the model already.
     monkeypatch.delenv("MISDIRECTION_CACHE")
-    pairs = md.probe_pairs()[:2]
+    pairs = md.probe_pairs()[:1]
     vectors = torch.stack([3 * random_like(torch.ones(bundled.width), layer) for layer in range(len(bundled.layers))])
     origin = Origin("data_difference", bundled.name, None, "", "0", {}, {}, "float32")
     direction = md.Direction(vectors, origin)
@@ -162,7 +162,7 @@ def test_the_margin_of_the_bundled_model_steered(evaluate, bundled, tmp_path, mo
         scale=1,
         memoize=False,
     )
-    log = evaluate("misdirection/margin", model, limit=2)
+    log = evaluate("misdirection/margin", model, limit=1)
     with md.steer(bundled, direction[15], 15):
         steered = md.margin(bundled, pairs)
     values = [sample.scores["margin_score"].value for sample in log.samples]
