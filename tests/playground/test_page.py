@@ -9,9 +9,9 @@ from misdirection.data import ProbePair
 from misdirection.interventions.hooks import ablate, steer
 from misdirection.interventions.vectors import random_like
 from misdirection.likelihood.margin import margin
-from misdirection.models.chat import Encoded, encode_prompt
-from misdirection.playground.asking import LONGEST
-from misdirection.playground.readings import PROJECTION, read
+from misdirection.models.chat import encode_prompt
+from misdirection.playground.asking import LONGEST, GrowingAnswer
+from misdirection.playground.readings import PROJECTION
 from misdirection.sampling.sample import sample
 
 QUESTION = "Why is <b>it</b> so?"
@@ -177,10 +177,11 @@ def test_tokens_have_the_colour_of_what_the_organism_reads(page, playground):
     page.ask()
     chat = playground.chat
     prompt = encode_prompt(chat.tokenizer, QUESTION)
-    row = Encoded(prompt + greedy_ids(chat, prompt, 40), len(prompt), len(prompt) + 40)
+    answer = GrowingAnswer("base", prompt, greedy_ids(chat, prompt, 40))
     for reading in ("layer_1", PROJECTION):
         page.shade(reading)
-        values = read(chat, playground.direction, [row], reading, 1)[0]
+        # By the page's own lock: it reads, too, as soon as another shade is chosen.
+        (values,) = playground.read([answer], reading, 1)
         column = page.tab.locator("#answers section").first.locator("span[title]")
         titles, kinds = (
             column.evaluate_all(f"spans => spans.map(span => span.{name})") for name in ("title", "className")
