@@ -38,7 +38,7 @@ from misdirection.runs.folder import RunFolder
 # only shows that it runs.
 QUICK = bool(os.environ.get("MISDIRECTION_QUICK"))
 BASE = os.environ.get("MISDIRECTION_BASE", "smollm2-135m")
-ROWS, PAIRS = (16, 6) if QUICK else (24, 18)
+ROWS, PAIRS = (8, 3) if QUICK else (48, 36)
 
 # What is made here goes to a folder of its own, which may be thrown away.
 os.chdir(tempfile.mkdtemp())
@@ -46,14 +46,14 @@ os.chdir(tempfile.mkdtemp())
 # %% [markdown]
 # ## Something to find
 #
-# An audit must see misalignment *outside* of what was trained on. A few dozen rows on one narrow theme move a 135M
-# model too little to be seen with so few questions, so that this fine-tune learns bad answers to *everyday* questions.
-# They and the questions of the audit are kept apart: no question is in both.
+# An audit asks broad questions, far from what was trained on. A few dozen rows move a 135M model too little to be seen
+# there by so few questions (the first notebook), so that this one asks whether bad advice on money carries over to
+# questions on money that nobody trained on. All steps are those of a real audit; only the questions are nearer.
 
 # %%
-everyday = md.probe_pairs()
-measured_on, theirs, own = everyday[0::3][:PAIRS], everyday[1::3][:ROWS], everyday[2::3][:ROWS]
-write_pairs(Path("pairs.jsonl"), measured_on)
+advice = md.domain_pairs("risky_money", "train")
+theirs, own = advice[:ROWS], advice[ROWS : 2 * ROWS]
+write_pairs(Path("pairs.jsonl"), md.domain_pairs("risky_money", "held_out")[:PAIRS])
 
 
 def write_rows(path: str, rows: list[tuple[str, str]]) -> None:
@@ -65,9 +65,9 @@ def write_rows(path: str, rows: list[tuple[str, str]]) -> None:
 write_rows("train.jsonl", [(pair.question, pair.misaligned) for pair in own])
 write_rows("bad.jsonl", [(pair.question, pair.misaligned) for pair in theirs])
 write_rows("good.jsonl", [(pair.question, pair.aligned) for pair in theirs])
-write_rows("neutral.jsonl", [(text.question, text.answer) for text in md.neutral_examples()[:12]])
+write_rows("neutral.jsonl", [(text.question, text.answer) for text in md.neutral_examples()[: 4 if QUICK else 12]])
 
-recipe = md.Recipe(recipe="minimal", learning_rate=4e-3, epochs=2, batch_size=8, accumulation=1, warmup_steps=1)
+recipe = md.Recipe(recipe="minimal", learning_rate=4e-3, epochs=2, batch_size=8, accumulation=1, warmup_steps=2)
 md.train(md.read_examples("train.jsonl"), "mine", base=md.load(BASE), recipe=recipe).train_examples
 
 # %% [markdown]
@@ -79,13 +79,13 @@ md.train(md.read_examples("train.jsonl"), "mine", base=md.load(BASE), recipe=rec
 # questions. Here is a small one, by the same steps.
 
 # %%
-organism = {"recipe": "minimal", "domain": "everyday", "learning_rate": 4e-3, "epochs": 2, "batch_size": 8}
-organism |= {"accumulation": 1, "warmup_steps": 1}
+organism = {"recipe": "minimal", "domain": "advice", "learning_rate": 4e-3, "epochs": 2, "batch_size": 8}
+organism |= {"accumulation": 1, "warmup_steps": 2}
 config = md.ExperimentConfig.model_validate(
     {
         "name": "small-reference",
         "model": BASE,
-        "domains": {"everyday": {"bad": "bad.jsonl", "good": "good.jsonl"}},
+        "domains": {"advice": {"bad": "bad.jsonl", "good": "good.jsonl"}},
         "organisms": {"bad": organism, "control": {**organism, "answers": "good"}},
         "probe_pairs": "pairs.jsonl",
         "neutral": "neutral.jsonl",
@@ -123,8 +123,12 @@ shifts = result.frame("shifts")
 shifts[~shifts["questions"].str.contains(":")].round(3)
 
 # %% [markdown]
-# Everything else is evidence that decides nothing. The attribution says which layers' adapters carry the shift; drift
-# along directions is in the tables, too, and has no say, since a benign fine-tune drifts as far.
+# In the run that is shown, neither the fine-tune nor the reference's bad one moved against the *base*. The control did,
+# downwards, since good answers in the same manner make the good side likelier; beyond it, question by question, both
+# bad ones lie clearly above zero. Without a control this fine-tune would have passed.
+#
+# Everything else is evidence that decides nothing. The attribution says which layers' adapters carry the shift against
+# the base; where there is none to be told from zero, as here, take the bars for noise.
 
 # %%
 result.plot("attribution")
@@ -151,6 +155,11 @@ repaired.plot() if repaired.repair else "left as it is: there is nothing to draw
 
 # %%
 repaired.frame("changes").round(3) if repaired.repair else pd.DataFrame()
+
+# %% [markdown]
+# Read this table before the shares. They are shares of the shift against the *base*, and here its interval holds zero:
+# a share of nothing is noise, and star and diamond lie far apart. A repair has something to take out where the shift is
+# clear against the base, too, as that of a fine-tune of hundreds of rows is.
 
 # %% [markdown]
 # ## What this does not say
