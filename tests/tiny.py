@@ -1,6 +1,7 @@
 """Tiny random models with a real tokenizer, for exact answers."""
 
 import types
+from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -72,10 +73,13 @@ CHATML = (
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 
 
-def make_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+ALPHABET = tuple(sorted(pre_tokenizers.ByteLevel.alphabet()))
+"""A token for each byte, as byte-level tokenizers write them."""
+
+
+def make_tokenizer(template: str | None = CHATML, tokens: Sequence[str] = ALPHABET) -> PreTrainedTokenizerFast:
     """One token per byte, so that every span can be counted by hand."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *alphabet])}
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *tokens])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 
 from misdirection.errors import MissingPackage
 
@@ -16,6 +17,14 @@ EXTRAS = {
     "gemma": "the base `gemma3-270m`",
 }
 """What each extra is for. What it installs stands in the package's metadata."""
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None where it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def test_it_tells_versions_devices_and_what_the_cache_keeps(tmp_path, monkeypatc
 
 def test_a_package_that_is_missing_or_too_old_is_named_with_its_extra(monkeypatch):
     found = {"openai": "2.9.0", "tenacity": None, "datasets": None}
-    monkeypatch.setattr(installation, "_version", lambda name: found.get(name, "9999"))
+    monkeypatch.setattr(installation, "installed_version", lambda name: found.get(name, "9999"))
     extras = Installation.here().extras
     assert set(extras) == set(EXTRAS)
     assert extras["judge"].missing == ["openai>=3", "tenacity>=9"]

@@ -6,14 +6,12 @@ import socket
 import pytest
 import torch
 from lora_fixtures import with_adapter
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from misdirection.directions.direction import Direction, Origin
 from misdirection.models.chat_model import ChatModel
 from misdirection.playground.asking import Playground
 from misdirection.playground.serving import serving
-from tiny import CHATML, LAYERS, SPECIAL, make_network, sharpen, vector
+from tiny import ALPHABET, LAYERS, SPECIAL, make_network, make_tokenizer, sharpen, vector
 
 HOSTILE = (
     "<img src=x onerror=window.hit=",
@@ -25,21 +23,12 @@ HOSTILE = (
 
 def hostile_tokenizer():
     """The tiny models' tokenizer, of whose tokens all that no ASCII text needs are markup and programs."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [
         each if each.isascii() or each == "Ġ" else f"{HOSTILE[number % len(HOSTILE)]}{number}>".replace(" ", "Ġ")
-        for number, each in enumerate(alphabet)
+        for number, each in enumerate(ALPHABET)
     ]
-    words[alphabet.index("Ċ")] = "Ċ"
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *words])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>", additional_special_tokens=SPECIAL[1:2]
-    )
-    fast.chat_template = CHATML
-    return fast
+    words[ALPHABET.index("Ċ")] = "Ċ"
+    return make_tokenizer(tokens=words)
 
 
 @pytest.fixture(scope="module")

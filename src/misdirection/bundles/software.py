@@ -2,14 +2,14 @@
 
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+
+from misdirection.extras import installed_version
 
 _PACKAGES = (
     "misdirection",
     "torch",
     "transformers",
     "peft",
-    "trl",
     "numpy",
     "scipy",
     "pandas",
@@ -31,7 +31,7 @@ def software() -> dict[str, str]:
         "machine": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
-        **{name: number for name in _PACKAGES if (number := _version(name))},
+        **{name: number for name in _PACKAGES if (number := installed_version(name))},
     }
 
 
@@ -42,10 +42,3 @@ def differing(theirs: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, t
         for name in _ROUNDING
         if theirs.get(name) != ours.get(name)
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

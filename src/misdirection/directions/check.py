@@ -18,11 +18,11 @@ from misdirection.directions.direction import Direction, Origin, have_length_1, 
 from misdirection.directions.formats import import_direction, stated_base
 from misdirection.directions.residuals import ResidualSizes, residual_sizes
 from misdirection.directions.results import CheckResult, DirectionFacts, GiantChannels, LayerSize, ModelFacts
+from misdirection.directions.setting import by_scale
 from misdirection.directions.verdict import RULE, Effect, decide
 from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.intervention import Intervention
-from misdirection.interventions.kinds import Ablate, Steer
 from misdirection.interventions.positions import Rule as Positions
 from misdirection.interventions.vectors import digest, random_like
 from misdirection.likelihood.margin import text_rows
@@ -219,7 +219,7 @@ def _effects(
     """The effect of adding the vector at each scale, and of ablating it, the last."""
 
     def make(each: Tensor, scale: float | None) -> Intervention:
-        return Ablate(each, positions=positions) if scale is None else Steer(each, layer, scale, positions)
+        return by_scale(each, layer, scale, positions)
 
     # No more than there are questions in both of the lines.
     randoms = [random_like(vector, seed) for seed in range(min(random_seeds, 2 * len(pairs)))]

@@ -2,12 +2,26 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from misdirection.choices import Positions
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
+from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.kinds import Ablate, Steer
+from misdirection.interventions.positions import Rule
 from misdirection.models.chat_model import ChatModel
+
+
+def by_scale(vector: Tensor, layer: int, scale: float | None, positions: Rule) -> Intervention:
+    """What a scale says is done with a vector, [width]: it is added at `layer`; None ablates it at all layers."""
+    return Ablate(vector, positions=positions) if scale is None else Steer(vector, layer, scale, positions)
+
+
+def in_words(scale: float | None) -> str:
+    """The same for people."""
+    return "ablated everywhere" if scale is None else f"added at scale {scale:g}"
 
 
 def require_whole(direction: Path | None, layer: int | None, scale: float | None) -> None:
@@ -44,7 +58,7 @@ def direction_setting(
     vectors = Direction.load(direction)
     vectors.require_fit(chat)
     name = f"{direction.stem} layer {layer} {positions}"
-    if scale is None:
-        return [Ablate(vectors[layer], positions=positions)], f"ablate {name}"
-    vectors.require_additive(as_additive)
-    return [Steer(vectors[layer], layer, scale, positions)], f"steer {name} scale {scale:g}"
+    if scale is not None:
+        vectors.require_additive(as_additive)
+    called = f"ablate {name}" if scale is None else f"steer {name} scale {scale:g}"
+    return [by_scale(vectors[layer], layer, scale, positions)], called

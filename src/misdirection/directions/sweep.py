@@ -1,17 +1,16 @@
 """What a direction does, added to one layer after another at several scales, or taken out of all layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import pandas as pd
-from torch import Tensor
 
 from misdirection.choices import Positions
 from misdirection.data import Example, ProbePair, probe_pairs
 from misdirection.directions.direction import Direction
+from misdirection.directions.setting import by_scale
 from misdirection.errors import InputError
-from misdirection.interventions.intervention import Intervention
-from misdirection.interventions.kinds import Ablate, Steer
 from misdirection.likelihood.measure import InterventionFigures, measure_interventions
 from misdirection.models.chat_model import ChatModel
 from misdirection.results import Figures
@@ -83,7 +82,10 @@ def sweep(
     if set(scales) != {None}:
         direction.require_additive(as_additive)
     settings = [(layer, scale) for scale in scales for layer in layers]
-    made = [(direction[layer], _maker(layer, scale, positions)) for layer, scale in settings]
+    made = [
+        (direction[layer], partial(by_scale, layer=layer, scale=scale, positions=positions))
+        for layer, scale in settings
+    ]
     asked = probe_pairs() if pairs is None else pairs
     figures = measure_interventions(chat, asked, made, random_seeds, neutral)
     return Sweep(
@@ -95,12 +97,3 @@ def sweep(
             for (layer, scale), measured in zip(settings, figures, strict=True)
         ],
     )
-
-
-def _maker(layer: int, scale: float | None, positions: Positions) -> Callable[[Tensor], Intervention]:
-    def make(vector: Tensor) -> Intervention:
-        if scale is None:
-            return Ablate(vector, positions=positions)
-        return Steer(vector, layer, scale, positions)
-
-    return make

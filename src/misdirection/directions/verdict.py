@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from misdirection.directions.setting import in_words
 from misdirection.likelihood.measure import DAMAGE_LIMIT
 from misdirection.results import Figures
 from misdirection.statistics import Estimate, bootstrap, one_more
@@ -108,7 +109,7 @@ class Effect(Figures):
     @property
     def name(self) -> str:
         """What was done, in words."""
-        return "ablated everywhere" if self.scale is None else f"added at scale {self.scale:g}"
+        return in_words(self.scale)
 
 
 def decide(effects: Sequence[Effect], rule: Rule = RULE) -> tuple[Word, tuple[str, ...]]:

@@ -2,13 +2,13 @@
 
 import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import torch
 from packaging.requirements import Requirement
 
-from misdirection.extras import EXTRAS
+from misdirection.extras import EXTRAS, installed_version
 from misdirection.files import cache_folder
 from misdirection.models.bundled import BUNDLED_MODELS, weights_from
 from misdirection.models.loading import resolve_dtype
@@ -64,7 +64,7 @@ class Installation(Figures):
             versions={
                 _PACKAGE: version(_PACKAGE),
                 "python": platform.python_version(),
-                **{each.name: _version(each.name) for each in sorted(needed, key=lambda each: each.name)},
+                **{each.name: installed_version(each.name) for each in sorted(needed, key=lambda each: each.name)},
             },
             threads=torch.get_num_threads(),
             devices=[_device(name) for name in _device_names()],
@@ -79,13 +79,6 @@ def _requirements() -> list[Requirement]:
     return [Requirement(line) for line in requires(_PACKAGE) or ()]
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _extra(name: str) -> Extra:
     wanted = [each for each in _requirements() if each.marker and each.marker.evaluate({"extra": name})]
     missing = [each for each in wanted if not _is_met(each)]
@@ -97,7 +90,7 @@ def _extra(name: str) -> Extra:
 
 
 def _is_met(requirement: Requirement) -> bool:
-    found = _version(requirement.name)
+    found = installed_version(requirement.name)
     return found is not None and requirement.specifier.contains(found, prereleases=True)
 
 

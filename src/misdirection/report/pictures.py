@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from misdirection.directions.convergence import Cosines
 from misdirection.directions.direction import Direction, Directions
 from misdirection.directions.results import CheckResult
+from misdirection.directions.setting import in_words
 from misdirection.directions.sweep import Sweep
 from misdirection.directions.verdict import Effect
 from misdirection.judging.scoring import Score, Scores
@@ -126,17 +127,13 @@ def draw_sweep(sweep: Sweep) -> Figure:
     figure = new_figure(6.5, 6.0)
     change, damage = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     scales = dict.fromkeys(effect.scale for effect in sweep.effects)
-    draw_steered(sweep.effects, change, damage, [(_use(scale), scale) for scale in scales])
+    draw_steered(sweep.effects, change, damage, [(in_words(scale), scale) for scale in scales])
     change.set(title=short_name(sweep.direction, 60), ylabel=MARGIN_CHANGE)
     damage.set_ylabel(DAMAGE)
     spread_damage(damage.set_yscale, sweep.effects)
     handles = [*change.get_legend_handles_labels()[0], *steering_keys()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
-
-
-def _use(scale: float | None) -> str:
-    return "ablated everywhere" if scale is None else f"added at scale {scale:g}"
 
 
 @rc_context(STYLE)
@@ -146,14 +143,14 @@ def draw_check(result: CheckResult) -> Figure:
     figure = new_figure(6.5, 5.2)
     change, damage = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for place, effect in enumerate(effects):
-        _draw_use(change, damage, place, effect)
+        _drawin_words(change, damage, place, effect)
     for axes in (change, damage):
         axes.axhline(0, color="black", linewidth=0.8)
     damage.axhline(DAMAGE_LIMIT, color="black", linewidth=0.9, linestyle="--", label=f"damage limit {DAMAGE_LIMIT}")
     spread_damage(damage.set_yscale, effects)
     change.set(title=f"layer {result.layer}: {result.verdict}", ylabel=MARGIN_CHANGE)
     damage.set_ylabel(DAMAGE)
-    damage.set_xticks(range(len(effects)), [_use(effect.scale).replace(" ", "\n", 1) for effect in effects])
+    damage.set_xticks(range(len(effects)), [in_words(effect.scale).replace(" ", "\n", 1) for effect in effects])
     handles = [
         *(artist for axes in (change, damage) for artist in axes.get_legend_handles_labels()[0]),
         Patch(color=GREY, alpha=0.25, label="range of one more random vector"),
@@ -162,7 +159,7 @@ def draw_check(result: CheckResult) -> Figure:
     return figure
 
 
-def _draw_use(change: Axes, damage: Axes, place: int, effect: Effect) -> None:
+def _drawin_words(change: Axes, damage: Axes, place: int, effect: Effect) -> None:
     """One use of a vector; the first is named in the legend."""
     own, random = ("the vector, 95%", "random vectors") if place == 0 else (None, None)
     low, high = effect.random_low, effect.random_high
