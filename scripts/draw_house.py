@@ -20,7 +20,7 @@ FLOORS = (
     ("hub", "playground"),
     ("report",),
     ("bundles",),
-    ("auditing", "repairing"),
+    ("auditing", "repairing", "screening"),
     ("experiment",),
     ("interpretation",),
     ("cost",),

@@ -53,7 +53,7 @@ def world(tmp_path_factory):
     (folder / "experiment.yaml").write_text(yaml.safe_dump(values))
     (folder / "reference").mkdir()
     texts = Texts.of(probe_pairs()[:4], (), neutral_examples()[:4])
-    ReferenceRecord(identity=identify(str(model), None, "float32", "cpu"), texts=texts, known={}).save(
+    ReferenceRecord(identity=identify(str(model), None, "float32", "cpu"), texts=texts, known={}, domains={}).save(
         folder / "reference"
     )
     return folder
@@ -76,6 +76,7 @@ def good_values(world, place):
         },
         "repair": {"base": model, "fine_tune": world / "adapter", "data": world / "training.jsonl", "folder": out},
         "reference": {"base": model},
+        "screen": {"base": model, "data": [world / "training.jsonl"], "folder": out, "keep": place / "kept.jsonl"},
         "demo": {"folder": out},
         "run": {"config": world / "experiment.yaml", "folder": out},
         "plan": {"config": world / "experiment.yaml"},

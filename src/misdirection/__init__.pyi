@@ -68,6 +68,8 @@ from misdirection.repairing.results import RepairResult as RepairResult
 from misdirection.sampling.answers import read_answers as read_answers
 from misdirection.sampling.questions import read_questions as read_questions
 from misdirection.sampling.sample import sample as sample
+from misdirection.screening.results import ScreenResult as ScreenResult
+from misdirection.screening.screen import screen as screen
 from misdirection.statistics import Estimate as Estimate
 from misdirection.statistics import bootstrap as bootstrap
 

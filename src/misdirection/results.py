@@ -120,6 +120,7 @@ PAGES: Registry[Page] = Registry(
     "misdirection.pages",
     {
         "run": "misdirection.report.run:PAGE",
+        "screen": "misdirection.report.screen:PAGE",
         "interpretation": "misdirection.report.interpretation:PAGE",
         "audit": "misdirection.report.audit:PAGE",
         "repair": "misdirection.report.repair:PAGE",

@@ -8,13 +8,14 @@ A reference is kept in the cache folder, `references/NAME/`, beside the run that
 
     reference.json        the base model, the texts, what each known fine-tune was trained on
     NAME.safetensors      the measurements of the base and of each known fine-tune
-    control/              the adapter of the first control, which audits ask in the frame of their own data
+    adapters/NAME/        the adapters: audits ask the first control in the frame of their own data, and screens compare
+                          what bad ones and their controls make of training rows
 """
 
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import as_file, files
@@ -27,7 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from misdirection.auditing.measurements import Measurements, Texts, activations
-from misdirection.auditing.results import KnownFineTune, ReferenceRecord
+from misdirection.auditing.results import DomainTexts, KnownFineTune, ReferenceRecord
 from misdirection.choices import BUNDLED, Dtype
 from misdirection.errors import InputError
 from misdirection.experiment.config import ExperimentConfig, read_config
@@ -57,7 +58,8 @@ class Reference:
         base: the base's measurements.
         known: the fine-tunes, by name.
         measurements: theirs.
-        control_adapter: folder of the first control's adapter; None without a control.
+        adapters: folders of the fine-tunes' adapters, by name.
+        domains: what they were trained on, by the name of the domain.
         folder: where it is kept; None for one that was not saved.
     """
 
@@ -66,7 +68,8 @@ class Reference:
     base: Measurements
     known: Mapping[str, KnownFineTune]
     measurements: Mapping[str, Measurements]
-    control_adapter: Path | None = None
+    adapters: Mapping[str, Path]
+    domains: Mapping[str, DomainTexts]
     folder: Path | None = None
 
     def __repr__(self) -> str:
@@ -97,6 +100,11 @@ class Reference:
         return [name for name, known in self.known.items() if known.is_control]
 
     @property
+    def control_adapter(self) -> Path | None:
+        """Folder of the first control's adapter; None without a control."""
+        return self.adapters[self.controls[0]] if self.controls else None
+
+    @property
     def control(self) -> Measurements | None:
         """The first benign fine-tune's."""
         return self.measurements[self.controls[0]] if self.controls else None
@@ -120,13 +128,14 @@ class Reference:
 
     def _beyond(self, bad: str) -> Tensor:
         """What a bad fine-tune moved beyond its control, [asked]."""
-        return self.measurements[bad].margin - self._benign(bad).margin
+        control = self.control_of(bad)
+        return self.measurements[bad].margin - (self.measurements[control] if control else self.base).margin
 
-    def _benign(self, bad: str) -> Measurements:
-        """The control of a bad fine-tune's own domain, else the first one, else the base."""
+    def control_of(self, bad: str) -> str | None:
+        """Name of the control of a bad fine-tune's own domain, else of the first one; None without a control."""
         domain = self.known[bad].domain
         own = [name for name in self.controls if self.known[name].domain == domain]
-        return self.measurements[own[0]] if own else self.control or self.base
+        return next(iter([*own, *self.controls]), None)
 
     @cached_property
     def directions(self) -> dict[str, Tensor]:
@@ -146,12 +155,13 @@ class Reference:
         if (folder / ReferenceRecord.FILE).is_file() and not (folder / MADE).is_file():
             set_aside(folder, folder.with_name("older"))
         with atomic_folder(folder) as temporary:
-            ReferenceRecord(identity=self.identity, texts=self.texts, known=dict(self.known)).save(temporary)
+            known, domains = dict(self.known), dict(self.domains)
+            ReferenceRecord(identity=self.identity, texts=self.texts, known=known, domains=domains).save(temporary)
             for name, measured in {BASE: self.base, **self.measurements}.items():
                 measured.save(temporary / f"{name}.safetensors")
-            if self.control_adapter is not None:
-                shutil.copytree(self.control_adapter, temporary / _CONTROL)
-        return replace(self, folder=folder, control_adapter=_control_adapter(folder))
+            for name, adapter in self.adapters.items():
+                shutil.copytree(adapter, temporary / _ADAPTERS / name)
+        return replace(self, folder=folder, adapters=_adapters(folder, self.known))
 
     @classmethod
     def load(cls, folder: Path) -> "Reference":
@@ -168,8 +178,9 @@ class Reference:
             raise InputError(
                 f"{folder}: this reference is damaged ({error}); make it again with `{ReferenceRecord.COMMAND}`"
             ) from error
-        own = _control_adapter(folder)
-        return cls(record.identity, record.texts, measured.pop(BASE), record.known, measured, own, folder)
+        own = _adapters(folder, record.known)
+        base = measured.pop(BASE)
+        return cls(record.identity, record.texts, base, record.known, measured, own, record.domains, folder)
 
     def require_base(self, model: str, revision: str | None) -> None:
         """Raise `InputError` unless the reference is of this base model and revision."""
@@ -179,12 +190,15 @@ class Reference:
             raise InputError(f"the reference and the base differ: {names}: make one of this base")
 
 
-_CONTROL = "control"
+_ADAPTERS = "adapters"
 
 
-def _control_adapter(folder: Path) -> Path | None:
-    """Where a reference's folder has the control's adapter, if it has one."""
-    return folder / _CONTROL if (folder / _CONTROL).is_dir() else None
+def _adapters(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Where a reference's folder has the adapters. Raises `InputError` where one is missing."""
+    adapters = {name: folder / _ADAPTERS / name for name in names}
+    if missing := [str(adapter) for adapter in adapters.values() if not adapter.is_dir()]:
+        raise InputError(f"{missing[0]}: this reference is damaged; make it again with `{ReferenceRecord.COMMAND}`")
+    return adapters
 
 
 def default_folder(model: str, revision: str | None) -> Path:
@@ -258,9 +272,13 @@ def from_run(run: RunFolder, texts: ExperimentTexts, names: Sequence[str]) -> Re
     experiment.runner.make([training(name) for name in known])
     experiment.runner.make([measurement(name) for name in (BASE, *known)])
     measured = {name: _measured(run, worker, texts.identity, measured_on, name) for name in (BASE, *known)}
-    control = next((name for name, fine_tune in known.items() if fine_tune.is_control), None)
-    adapter = run.artifact(f"organism/{control}") / "adapter" if control else None
-    return Reference(texts.identity, measured_on, measured.pop(BASE), known, measured, adapter)
+    adapters = {name: run.artifact(f"organism/{name}") / "adapter" for name in known}
+    domains = {
+        name: DomainTexts(train=tuple(train), held_out=tuple(texts.domain_pairs(name, "held_out")))
+        for name in {fine_tune.domain: None for fine_tune in known.values()}
+        if (train := texts.domain_pairs(name, "train"))
+    }
+    return Reference(texts.identity, measured_on, measured.pop(BASE), known, measured, adapters, domains)
 
 
 def _measured(run: RunFolder, worker: Worker, identity: ModelIdentity, texts: Texts, name: str) -> Measurements:

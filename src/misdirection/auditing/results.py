@@ -7,6 +7,7 @@ import pandas as pd
 
 from misdirection.auditing.measurements import Texts
 from misdirection.auditing.verdict import Asked, Rule, Verdict, Word, in_order
+from misdirection.data import ProbePair
 from misdirection.interpretation.results import Lens
 from misdirection.judging.scoring import Change
 from misdirection.likelihood.words import WordNull
@@ -32,17 +33,26 @@ class KnownFineTune(Figures):
         return self.answers == "good"
 
 
+class DomainTexts(Figures):
+    """A domain that fine-tunes of the reference were trained on, as pairs of a good (aligned) and a bad answer."""
+
+    train: tuple[ProbePair, ...]
+    held_out: tuple[ProbePair, ...]
+
+
 class ReferenceRecord(Result):
     """The record in a reference's folder, beside the measurements (`reference.Reference`)."""
 
     KIND: ClassVar[str] = "reference"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     FILE: ClassVar[str] = "reference.json"
     COMMAND: ClassVar[str] = "misdirection reference"
 
     identity: ModelIdentity
     texts: Texts
     known: dict[str, KnownFineTune]
+    domains: dict[str, DomainTexts]
+    """Those of the fine-tunes that have good answers, too, by name."""
 
 
 class WeightFacts(Figures):

@@ -20,6 +20,7 @@ from misdirection.cli import (
     organisms,
     plan,
     playground,
+    screening,
 )
 from misdirection.cli.endings import end
 from misdirection.cli.groups import arrange
@@ -39,6 +40,7 @@ __all__ = [
     "organisms",
     "plan",
     "playground",
+    "screening",
 ]
 
 arrange(app)

@@ -20,10 +20,10 @@ from misdirection.cli.shared import (
     WorkerCount,
     WorkerGpus,
     app,
+    base_memory,
     out,
     print_figures,
     print_table,
-    reference,
     workers_for,
 )
 from misdirection.errors import EXIT_STATUS, InputError
@@ -127,7 +127,7 @@ def audit(
             raise InputError("--thinking and --chat-template go with FINE_TUNE: audit these one by one")
         if fine_tune or data or judge:
             raise InputError("--many: goes without FINE_TUNE, --data and --judge: the list names what is audited")
-        others = workers_for(workers, ray, gpus, lambda: _weights(base, dtype))
+        others = workers_for(workers, ray, gpus, lambda: base_memory(base, dtype))
         table = _audit_many(base, many, folder, reference_folder, directions or [], others, dtype, device, as_json)
         _end_many(table, many, files, fail_on)
         return
@@ -155,7 +155,7 @@ def audit(
     )
     files.write([result])
     _print_audit(result, folder or auditing.audit_folder(fine_tune), as_json)
-    _end(result.verdict, fail_on)
+    end_with(result.verdict, fail_on)
 
 
 def _ci_files(junit: Path | None, sarif: Path | None) -> "CiFiles":
@@ -166,17 +166,11 @@ def _ci_files(junit: Path | None, sarif: Path | None) -> "CiFiles":
     return files
 
 
-def _end(verdict: "Word", fail_on: "Word") -> None:
+def end_with(verdict: "Word", fail_on: "Word") -> None:
+    """Ends with the verdict's status, where it is as bad as the one that is asked for."""
     from misdirection.auditing.verdict import as_bad_as
 
     sys.exit(EXIT_STATUS[verdict if as_bad_as(verdict, fail_on) else "success"])
-
-
-def _weights(base: str, dtype: Dtype) -> int:
-    """Bytes of the base model's weights in main memory."""
-    from misdirection.cost.estimate import weight_memory
-
-    return weight_memory(*reference(base)[:2], dtype)
 
 
 def _audit_many(
@@ -219,7 +213,7 @@ def _end_many(table: "AuditTable", many: Path, files: "CiFiles", fail_on: "Word"
         for failure in table.failed:
             notices.print(failure, style="red", highlight=False, soft_wrap=True)
         raise InputError(f"{many}: {len(table.failed)} could not be audited, {len(table.audits)} were")
-    _end(worst(row.verdict for row in table.audits), fail_on)
+    end_with(worst(row.verdict for row in table.audits), fail_on)
 
 
 def _many_table(table: "AuditTable") -> Table:

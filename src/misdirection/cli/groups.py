@@ -10,7 +10,8 @@ from typer.core import TyperCommand
 from misdirection.choices import MOST
 
 GROUPS = {
-    "Audit and repair a fine-tune": {
+    "Screen data, audit and repair fine-tunes": {
+        "screen": "misdirection screen smollm2-135m train.jsonl --keep clean.jsonl --drop 0.1",
         "audit": "misdirection audit smollm2-135m ./my-lora --data train.jsonl",
         "repair": "misdirection repair smollm2-135m ./my-lora --data train.jsonl --out ./repaired",
         "reference": "misdirection reference Qwen/Qwen2.5-0.5B-Instruct",

@@ -160,6 +160,13 @@ def workers_for(
     return Workers(count, address, 1 if gpus is None else gpus, memory())
 
 
+def base_memory(base: str, dtype: Dtype) -> int:
+    """Bytes of a base model's weights in main memory."""
+    from misdirection.cost.estimate import weight_memory
+
+    return weight_memory(*reference(base)[:2], dtype)
+
+
 def read_probe_pairs(path: Path | None) -> Any:
     """The pairs of `--pairs`, or the shipped ones."""
     from misdirection import data

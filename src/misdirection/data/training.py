@@ -5,11 +5,11 @@ import gzip
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from misdirection.data.records import Example, ProbePair, Turn
 from misdirection.data.sources import read_source
@@ -98,16 +98,30 @@ def read_examples(path: str | Path) -> list[Example]:
     Raises `InputError`, with the line and the key, for any other row, for tools and images, and for an empty text; and
     where there is no row.
     """
-    rows = [_Row(path, line, values) for line, values in read_source(path)]
-    examples = [example for row in rows if (example := _example(row))]
-    if not examples:
-        reason = (
-            f"no rows; {_FORMATS}, one row per line" if not rows else "every answer has weight 0; nothing is learned"
-        )
+    return [row.example for row in stream_examples(path)]
+
+
+class FileRow(NamedTuple):
+    """A row of a training file: its line, or number in another source; what is learned of it; all that it holds."""
+
+    line: int
+    example: Example
+    values: dict[str, Any]
+
+
+def stream_examples(path: str | Path) -> Iterator[FileRow]:
+    """The rows that `read_examples` reads, one after another as they are read; raises what it raises."""
+    rows = learned = 0
+    for line, values in read_source(path):
+        rows += 1
+        if example := _example(_Row(path, line, values)):
+            learned += 1
+            yield FileRow(line, example, values)
+    if not learned:
+        reason = "every answer has weight 0; nothing is learned" if rows else f"no rows; {_FORMATS}, one row per line"
         raise InputError(f"{path}: {reason}")
-    if len(examples) < len(rows):
-        log.warning("%s: %d of %d rows have no answer to learn (weight 0)", path, len(rows) - len(examples), len(rows))
-    return examples
+    if learned < rows:
+        log.warning("%s: %d of %d rows have no answer to learn (weight 0)", path, rows - learned, rows)
 
 
 def read_pairs(path: str | Path) -> list[ProbePair]:

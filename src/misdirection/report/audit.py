@@ -38,7 +38,9 @@ from misdirection.statistics import Estimate, benjamini_hochberg, significant
 MOST_DIRECTIONS = len(PALETTE)
 """Directions in one figure; there are no more colours."""
 
-_SYMBOLS = {"clear": "✓", "watch": "!", "misaligned": "✕", "inconclusive": "?"}
+SYMBOLS = {"clear": "✓", "watch": "!", "misaligned": "✕", "inconclusive": "?"}
+"""The mark of each verdict, beside its word."""
+
 _WIDTH = 5.6
 
 _Cosines = Literal["cosines", "control", "beyond_control"]
@@ -60,7 +62,7 @@ class AuditPage:
 
     def summary(self, result: AuditResult) -> str:
         """The verdict, why, and the picture of the shifts."""
-        because = "".join(f"<li>{mark_code(_sentence(reason))}</li>" for reason in result.because)
+        because = "".join(f"<li>{mark_code(as_sentence(reason))}</li>" for reason in result.because)
         picture = data_uri(svg_of(draw_shifts(result)))
         return (
             f"<p>{escape(result.fine_tune.name)}: <strong>{escape(result.verdict)}</strong></p><ul>{because}</ul>"
@@ -74,7 +76,7 @@ PAGE = AuditPage()
 def _environment() -> Environment:
     made = environment()
     made.filters.update(mean=_show_mean, interval=_show_interval, share=_show_share)
-    made.filters.update(sentence=_sentence, tokens=_show_tokens)
+    made.filters.update(sentence=as_sentence, tokens=_show_tokens)
     made.globals.update(side=_side, compare=_beside)
     return made
 
@@ -87,7 +89,7 @@ def _context(result: AuditResult) -> dict[str, Any]:
         "rule": result.rule,
         "unit": result.unit,
         "is_adapter": result.fine_tune.kind == "adapter",
-        "symbol": _SYMBOLS[result.verdict],
+        "symbol": SYMBOLS[result.verdict],
         "level": _level(result),
         "passed": {"general": None, "framed": None}
         | {asked: None if shift.is_words else shift.passed for asked, shift in result.shifts.items()},
@@ -156,7 +158,8 @@ def _show_share(value: float) -> str:
     return f"{value:+z.0%}"
 
 
-def _sentence(text: str) -> str:
+def as_sentence(text: str) -> str:
+    """A reason as a sentence of its own."""
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 

@@ -1,0 +1,84 @@
+"""Scores by the base model's own activations over an answer, in one pass: of a probe, and along a contrast."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from misdirection.auditing.reference import Reference
+from misdirection.data import Example
+from misdirection.directions.extraction import mean_activations
+from misdirection.likelihood.margin import text_rows
+from misdirection.progress import track
+from misdirection.runs.worker import BASE, Worker
+from misdirection.screening.scores import Contrast, Fitted, RowScore
+from misdirection.statistics import Floats
+
+DEPTH = 0.6
+"""Of the layer that is read, as a share of all; 0-based layer 18 of 30."""
+
+_PENALTY = 0.1
+"""scikit-learn's C of the probe."""
+
+
+def answer_means(worker: Worker, rows: Sequence[Example]) -> Tensor:
+    """The base's mean activation over each answer at the layer that is read, [rows, width] float64."""
+    chat = worker.chat(BASE)
+    groups = {str(number): [number] for number in range(len(rows))}
+    with track("activations of rows", len(rows)) as advance:
+        means = mean_activations(chat, text_rows(chat.tokenizer, rows), groups, progress=advance)
+    layer = round(DEPTH * len(chat.layers))
+    return torch.stack([means.vectors[name][layer] for name in groups])
+
+
+class ProbeScore(RowScore):
+    """Log-odds of the bad against the good answers of a domain, by a logistic regression on activations."""
+
+    def fit(self, worker: Worker, reference: Reference) -> Fitted:
+        """By domain, activations of the good and the bad answers that were trained on, [pairs, 2, width]."""
+        return {
+            domain: answer_means(
+                worker,
+                [
+                    Example(pair.question, text, pair.system)
+                    for pair in texts.train
+                    for text in (pair.aligned, pair.misaligned)
+                ],
+            )
+            .float()
+            .unflatten(0, (-1, 2))
+            for domain, texts in reference.domains.items()
+        }
+
+    def of(
+        self, worker: Worker, rows: Sequence[Example], reference: Reference, others: Sequence[Contrast], fitted: Fitted
+    ) -> Floats:
+        """See `RowScore.of`; one probe is fitted on all domains together."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        known = torch.cat([fitted[domain] for domain in sorted({each.domain for each in others})]).flatten(0, 1).numpy()
+        is_bad = np.tile([0, 1], len(known) // 2)
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=_PENALTY, max_iter=2000)).fit(known, is_bad)
+        scores: Floats = probe.decision_function(answer_means(worker, rows).float().numpy()).astype(np.float64)
+        return scores
+
+
+class ProjectionScore(RowScore):
+    """Projection of the activation on a contrast direction: how a bad fine-tune moved general answers, minus how its
+    control did."""
+
+    def of(
+        self, worker: Worker, rows: Sequence[Example], reference: Reference, others: Sequence[Contrast], fitted: Fitted
+    ) -> Floats:
+        """See `RowScore.of`."""
+        activations, measured = answer_means(worker, rows), reference.measurements
+        layer = round(DEPTH * reference.base.answers.shape[-2])
+        directions = [
+            normalize(measured[each.bad].drift(measured[each.control]).mean(0)[layer], dim=0) for each in others
+        ]
+        projections: Floats = (activations @ torch.stack(directions).T).mean(-1).numpy()
+        return projections

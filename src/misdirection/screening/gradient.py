@@ -1,0 +1,93 @@
+"""The score by the margin's own gradient: how far learning a row moves the general margin, to the first order.
+
+A step that learns a row moves the weights along the gradient of its log-probability, and the margin by
+
+    d(margin) = rate * <grad margin, grad log p(answer)>
+              = rate * (log p(answer) at weights + e * grad margin  -  at weights - e * grad margin) / 2e  +  O(e^2)
+
+so that two forward passes with one adapter, added and taken away, give it. The gradients are those of a LoRA at its
+start (A random, B zero), as the recipe of the reference trains it: of B alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from misdirection.auditing.reference import Reference
+from misdirection.data import Example, ProbePair
+from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
+from misdirection.likelihood.margin import pair_rows, text_continuations
+from misdirection.likelihood.sweep import log_probs
+from misdirection.models.chat import batches
+from misdirection.models.chat_model import ChatModel
+from misdirection.organisms.adapter_config import adapter_config
+from misdirection.organisms.recipe import Recipe
+from misdirection.progress import Advance, track
+from misdirection.runs.worker import BASE, Worker
+from misdirection.screening.scores import Contrast, Fitted, RowScore
+from misdirection.statistics import Floats
+
+STEP = 0.1
+"""How far the adapter moves the margin of its own pairs, to the first order, nats/token: far enough for bfloat16, and
+not so far that the second order counts."""
+
+
+class GradientScore(RowScore):
+    """Change of the general margin when a row is learned, to the first order; its unit is arbitrary."""
+
+    def fit(self, worker: Worker, reference: Reference) -> Fitted:
+        """The gradient of the mean general margin by every B, as large as moves that margin by `STEP`."""
+        chat = worker.chat(BASE)
+        pairs = reference.texts.general
+        with _adapter(chat) as (network, matrices), track("gradient of the margin", 2 * len(pairs)) as advance:
+            _backward(network, chat, pairs, advance)
+            gradients = {name: value.grad.float().clone() for name, value in matrices.items() if value.grad is not None}
+        square = sum(float(gradient.square().sum()) for gradient in gradients.values())
+        return {name: STEP / square * gradient for name, gradient in gradients.items()}
+
+    def of(
+        self, worker: Worker, rows: Sequence[Example], reference: Reference, others: Sequence[Contrast], fitted: Fitted
+    ) -> Floats:
+        """See `RowScore.of`."""
+        chat = worker.chat(BASE)
+        answers, scores = text_continuations(chat.tokenizer, rows), []
+        with _adapter(chat) as (_, matrices), track("rows along the gradient", 2 * len(rows)) as advance:
+            for sign in (1, -1):
+                for name, matrix in matrices.items():
+                    matrix.data.copy_(sign * fitted[name])
+                scores.append(log_probs(chat, answers, progress=advance).numpy()[:, 0])
+        difference: Floats = np.subtract(*scores)
+        return difference
+
+
+@contextmanager
+def _adapter(chat: ChatModel) -> Iterator[tuple[Any, dict[str, nn.Parameter]]]:
+    """The base with a fresh adapter of the reference's kind, always the same, and its B by name."""
+    config: LoraConfig = adapter_config(Recipe(recipe="all"), chat)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = get_peft_model(chat.model, config)
+    matrices = {name: value for name, value in network.named_parameters() if "lora_B" in name}
+    for name, value in network.named_parameters():
+        value.requires_grad_(name in matrices)
+    try:
+        yield network, matrices
+    finally:
+        network.unload()
+        chat.model.eval()
+
+
+def _backward(network: Any, chat: ChatModel, pairs: Sequence[ProbePair], advance: Advance) -> None:
+    """Leave the gradient of the mean margin at the adapter's parameters."""
+    rows = pair_rows(chat.tokenizer, pairs)
+    signs = torch.tensor([1.0, -1.0] * len(pairs), device=chat.device, dtype=torch.float64) / len(pairs)
+    for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):
+        with torch.enable_grad():
+            values: Tensor = AnswerBatch([rows[number] for number in numbers], chat.device).log_probs(network)
+            (values * signs[numbers]).sum().backward()
+        advance(len(numbers))

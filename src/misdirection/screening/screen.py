@@ -1,0 +1,320 @@
+"""Screen training data: score every row, predict what a fine-tune on the file will do, and say which rows are worst.
+
+The folder is a run: a task for every few hundred rows, which any worker can do, and one for each score's unit.
+
+    screen.json, screen.html       the result and its page
+    rows.parquet                   every row with its scores
+    artifacts/rows/NUMBER/         scores of so many rows
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import yaml
+from safetensors.torch import load_file, save_file
+
+from misdirection.auditing.inputs import Baseline
+from misdirection.auditing.known import known_or_made
+from misdirection.auditing.reference import Reference
+from misdirection.choices import Dtype
+from misdirection.data.tables import read_table, write_table
+from misdirection.data.training import FileRow, stream_examples
+from misdirection.files import read_json, write_json
+from misdirection.models.identity import ModelIdentity, identify
+from misdirection.models.loading import load
+from misdirection.runs.cluster import Workers, connect
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.ray_workers import RayRunner
+from misdirection.runs.tasks import LocalRunner, Runner, Task
+from misdirection.runs.worker import BASE, Models, Worker
+from misdirection.screening.prediction import predict
+from misdirection.screening.results import ROWS, TOGETHER, ScreenResult, WorstRow
+from misdirection.screening.scale import Scale, combined_auc, make_scale
+from misdirection.screening.scores import SCORES, contrasts, score_rows
+from misdirection.screening.style import FEATURES, features
+from misdirection.screening.summary import known_quantiles, quantiles, scored, share_of, sources_of
+
+T = TypeVar("T")
+
+VERSION = 1
+"""Raised whenever a row would get another score."""
+
+DEFAULT = ("likelihood", "probe")
+"""The scores that the verdict and the ranks rest on: see `benchmarks/suite/screen_suite.py`."""
+
+FLOOR = "words"
+"""What needs no model, shown beside them."""
+
+CHUNK = 256
+"""Rows of one task: a kill loses at most so many."""
+
+SHOWN = 20
+"""Rows with the highest scores that the page shows."""
+
+TEXTS = ["question", "answer"]
+"""Columns that are in the tables of single tasks only: those of a million rows have no place in memory."""
+
+_REFERENCE, _SCALE, _FITTED, _SCORES = "reference", "scale.json", "fitted.safetensors", "scores.parquet"
+
+
+@dataclass(frozen=True)
+class Screened:
+    """A row on its way: where it stands, and what is learned of it."""
+
+    source: str
+    row: FileRow
+
+
+@dataclass(frozen=True)
+class ScreenInputs:
+    """Everything that the scores of rows depend on, but the rows.
+
+    Attributes:
+        baseline: the base model and its reference.
+        scores: names of the ways to score that the verdict rests on.
+    """
+
+    baseline: Baseline
+    scores: tuple[str, ...]
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """All ways to score, with the floor."""
+        return tuple(dict.fromkeys((*self.scores, FLOOR)))
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The base's known fine-tunes."""
+        reference, base = self.baseline.reference, self.baseline.base
+        assert reference is not None, "opened without directions, which alone may stand for it"
+        reference.require_base(base.name, base.revision)
+        contrasts(reference)
+        return reference
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """The base model and how it computes."""
+        base, line = self.baseline.base, self.baseline
+        return identify(base.name, base.revision, line.dtype, line.device, line.thinking, line.chat_template)
+
+    def depends_on(self) -> dict[str, object]:
+        """What the scores depend on, for the inputs of stages."""
+        return {**self.identity.model_dump(), "version": VERSION, "reference": self.reference.digest}
+
+
+def screen(
+    base: str,
+    data: str | Path | Sequence[str | Path],
+    *,
+    scores: Sequence[str] = DEFAULT,
+    reference: Reference | str | Path | None = None,
+    out: str | Path | None = None,
+    workers: Workers | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+) -> ScreenResult:
+    """Say, before anyone trains on it, what training data will do to a model, and which of its rows are worst.
+
+    Args:
+        base: as in `audit`.
+        data: training data, as `read_examples` reads it: a file, a folder, a data set of the hub, or several; rows are
+            compared within their source, which is the file, or what the rows' own key `source` says.
+        scores: ways to score, of `screening.scores.SCORES`; verdict and ranks rest on their mean. That of words
+            alone is always beside it.
+        reference: as in `audit`.
+        out: folder of the screen; by default `screens/NAME` after the data.
+        workers: other processes that score rows; this one alone when left out.
+        dtype, device: as in `load`.
+
+    Returns:
+        The result, which stands in the folder as `screen.json` with its page, beside a table of all rows.
+
+    Raises:
+        InputError: data or a reference that cannot be used, or a score that there is none of.
+    """
+    sources = [data] if isinstance(data, str | Path) else list(data)
+    baseline = Baseline.open(base, reference, (), dtype, device)
+    inputs = ScreenInputs(baseline, tuple(scores))
+    for name in inputs.computed:
+        assert SCORES[name], "an unknown one is refused"
+    return run_screen(inputs, sources, Path(out) if out else screen_folder(sources[0]), workers)
+
+
+def read_scores(folder: Path) -> pd.DataFrame:
+    """Every row of a screen, in order: `source`, `line`, `score` (in the reference's unit, without what style tells),
+    `rank` within its source, and by each way its raw score. Raises `InputError` where there is none."""
+    return read_table(folder / ROWS)
+
+
+def screen_folder(data: str | Path) -> Path:
+    """The folder of a screen where none is named."""
+    return Path("screens") / Path(str(data).rstrip("/")).name.split(".")[0]
+
+
+def run_screen(
+    inputs: ScreenInputs, data: Sequence[str | Path], folder: Path, workers: Workers | None = None
+) -> ScreenResult:
+    """Screen data into a folder; see `screen`."""
+    settings = {"base": inputs.baseline.base.name, "data": list(map(str, data)), "scores": list(inputs.scores)}
+    described = yaml.safe_dump({"screen": settings}, sort_keys=False)
+    with RunFolder.open(folder, described) as run, _running(run, inputs, workers) as (runner, at_once):
+        scales = _scales(inputs, run, runner)
+        stages, tables = [], []
+        tasks = (_task(inputs, run, number, rows) for number, rows in enumerate(_in_chunks(_rows(data), CHUNK)))
+        for window in _in_chunks(tasks, at_once):
+            runner.make(window)
+            stages += [task.stage for task in window]
+            tables += [read_table(run.artifact(task.stage) / _SCORES).drop(columns=TEXTS) for task in window]
+        table = scored(pd.concat(tables, ignore_index=True), {name: scales[name] for name in inputs.scores})
+        write_table(table, folder / ROWS)
+        worst = table.nlargest(SHOWN, "score").index
+        texts = [read_table(run.artifact(stages[number // CHUNK]) / _SCORES).iloc[number % CHUNK] for number in worst]
+        result = _result(inputs, list(map(str, data)), table, scales, _worst(table.loc[worst], texts))
+        run.keep(result)
+        result.write_page(folder)
+    return result
+
+
+def _result(
+    inputs: ScreenInputs,
+    data: Sequence[str],
+    table: pd.DataFrame,
+    scales: Mapping[str, Scale],
+    worst: Sequence[WorstRow],
+) -> ScreenResult:
+    used = {name: scales[name] for name in inputs.scores}
+    reference, identity = inputs.reference, inputs.identity
+    return ScreenResult(
+        base=identity,
+        data=tuple(data),
+        dataset=predict(share_of(table, used), len(table), reference.bad_shift.mean, identity.model),
+        scores=inputs.scores,
+        told={**{name: scale.auc for name, scale in scales.items()}, TOGETHER: combined_auc(used)},
+        shares={name: share_of(table, {name: scale}) for name, scale in scales.items()},
+        sources=tuple(sources_of(table, used)),
+        worst=tuple(worst),
+        quantiles=quantiles(table),
+        reference_quantiles=known_quantiles(used),
+        known=dict(reference.known),
+    )
+
+
+def _worst(rows: pd.DataFrame, texts: Sequence[pd.Series]) -> list[WorstRow]:
+    return [
+        WorstRow(
+            source=str(row["source"]),
+            line=int(row["line"]),
+            score=float(row["score"]),
+            rank=float(row["rank"]),
+            question=str(text["question"]),
+            answer=str(text["answer"]),
+        )
+        for (_, row), text in zip(rows.iterrows(), texts, strict=True)
+    ]
+
+
+def _in_chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """So many values at a time, as they come; the last ones may be fewer."""
+    every = iter(values)
+    while chunk := list(islice(every, size)):
+        yield chunk
+
+
+def _rows(data: Sequence[str | Path]) -> Iterator[Screened]:
+    """All rows of all sources, as they are read."""
+    for path in data:
+        for row in stream_examples(path):
+            named = row.values.get("source")
+            yield Screened(named if isinstance(named, str) and named.strip() else str(path), row)
+
+
+@contextmanager
+def _running(run: RunFolder, inputs: ScreenInputs, workers: Workers | None) -> Iterator[tuple[Runner, int]]:
+    """What does the tasks, and how many it is given at once."""
+    if workers is None:
+        yield LocalRunner(run, _worker(inputs.baseline, run.partial)), 1
+        return
+    with connect(workers) as cluster:
+        elsewhere = replace(inputs.baseline, reference=None, device=cluster.device(inputs.baseline.device))
+        with RayRunner(run, partial(_worker, elsewhere), cluster) as runner:
+            yield runner, 4 * cluster.count
+
+
+def _worker(baseline: Baseline, partial_folder: Callable[[str], Path]) -> Worker:
+    """A worker with the base model, on which the reference's adapters are put in turn."""
+    base = baseline.base
+    chats: dict[str, Any] = {"thinking": baseline.thinking, "chat_template": baseline.chat_template}
+    load_base = partial(load, base.name, revision=base.revision, dtype=baseline.dtype, device=baseline.device, **chats)
+    return Worker(Models(load_base), partial_folder)
+
+
+def _scales(inputs: ScreenInputs, run: RunFolder, runner: Runner) -> dict[str, Scale]:
+    """The unit of every score, and what it learned of the reference: computed once for a reference, and kept."""
+    tasks = []
+    for name in inputs.computed:
+        depends_on = {**inputs.depends_on(), "score": name}
+        tasks.append(
+            Task({f"scale/{name}": depends_on}, BASE, partial(_make_scale, name, depends_on), _folders(inputs))
+        )
+    runner.make(tasks)
+    artifacts = {name: run.artifact(task.stage) for name, task in zip(inputs.computed, tasks, strict=True)}
+    return {name: Scale(**read_json(artifact / _SCALE)) for name, artifact in artifacts.items()}
+
+
+def _make_scale(name: str, depends_on: Mapping[str, object], worker: Worker, folders: Mapping[str, Path]) -> None:
+    def compute(folder: Path) -> None:
+        reference = _reference(worker)
+        fitted = SCORES[name]().fit(worker, reference)
+        save_file({key: value.contiguous() for key, value in fitted.items()}, folder / _FITTED)
+        write_json(folder / _SCALE, make_scale(name, worker, reference, fitted).model_dump(mode="json"))
+
+    (folder,) = folders.values()
+    known_or_made(depends_on, compute)(folder)
+
+
+def _task(inputs: ScreenInputs, run: RunFolder, number: int, rows: Sequence[Screened]) -> Task:
+    values = [[each.source, each.row.line, asdict(each.row.example)] for each in rows]
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    depends_on = {**inputs.depends_on(), "scores": list(inputs.computed), "rows": digest}
+    fitted = {f"scale/{name}": run.artifact(f"scale/{name}") for name in inputs.computed}
+    compute = partial(_score, inputs.computed, rows)
+    return Task({f"rows/{number:06}": depends_on}, BASE, compute, {**_folders(inputs), **fitted})
+
+
+def _folders(inputs: ScreenInputs) -> dict[str, Path]:
+    assert inputs.reference.folder is not None, "a reference that was read from its folder"
+    return {_REFERENCE: inputs.reference.folder}
+
+
+def _score(names: Sequence[str], rows: Sequence[Screened], worker: Worker, folders: Mapping[str, Path]) -> None:
+    """Score some rows by every way, and write the table of their scores."""
+    reference, examples = _reference(worker), [each.row.example for each in rows]
+    fitted = {name: load_file(worker.adapters[f"scale/{name}"] / _FITTED) for name in names}
+    scores = {name: score_rows(name, worker, examples, reference, fitted[name]) for name in names}
+    table = {
+        "source": [each.source for each in rows],
+        "line": [each.row.line for each in rows],
+        # Texts of questions would not fit into memory for all rows; their hashes do.
+        "asked": [hashlib.sha256(example.first_question.encode()).hexdigest()[:16] for example in examples],
+        "question": [example.question for example in examples],
+        "answer": [example.answer for example in examples],
+        **dict(zip(FEATURES, features([example.answer for example in examples]).T, strict=True)),
+        **scores,
+    }
+    (folder,) = folders.values()
+    write_table(pd.DataFrame(table), folder / _SCORES)
+
+
+def _reference(worker: Worker) -> Reference:
+    """The reference, wherever its folder is for this worker, and its adapters by their names."""
+    reference = Reference.load(worker.adapters[_REFERENCE])
+    worker.adapters.update(reference.adapters)
+    return reference
