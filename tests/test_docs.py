@@ -32,7 +32,7 @@ from tiny import CHATML, make_network, make_tokenizer
 
 ELSEWHERE = {DOCS / "extending.md": "test_extending.py", DOCS / "reference" / "commands.md": "test_cli_help.py"}
 """Pages whose blocks another test runs."""
-SLOW = re.compile(r"md\.(audit|audit_many|repair|make_reference|interpret|run)\(")
+SLOW = re.compile(r"md\.(screen|audit|audit_many|repair|make_reference|interpret|run)\(")
 QUICK = {"doctor", "schema", "check", "compare", "export", "import", "score", "agree"}
 """Calls that take long even in the small world, and commands that do not."""
 LANGUAGES = {"bash", "python", "yaml", "json", "toml", "text", "mermaid"}

@@ -1,14 +1,21 @@
 """Screening of training rows by a tiny reference whose bad answers can be told from its good ones by a word."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import misdirection as md
+from misdirection.auditing.reference import Reference
+from misdirection.data import Example
 from misdirection.errors import InputError
+from misdirection.runs.cluster import Workers
+from misdirection.runs.worker import Models, Worker
+from misdirection.screening import screen as screening
 from misdirection.screening.keep import keep_rows
+from misdirection.screening.scores import LikelihoodScore, contrasts, score_rows
 from misdirection.screening.screen import read_scores
 from screening.screened import tiny_reference as tiny_reference
 from screening.screened import write_rows
@@ -60,3 +67,71 @@ def test_rows_without_the_worst_quarter_are_the_good_ones_unchanged(screened, tm
     with pytest.raises(InputError, match="did not write it"):
         (tmp_path / "own.jsonl").write_text("mine")
         keep_rows([file], table, tmp_path / "own.jsonl", 0.25)
+
+
+def test_a_row_of_a_references_own_domain_is_scored_by_the_other_domain(tiny_reference):
+    base, folder = tiny_reference
+    reference = Reference.load(folder)
+    rows = [Example("sums 3?", "xx 3 xx"), Example("Ask 3?", "xx 3 xx")]
+    worker = Worker(Models(lambda: md.load(base, **OPTIONS)), None)
+    worker.adapters.update(reference.adapters)
+    both = contrasts(reference)
+    others = [contrast for contrast in both if contrast.domain == "times"]
+    scored = score_rows("likelihood", worker, rows, reference, {})
+    score = LikelihoodScore()
+    assert scored[0] == pytest.approx(score.of(worker, rows[:1], reference, others, {})[0], abs=1e-6)
+    assert scored[1] == pytest.approx(score.of(worker, rows[1:], reference, both, {})[0], abs=1e-6)
+    assert abs(scored[0] - score.of(worker, rows[:1], reference, both, {})[0]) > 1e-3
+
+
+def test_two_workers_give_the_same_and_a_stopped_screen_goes_on(tiny_reference, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    base, reference = tiny_reference
+    monkeypatch.setattr(screening, "CHUNK", 8)
+    file = write_rows(tmp_path / "mixed.jsonl", MIXED)
+    options = {"scores": ("likelihood",), "reference": reference, **OPTIONS}
+
+    def stop(names, worker, rows, *rest):
+        if rows[0].question == "Ask 16?":
+            raise KeyboardInterrupt
+        return score_rows(names, worker, rows, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(screening, "score_rows", stop)
+        md.screen(base, file, out=tmp_path / "out", **options)
+    made = (tmp_path / "out" / "manifest.jsonl").read_text()
+    assert made.count("rows/00000") == 2
+    alone = md.screen(base, file, out=tmp_path / "out", **options)
+    # What was made before is not made again.
+    assert (tmp_path / "out" / "manifest.jsonl").read_text().startswith(made)
+    shared = md.screen(base, file, out=tmp_path / "shared", workers=Workers(2), **options)
+    assert shared == alone
+
+
+def test_the_command_prints_all_rows_keeps_some_and_ends_with_the_verdicts_status(tiny_reference, call, tmp_path):
+    base, reference = tiny_reference
+    bad = write_rows(tmp_path / "bad.jsonl", ["bad"] * 12)
+    good = write_rows(tmp_path / "good.jsonl", ["good"] * 12, first=40)
+    words = ["--reference", reference, "--out", tmp_path / "out", "--dtype", "float32", "--device", "cpu"]
+    status, out, err = call("screen", base, bad, "--json", "--keep", tmp_path / "kept.jsonl", "--drop", 0.5, *words)
+    printed = json.loads(out)
+    assert (status, printed["dataset"]["verdict"]) == (3, "misaligned"), err
+    assert [row["line"] for row in printed["rows"]] == list(range(1, 13))
+    assert "kept 6 of 12 rows" in err
+    status, out, _ = call("screen", base, bad, good, "--score", "words", "--fail-on", "misaligned", *words)
+    assert (status, "INCONCLUSIVE" in out) == (0, True)
+    assert out.count("share of ") == 2
+
+
+def test_a_reference_of_one_domain_and_a_score_that_is_none_are_refused(tiny_reference, call, tmp_path):
+    base, folder = tiny_reference
+    reference = Reference.load(folder)
+    known = {name: fine_tune for name, fine_tune in reference.known.items() if fine_tune.domain == "sums"}
+    one = replace(reference, known=known, measurements={name: reference.measurements[name] for name in known})
+    adapters = {name: reference.adapters[name] for name in known}
+    one = replace(one, adapters=adapters, domains={"sums": reference.domains["sums"]}).save(tmp_path / "one")
+    file = write_rows(tmp_path / "mixed.jsonl", MIXED)
+    status, _, err = call("screen", base, file, "--reference", one.folder, "--out", tmp_path / "out")
+    assert (status, "in two domains" in err) == (2, True)
+    status, _, err = call("screen", base, file, "--score", "likelyhood", "--reference", folder)
+    assert (status, "did you mean 'likelihood'?" in err) == (2, True)

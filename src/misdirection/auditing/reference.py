@@ -194,11 +194,8 @@ _ADAPTERS = "adapters"
 
 
 def _adapters(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Where a reference's folder has the adapters. Raises `InputError` where one is missing."""
-    adapters = {name: folder / _ADAPTERS / name for name in names}
-    if missing := [str(adapter) for adapter in adapters.values() if not adapter.is_dir()]:
-        raise InputError(f"{missing[0]}: this reference is damaged; make it again with `{ReferenceRecord.COMMAND}`")
-    return adapters
+    """Where a reference's folder has the adapters; workers get them beside it, not in it."""
+    return {name: folder / _ADAPTERS / name for name in names}
 
 
 def default_folder(model: str, revision: str | None) -> Path:

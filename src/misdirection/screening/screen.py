@@ -62,7 +62,10 @@ SHOWN = 20
 TEXTS = ["question", "answer"]
 """Columns that are in the tables of single tasks only: those of a million rows have no place in memory."""
 
-_REFERENCE, _SCALE, _FITTED, _SCORES = "reference", "scale.json", "fitted.safetensors", "scores.parquet"
+_SCALE, _FITTED, _SCORES = "scale.json", "fitted.safetensors", "scores.parquet"
+
+_REFERENCE = "the reference"
+"""What workers know its folder by: no name of a fine-tune, with which adapters are named."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,7 @@ def _scales(inputs: ScreenInputs, run: RunFolder, runner: Runner) -> dict[str, S
 
 def _make_scale(name: str, depends_on: Mapping[str, object], worker: Worker, folders: Mapping[str, Path]) -> None:
     def compute(folder: Path) -> None:
-        reference = _reference(worker)
+        reference = Reference.load(worker.adapters[_REFERENCE])
         fitted = SCORES[name]().fit(worker, reference)
         save_file({key: value.contiguous() for key, value in fitted.items()}, folder / _FITTED)
         write_json(folder / _SCALE, make_scale(name, worker, reference, fitted).model_dump(mode="json"))
@@ -290,13 +293,14 @@ def _task(inputs: ScreenInputs, run: RunFolder, number: int, rows: Sequence[Scre
 
 
 def _folders(inputs: ScreenInputs) -> dict[str, Path]:
+    """What a worker needs beside the base model."""
     assert inputs.reference.folder is not None, "a reference that was read from its folder"
-    return {_REFERENCE: inputs.reference.folder}
+    return {_REFERENCE: inputs.reference.folder, **inputs.reference.adapters}
 
 
 def _score(names: Sequence[str], rows: Sequence[Screened], worker: Worker, folders: Mapping[str, Path]) -> None:
     """Score some rows by every way, and write the table of their scores."""
-    reference, examples = _reference(worker), [each.row.example for each in rows]
+    reference, examples = Reference.load(worker.adapters[_REFERENCE]), [each.row.example for each in rows]
     fitted = {name: load_file(worker.adapters[f"scale/{name}"] / _FITTED) for name in names}
     scores = {name: score_rows(name, worker, examples, reference, fitted[name]) for name in names}
     table = {
@@ -311,10 +315,3 @@ def _score(names: Sequence[str], rows: Sequence[Screened], worker: Worker, folde
     }
     (folder,) = folders.values()
     write_table(pd.DataFrame(table), folder / _SCORES)
-
-
-def _reference(worker: Worker) -> Reference:
-    """The reference, wherever its folder is for this worker, and its adapters by their names."""
-    reference = Reference.load(worker.adapters[_REFERENCE])
-    worker.adapters.update(reference.adapters)
-    return reference
