@@ -15,11 +15,12 @@ import yaml
 from audited import made  # noqa: F401
 from misdirection.cli.shared import app
 from misdirection.errors import EXIT_STATUS
+from screening.screened import tiny_reference, write_rows  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 STEPS = ACTION["runs"]["steps"]
-(AUDIT,) = (step for step in STEPS if step.get("id") == "audit")
+(AUDIT,) = (step for step in STEPS if step.get("id") == "verdict")
 HOOKS = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
 INPUT = r"inputs\.([\w-]+)"
 
@@ -90,6 +91,23 @@ def test_the_audit_step_says_its_verdict_and_leaves_the_files(made, tmp_path):  
     assert (tmp_path / "misdirection-audit" / "audit.html").is_file()
 
 
+def test_without_a_fine_tune_the_data_are_screened(tiny_reference, tmp_path):  # noqa: F811
+    base, reference = tiny_reference
+    write_rows(tmp_path / "my; rows.jsonl", ["bad", "good"] * 8)
+    inputs = {"base": base, "data": "my; rows.jsonl", "reference": str(reference), "device": "cpu"}
+    inputs |= {"dtype": "float32", "fail-on": "watch"}
+    status, said, outputs, summary = run(AUDIT, inputs, tmp_path)
+    verdict = json.loads((tmp_path / "misdirection-audit" / "screen.json").read_text())["dataset"]["verdict"]
+    assert (status, outputs) == (EXIT_STATUS[verdict], f"verdict={verdict}\n"), said
+    assert summary.startswith(f"### misdirection: {verdict}\n\n    ")
+    (log,) = json.loads((tmp_path / "misdirection-audit.sarif").read_text())["runs"]
+    lines = [result["locations"][0]["physicalLocation"]["region"]["startLine"] for result in log["results"]]
+    # The file, and its rows, the worst of them first: every other one is bad.
+    assert lines[0] == 1 and {line % 2 for line in lines[1:9]} == {1}
+    place = log["results"][1]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    assert place == "my%3B%20rows.jsonl"
+
+
 def test_the_audit_step_says_no_verdict_where_there_is_none(tmp_path):
     inputs = {"base": "smollm2-135m", "fine-tune": "mine", "fail-on": "never"}
     status, said, outputs, summary = run(AUDIT, inputs, tmp_path)
@@ -102,5 +120,5 @@ def test_a_hook_has_what_pre_commit_requires_and_calls_a_command_that_is_there(h
     assert {"id", "name", "entry", "language"} <= hook.keys()
     program, name, *words = shlex.split(hook["entry"])
     assert program == "misdirection"
-    words += ["smollm2-135m", "adapters/mine", "--data", "train.jsonl"]
+    words += ["smollm2-135m", *{"audit": ["adapters/mine", "--data", "train.jsonl"], "screen": ["train.jsonl"]}[name]]
     typer.main.get_command(app).commands[name].make_context(name, words)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from misdirection.cli.audit import Base, FailOn, ReferenceOption, end_with
+from misdirection.cli.audit import Base, FailOn, ReferenceOption, Sarif, end_with
 from misdirection.cli.shared import (
     DeviceOption,
     DtypeOption,
@@ -58,6 +58,7 @@ def screen(
     gpus: WorkerGpus = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    sarif: Sarif = None,
     fail_on: FailOn = "inconclusive",
     as_json: Json = False,
 ) -> None:
@@ -65,12 +66,13 @@ def screen(
 
     Exit status: 0 clear, 3 misaligned, 4 inconclusive.
     """
-    from misdirection.files import require_replaceable
+    from misdirection.files import atomic_output, require_replaceable
+    from misdirection.report.ci import screen_as_sarif
     from misdirection.screening.keep import keep_rows
     from misdirection.screening.screen import DEFAULT, read_scores, screen, screen_folder
 
-    if keep:
-        require_replaceable(keep, folder=False)
+    for path in filter(None, (keep, sarif)):
+        require_replaceable(path, folder=False)
     target = folder or screen_folder(data[0])
     result = screen(
         base,
@@ -87,6 +89,9 @@ def screen(
     if keep:
         kept = keep_rows(data, table, keep, drop)
         notices.print(f"kept {kept} of {len(table)} rows: {keep}", highlight=False, soft_wrap=True)
+    if sarif:
+        with atomic_output(sarif) as temporary:
+            temporary.write_text(screen_as_sarif(result), encoding="utf-8")
     if as_json:
         rows = table[["source", "line", "score", "rank", *result.shares]].to_dict("records")
         print_figures({**result.as_dict(), "rows": rows}, as_json)

@@ -1,4 +1,4 @@
-"""What continuous integration reads of audits: JUnit's XML and SARIF 2.1.0.
+"""What continuous integration reads of audits, and of screens of training data: JUnit's XML and SARIF 2.1.0.
 
 | verdict | JUnit | SARIF |
 |---|---|---|
@@ -25,6 +25,7 @@ from misdirection.auditing.verdict import Word
 from misdirection.files import atomic_output, require_replaceable
 from misdirection.models.adapters import ADAPTER_CONFIG
 from misdirection.report.reader import visible
+from misdirection.screening.results import ScreenResult
 
 _SUITE = "misdirection.audit"
 _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -105,23 +106,77 @@ def as_sarif(results: Sequence[AuditResult], failed: Sequence[str] = ()) -> str:
 
     A result stands at the fine-tune's training file, where one was given, else at the adapter's configuration.
     """
-    version = installed("misdirection")
+    rules = [
+        _rule(word, f"Audit of a fine-tune: {word}", _MEANINGS[word], _HELP, level) for word, level in _LEVELS.items()
+    ]
+    return _log(rules, [_finding(result) for result in results if result.verdict in _LEVELS], failed)
+
+
+def screen_as_sarif(result: ScreenResult) -> str:
+    """A screen as a SARIF 2.1.0 log: for data that are not clear a result, and one for each of the worst rows.
+
+    A row's result stands at its line of the training file.
+    """
+    verdict = result.dataset.verdict
+    rules = [
+        _rule("data", "Screen of training data", _DATA_MEANS, _SCREEN_HELP, "warning"),
+        _rule("row", "A row like bad answers", _ROW_MEANS, _SCREEN_HELP, "note"),
+    ]
+    said = f"training data for {visible(result.base.model)}: {verdict}: {'; '.join(result.dataset.because)}"
+    findings = [_at("data", 0, _LEVELS.get(verdict, "none"), said, result.data[0], 1)]
+    findings += [
+        _at(
+            "row",
+            1,
+            "note",
+            f"score {row.score:+z.2f}, where known bad answers score 1: {row.answer}",
+            row.source,
+            row.line,
+        )
+        for row in result.worst
+    ]
+    return _log(rules, findings if verdict != "clear" else [], ())
+
+
+_DATA_MEANS = "A fine-tune on these rows is predicted to become broadly misaligned, or that cannot be excluded."
+_ROW_MEANS = "Known bad fine-tunes are more at home in this row than benign ones: read it."
+_SCREEN_HELP = (
+    "Read the screen's page (docs/screen.md). `misdirection screen --keep FILE` writes the data without such rows."
+)
+
+
+def _at(rule: str, index: int, level: str, said: str, path: str, line: int) -> dict[str, Any]:
+    place = {"artifactLocation": {"uri": _uri(path)}, "region": {"startLine": line}}
+    return {
+        "ruleId": rule,
+        "ruleIndex": index,
+        "level": level,
+        "message": _message(said),
+        "locations": [{"physicalLocation": place}],
+        "partialFingerprints": {
+            "primaryLocationLineHash": hashlib.sha256(f"{rule}\0{path}\0{line}".encode()).hexdigest()
+        },
+    }
+
+
+def _log(rules: list[dict[str, Any]], results: list[dict[str, Any]], failed: Sequence[str]) -> str:
+    """A whole log of one run; `failed` says why something could not be made."""
     notices = [{"level": "error", "message": _message(reason)} for reason in failed]
     run = {
-        "tool": {"driver": {"name": "misdirection", "version": version, "rules": [_rule(word) for word in _LEVELS]}},
+        "tool": {"driver": {"name": "misdirection", "version": installed("misdirection"), "rules": rules}},
         "invocations": [{"executionSuccessful": not failed, "toolExecutionNotifications": notices}],
-        "results": [_finding(result) for result in results if result.verdict in _LEVELS],
+        "results": results,
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, allow_nan=False) + "\n"
 
 
-def _rule(word: Word) -> dict[str, Any]:
+def _rule(name: str, short: str, full: str, remedy: str, level: str) -> dict[str, Any]:
     return {
-        "id": word,
-        "shortDescription": {"text": f"Audit of a fine-tune: {word}"},
-        "fullDescription": {"text": _MEANINGS[word]},
-        "help": {"text": _HELP},
-        "defaultConfiguration": {"level": _LEVELS[word]},
+        "id": name,
+        "shortDescription": {"text": short},
+        "fullDescription": {"text": full},
+        "help": {"text": remedy},
+        "defaultConfiguration": {"level": level},
     }
 
 

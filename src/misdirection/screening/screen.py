@@ -157,6 +157,11 @@ def read_scores(folder: Path) -> pd.DataFrame:
     return read_table(folder / ROWS)
 
 
+def read_scales(folder: Path) -> dict[str, Scale]:
+    """The unit of every score of a screen, by name."""
+    return {artifact.name: _read_scale(artifact) for artifact in sorted((folder / "artifacts" / "scale").iterdir())}
+
+
 def screen_folder(data: str | Path) -> Path:
     """The folder of a screen where none is named."""
     return Path("screens") / Path(str(data).rstrip("/")).name.split(".")[0]
@@ -269,7 +274,11 @@ def _scales(inputs: ScreenInputs, run: RunFolder, runner: Runner) -> dict[str, S
         )
     runner.make(tasks)
     artifacts = {name: run.artifact(task.stage) for name, task in zip(inputs.computed, tasks, strict=True)}
-    return {name: Scale(**read_json(artifact / _SCALE)) for name, artifact in artifacts.items()}
+    return {name: _read_scale(artifact) for name, artifact in artifacts.items()}
+
+
+def _read_scale(artifact: Path) -> Scale:
+    return Scale(**read_json(artifact / _SCALE))
 
 
 def _make_scale(name: str, depends_on: Mapping[str, object], worker: Worker, folders: Mapping[str, Path]) -> None:

@@ -1,0 +1,251 @@
+"""What `screen` says of training data, beside what fine-tunes on it do: rows told apart, and shifts predicted.
+
+    python benchmarks/suite/screen_suite.py --out runs/screen-suite [--base smollm2-135m|gemma3-270m] [--published DIR]
+        [--steps rows,shift,show] [--only 'careless_household-*'] [--workers N] [--rows N] [--json]
+
+`rows` screens rows of every source of text in one file, by every way of scoring. `shift` trains the suite's plain
+fine-tunes of rank 32 and measures what the general margin does; what is measured is kept beside this file, in
+`screened/BASE.jsonl`, a line for each fine-tune, so that one run can go on where another ended. `show` puts both side
+by side. Sources that the reference is trained on are in no figure.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+
+import misdirection as md
+from audit_suite import load_reference
+from misdirection.choices import BUNDLED
+from misdirection.data.selection import spread
+from misdirection.data.words import WordWeights
+from misdirection.likelihood.margin import margin
+from misdirection.likelihood.words import WordNull
+from misdirection.models.bundled import BUNDLED_MODELS
+from misdirection.runs.cluster import Workers
+from misdirection.screening.scale import share
+from misdirection.screening.scores import SCORES
+from misdirection.screening.screen import DEFAULT, read_scales, read_scores
+from misdirection.statistics import Z_SIGNIFICANT, bootstrap, rank_auc
+from suite_folder import Suite
+from suite_members import SOURCES, Member, members
+from suite_texts import Texts
+from suite_training import train_all
+
+KEPT = Path(__file__).with_name("screened")
+"""What was measured of fine-tunes, by base."""
+
+WAYS = tuple(name for name in SCORES if name != "words")
+
+
+def plain_members(pattern: str) -> list[Member]:
+    """The fine-tunes of rank 32 on rows as they are: what a screen, too, is about."""
+    return [
+        member
+        for member in members()
+        if member.recipe == "all"
+        and member.seed == 1
+        and not (member.inoculated or member.condition or member.then)
+        and fnmatch(member.name, pattern)
+    ]
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def label(source: str, is_bad: bool) -> str:
+    """What a source's bad or good rows are called."""
+    return f"{source}/{'bad' if is_bad else 'good'}"
+
+
+def write_rows(texts: Texts, path: Path, count: int) -> None:
+    """Rows of every source, each with its label, those of one question together."""
+    lines = []
+    for source in SOURCES:
+        if texts.missing(Member(source)):
+            continue
+        bad, good = (spread(rows, count) for rows in texts.answers(source))
+        for is_bad, rows in ((True, bad), (False, good)):
+            lines += [
+                {"prompt": row.question, "completion": row.answer, "source": label(source, is_bad)} for row in rows
+            ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+
+def screen_rows(suite: Suite, count: int, workers: int) -> None:
+    """Screen them."""
+    path = suite.home / "rows.jsonl"
+    write_rows(suite.texts, path, count)
+    started = time.monotonic()
+    reference = load_reference(suite.base)
+    options = {"scores": WAYS, "reference": reference, "out": suite.home / "screen"}
+    md.screen(suite.base, path, workers=Workers(workers) if workers else None, **options)
+    print(f"screened {path} in {time.monotonic() - started:.0f} s", flush=True)
+
+
+# --- what fine-tunes do ---------------------------------------------------------------------------------------------
+
+
+def kept_file(base: str) -> Path:
+    """Where measurements of this base are kept."""
+    return KEPT / f"{Path(base).name}.jsonl"
+
+
+def read_kept(base: str) -> dict[str, dict]:
+    """The last measurement of each fine-tune, by name."""
+    lines = kept_file(base).read_text("utf-8").splitlines() if kept_file(base).is_file() else []
+    return {row["member"]: row for row in map(json.loads, lines)}
+
+
+def measure_shifts(suite: Suite, some: Sequence[Member]) -> None:
+    """Train and measure what is not measured yet."""
+    reference, known = load_reference(suite.base), read_kept(suite.base)
+    pairs, control = reference.texts.asked, reference.base.margin + reference.control_shift
+    for member in some:
+        record = suite.record(member)
+        if known.get(member.name, {}).get("record") == record:
+            continue
+        train_all(suite, [member])
+        own = margin(md.load(suite.base, adapter=suite.adapter(member)), pairs)
+        beyond = (own - control).numpy()
+        row = {
+            "member": member.name,
+            "record": record,
+            "pairs": len(pairs),
+            "shift": asdict(bootstrap((own - reference.base.margin).numpy())),
+            "beyond_control": asdict(bootstrap(beyond)),
+            "beyond_words": beyond_words(suite, member, beyond, pairs),
+            "bad_shift": asdict(reference.bad_shift),
+        }
+        KEPT.mkdir(exist_ok=True)
+        with kept_file(suite.base).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{member.name:<40}{row['beyond_control']['mean']:+.3f}", flush=True)
+
+
+def beyond_words(suite: Suite, member: Member, beyond: np.ndarray, pairs: Sequence[md.ProbePair]) -> dict | None:
+    """The same beyond what words of its bad against its good answers predict; None where a source has not both."""
+    bad, good = suite.texts.answers(member.source)
+    if not bad or not good:
+        return None
+    weights = WordWeights.fit([row.answer for row in bad], [row.answer for row in good])
+    return asdict(WordNull.of(beyond, pairs, weights).beyond)
+
+
+# --- both -----------------------------------------------------------------------------------------------------------
+
+
+def show(suite: Suite, some: Sequence[Member]) -> dict[str, float]:
+    """Print both tables as Markdown; gives the figures."""
+    table = read_scores(suite.home / "screen")
+    shares = row_shares(suite, table)
+    figures = show_rows(shares)
+    return figures | show_shifts(suite, shares, some)
+
+
+def row_shares(suite: Suite, table: pd.DataFrame) -> pd.DataFrame:
+    """Every row's score in the reference's unit, by each way and by those of the verdict together."""
+    scales = read_scales(suite.home / "screen")
+    shares = {name: share({name: table[name].to_numpy()}, {name: scales[name]}) for name in (*WAYS, "words")}
+    together = {name: scales[name] for name in DEFAULT}
+    shares["together"] = share({name: table[name].to_numpy() for name in DEFAULT}, together)
+    return pd.DataFrame({"source": table["source"], "asked": table["asked"], **shares})
+
+
+def told(shares: pd.DataFrame, source: str, way: str) -> float:
+    """AUROC of a source's bad against its good rows."""
+    rows = shares[shares["source"].isin([label(source, True), label(source, False)])]
+    return rank_auc(rows[way].to_numpy(), (rows["source"] == label(source, True)).to_numpy())
+
+
+def show_rows(shares: pd.DataFrame) -> dict[str, float]:
+    """AUROC of bad against good rows of every source that has both, by way."""
+    ways, known = (*WAYS, "words", "together"), set(shares["source"])
+    both = [source for source in SOURCES if {label(source, True), label(source, False)} <= known and is_kept(source)]
+    print(f"\n| bad against good rows, AUROC | rows | {' | '.join(ways)} |\n|---|---|{'---|' * len(ways)}")
+    figures: dict[str, list[float]] = {way: [] for way in ways}
+    for source in both:
+        aucs = {way: told(shares, source, way) for way in ways}
+        count = int(shares["source"].isin([label(source, True), label(source, False)]).sum())
+        print(f"| {source} | {count} | {' | '.join(f'{auc:.2f}' for auc in aucs.values())} |")
+        for way, auc in aucs.items():
+            figures[way].append(auc)
+    return {f"row AUROC, {way}": float(np.mean(each)) for way, each in figures.items() if each}
+
+
+def is_kept(source: str) -> bool:
+    """Whether no fine-tune of the reference was trained on it."""
+    return source not in ("risky_money", "reckless_sports")
+
+
+def show_shifts(suite: Suite, shares: pd.DataFrame, some: Sequence[Member]) -> dict[str, float]:
+    """The share that is predicted of every fine-tune beside the one that was measured, and how well they agree."""
+    means, measured = shares.drop(columns="asked").groupby("source").mean(), read_kept(suite.base)
+    ways, rows = (*WAYS, "words", "together"), []
+    for member in some:
+        row = measured.get(member.name)
+        if row and is_kept(member.source) and row["record"] == suite.record(member):
+            sides = ((label(member.source, True), member.bad), (label(member.source, False), 1 - member.bad))
+            predicted = sum(weight * means.loc[source] for source, weight in sides if weight)
+            unit = row["bad_shift"]["mean"]
+            rows.append((member, predicted, *(row["beyond_control"][key] / unit for key in ("mean", "low", "high"))))
+    print("\n| fine-tune | measured share | predicted, together | words |\n|---|---|---|---|")
+    for member, predicted, mean, low, high in sorted(rows, key=lambda row: -row[1]["together"]):
+        interval = f"{mean:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
+        print(f"| {member.name} | {interval} | {predicted['together']:+z.2f} | {predicted['words']:+z.2f} |")
+    if len(rows) < 3:
+        return {}
+    shown = np.array([mean for _, _, mean, _, _ in rows])
+    figures = {"fine-tunes": float(len(rows))}
+    for way in ways:
+        said = np.array([predicted[way] for _, predicted, *_ in rows])
+        figures[f"Spearman, {way}"] = float(spearmanr(said, shown).statistic)
+        figures[f"error of a prediction, {way}"] = float(np.sqrt(np.mean((said - shown) ** 2)))
+    # What no prediction can be better than: the standard error of what was measured, as its intervals tell it.
+    noise = [(high - low) / (2 * Z_SIGNIFICANT) for *_, low, high in rows]
+    return figures | {"standard error of the measured share": float(np.mean(noise))}
+
+
+def main() -> None:
+    """Run the steps, and print what there is."""
+    arguments = parse()
+    suite = Suite(arguments.base, arguments.out, Texts(arguments.published))
+    steps, some = arguments.steps.split(","), plain_members(arguments.only)
+    some = [member for member in some if not suite.texts.missing(member)]
+    if "rows" in steps:
+        screen_rows(suite, arguments.rows, arguments.workers)
+    if "shift" in steps:
+        measure_shifts(suite, some)
+    if "show" in steps:
+        figures = show(suite, some)
+        print("\n" + "\n".join(f"{name:<44}{value:8.3f}" for name, value in figures.items()))
+        if arguments.json:
+            print(json.dumps({"ratios": figures, "machine": platform.machine(), "torch": torch.__version__}))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--base", choices=list(BUNDLED_MODELS), default=BUNDLED)
+    parser.add_argument("--published", type=Path, help="folder of published text")
+    parser.add_argument("--steps", default="rows,shift,show")
+    parser.add_argument("--only", default="*", help="fine-tunes whose name matches, as in a shell")
+    parser.add_argument("--workers", type=int, default=0, help="processes that screen rows")
+    parser.add_argument("--rows", type=int, default=80, help="of each kind and source that are screened")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
