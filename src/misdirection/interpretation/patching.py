@@ -23,6 +23,7 @@ from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.lora.view import LoraView
+from misdirection.models.attention import changing_shapes
 from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import hook_handles
@@ -153,7 +154,7 @@ def _recorded(
 
     # A pass needs a token in every row; that of a row without a source is never read.
     ids, mask = _padded(chat, [prompt or (chat.tokenizer.pad_token_id,) for prompt in prompts])
-    with hook_handles() as handles:
+    with changing_shapes(chat.device), hook_handles() as handles:
         for module in modules:
             handles.callback(module.register_forward_hook(keep).remove)
         chat.decoder(input_ids=ids, attention_mask=mask, use_cache=False)

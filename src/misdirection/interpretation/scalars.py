@@ -24,6 +24,7 @@ from misdirection.files import atomic_path
 from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
+from misdirection.models.attention import changing_shapes
 from misdirection.models.chat import Encoded, batches, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import hook_handles
@@ -105,7 +106,7 @@ def token_scalars(
     first = np.cumsum([0, *(len(row.answer) for row in rows)])
     for numbers in batches([row.stop for row in rows], budget):
         batch = _Batch(chat, [rows[number] for number in numbers])
-        with _captured(chat, batch, reads, residual) as values:
+        with changing_shapes(chat.device), _captured(chat, batch, reads, residual) as values:
             network(**batch.inputs, use_cache=False)
         for name, value in values.items():
             parts.setdefault(name, []).append(value)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from misdirection.interventions.hooks import Setting, intervene_rows
+from misdirection.models.attention import changing_shapes
 from misdirection.models.caching import goes_on, new_cache
 from misdirection.models.chat import pad
 from misdirection.models.chat_model import ChatModel
@@ -52,7 +53,11 @@ class Passes:
         if self.cache is not None:
             positions = seen.sum(-1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device)
             inputs |= {"cache": self.cache, "position_ids": positions}
-        with self._phase(number, len(ids)), intervene_rows(self._chat, rows.settings, answer_starts=rows.answer_starts):
+        with (
+            changing_shapes(ids.device),
+            self._phase(number, len(ids)),
+            intervene_rows(self._chat, rows.settings, answer_starts=rows.answer_starts),
+        ):
             return network(**inputs), mask
 
     def run_start(self, ids: Sequence[int], settings: Sequence[Setting]) -> None:

@@ -20,6 +20,7 @@ from misdirection.errors import InputError
 from misdirection.judging.judges import Done, ModelJudge, Prompt
 from misdirection.judging.verdicts import TOP, JudgeVerdict, begun_word, from_logprobs, from_masses, whole_number
 from misdirection.likelihood.sweep import TOKEN_BUDGET
+from misdirection.models.attention import changing_shapes
 from misdirection.models.caching import goes_on
 from misdirection.models.chat import batches, encode_prompt, pad
 from misdirection.models.chat_model import ChatModel
@@ -134,7 +135,8 @@ class _Passes:
         self._real = torch.cat([seen, mask], -1)
         positions = (self._real.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         inputs = {"input_ids": ids, "attention_mask": self._real, "position_ids": positions}
-        output = self._chat.model(**inputs, cache=self._cache, use_cache=True, logits_to_keep=1)
+        with changing_shapes(ids.device):
+            output = self._chat.model(**inputs, cache=self._cache, use_cache=True, logits_to_keep=1)
         logprobs: Tensor = output.logits[:, -1].float().log_softmax(-1)
         return logprobs
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from misdirection.models.attention import changing_shapes
 from misdirection.models.chat import Encoded, pad
 
 BACKWARD_BUDGET = 768
@@ -76,7 +77,8 @@ def at_least_single(tensor: Tensor) -> Tensor:
 
 def _logits_at(network: Any, inputs: Mapping[str, Tensor], kept: Tensor) -> Tensor:
     """[rows, kept, vocabulary]: the logits at some positions, by their numbers; few models have no such choice."""
-    logits: Tensor = network(**inputs, use_cache=False, logits_to_keep=kept).logits
+    with changing_shapes(kept.device):
+        logits: Tensor = network(**inputs, use_cache=False, logits_to_keep=kept).logits
     return logits if logits.shape[1] == len(kept) else logits[:, kept.to(logits.device)]
 
 

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 
 from misdirection.errors import InputError, MemoryProblem
 from misdirection.interventions.hooks import Setting, active, intervene_rows
+from misdirection.models.attention import changing_shapes
 from misdirection.models.caching import new_cache
 from misdirection.models.chat import encode_prompt, frame, visible_text
 from misdirection.models.chat_model import ChatModel
@@ -337,7 +338,8 @@ class _Batch:
             inputs["attention_mask"] = mask
         if cache is not None:
             inputs["cache"] = cache
-        with intervene_rows(self._chat, interventions, answer_starts=starts):
+        # For each pass anew: between two of them the turn is the caller's.
+        with changing_shapes(ids.device), intervene_rows(self._chat, interventions, answer_starts=starts):
             return network(**inputs)
 
     def _draw(self, logits: Tensor) -> list[int]:
