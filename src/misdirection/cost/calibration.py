@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from misdirection.cost.devices import Device
-from misdirection.cost.model_cost import Kind, Pass, Shape
+from misdirection.cost.model_cost import Kind, Pass
 from misdirection.cost.recording import record_passes
 from misdirection.data import domain_examples, probe_pairs
 from misdirection.likelihood.answers import IGNORED, labelled_loss
@@ -28,6 +28,7 @@ from misdirection.likelihood.sweep import sweep
 from misdirection.models.chat import Encoded, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
+from misdirection.models.sizes import Shape
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.recipe import Recipe
 from misdirection.sampling.sample import sample

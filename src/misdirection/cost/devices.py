@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from misdirection.cost.model_cost import Kind, Pass, Shape
+from misdirection.cost.model_cost import Kind, Pass
+from misdirection.models.sizes import Shape
 
 Gpu = Literal["h100", "a100-80", "4090", "cpu"]
 

@@ -12,8 +12,9 @@ from typing import Any
 from misdirection.choices import Dtype
 from misdirection.cost.counting import Work
 from misdirection.cost.devices import GPUS, USABLE, Device, Gpu, makespan
-from misdirection.cost.model_cost import Kind, Memory, Pass, Shape, peak_memory
+from misdirection.cost.model_cost import Kind, Memory, Pass, peak_memory
 from misdirection.models.loading import resolve_dtype
+from misdirection.models.sizes import Shape
 from misdirection.models.weightless import read_structure
 
 JUDGE_SECONDS = 1.0

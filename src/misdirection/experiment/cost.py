@@ -12,7 +12,6 @@ import torch
 from misdirection.cost.counting import Work, count_work
 from misdirection.cost.devices import GPUS, Gpu
 from misdirection.cost.estimate import JUDGE_SECONDS, CostEstimate, Pricing, find_device
-from misdirection.cost.model_cost import Shape
 from misdirection.data import domain_examples
 from misdirection.errors import InputError
 from misdirection.experiment.answering import check_behaviour
@@ -20,6 +19,7 @@ from misdirection.experiment.config import DomainFiles, ExperimentConfig
 from misdirection.experiment.experiment import Experiment
 from misdirection.judging.judges import OPENAI_URL, ModelJudge, judge_kind
 from misdirection.models.loading import resolve_dtype
+from misdirection.models.sizes import Shape
 from misdirection.models.weightless import Structure, read_structure
 
 
