@@ -8,6 +8,9 @@ memory. What it cannot tell: how long anything takes, and how the kernels of a G
 
 from collections import Counter
 from contextlib import contextmanager
+from functools import cache
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -18,6 +21,7 @@ GPU = torch.device("cuda", 0)
 
 _HOST = torch.device("cpu")
 _TO_HOST = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"}
+_INDEXED = {"aten::index", "aten::index_put", "aten::index_put_"}
 _WHOLE = {"aten::scaled_dot_product_attention"}
 """Not taken apart: its parts ask what a device can."""
 
@@ -73,8 +77,7 @@ class _Functions(TorchFunctionMode):
 
 def _run(func, args, kwargs):
     name = func._schema.name
-    composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-    if composite and name not in _WHOLE:
+    if name not in _WHOLE and _is_composite(func):
         with _Operations():
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
@@ -88,7 +91,15 @@ def _run(func, args, kwargs):
         return result
     if func._schema.is_mutable:
         return next(leaf for leaf in leaves if isinstance(leaf, OnGpu)) if isinstance(result, torch.Tensor) else result
-    return tree_map(lambda leaf: OnGpu(leaf) if isinstance(leaf, torch.Tensor) else leaf, result)
+    # A view of an ordinary tensor must be one in inference mode, too.
+    with torch.inference_mode(False):
+        return tree_map(lambda leaf: OnGpu(leaf) if isinstance(leaf, torch.Tensor) else leaf, result)
+
+
+@cache
+def _is_composite(func):
+    """Whether an operation is made of others, which are then seen."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def _held(leaf):
@@ -98,30 +109,29 @@ def _held(leaf):
 
 
 def _count(name, args, kwargs, on_gpu, target):
-    boolean = name in ("aten::index.Tensor", "aten::index") and any(
-        index is not None and index.dtype == torch.bool for index in args[1]
-    )
+    boolean = name in _INDEXED and any(index is not None and index.dtype == torch.bool for index in args[1])
     back = name in _TO_HOST or boolean or (name == "aten::_to_copy" and target.type == "cpu")
     if on_gpu and back:
         waits["read"] += 1
     elif name == "aten::copy_" and isinstance(args[0], OnGpu) != isinstance(args[1], OnGpu):
         waits["read" if isinstance(args[1], OnGpu) else "written"] += 1
-    elif name == "aten::_to_copy" and not on_gpu and target.type == "cuda":
-        pinned = kwargs.get("non_blocking") and getattr(args[0], "is_as_if_pinned", False)
-        waits["written"] += not pinned
-    elif name in ("aten::index", "aten::index_put_", "aten::index_put") and isinstance(args[0], OnGpu):
+    elif name == "aten::_to_copy" and not on_gpu and target.type == "cuda" and args[0].numel():
+        if not (kwargs.get("non_blocking") and getattr(args[0], "is_as_if_pinned", False)):
+            waits["written"] += 1
+    elif name in _INDEXED and isinstance(args[0], OnGpu):
         # An index that is here is copied there first.
-        waits["written"] += sum(1 for index in args[1] if index is not None and not isinstance(index, OnGpu))
+        waits.update("written" for index in args[1] if index is not None and not isinstance(index, OnGpu))
 
 
 @contextmanager
-def stand_in_gpu():
-    """What is put on `GPU` in the context is as if on one; gives the counter, at zero."""
+def stand_in_gpu(memory=80e9):
+    """What is put on `GPU` in the context is as if on one of so many bytes; gives the counter, at zero."""
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
     waits.clear()
+    properties = SimpleNamespace(name="stand-in", total_memory=memory)
     try:
-        with _Operations(), _Functions():
+        with patch.object(torch.cuda, "get_device_properties", lambda _device: properties), _Operations(), _Functions():
             yield waits
     finally:
         torch._C._set_only_lift_cpu_tensors(before)

@@ -17,6 +17,7 @@ from misdirection.models.attention import changing_shapes
 from misdirection.models.caching import goes_on, new_cache
 from misdirection.models.chat import pad
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.transfer import put_numbers
 
 Phase = Callable[[int, int], contextlib.AbstractContextManager[None]]
 """Gives the context of the forward pass of a phase (0 the shared start, 1 what follows, ...) with so many rows."""
@@ -71,7 +72,7 @@ class Passes:
     def select(self, rows: list[int]) -> None:
         """Go on with these rows of what has run; a row may come several times."""
         assert self._real is not None and self.cache is not None, "nothing has run yet on a cache"
-        numbers = torch.tensor(rows, device=self._real.device)
+        numbers = put_numbers(rows, self._real.device)
         self.cache.batch_select_indices(numbers)
         self._real = self._real[numbers]
 
