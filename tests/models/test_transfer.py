@@ -18,7 +18,7 @@ from misdirection.sampling.transformers_engine import TOGETHER, TransformersEngi
 from stand_in_gpu import GPU, OnGpu, put_on_gpu, stand_in_gpu, waits
 from tiny import LAYERS, make_chat, sharpened, vector
 
-PAIRS = md.probe_pairs()[:3]
+PAIRS = md.probe_pairs()[:2]
 
 
 def counted(work, chat) -> tuple[object, Counter[str]]:
@@ -72,8 +72,9 @@ def swept(chat, layers=LAYERS, pairs=PAIRS):
     return sweep(chat, pair_continuations(chat.tokenizer, pairs), settings, budget=100_000)
 
 
-@pytest.mark.parametrize("work", [extraction, steered_extraction, swept])
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize(
+    ("work", "architecture"), [(extraction, "gemma3"), (steered_extraction, "llama"), (swept, "qwen2")]
+)
 def test_the_stand_in_gives_the_processors_results(work, architecture):
     found, _ = counted(work, sharpened(architecture))
     torch.testing.assert_close(found, work(sharpened(architecture)), rtol=1e-5, atol=1e-6)
@@ -81,7 +82,7 @@ def test_the_stand_in_gives_the_processors_results(work, architecture):
 
 @pytest.mark.parametrize("work", [extraction, swept])
 def test_waits_grow_neither_with_layers_nor_with_rows(work):
-    sizes = [(4, PAIRS), (4, md.probe_pairs()[:6]), (8, PAIRS)]
+    sizes = [(4, PAIRS), (4, md.probe_pairs()[:4]), (8, PAIRS)]
     counts = [
         counted(lambda chat, pairs=pairs: work(chat, pairs=pairs), make_chat("llama", num_hidden_layers=layers))[1]
         for layers, pairs in sizes
@@ -106,7 +107,7 @@ ENDS = range(3, 23)
 """So many tokens end a turn that rows leave at every step."""
 
 
-def sampled(chat, n=4, new_tokens=20, ends=ENDS, **options):
+def sampled(chat, n=3, new_tokens=18, ends=ENDS, **options):
     chat.model.generation_config.eos_token_id = list(ends)
     answers = md.sample(chat, QUESTIONS, n=n, new_tokens=new_tokens, **options)
     return [(answer.question, answer.sample, answer.answer, answer.tokens, answer.finish) for answer in answers]
@@ -115,7 +116,7 @@ def sampled(chat, n=4, new_tokens=20, ends=ENDS, **options):
 STEERED = [md.Steer(vector(1), 1, 2.0, "answer"), md.Ablate(vector(2))]
 SAMPLED = {
     "plain": (small, {}),
-    "refilled": (small, {"budget": 4 * 120}),
+    "refilled": (small, {"budget": 3 * 120}),
     "steered": (small, {"setting": STEERED}),
     "greedy": (small, {"temperature": 0.0}),
     "top_p": (small, {"top_p": 0.8}),
@@ -131,26 +132,21 @@ def test_answers_are_the_processors_whatever_is_drawn_before_anyone_looks(name):
     found, count = counted(partial(sampled, **options), make())
     assert found == expected
     assert name == "greedy" or "stop" in {finish for *_, finish in found}
-    assert count["read"] < 20
+    assert count["read"] < 18
 
 
-def test_sixteen_steps_are_looked_at_twice():
-    sizes = [(2, 2), (2, 6), (4, 2)]
-    for options in ({}, {"setting": STEERED}):
-        counts = [
-            counted(
-                partial(sampled, n=n, new_tokens=16, ends=(), **options), make_chat("llama", num_hidden_layers=layers)
-            )[1]
-            for layers, n in sizes
-        ]
-        assert counts == [{"read": 16 // TOGETHER}] * 3
+@pytest.mark.parametrize(("layers", "rows", "setting"), [(2, 1, ()), (2, 3, STEERED), (5, 1, STEERED)])
+def test_sixteen_steps_are_looked_at_twice(layers, rows, setting):
+    work = partial(sampled, n=rows, new_tokens=16, ends=(), setting=setting)
+    _, count = counted(work, make_chat("llama", num_hidden_layers=layers))
+    assert count == {"read": 16 // TOGETHER}
 
 
 def test_a_stop_text_ends_an_answer_where_it_does_here():
     def stopped(chat):
         engine = TransformersEngine(chat, stop=("e", "q"))
-        requests = [SamplingRequest(Question("why", "Why?"), number) for number in range(8)]
-        found = engine.stream(requests, SamplingParameters(new_tokens=40))
+        requests = [SamplingRequest(Question("why", "Why?"), number) for number in range(4)]
+        found = engine.stream(requests, SamplingParameters(new_tokens=24))
         return sorted((done.request.sample, done.text, done.finish) for done in found)
 
     assert counted(stopped, small())[0] == stopped(small())
