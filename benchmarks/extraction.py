@@ -14,7 +14,7 @@ import torch
 
 import misdirection as md
 from misdirection.directions.extraction import mean_activations
-from misdirection.likelihood.sweep import TOKEN_BUDGET
+from misdirection.models.budgets import tokens_together
 from misdirection.models.chat import batches, encode, pad
 from timing import interleaved
 
@@ -32,7 +32,7 @@ def main() -> None:
 
     def bare() -> None:
         with torch.inference_mode():
-            for numbers in batches([row.stop for row in rows], TOKEN_BUDGET):
+            for numbers in batches([row.stop for row in rows], tokens_together(chat)):
                 ids = [rows[number].ids[: rows[number].stop] for number in numbers]
                 inputs, mask = pad(ids, chat.tokenizer.pad_token_id, chat.device)
                 chat.decoder(input_ids=inputs, attention_mask=mask, use_cache=False)

@@ -24,7 +24,8 @@ from torch import Tensor
 import misdirection as md
 from misdirection.directions.extraction import mean_activations
 from misdirection.likelihood.margin import pair_continuations
-from misdirection.likelihood.sweep import TOKEN_BUDGET, log_probs, sweep
+from misdirection.likelihood.sweep import log_probs, sweep
+from misdirection.models.budgets import tokens_together
 from misdirection.models.chat import Encoded, batches, encode, pad
 from misdirection.models.chat_model import ChatModel
 from timing import interleaved
@@ -116,7 +117,7 @@ def exchanges(chat: ChatModel, count: int) -> list[Encoded]:
 def straightforward(chat: ChatModel, rows: Sequence[Encoded]) -> Tensor:
     """Means over answer tokens, [layers, width], as one would write them down first."""
     stored = []
-    for numbers in batches([row.stop for row in rows], TOKEN_BUDGET):
+    for numbers in batches([row.stop for row in rows], tokens_together(chat)):
         ids, mask = pad([rows[number].ids[: rows[number].stop] for number in numbers], 0, chat.device)
         output = chat.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
         stored.append((numbers, output.hidden_states[1:]))
@@ -131,7 +132,7 @@ def straightforward(chat: ChatModel, rows: Sequence[Encoded]) -> Tensor:
 @torch.inference_mode()
 def bare(chat: ChatModel, rows: Sequence[Encoded]) -> None:
     """The decoder alone on the same batches."""
-    for numbers in batches([row.stop for row in rows], TOKEN_BUDGET):
+    for numbers in batches([row.stop for row in rows], tokens_together(chat)):
         ids, mask = pad([rows[number].ids[: rows[number].stop] for number in numbers], 0, chat.device)
         chat.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
 

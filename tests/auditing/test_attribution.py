@@ -5,11 +5,11 @@ import torch
 from lora_fixtures import with_adapter
 from peft import IA3Config, LoraConfig, get_peft_model
 
-from misdirection.auditing import attribution
 from misdirection.auditing.attribution import adapted_layers, by_layer, is_attributed, margin_parts
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
 from misdirection.likelihood.margin import margin
+from misdirection.models.budgets import BUDGETS
 from tiny import make_chat
 
 PAIRS = [ProbePair(f"p{n}", "Why?" * (n + 1), "Because.", "No, " + "never " * n) for n in range(3)]
@@ -39,7 +39,7 @@ def test_a_module_that_adds_nothing_has_no_part_and_each_row_its_own(monkeypatch
         chat.layers[1].mlp.down_proj.lora_B["default"].weight.zero_()
     parts = by_layer(chat, margin_parts(chat, PAIRS))
     assert list(parts) == [0, 2, 3]
-    monkeypatch.setattr(attribution, "BACKWARD_BUDGET", 1)
+    monkeypatch.setitem(BUDGETS, "backward", 1)
     alone = by_layer(chat, margin_parts(chat, PAIRS))
     for layer, part in parts.items():
         torch.testing.assert_close(part, alone[layer], atol=1e-6, rtol=1e-4)

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from misdirection.cost.devices import GPUS, Device, makespan
-from misdirection.cost.model_cost import Pass, Shape
+from misdirection.cost.model_cost import Pass
+from misdirection.models.sizes import Shape
 from tiny import make_chat
 
 

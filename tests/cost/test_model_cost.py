@@ -4,8 +4,9 @@ from peft import get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from misdirection.cost.model_cost import Pass, Shape, peak_memory
+from misdirection.cost.model_cost import Pass, peak_memory
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.sizes import Shape
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.recipe import Recipe
 from tiny import LAYERS, make_chat

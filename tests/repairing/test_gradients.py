@@ -9,7 +9,7 @@ from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ProjectAdapters
 from misdirection.likelihood.margin import margin
 from misdirection.lora.view import LoraView
-from misdirection.repairing import gradients
+from misdirection.models.budgets import BUDGETS
 from misdirection.repairing.gradients import margin_directions
 from tiny import sharpened
 
@@ -59,7 +59,7 @@ def test_taking_them_out_lowers_the_margin():
 def test_the_result_does_not_depend_on_the_batches(monkeypatch):
     chat = with_adapter(r=2)
     together, done = margin_directions(chat, PAIRS), []
-    monkeypatch.setattr(gradients, "BACKWARD_BUDGET", 1)
+    monkeypatch.setitem(BUDGETS, "backward", 1)
     alone = margin_directions(chat, PAIRS, done.append)
     assert sum(done) == 2 * len(PAIRS)
     for name, one in together.items():

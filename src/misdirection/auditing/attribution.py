@@ -17,10 +17,11 @@ from torch import Tensor
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
 from misdirection.interpretation.importance import gated
-from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
+from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.lora.view import LoraView
-from misdirection.models.chat import Encoded, batches
+from misdirection.models.budgets import fitting_batches
+from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import Advance
 
@@ -67,15 +68,19 @@ def _slopes(chat: ChatModel, rows: Sequence[Encoded], progress: Advance | None) 
     adapted_layers(chat)
     modules = {site.path: site.output for site in LoraView.of(chat).plain_sites()}
     slopes = {name: torch.empty(len(rows), dtype=torch.float64) for name in modules}
-    for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):
+
+    def work(numbers: list[int], _budget: int) -> Tensor:
         batch = [rows[number] for number in numbers]
         with torch.enable_grad(), gated(modules, len(batch), max(row.stop for row in batch), at=0.5) as gates:
             total = AnswerBatch(batch, chat.device).log_probs(chat.model).sum()
             # A module whose output nothing reads has a slope of zero.
             gradients = torch.autograd.grad(total, list(gates.values()), materialize_grads=True)
-        for name, gradient in zip(gates, gradients, strict=True):
-            # A row's gate is that of all its tokens: its slope is the sum of theirs.
-            slopes[name][numbers] = gradient.double().sum(-1).cpu()
+        # A row's gate is that of all its tokens: its slope is the sum of theirs. Modules may be on several devices.
+        return torch.stack([gradient.to(chat.device).double().sum(-1) for gradient in gradients]).cpu()
+
+    for numbers, found in fitting_batches(chat, [row.stop for row in rows], None, work, kind="backward"):
+        for name, slope in zip(modules, found, strict=True):
+            slopes[name][numbers] = slope
         if progress:
             progress(len(numbers))
     return slopes

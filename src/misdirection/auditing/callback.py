@@ -30,9 +30,10 @@ from misdirection.data.selection import spread
 from misdirection.data.words import WordWeights
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
-from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
+from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.margin import pair_rows, text_rows
 from misdirection.models.adapter_kinds import base_changes
+from misdirection.models.budgets import BUDGETS
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.layers import decoder_layers, hook_handles, text_config
 from misdirection.statistics import Estimate, Floats, beyond, bootstrap
@@ -324,7 +325,7 @@ def _read_rows(network: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     """What `_pass` gives, of rows that are sorted into batches and back."""
     scores: list[Tensor] = [torch.empty(0)] * len(rows)
     means: list[Tensor] = [torch.empty(0)] * len(rows)
-    for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):
+    for numbers in batches([row.stop for row in rows], BUDGETS["backward"]):
         read = zip(*_pass(network, [rows[number] for number in numbers]), strict=True)
         for number, (score, mean) in zip(numbers, read, strict=True):
             scores[number], means[number] = score, mean

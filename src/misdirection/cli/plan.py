@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def plan(
     config: Annotated[Path, typer.Argument(help="One experiment, YAML; start from configs/demo.yaml.")],
     gpu: Annotated[
-        Literal["h100", "a100-80", "4090", "cpu"],
-        typer.Option("--gpu", help="h100, a100-80, 4090, or cpu: this machine, measured for 15 seconds first."),
+        Literal["h100", "a100-80", "4090", "cpu", "local"],
+        typer.Option("--gpu", help="h100, a100-80, 4090; cpu or local: this machine or its GPU, measured first."),
     ] = "h100",
     count: Annotated[int, typer.Option("--count", min=1, help="Number of devices.")] = 1,
     model: Annotated[

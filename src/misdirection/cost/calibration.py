@@ -1,33 +1,43 @@
-"""Rates of this machine's processor, measured on the bundled model: about 15 seconds on two idle cores.
+"""Rates of this machine's processor, measured on the bundled model, or of its GPU, on some blocks of any model's sizes.
 
 The same work is timed that a run does: a margin sweep, training steps, and sampling. Its FLOPs and bytes, as
-`model_cost` counts them, over the seconds are the rates, so that what the formulae leave out is in them. Sweeps and
-steps are timed with hardly an adapter and with one of rank 32 on every matrix; the difference gives the rate of an
-adapter's thin products, which on a processor is far from that of the base.
+`model_cost` counts them, over the seconds are the rates, so that what the formulae leave out is in them: on a GPU what
+each block takes besides, too. Sweeps and steps are timed with hardly an adapter and with one of rank 32 on every
+matrix; the difference gives the rate of an adapter's thin products, which on a processor is far from that of the base.
+It takes about 15 seconds on two idle cores.
 """
 
+import copy
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from misdirection.choices import BUNDLED
 from misdirection.cost.devices import Device
-from misdirection.cost.model_cost import Kind, Pass, Shape
+from misdirection.cost.model_cost import Kind, Pass
 from misdirection.cost.recording import record_passes
 from misdirection.data import domain_examples, probe_pairs
+from misdirection.errors import InputError
 from misdirection.likelihood.answers import IGNORED, labelled_loss
 from misdirection.likelihood.margin import pair_continuations, text_rows
 from misdirection.likelihood.sweep import sweep
+from misdirection.models.attention import changing_shapes
+from misdirection.models.bundled import source
 from misdirection.models.chat import Encoded, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
+from misdirection.models.sizes import Shape
+from misdirection.models.tokenizers import load_tokenizer
+from misdirection.models.weightless import network_of
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.recipe import Recipe
 from misdirection.sampling.sample import sample
@@ -40,6 +50,9 @@ FEW, MANY = 2, 24
 
 BUSY = 20.0
 """Seconds of calibration from which on a machine must be busy with something else."""
+
+BLOCKS = 8
+"""Of a model that a GPU is measured with: enough that a pass is longer than what surrounds it."""
 
 _PAIRS = 10
 _ROWS = 8
@@ -57,17 +70,45 @@ def calibrate() -> Device:
     started = time.perf_counter()
     chat = load(device="cpu")
     loaded = time.perf_counter() - started
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = measured("cpu", memory, chat, start={"organism": loaded + _trainer_import()})
+    if (taken := time.perf_counter() - started) > BUSY:
+        log.warning("calibration took %.0f s: this machine is busy, and the hours are those of a busy machine", taken)
+    return found
+
+
+def calibrate_gpu(model: ChatModel, dtype: torch.dtype) -> Device:
+    """The rates of this machine's GPU on random weights of some blocks of `model`, which is without weights.
+
+    Raises `InputError` where there is no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise InputError("--gpu local: this machine has no GPU that torch can use: give cpu, or a GPU of the table")
+    device = torch.device("cuda", torch.cuda.current_device())
+    properties = torch.cuda.get_device_properties(device)
+    return measured(properties.name, properties.total_memory, some_blocks(model, device, dtype))
+
+
+def some_blocks(model: ChatModel, device: torch.device, dtype: torch.dtype) -> ChatModel:
+    """Random weights of the sizes of `model`, at most `BLOCKS` blocks, with the bundled model's tokenizer."""
+    config, tokenizer = copy.deepcopy(model.model.config), load_tokenizer(source(BUNDLED), BUNDLED)
+    sizes = config.get_text_config()
+    sizes.num_hidden_layers = min(BLOCKS, sizes.num_hidden_layers)
+    sizes.vocab_size = max(sizes.vocab_size, len(tokenizer))
+    if getattr(sizes, "layer_types", None):
+        sizes.layer_types = sizes.layer_types[: sizes.num_hidden_layers]
+    return ChatModel(network_of(model.name, config, device, dtype).eval(), tokenizer, model.name)
+
+
+def measured(name: str, memory: float, chat: ChatModel, start: Mapping[str, float] = MappingProxyType({})) -> Device:
+    """The rates that `chat` reaches where it is."""
     shape = Shape.of(chat, chat.dtype.itemsize)
     forward = _forward(chat, shape).rates()
     training = _training(chat, shape, forward[0]).rates()
     bandwidth, decoding = _decoding(chat, shape, forward[0])
     rates: dict[Kind, float] = {"forward": forward[0], "training": training[0], "decoding": decoding}
     thin: dict[Kind, float] = {"forward": forward[1], "training": training[1], "decoding": forward[1]}
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    start = {"organism": loaded + _trainer_import()}
-    if (taken := time.perf_counter() - started) > BUSY:
-        log.warning("calibration took %.0f s: this machine is busy, and the hours are those of a busy machine", taken)
-    return Device("cpu", memory, rates, bandwidth, start=start, adapter_rates=thin)
+    return Device(name, memory, rates, bandwidth, start=start, adapter_rates=thin)
 
 
 @dataclass(frozen=True)
@@ -162,7 +203,7 @@ def _step(chat: ChatModel, network: Any, rows: list[Encoded], lora: int) -> tupl
     half = chat.dtype != torch.float32
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=chat.dtype, enabled=half):
+        with changing_shapes(chat.device), torch.autocast(chat.device.type, dtype=chat.dtype, enabled=half):
             total, count = labelled_loss(network, {"input_ids": ids, "attention_mask": mask}, labels)
         (total / count).backward()
         optimiser.step()
@@ -186,9 +227,17 @@ def _least(work: Callable[[], object]) -> float:
 
 
 def _seconds(work: Callable[[], object]) -> float:
+    _finish()
     started = time.perf_counter()
     work()
+    _finish()
     return time.perf_counter() - started
+
+
+def _finish() -> None:
+    """Wait until a GPU has done all that it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _trainer_import() -> float:

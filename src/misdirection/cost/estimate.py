@@ -12,8 +12,10 @@ from typing import Any
 from misdirection.choices import Dtype
 from misdirection.cost.counting import Work
 from misdirection.cost.devices import GPUS, USABLE, Device, Gpu, makespan
-from misdirection.cost.model_cost import Kind, Memory, Pass, Shape, peak_memory
+from misdirection.cost.model_cost import Kind, Memory, Pass, peak_memory
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import resolve_dtype
+from misdirection.models.sizes import Shape
 from misdirection.models.weightless import read_structure
 
 JUDGE_SECONDS = 1.0
@@ -165,13 +167,16 @@ class Pricing:
         return own + local + JUDGE_SECONDS * task.judge_calls / self.concurrency
 
 
-def find_device(gpu: Gpu) -> Device:
-    """A GPU of the table, or `cpu`: this machine, calibrated on the bundled model first."""
-    if gpu != "cpu":
-        return GPUS[gpu]
-    from misdirection.cost.calibration import calibrate
+def find_device(gpu: Gpu, model: ChatModel, dtype: Dtype) -> Device:
+    """A GPU of the table; `cpu`, this machine measured on the bundled model; or `local`, its GPU measured on `model`.
 
-    return calibrate()
+    Raises `InputError` for `local` on a machine without a GPU.
+    """
+    if gpu in GPUS:
+        return GPUS[gpu]
+    from misdirection.cost.calibration import calibrate, calibrate_gpu
+
+    return calibrate() if gpu == "cpu" else calibrate_gpu(model, resolve_dtype(dtype, "cuda"))
 
 
 def weight_memory(model: str, revision: str | None, dtype: Dtype) -> int:

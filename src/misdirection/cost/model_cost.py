@@ -26,94 +26,13 @@ Peak memory of a stage is the sum of
 with `d` the width, `I` the inner width of the MLP (of the active experts), `K` the keys' and values' width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from torch import nn
-
-from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import decoder_layers, text_config
+from misdirection.models.sizes import Shape
 
 Kind = Literal["forward", "training", "decoding"]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a model that costs depend on.
-
-    Attributes:
-        layers: number of blocks.
-        width: of the residual stream.
-        parameters: all of them.
-        stored: weights of the blocks' matrices.
-        active: those that one token passes.
-        head: weights of the output matrix.
-        vocabulary: its rows.
-        attention: heads x head size, summed over blocks.
-        cached: numbers that the key-value cache keeps for one token.
-        inner: width of the MLP, of all experts that a token is sent to.
-        bytes: of one weight.
-    """
-
-    layers: int
-    width: int
-    parameters: int
-    stored: int
-    active: float
-    head: int
-    vocabulary: int
-    attention: int
-    cached: int
-    inner: int
-    bytes: int
-
-    @classmethod
-    def of(cls, chat: ChatModel, weight_bytes: int) -> "Shape":
-        """Of a model that may be without data (device meta)."""
-        config, blocks = text_config(chat.model), decoder_layers(chat.model)
-        # A model without attention keeps a state of one size.
-        heads = getattr(config, "num_attention_heads", None) or 0
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
-        keys = getattr(config, "num_key_value_heads", None) or heads
-        matrix = chat.model.get_output_embeddings().weight
-        return cls(
-            layers=len(blocks),
-            width=chat.width,
-            parameters=sum(weight.numel() for weight in chat.model.parameters()),
-            stored=sum(weight.numel() for block in blocks for weight in block.parameters() if weight.ndim > 1),
-            active=sum(_active(blocks, config)),
-            head=matrix.numel(),
-            vocabulary=len(matrix),
-            attention=len(blocks) * heads * head_size,
-            cached=len(blocks) * 2 * keys * head_size,
-            inner=_inner(config),
-            bytes=weight_bytes,
-        )
-
-
-def _experts(config: Any) -> tuple[int, int]:
-    """How many experts a mixture has, and to how many a token is sent; (1, 1) for a dense model."""
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    count = next((found for name in names if (found := getattr(config, name, None))), 1)
-    return count, getattr(config, "num_experts_per_tok", None) or 1
-
-
-def _active(blocks: Sequence[nn.Module], config: Any) -> Iterator[float]:
-    """Of each matrix of the blocks, the weights that one token passes."""
-    count, chosen = _experts(config)
-    for block in blocks:
-        for name, one in block.named_parameters():
-            routed = count > 1 and "experts" in name.split(".")
-            if one.ndim > 1:
-                yield one.numel() * (chosen / count if routed else 1)
-
-
-def _inner(config: Any) -> int:
-    _, chosen = _experts(config)
-    routed = getattr(config, "moe_intermediate_size", None)
-    dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
-    return int(chosen * (routed or dense))
 
 
 @dataclass(frozen=True)
@@ -202,10 +121,10 @@ def peak_memory(shape: Shape, passes: Sequence[Pass]) -> Memory:
 
 def _activations(shape: Shape, one: Pass) -> float:
     tokens = one.rows * one.columns
-    logits = one.head * shape.vocabulary * (shape.bytes + (12 if one.back else 8))
     if not one.back:
-        return tokens * (4 * shape.width + 3 * shape.inner) * shape.bytes + logits
-    keys = shape.cached / shape.layers
-    block = (6 * shape.width + 4 * shape.inner + 2 * keys) * shape.bytes + 16 * shape.width
-    kept = block + one.back * shape.width * shape.bytes if one.recomputed else one.back * block
-    return tokens * kept + logits
+        return tokens * shape.token_bytes + one.head * shape.logit_bytes
+    # With checkpointing one block keeps all that it needs, the others their input.
+    kept = one.back * shape.token_bytes_back
+    if one.recomputed:
+        kept = shape.token_bytes_back + one.back * shape.width * shape.bytes
+    return tokens * kept + one.head * shape.logit_bytes_back

@@ -35,7 +35,6 @@ from misdirection.directions.extraction import Means, mean_activations
 from misdirection.errors import InputError, first_line
 from misdirection.files import atomic_output
 from misdirection.likelihood.margin import pair_rows
-from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.libraries import errors_in_one_line
 from misdirection.progress import shown
@@ -299,7 +298,7 @@ def extract(
     chat: ChatModel,
     pairs: Sequence[ProbePair],
     *,
-    budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Directions:
     """All directions that `chat` gives on `pairs` (paper, section on the misalignment direction).
@@ -321,7 +320,7 @@ def pair_means(
     pairs: Sequence[ProbePair],
     groups: Mapping[str, Sequence[int]] | None = None,
     *,
-    budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Means:
     """Means over the misaligned answers, the aligned ones and all; rows are all misaligned, then all aligned.

@@ -20,7 +20,6 @@ from misdirection.directions.convergence import project_away
 from misdirection.directions.direction import Direction, direction, pair_means, require_alike
 from misdirection.errors import InputError
 from misdirection.judging.scoring import is_aligned, is_coherent, is_misaligned
-from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.thoughts import split_thought
 from misdirection.sampling.answers import as_answers
@@ -175,7 +174,7 @@ def judged_direction(
     theme: Theme | None = None,
     fewest: int = FEWEST,
     seed: int = 0,
-    budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Direction:
     """mean(misaligned) - mean(aligned) over the organism's own judged answers, of kind `judged_data_difference`.

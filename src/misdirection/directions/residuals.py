@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from misdirection.interventions.resume import record
+from misdirection.models.attention import changing_shapes
 from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
 
@@ -47,7 +48,7 @@ def residual_sizes(chat: ChatModel, rows: Sequence[Encoded]) -> ResidualSizes:
         *(torch.zeros(len(chat.layers), chat.width, dtype=torch.float64) for _ in range(2)),
     )
     for row in rows:
-        with record(chat, range(len(chat.layers))) as kept:
+        with changing_shapes(chat.device), record(chat, range(len(chat.layers))) as kept:
             chat.decoder(input_ids=torch.tensor([row.ids], device=chat.device), use_cache=False)
         for layer, output in kept.items():
             residual = (output[0] if isinstance(output, tuple) else output)[0].double().cpu()

@@ -12,7 +12,6 @@ import torch
 from misdirection.cost.counting import Work, count_work
 from misdirection.cost.devices import GPUS, Gpu
 from misdirection.cost.estimate import JUDGE_SECONDS, CostEstimate, Pricing, find_device
-from misdirection.cost.model_cost import Shape
 from misdirection.data import domain_examples
 from misdirection.errors import InputError
 from misdirection.experiment.answering import check_behaviour
@@ -20,6 +19,7 @@ from misdirection.experiment.config import DomainFiles, ExperimentConfig
 from misdirection.experiment.experiment import Experiment
 from misdirection.judging.judges import OPENAI_URL, ModelJudge, judge_kind
 from misdirection.models.loading import resolve_dtype
+from misdirection.models.sizes import Shape
 from misdirection.models.weightless import Structure, read_structure
 
 
@@ -36,7 +36,8 @@ def estimate_cost(
 
     Args:
         config: the experiment.
-        gpu: a GPU of the table, or `cpu`: this machine, calibrated on the bundled model first.
+        gpu: a GPU of the table; `cpu`, this machine measured on the bundled model first; or `local`, its GPU measured
+            on some blocks of the experiment's model with random weights.
         count: number of devices.
         model: a folder with the model's config.json, and its tokenizer if there is one; by default where the
             experiment's model is.
@@ -44,15 +45,17 @@ def estimate_cost(
         answer: mean length of a sampled answer, tokens; the longest that is allowed by default.
 
     Raises:
-        InputError: a model's configuration, a text or a recipe that cannot be used.
+        InputError: a model's configuration, a text or a recipe that cannot be used; `local` without a GPU.
     """
     check_behaviour(config.sampling, config.judge)
     structure = read_structure(config.model, config.revision, model)
+    # Measured first, since the structure becomes a stand-in as it is counted.
+    device = find_device(gpu, structure.chat, config.dtype)
     with tempfile.TemporaryDirectory() as folder:
         counted, absent = _with_stand_ins(config, rows, Path(folder))
         measured = _count(counted, structure, _weight_bytes(config, gpu), answer)
     concurrency = config.judge.concurrency if config.judge else 1
-    pricing = Pricing(measured.shape, measured.judge, find_device(gpu), count, concurrency)
+    pricing = Pricing(measured.shape, measured.judge, device, count, concurrency)
     stages, notes = pricing.stages(measured.work), tuple(_notes(config, structure, rows, absent, answer))
     return CostEstimate(config.name, config.model, measured.shape, pricing.device, count, stages, notes)
 

@@ -25,7 +25,6 @@ from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.writers import WRITERS, final_norm
 from misdirection.likelihood.margin import pair_rows
-from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
 from misdirection.models.chat_model import ChatModel
@@ -84,7 +83,7 @@ def downstream(
     direction: Direction,
     *,
     name: str,
-    budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Downstream:
     """The mean change of activations that each layer's adapters cause, beside a direction, at every later layer.
@@ -118,7 +117,7 @@ def _by_question(
     chat: ChatModel,
     pairs: Sequence[ProbePair],
     layers: Sequence[int],
-    budget: int,
+    budget: int | None,
     progress: Callable[[int], None] | None,
 ) -> tuple[Tensor, Tensor]:
     """Mean activations [1 + adapted layers, questions, layers, width], the organism's first, and answer tokens."""

@@ -27,9 +27,10 @@ from misdirection.interpretation.results import Agreement
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.resume import record, resume
-from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch, at_least_single
+from misdirection.likelihood.answers import AnswerBatch, at_least_single
 from misdirection.lora.view import LoraView
-from misdirection.models.chat import Encoded, batches
+from misdirection.models.budgets import fitting_batches
+from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import hook_handles, text_config
 from misdirection.progress import Advance
@@ -54,7 +55,7 @@ class Importance:
 
 
 def token_importance(
-    chat: ChatModel, rows: Sequence[Encoded], *, budget: int = BACKWARD_BUDGET, progress: Advance | None = None
+    chat: ChatModel, rows: Sequence[Encoded], *, budget: int | None = None, progress: Advance | None = None
 ) -> Importance:
     """KL divergence from the base at every answer token, and its attribution to every adapter and position.
 
@@ -63,17 +64,20 @@ def token_importance(
     Args:
         chat: a model with plain LoRA adapters.
         rows: encoded exchanges; what ends the turn does not count.
-        budget: padded tokens in one batch; the result does not depend on it.
+        budget: padded tokens in one batch, by default what suits the device; the result does not depend on it.
         progress: told the number of rows done.
 
     Raises:
         InputError: no rows; no adapter inside of the decoder blocks, or one that is not plain LoRA.
     """
-    layers = _layers(chat, rows)
+    layers, lengths = _layers(chat, rows), [row.stop for row in rows]
     tokens, attributions = [], []
-    for numbers in batches([row.stop for row in rows], budget):
+
+    def work(numbers: list[int], _budget: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         batch = AnswerBatch([rows[number] for number in numbers], chat.device)
-        divergences, slopes = _attributed(chat, batch, list(layers))
+        return _attributed(chat, batch, list(layers))
+
+    for numbers, (divergences, slopes) in fitting_batches(chat, lengths, budget, work, kind="backward"):
         for line, number in enumerate(numbers):
             row = rows[number]
             words = chat.tokenizer.convert_ids_to_tokens(list(row.ids[: row.stop]))
@@ -87,7 +91,7 @@ def token_importance(
 
 
 def zeroing(
-    chat: ChatModel, rows: Sequence[Encoded], *, budget: int = BACKWARD_BUDGET, progress: Advance | None = None
+    chat: ChatModel, rows: Sequence[Encoded], *, budget: int | None = None, progress: Advance | None = None
 ) -> pd.DataFrame:
     """The loss of each answer's KL when the adapters of one layer are really switched off.
 
@@ -95,11 +99,14 @@ def zeroing(
     each layer, which starts there. Arguments and errors are those of `token_importance`.
     """
     layers = sorted(set(_layers(chat, rows).values()))
+    lengths = [row.stop for row in rows]
     divergences = torch.empty(len(rows), 1 + len(layers), dtype=torch.float64)
-    for numbers in batches([row.stop for row in rows], budget):
-        divergences[numbers] = _divergences(
-            chat, AnswerBatch([rows[number] for number in numbers], chat.device), layers
-        )
+
+    def work(numbers: list[int], _budget: int) -> Tensor:
+        return _divergences(chat, AnswerBatch([rows[number] for number in numbers], chat.device), layers)
+
+    for numbers, found in fitting_batches(chat, lengths, budget, work, kind="backward"):
+        divergences[numbers] = found
         if progress:
             progress(len(numbers))
     effects = divergences[:, :1] - divergences[:, 1:]

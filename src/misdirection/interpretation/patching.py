@@ -21,9 +21,10 @@ from misdirection.errors import InputError
 from misdirection.interventions.positions import TokenPositions
 from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.margin import pair_rows
-from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.lora.view import LoraView
-from misdirection.models.chat import Encoded, batches, pad
+from misdirection.models.attention import changing_shapes
+from misdirection.models.budgets import fitting_batches
+from misdirection.models.chat import Encoded, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import hook_handles
 from misdirection.progress import Advance
@@ -71,7 +72,7 @@ def patched_log_probs(
     targets: Sequence[Encoded],
     *,
     layers: Sequence[int] | None = None,
-    budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     progress: Advance | None = None,
 ) -> Tensor:
     """Mean-token log-probability of each target's answer with its prompt's adapter outputs from another prompt.
@@ -81,7 +82,7 @@ def patched_log_probs(
         sources: ids of the prompt that each target takes from; None leaves a target as it is.
         targets: prompts with the answers that are scored.
         layers: whose adapters are patched; all by default.
-        budget: padded tokens in one batch; the result does not depend on it.
+        budget: padded tokens in one batch, by default what suits the device; the result does not depend on it.
         progress: told the number of targets done.
 
     Returns:
@@ -93,10 +94,14 @@ def patched_log_probs(
     _require_same(len(sources), len(targets), "targets")
     scores = torch.empty(len(targets), dtype=torch.float64)
     lengths = [max(target.stop, len(source or ())) for source, target in zip(sources, targets, strict=True)]
-    for numbers in batches(lengths, budget):
+
+    def work(numbers: list[int], _budget: int) -> Tensor:
         rows = [targets[number] for number in numbers]
         with patched(chat, [sources[number] for number in numbers], [row.start for row in rows], layers=layers):
-            scores[numbers] = AnswerBatch(rows, chat.device).log_probs(chat.model).cpu()
+            return AnswerBatch(rows, chat.device).log_probs(chat.model).cpu()
+
+    for numbers, found in fitting_batches(chat, lengths, budget, work):
+        scores[numbers] = found
         if progress:
             progress(len(numbers))
     return scores
@@ -153,7 +158,7 @@ def _recorded(
 
     # A pass needs a token in every row; that of a row without a source is never read.
     ids, mask = _padded(chat, [prompt or (chat.tokenizer.pad_token_id,) for prompt in prompts])
-    with hook_handles() as handles:
+    with changing_shapes(chat.device), hook_handles() as handles:
         for module in modules:
             handles.callback(module.register_forward_hook(keep).remove)
         chat.decoder(input_ids=ids, attention_mask=mask, use_cache=False)

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from misdirection.data.tables import read_table
 from misdirection.errors import InputError
 from misdirection.files import atomic_path
-from misdirection.likelihood.sweep import TOKEN_BUDGET
 from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
-from misdirection.models.chat import Encoded, batches, pad
+from misdirection.models.attention import changing_shapes
+from misdirection.models.budgets import fitting_batches
+from misdirection.models.chat import Encoded, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import hook_handles
 from misdirection.progress import Advance
@@ -62,7 +63,7 @@ def scalars(
     rows: Sequence[Encoded],
     *,
     top: int | None = None,
-    budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     progress: Advance | None = None,
 ) -> pd.DataFrame:
     """The table of `token_scalars` alone."""
@@ -76,7 +77,7 @@ def token_scalars(
     *,
     residual: int | None = None,
     top: int | None = None,
-    budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     progress: Advance | None = None,
 ) -> TokenScalars:
     """Scalars of every answer token and component, and perhaps the residual stream, in one pass.
@@ -89,7 +90,7 @@ def token_scalars(
         rows: encoded exchanges; only `ids[start:stop]` counts.
         residual: the block whose output is kept, too.
         top: only so many leading components of each module.
-        budget: padded tokens in one batch; the result does not depend on it.
+        budget: padded tokens in one batch, by default what suits the device; the result does not depend on it.
         progress: told the number of rows done.
 
     Raises:
@@ -103,10 +104,14 @@ def token_scalars(
     parts: dict[str, list[Tensor]] = {}
     order: list[Tensor] = []
     first = np.cumsum([0, *(len(row.answer) for row in rows)])
-    for numbers in batches([row.stop for row in rows], budget):
+
+    def work(numbers: list[int], _budget: int) -> dict[str, Tensor]:
         batch = _Batch(chat, [rows[number] for number in numbers])
-        with _captured(chat, batch, reads, residual) as values:
+        with changing_shapes(chat.device), _captured(chat, batch, reads, residual) as values:
             network(**batch.inputs, use_cache=False)
+        return values
+
+    for numbers, values in fitting_batches(chat, [row.stop for row in rows], budget, work):
         for name, value in values.items():
             parts.setdefault(name, []).append(value)
         order += [torch.arange(first[number], first[number + 1]) for number in numbers]

@@ -15,7 +15,7 @@ from misdirection.interpretation.results import ScalingEffect
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.likelihood.margin import pair_continuations, text_continuations
-from misdirection.likelihood.sweep import TOKEN_BUDGET, sweep
+from misdirection.likelihood.sweep import sweep
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import Advance
 from misdirection.statistics import bootstrap
@@ -60,7 +60,7 @@ def scaling_effects(
     neutral: Sequence[Example],
     settings: Mapping[str, Factors],
     *,
-    budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     progress: Advance | None = None,
 ) -> dict[str, ScalingEffect]:
     """Margin change for every question set, and damage, of every setting, by its name.

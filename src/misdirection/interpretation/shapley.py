@@ -21,7 +21,7 @@ from misdirection.errors import InputError
 from misdirection.interpretation.scaling import as_setting, margins_of, sorted_layers, switched_off
 from misdirection.interventions.hooks import intervene
 from misdirection.likelihood.margin import pair_continuations
-from misdirection.likelihood.sweep import TOKEN_BUDGET, Continuations, sweep
+from misdirection.likelihood.sweep import Continuations, sweep
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import Advance
 from misdirection.statistics import Estimate, bootstrap
@@ -64,7 +64,7 @@ def shapley(
     *,
     permutations: int | None = None,
     seed: int = 0,
-    budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     progress: Advance | None = None,
 ) -> Shapley:
     """Shapley values of the layers' adapters for the margin of every question.
@@ -115,7 +115,7 @@ class _Margins:
 
     chat: ChatModel
     layers: tuple[int, ...]
-    budget: int
+    budget: int | None
     progress: Advance | None
 
     def exact(self, questions: Sequence[Continuations]) -> Values:

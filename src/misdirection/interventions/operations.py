@@ -14,6 +14,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from misdirection.models.transfer import put
+
 
 @dataclass(frozen=True, eq=False)
 class Operation(ABC):
@@ -26,7 +28,7 @@ class Operation(ABC):
     def on(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The same with its tensors on a device and in a dtype."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: value.to(device, dtype) for name, value in values.items() if isinstance(value, Tensor)}
+        moved = {name: put(value, device, dtype) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from misdirection.interventions.hooks import Setting, intervene_rows
+from misdirection.models.attention import changing_shapes
 from misdirection.models.caching import goes_on, new_cache
 from misdirection.models.chat import pad
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.transfer import put_numbers
 
 Phase = Callable[[int, int], contextlib.AbstractContextManager[None]]
 """Gives the context of the forward pass of a phase (0 the shared start, 1 what follows, ...) with so many rows."""
@@ -52,7 +54,11 @@ class Passes:
         if self.cache is not None:
             positions = seen.sum(-1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device)
             inputs |= {"cache": self.cache, "position_ids": positions}
-        with self._phase(number, len(ids)), intervene_rows(self._chat, rows.settings, answer_starts=rows.answer_starts):
+        with (
+            changing_shapes(ids.device),
+            self._phase(number, len(ids)),
+            intervene_rows(self._chat, rows.settings, answer_starts=rows.answer_starts),
+        ):
             return network(**inputs), mask
 
     def run_start(self, ids: Sequence[int], settings: Sequence[Setting]) -> None:
@@ -66,7 +72,7 @@ class Passes:
     def select(self, rows: list[int]) -> None:
         """Go on with these rows of what has run; a row may come several times."""
         assert self._real is not None and self.cache is not None, "nothing has run yet on a cache"
-        numbers = torch.tensor(rows, device=self._real.device)
+        numbers = put_numbers(rows, self._real.device)
         self.cache.batch_select_indices(numbers)
         self._real = self._real[numbers]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from misdirection.choices import Positions as Positions
 from misdirection.errors import InputError
+from misdirection.models.transfer import put
 
 Rule = Positions | Tensor
 """`all`; `not_first`: all but each row's first token, an attention sink whose large activations the model needs;
@@ -61,11 +62,16 @@ class TokenPositions:
         self._given = kwargs.get("position_ids")
 
     def _mask(self, own: Any) -> Tensor | None:
-        """The mask, [rows, columns], of the decoder's pass, or of the whole model's that surrounds it."""
+        """The mask, [rows, columns], of the decoder's pass, or of the whole model's that surrounds it.
+
+        For one token of each row it may be one per query, [rows, 1, 1, columns], of which there is one.
+        """
         masks, self._outer = [own, *self._outer], []
         for mask in masks:
             if isinstance(mask, Tensor) and mask.ndim == 2:
                 return mask
+            if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[1:3] == (1, 1) and mask.dtype == torch.bool:
+                return mask[:, 0, 0]
         if masks[-1] is not None:
             raise InputError("interventions need an attention mask [rows, tokens], or none: not one per query")
         return None
@@ -118,14 +124,15 @@ class TokenPositions:
 
     def _chosen(self, rule: Rule) -> Tensor:
         if isinstance(rule, Tensor):
-            return self._from_mask(rule.to(self._index.device))
+            return self._from_mask(put(rule, self._index.device))
         if rule == "all":
             return self._real
         if rule == "not_first":
             return self._index > 0
         if self._starts is None:
             raise InputError(f"positions {rule!r} needs to know where each row's answer begins: give `answer_starts`")
-        in_answer = self._index >= self._starts.to(self._index.device)
+        self._starts = put(self._starts, self._index.device)
+        in_answer = self._index >= self._starts
         return in_answer if rule == "answer" else ~in_answer
 
     def _from_mask(self, mask: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.operations import Operation
 from misdirection.interventions.positions import Rule, TokenPositions
+from misdirection.models.transfer import put
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Step:
         touched = positions.touched(self.rule, x.device)
         if self.rows is None:
             return operation.apply(x, touched)
-        rows = self.rows.to(x.device)
+        rows = devices.numbers(self.rows, x.device)
         return x.index_copy(0, rows, operation.apply(x[rows], touched[rows]))
 
 
@@ -61,10 +62,11 @@ class Compiler:
 
 
 class Devices:
-    """Copies of operations in the dtype and on the device where they are used."""
+    """Copies of operations in the dtype and on the device where they are used, each made once."""
 
     def __init__(self) -> None:
         self._copies: dict[tuple[int, torch.device, torch.dtype], Operation] = {}
+        self._numbers: dict[tuple[int, torch.device], Tensor] = {}
 
     def of(self, operation: Operation, x: Tensor) -> Operation:
         """`operation` as it can be applied to `x`."""
@@ -75,3 +77,11 @@ class Devices:
             with torch.inference_mode(False):
                 self._copies[key] = operation.on(x.device, wide)
         return self._copies[key]
+
+    def numbers(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Row numbers on a device."""
+        key = (id(rows), device)
+        if key not in self._numbers:
+            with torch.inference_mode(False):
+                self._numbers[key] = put(rows, device)
+        return self._numbers[key]

@@ -19,9 +19,10 @@ from transformers import DynamicCache
 from misdirection.errors import InputError
 from misdirection.judging.judges import Done, ModelJudge, Prompt
 from misdirection.judging.verdicts import TOP, JudgeVerdict, begun_word, from_logprobs, from_masses, whole_number
-from misdirection.likelihood.sweep import TOKEN_BUDGET
+from misdirection.models.attention import changing_shapes
+from misdirection.models.budgets import fitting_batches
 from misdirection.models.caching import goes_on
-from misdirection.models.chat import batches, encode_prompt, pad
+from misdirection.models.chat import encode_prompt, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
 
@@ -33,10 +34,11 @@ class LocalJudge(ModelJudge):
 
     Args:
         chat: the model; an adapter on it judges too.
-        budget: padded tokens in one batch; a verdict does not depend on it, up to rounding.
+        budget: padded tokens in one batch, by default what suits the device; a verdict does not depend on it, up to
+            rounding.
     """
 
-    def __init__(self, chat: ChatModel, *, budget: int = TOKEN_BUDGET) -> None:
+    def __init__(self, chat: ChatModel, *, budget: int | None = None) -> None:
         super().__init__(chat)
         if not goes_on(chat):
             raise InputError(
@@ -59,10 +61,14 @@ class LocalJudge(ModelJudge):
         fitting = [prompt for prompt in prompts if not context or len(rows[prompt]) + 2 <= context]
         for prompt in rows.keys() - set(fitting):
             done(prompt, JudgeVerdict(None, "failed", "longer than the judge's context"))
-        for numbers in batches([len(rows[prompt]) for prompt in fitting], self._budget):
-            batch = [fitting[number] for number in numbers]
-            for prompt, verdict in zip(batch, self._verdicts([rows[prompt] for prompt in batch]), strict=True):
-                done(prompt, verdict)
+
+        def work(numbers: list[int], _budget: int) -> list[JudgeVerdict]:
+            return self._verdicts([rows[fitting[number]] for number in numbers])
+
+        lengths = [len(rows[prompt]) for prompt in fitting]
+        for numbers, verdicts in fitting_batches(self._chat, lengths, self._budget, work):
+            for number, verdict in zip(numbers, verdicts, strict=True):
+                done(fitting[number], verdict)
 
     @torch.inference_mode()
     def _verdicts(self, rows: list[tuple[int, ...]]) -> list[JudgeVerdict]:
@@ -134,7 +140,8 @@ class _Passes:
         self._real = torch.cat([seen, mask], -1)
         positions = (self._real.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         inputs = {"input_ids": ids, "attention_mask": self._real, "position_ids": positions}
-        output = self._chat.model(**inputs, cache=self._cache, use_cache=True, logits_to_keep=1)
+        with changing_shapes(ids.device):
+            output = self._chat.model(**inputs, cache=self._cache, use_cache=True, logits_to_keep=1)
         logprobs: Tensor = output.logits[:, -1].float().log_softmax(-1)
         return logprobs
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from misdirection.models.attention import changing_shapes
 from misdirection.models.chat import Encoded, pad
+from misdirection.models.transfer import put
 
-BACKWARD_BUDGET = 768
-"""Padded tokens in one batch with a backward pass, or with whole distributions: both keep far more than one pass does,
-and in training they must fit in beside the optimiser."""
+_NUMBERS = 1 << 28
+"""Logits that are turned into float32 at a time on a GPU: 1 GB."""
 
 IGNORED = -100
 """The label of a token that carries no loss."""
@@ -35,11 +36,12 @@ class AnswerBatch:
         self.rows = rows
         self.ids, self.mask = pad([row.ids[: row.stop] for row in rows], 0, device)
         self._first = min(row.start for row in rows) - 1
+        self._device = device
 
     def logits(self, network: Any) -> Tensor:
         """[rows, predicting positions, vocabulary]; interventions and hooks on the network are at work."""
         # Counted from the end, since virtual tokens come first.
-        kept = torch.arange(self._first - self.ids.shape[1], -1, device=self.ids.device)
+        kept = torch.arange(self._first - self.ids.shape[1], -1, device=self._device)
         inputs = {"input_ids": self.ids, "attention_mask": self.mask}
         return _logits_at(network, inputs, kept)
 
@@ -57,16 +59,30 @@ class AnswerBatch:
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of [rows, predicting positions] over each row's answer tokens, [rows]."""
-        return torch.stack([line.mean() for line in self.answers(values)])
+        if values.device.type == "cpu":
+            return torch.stack([line.mean() for line in self.answers(values)])
+        own = torch.zeros(values.shape, dtype=torch.bool)
+        for line in self.answers(own):
+            line.fill_(True)
+        own = put(own, values.device)
+        return values.masked_fill(~own, 0).sum(-1) / own.sum(-1)
 
 
 def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target id, [rows, tokens], in float32 or wider; `logits` are [rows, tokens, vocabulary].
 
-    Row by row: the whole vocabulary in float32 for all rows at once costs ten times as long, for the memory it takes.
+    On a processor row by row: the whole vocabulary in float32 for all rows at once costs ten times as long there, for
+    the memory it takes. On a GPU each kernel costs a launch, so that as many rows go together as are cheap to copy.
     """
-    rows = zip(logits, targets, strict=True)
-    return torch.stack([-cross_entropy(at_least_single(row), ids, reduction="none") for row, ids in rows])
+    together = 1 if logits.device.type == "cpu" else max(1, _NUMBERS // logits[0].numel())
+    parts = zip(logits.split(together), targets.split(together), strict=True)
+    return torch.cat([-_token_losses(*part) for part in parts])
+
+
+def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """[rows, tokens]."""
+    flat = at_least_single(logits.flatten(0, 1)), targets.flatten()
+    return cross_entropy(*flat, reduction="none").view(targets.shape)
 
 
 def at_least_single(tensor: Tensor) -> Tensor:
@@ -76,7 +92,8 @@ def at_least_single(tensor: Tensor) -> Tensor:
 
 def _logits_at(network: Any, inputs: Mapping[str, Tensor], kept: Tensor) -> Tensor:
     """[rows, kept, vocabulary]: the logits at some positions, by their numbers; few models have no such choice."""
-    logits: Tensor = network(**inputs, use_cache=False, logits_to_keep=kept).logits
+    with changing_shapes(kept.device):
+        logits: Tensor = network(**inputs, use_cache=False, logits_to_keep=kept).logits
     return logits if logits.shape[1] == len(kept) else logits[:, kept.to(logits.device)]
 
 

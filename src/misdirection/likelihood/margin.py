@@ -14,7 +14,7 @@ from torch import Tensor
 
 from misdirection.data import Example, ProbePair
 from misdirection.errors import InputError
-from misdirection.likelihood.sweep import TOKEN_BUDGET, Continuations, log_probs
+from misdirection.likelihood.sweep import Continuations, log_probs
 from misdirection.models.chat import Encoded, encode
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import Advance, shown
@@ -79,7 +79,7 @@ def _continuations(*rows: Encoded) -> Continuations:
 
 
 def margin(
-    chat: ChatModel, pairs: Sequence[ProbePair], *, budget: int = TOKEN_BUDGET, progress: Advance | None = None
+    chat: ChatModel, pairs: Sequence[ProbePair], *, budget: int | None = None, progress: Advance | None = None
 ) -> Tensor:
     """The margin of each pair, [pairs], nats/token. Run it under `intervene` for a margin with an intervention.
 
@@ -92,7 +92,7 @@ def margin(
 
 
 def loss(
-    chat: ChatModel, examples: Sequence[Example], *, budget: int = TOKEN_BUDGET, progress: Advance | None = None
+    chat: ChatModel, examples: Sequence[Example], *, budget: int | None = None, progress: Advance | None = None
 ) -> Tensor:
     """The loss of each example's answer, [examples], nats/token; `progress` as in `margin`."""
     answers = text_continuations(chat.tokenizer, examples)

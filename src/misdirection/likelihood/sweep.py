@@ -16,13 +16,11 @@ from misdirection.interventions.hooks import Setting, intervene_rows
 from misdirection.interventions.passes import Passes, Phase, Rows, shared_start
 from misdirection.interventions.resume import Recorded, can_resume, record, repeated, resume
 from misdirection.likelihood.answers import AnswerBatch, token_log_probs
+from misdirection.models.budgets import fitting_batches
 from misdirection.models.caching import goes_on, window
-from misdirection.models.chat import Encoded, batches, pad
+from misdirection.models.chat import Encoded, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import Advance
-
-TOKEN_BUDGET = 2048
-"""Padded tokens in one batch of forward passes: large enough to keep a processor busy, small enough for a laptop."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Continuations:
 
 
 def log_probs(
-    chat: ChatModel, prompts: Sequence[Continuations], *, budget: int = TOKEN_BUDGET, progress: Advance | None = None
+    chat: ChatModel, prompts: Sequence[Continuations], *, budget: int | None = None, progress: Advance | None = None
 ) -> Tensor:
     """Mean-token log-probability of every answer, [prompts, answers], float64.
 
@@ -70,7 +68,7 @@ def sweep(
     prompts: Sequence[Continuations],
     settings: Sequence[Setting | Alternating],
     *,
-    budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     progress: Advance | None = None,
 ) -> Tensor:
     """Mean-token log-probability of every answer under every setting, [settings, prompts, answers], float64.
@@ -84,21 +82,65 @@ def sweep(
     # A pass is begun at the layer that a setting names, so that the layer must be known to be there.
     for intervention in (each for line in lines for setting in line.settings for each in setting):
         intervention.check(len(chat.layers), chat.width)
-    result = torch.empty(len(lines), len(prompts), len(prompts[0].answers), dtype=torch.float64)
-    for numbers in batches([prompt.length for prompt in prompts], _row_budget(chat, prompts, budget)):
+    scored: list[tuple[list[int], list[int], Tensor]] = []
+    told = _Told(progress)
+
+    def work(numbers: list[int], budget: int) -> list[tuple[list[int], list[int], Tensor]]:
         group = [prompts[number] for number in numbers]
         grid = [[line.of(number) for number in numbers] for line in lines]
+        found = []
+        told.begin()
         for chosen, scores in _sweep_group(chat, group, grid, budget):
-            result[torch.tensor(chosen).unsqueeze(-1), torch.tensor(numbers)] = scores
-            if progress:
-                progress(len(chosen) * len(numbers))
+            found.append((chosen, numbers, scores))
+            told.more(len(chosen) * len(numbers))
+        told.end()
+        return found
+
+    lengths = [prompt.length for prompt in prompts]
+    alone = _are_alone(chat, lengths)
+    for _, found in fitting_batches(chat, lengths, budget, work, times=len(lines), alone=alone):
+        scored += found
+    return _gathered(scored, len(lines), len(prompts))
+
+
+class _Told:
+    """Progress that counts nothing twice where a batch is run again."""
+
+    def __init__(self, progress: Advance | None) -> None:
+        self._progress = progress
+        self._ahead = self._attempted = 0
+
+    def begin(self) -> None:
+        """A batch begins, perhaps after another one has failed under way."""
+        self._ahead += self._attempted
+        self._attempted = 0
+
+    def more(self, count: int) -> None:
+        """So many more are done in it."""
+        self._attempted += count
+        known = min(count, self._ahead)
+        self._ahead -= known
+        if self._progress and count > known:
+            self._progress(count - known)
+
+    def end(self) -> None:
+        """It is done."""
+        self._attempted = 0
+
+
+def _gathered(scored: Sequence[tuple[list[int], list[int], Tensor]], lines: int, prompts: int) -> Tensor:
+    """[lines, prompts, answers] on the processor, from the scores of some lines and prompts: fetched at once."""
+    result = torch.empty(lines, prompts, scored[0][2].shape[-1], dtype=torch.float64)
+    fetched = torch.cat([scores.flatten() for *_, scores in scored]).cpu().split([part.numel() for *_, part in scored])
+    for (chosen, numbers, scores), values in zip(scored, fetched, strict=True):
+        result[torch.tensor(chosen).unsqueeze(-1), torch.tensor(numbers)] = values.view(scores.shape)
     return result
 
 
-def _row_budget(chat: ChatModel, prompts: Sequence[Continuations], budget: int) -> int:
-    """One prompt at a time where padding inside a sliding-window cache would push real tokens out of the window."""
+def _are_alone(chat: ChatModel, lengths: Sequence[int]) -> bool:
+    """Whether prompts run one at a time: padding in a sliding-window cache would push real tokens out of the window."""
     width = window(chat) if goes_on(chat) else None
-    return 1 if width and max(prompt.length for prompt in prompts) > width else budget
+    return width is not None and max(lengths) > width
 
 
 Line = list[Setting]
@@ -177,7 +219,7 @@ def _score(chat: ChatModel, prompts: list[Continuations], lines: list[Line], pha
     )
     output, real = passes.run(2, chat.model, last)
     targets, _ = pad([answer for _, asked in rows for answer in asked.answers], 0, chat.device)
-    return _mean_log_prob(output.logits, targets, real).view(len(lines), len(prompts), answers).cpu()
+    return _mean_log_prob(output.logits, targets, real).view(len(lines), len(prompts), answers)
 
 
 def _score_whole(chat: ChatModel, prompts: list[Continuations], lines: list[Line]) -> Tensor:
@@ -190,7 +232,7 @@ def _score_whole(chat: ChatModel, prompts: list[Continuations], lines: list[Line
     ]
     batch = AnswerBatch([row for _, row in rows], chat.device)
     with intervene_rows(chat, [setting for setting, _ in rows], answer_starts=[row.start for _, row in rows]):
-        return batch.log_probs(chat.model).view(len(lines), len(prompts), -1).cpu()
+        return batch.log_probs(chat.model).view(len(lines), len(prompts), -1)
 
 
 def _mean_log_prob(logits: Tensor, answers: Tensor, mask: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from transformers.utils.chat_template_utils import mark_control_tokens
 from misdirection.choices import Thinking
 from misdirection.errors import InputError, first_line
 from misdirection.models.thoughts import MARKS, Marks, knows_thoughts, open_marks, split_thought
+from misdirection.models.transfer import put
 
 # Letters only: no template strips, splits or escapes them, and no chat contains them.
 _ANSWER = "MISDIRECTIONxANSWERxGOESxHERE"
@@ -470,4 +471,4 @@ def pad(
         columns = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
         ids[number, columns] = torch.tensor(row, dtype=torch.long)
         mask[number, columns] = 1
-    return ids.to(device), mask.to(device)
+    return put(ids, device), put(mask, device)

@@ -89,12 +89,15 @@ def read_config(model: str, read_from: str | Path, revision: str | None = None) 
         return AutoConfig.from_pretrained(read_from, revision=revision, trust_remote_code=False)
 
 
-def network_of(model: str, config: Any) -> Any:
-    """The network of a configuration on the meta device; `InputError` without a block, or for no language model."""
+def network_of(model: str, config: Any, device: torch.device | str = "meta", dtype: torch.dtype = torch.float32) -> Any:
+    """The network of a configuration; on another device than meta with random weights, made there.
+
+    Raises `InputError` without a block, or for no language model.
+    """
     with _errors_in_one_line(model):
         kind = auto_class(model, config)
-        with torch.device("meta"):
-            network = kind.from_config(config)
+        with torch.device(device):
+            network = kind.from_config(config, dtype=dtype)
         if not decoder_layers(network):
             raise ValueError("it has no layers")
     return network

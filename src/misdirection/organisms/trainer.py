@@ -1,7 +1,10 @@
 """The trainer of organisms: transformers' own, with the loss on answers alone and rows of like length together."""
 
+import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,10 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from misdirection.choices import Tracker
-from misdirection.errors import InputError, MissingPackage
+from misdirection.errors import InputError, MemoryProblem, MissingPackage
 from misdirection.files import list_made
 from misdirection.likelihood.answers import IGNORED, labelled_loss
+from misdirection.models.budgets import attempted
 from misdirection.models.chat import pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.batches import TrainingRow, epoch_order, training_steps
@@ -26,6 +30,8 @@ from misdirection.organisms.recipe import Recipe
 StepReport = Callable[[int, int, float], None]
 """Called after each optimiser step with (step, steps, loss in nats/token)."""
 
+
+log = logging.getLogger("misdirection")
 
 LOGS = ".tensorboard"
 """What the name of a folder of TensorBoard's files ends with, after that of the adapter's folder."""
@@ -76,6 +82,8 @@ class AnswerTrainer(Trainer):
             callbacks=[_Watch(report)],
         )
         self.remove_callback(PrinterCallback)
+        self._together: int | None = None
+        self._labelled: Tensor | None = None
 
     def log_to(self, trackers: Sequence[Tracker], out: Path) -> None:
         """Add what transformers has for these trackers; `out` is the adapter's folder, after which the run is named."""
@@ -105,7 +113,42 @@ class AnswerTrainer(Trainer):
         """Mean cross-entropy over the batch's labelled tokens, nats/token."""
         network_inputs = {key: value for key, value in inputs.items() if key != "labels"}
         total, count = labelled_loss(model, network_inputs, inputs["labels"])
-        return total / (num_items_in_batch or count)
+        if num_items_in_batch is None:
+            num_items_in_batch = count if self._labelled is None else self._labelled
+        return total / num_items_in_batch
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """The loss of a micro-batch, whose gradient is added to what is there; in pieces once memory has given out.
+
+        Pieces are divided by the labelled tokens of the whole micro-batch, so that the step is the same up to rounding.
+        """
+        rows = len(inputs["labels"])
+        together = tried = min(self._together or rows, rows)
+        while not (found := attempted(partial(self._in_pieces, model, inputs, num_items_in_batch, together))):
+            if together <= 1:
+                raise MemoryProblem(
+                    "out of memory with a single training row: lower max_length, set gradient_checkpointing, or load "
+                    "the model in a smaller dtype"
+                )
+            self._together = together = together // 2
+        if together < tried:
+            log.warning("out of memory with %d training rows at a time: going on with %d", tried, together)
+        return found[0]
+
+    def _in_pieces(self, model: Any, inputs: dict[str, Any], items: Tensor | int | None, together: int) -> Tensor:
+        labels = inputs["labels"]
+        pieces = [slice(first, first + together) for first in range(0, len(labels), together)]
+        self._labelled = (labels[:, 1:] != IGNORED).sum() if len(pieces) > 1 else None
+        try:
+            with _added_at_the_end(self.model):
+                parts = ({name: value[piece] for name, value in inputs.items()} for piece in pieces)
+                return torch.stack(
+                    [super(AnswerTrainer, self).training_step(model, part, items) for part in parts]
+                ).sum()
+        finally:
+            self._labelled = None
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -113,6 +156,27 @@ class AnswerTrainer(Trainer):
         """The loss of a batch, and no logits: nobody asks for them."""
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+
+@contextlib.contextmanager
+def _added_at_the_end(network: Any) -> Iterator[None]:
+    """Gradients of passes inside of the context, which are added to those from before only if all of it succeeds.
+
+    A backward pass that runs out of memory has added some of its gradients already.
+    """
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    before = [weight.grad for weight in weights]
+    for weight in weights:
+        weight.grad = None
+    try:
+        yield
+    except BaseException:
+        for weight, gradient in zip(weights, before, strict=True):
+            weight.grad = gradient
+        raise
+    for weight, gradient in zip(weights, before, strict=True):
+        if gradient is not None:
+            weight.grad = gradient if weight.grad is None else gradient.add_(weight.grad)
 
 
 def _collated(rows: Sequence[TrainingRow]) -> dict[str, Tensor]:

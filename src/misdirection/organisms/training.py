@@ -31,6 +31,7 @@ from misdirection.files import (
     write_json,
 )
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, changes_nothing, say_dead_modules
+from misdirection.models.attention import changing_shapes
 from misdirection.models.bundled import hub_name
 from misdirection.models.chat import how_written
 from misdirection.models.chat_model import ChatModel
@@ -96,7 +97,8 @@ def train(
         trainer.log_to(track, Path(out))
         if prepare:
             prepare(trainer)
-        _trained(trainer, keep=recipe.keep_checkpoints)
+        with changing_shapes(chat.device):
+            _trained(trainer, keep=recipe.keep_checkpoints)
         _require_change(network, Path(out))
         organism = Organism(
             path=str(out),

@@ -11,6 +11,7 @@ from misdirection.interventions.resume import record
 from misdirection.interventions.vectors import orthonormal
 from misdirection.lora.components import feature_names
 from misdirection.lora.view import LoraView
+from misdirection.models.attention import changing_shapes
 from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import stream_output
@@ -61,7 +62,7 @@ def read(
 def _projections(chat: ChatModel, direction: Direction, rows: Sequence[Encoded], layer: int) -> list[list[float]]:
     axis, found = orthonormal(direction[layer])[0], []
     for row in rows:
-        with record(chat, [layer]) as kept:
+        with changing_shapes(chat.device), record(chat, [layer]) as kept:
             chat.decoder(input_ids=torch.tensor([row.ids[: row.stop]], device=chat.device), use_cache=False)
         stream = stream_output(chat.layers[layer], kept[layer], (1, row.stop, chat.width))
         found.append((stream[0, row.start :].cpu().to(axis.dtype) @ axis).tolist())

@@ -15,10 +15,10 @@ from torch.nn.functional import normalize
 
 from misdirection.auditing.attribution import adapted_layers
 from misdirection.data import ProbePair
-from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
+from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.margin import pair_rows
 from misdirection.lora.view import LoraView
-from misdirection.models.chat import batches
+from misdirection.models.budgets import fitting_batches
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import hook_handles
 from misdirection.progress import Advance
@@ -35,10 +35,17 @@ def margin_directions(
     rows = pair_rows(chat.tokenizer, pairs)
     signs = torch.tensor([1.0, -1.0] * len(pairs), device=chat.device)
     sums: dict[str, Tensor] = {}
-    for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):
-        with torch.enable_grad(), _summed(chat, sums):
+
+    def work(numbers: list[int], _budget: int) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        with torch.enable_grad(), _summed(chat, found):
             values = AnswerBatch([rows[number] for number in numbers], chat.device).log_probs(chat.model)
             (values * signs[numbers]).sum().backward()
+        return found
+
+    for numbers, found in fitting_batches(chat, [row.stop for row in rows], None, work, kind="backward"):
+        for name, total in found.items():
+            sums[name] = sums.get(name, torch.zeros(())) + total
         if progress:
             progress(len(numbers))
     return {name: normalize(total, dim=0) for name, total in sums.items() if total.any()}

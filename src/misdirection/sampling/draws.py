@@ -22,8 +22,15 @@ from transformers import TopPLogitsWarper
 
 from misdirection.errors import InputError
 
-_NUMBERS = 1 << 21
-"""Logits that are drawn from at a time."""
+_NUMBERS = {"cpu": 1 << 21}
+"""Logits that are drawn from at a time, by kind of device: the temporary copies of a large batch cost a processor more
+to allocate than to fill, ..."""
+
+_NUMBERS_ELSEWHERE = 1 << 26
+"""... where each kernel costs a launch, they may be large: 256 MB each."""
+
+NOT_NUMBERS = -1
+"""What is drawn from logits that are not numbers."""
 
 
 def stream_key(seed: int, question: str, system: str | None, sample: int, history: Sequence[Any] = ()) -> int:
@@ -33,7 +40,22 @@ def stream_key(seed: int, question: str, system: str | None, sample: int, histor
 
 
 def choose(logits: Tensor, keys: Tensor, steps: Tensor, *, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
-    """One token for each row, [rows].
+    """One token for each row, [rows], as `draw`. Raises `InputError` where a logit is not a number."""
+    tokens = draw(logits, keys, steps, temperature=temperature, top_p=top_p)
+    require_numbers(bool((tokens != NOT_NUMBERS).all()))
+    return tokens
+
+
+def require_numbers(are: bool) -> None:
+    """Raise `InputError` unless all logits that were drawn from are numbers."""
+    if not are:
+        raise InputError(
+            "the model gives logits that are not numbers: load it in bfloat16 or float32, or intervene less strongly"
+        )
+
+
+def draw(logits: Tensor, keys: Tensor, steps: Tensor, *, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+    """One token for each row, [rows], or `NOT_NUMBERS`, where the logits are: nothing waits for them.
 
     Args:
         logits: [rows, vocabulary].
@@ -41,15 +63,10 @@ def choose(logits: Tensor, keys: Tensor, steps: Tensor, *, temperature: float = 
         steps: [rows], int64: how many tokens of its stream each row has drawn.
         temperature: 0 takes the largest logit.
         top_p: see `SamplingParameters`.
-
-    Raises:
-        InputError: a logit is not a number.
     """
     if temperature == 0:
-        _check(logits)
-        return logits.argmax(-1)
-    # Some rows at a time: the temporary copies of a large batch cost more to allocate than to fill.
-    count = max(1, _NUMBERS // logits.shape[-1])
+        return _or_not_numbers(logits.argmax(-1), logits)
+    count = max(1, _NUMBERS.get(logits.device.type, _NUMBERS_ELSEWHERE) // logits.shape[-1])
     parts = zip(logits.split(count), keys.split(count), steps.split(count), strict=True)
     return torch.cat([_draw(*part, temperature, top_p) for part in parts])
 
@@ -66,17 +83,14 @@ def _draw(logits: Tensor, keys: Tensor, steps: Tensor, temperature: float, top_p
     scores = scores.view(-1, groups, size)
     noise = gumbel(keys, steps, groups + size)
     totals = scores.logsumexp(-1)
-    _check(totals)
     group = (totals + noise[:, :groups]).argmax(-1)
     members = scores[torch.arange(len(scores), device=scores.device), group]
-    return group * size + (members + noise[:, groups:]).argmax(-1)
+    return _or_not_numbers(group * size + (members + noise[:, groups:]).argmax(-1), totals)
 
 
-def _check(values: Tensor) -> None:
-    if values.isnan().any():
-        raise InputError(
-            "the model gives logits that are not numbers: load it in bfloat16 or float32, or intervene less strongly"
-        )
+def _or_not_numbers(tokens: Tensor, values: Tensor) -> Tensor:
+    """The tokens, [rows], but where a row of values, [rows, any], has one that is not a number."""
+    return tokens.masked_fill(values.isnan().any(-1), NOT_NUMBERS)
 
 
 def _group_size(vocabulary: int) -> int:

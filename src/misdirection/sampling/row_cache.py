@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from misdirection.models.caching import keeps_columns
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.transfer import put_numbers
 
 ROOM = 64
 """Columns that storage grows by."""
@@ -90,7 +91,7 @@ class RowCache:
         self._window.rows = len(rows)
         if moves:
             columns = slice(self._window.start, self._window.stop)
-            new, old = torch.tensor(moves).unbind(-1)
+            new, old = put_numbers(moves, self._used[0].keys.device).unbind(-1)
             for layer in self._used:
                 layer.keys[new, :, columns] = layer.keys[old, :, columns]
                 layer.values[new, :, columns] = layer.values[old, :, columns]
@@ -133,8 +134,9 @@ class GroupCache:
 
     mixes = False
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.state: Any = None
+        self._device = device
 
     def enter(self, prefix: Cache | None, count: int) -> None:
         """`count` rows, each with the state of `prefix`, which has one row, if any; no other row may be here."""
@@ -144,7 +146,7 @@ class GroupCache:
     def keep(self, rows: list[int]) -> None:
         """Row i is from now on what row `rows[i]` was."""
         if self.state is not None:
-            self.state.reorder_cache(torch.tensor(rows, dtype=torch.long))
+            self.state.reorder_cache(put_numbers(rows, self._device))
 
     def make_room(self, longest: int) -> None:
         """Nothing to do: the layers grow by themselves."""
@@ -155,4 +157,4 @@ class GroupCache:
 
 def row_cache(chat: ChatModel, rows: int, prompt: int) -> RowCache | GroupCache:
     """The cache that fits a model; see `RowCache` for the other arguments."""
-    return RowCache(rows, prompt) if keeps_columns(chat) else GroupCache()
+    return RowCache(rows, prompt) if keeps_columns(chat) else GroupCache(chat.device)

@@ -2,28 +2,36 @@
 
 Each prompt runs once, alone, and its keys and values are copied to its samples. Rows whose answer has ended leave the
 batch at once and waiting ones take their place, so that the batch stays full while anything waits.
+
+A GPU would stand still each time that the host asks which tokens it has drawn. There, `TOGETHER` steps are told it at
+once, each with the tokens of the one before, which stay on it; a row whose answer has ended meanwhile leaves after the
+last of them, and what it drew beyond is dropped.
 """
 
+import contextlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import Container, Hashable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from misdirection.errors import InputError, MemoryProblem
 from misdirection.interventions.hooks import Setting, active, intervene_rows
-from misdirection.models.caching import new_cache
+from misdirection.models.attention import changing_shapes
+from misdirection.models.budgets import is_out_of_memory
+from misdirection.models.caching import new_cache, window
 from misdirection.models.chat import encode_prompt, frame, visible_text
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
-from misdirection.sampling.draws import choose, stream_key
+from misdirection.models.transfer import put_numbers
+from misdirection.sampling.draws import NOT_NUMBERS, draw, require_numbers, stream_key
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Asked
 from misdirection.sampling.row_cache import row_cache
@@ -31,6 +39,9 @@ from misdirection.sampling.row_cache import row_cache
 TOKEN_BUDGET = 65_536
 """Rows x longest possible row (prompt and answer) of one batch. For the bundled model it is at most 3 GB of keys and
 values, and most answers end long before."""
+
+TOGETHER = 8
+"""Steps between two looks at the tokens on a GPU; fewer where an answer reaches its longest."""
 
 log = logging.getLogger("misdirection")
 
@@ -203,7 +214,7 @@ class TransformersEngine:
                 yield from batch.run()
                 return
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 limit = self._halved(len(batch.rows))
             waiting.extendleft(_Row(row.request, row.prompt, row.key) for row in reversed(batch.rows))
@@ -231,10 +242,6 @@ class TransformersEngine:
             )
         log.warning("out of memory with %d answers at a time: going on with %d", rows, rows // 2)
         return rows // 2
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
 class _Batch:
@@ -267,10 +274,16 @@ class _Batch:
         """Takes rows from those that wait until none is left."""
         self._admit()
         while self.rows:
-            rows = self.rows
-            for row, token in zip(rows, self._step(), strict=True):
-                row.tokens.append(token)
-            yield _Step(rows, self._release())
+            going = list(range(len(self.rows)))
+            for tokens in self._next_tokens():
+                rows = [self.rows[number] for number in going]
+                for row, number in zip(rows, going, strict=True):
+                    row.tokens.append(tokens[number])
+                going = [number for number in going if not self._has_ended(self.rows[number])]
+                yield _Step(rows, [self._completion(row) for row in rows if self._has_ended(row)])
+                if not going:
+                    break
+            self._keep(going)
             self._admit()
 
     def _admit(self) -> None:
@@ -296,74 +309,113 @@ class _Batch:
         if self._prefix is None or self._prefix[0] != row.start:
             # A model that keeps more than keys and values makes the cache itself, if it is one of transformers' kind.
             cache = new_cache(self._chat) if self._cache.mixes else None
-            ids = torch.tensor([row.prompt[:-1]], device=self._chat.device)
+            ids = put_numbers([row.prompt[:-1]], self._chat.device)
             positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
-            output = self._pass(self._chat.decoder, [row], ids, torch.ones_like(ids), positions, cache)
+            with self._running([row]):
+                output = self._pass(self._chat.decoder, ids, None, positions, cache)
             filled = output.get("cache")
             self._prefix = (row.start, filled if type(filled) is DynamicCache else None)
         return self._prefix[1]
 
-    def _step(self) -> list[int]:
-        """One more token for every row."""
+    def _next_tokens(self) -> list[list[int]]:
+        """One more token for every row, or several, by step and row; the one place where the host waits for them."""
         if self._cache.state is None:
-            return self._step_whole()
-        device = self._chat.device
-        ids = torch.tensor([row.last for row in self.rows], device=device)
-        seen = torch.tensor([row.seen for row in self.rows], device=device)
-        longest = max(row.seen for row in self.rows)
-        mask = (torch.arange(longest + 1, device=device) >= longest - seen.unsqueeze(-1)).long()
-        self._cache.make_room(longest)
-        output = self._pass(self._chat.model, self.rows, ids.unsqueeze(-1), mask, seen.unsqueeze(-1), self._cache.state)
-        self._cache.advance()
-        return self._draw(output.logits[:, -1])
+            drawn = [self._step_whole()]
+        else:
+            left = min(self._parameters.new_tokens - len(row.tokens) for row in self.rows)
+            drawn = self._steps(1 if self._chat.device.type == "cpu" else min(TOGETHER, left))
+        tokens: list[list[int]] = torch.stack(drawn).tolist()
+        require_numbers(not any(NOT_NUMBERS in step for step in tokens))
+        return tokens
 
-    def _step_whole(self) -> list[int]:
-        """The same without a cache: all tokens of rows that have the same number of them."""
-        ids = torch.tensor([(*row.prompt, *row.tokens) for row in self.rows], device=self._chat.device)
+    def _steps(self, count: int) -> list[Tensor]:
+        """So many steps, each with the tokens of the one before: [rows] each, on the device."""
+        rows, drawn = self.rows, list[Tensor]()
+        state = ([row.last for row in rows], [row.seen for row in rows])
+        ids, seen = put_numbers(state, self._chat.device)
+        longest, is_padded = max(state[1]), min(state[1]) < max(state[1])
+        draw_next = self._drawing()
+        with self._running(rows):
+            for step in range(count):
+                mask = self._mask(seen + step, longest + step) if is_padded else None
+                self._cache.make_room(longest + step)
+                positions = (seen + step).unsqueeze(-1)
+                output = self._pass(self._chat.model, ids.unsqueeze(-1), mask, positions, self._cache.state)
+                self._cache.advance()
+                drawn.append(draw_next(output.logits[:, -1], step))
+                # What is no token would stop the device before the host can say why.
+                ids = drawn[-1].clamp_min(0)
+        return drawn
+
+    def _step_whole(self) -> Tensor:
+        """The same without a cache: all tokens of rows that have the same number of them; [rows]."""
+        ids = put_numbers([(*row.prompt, *row.tokens) for row in self.rows], self._chat.device)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        return self._draw(
-            self._pass(self._chat.model, self.rows, ids, torch.ones_like(ids), positions, None).logits[:, -1]
-        )
+        with self._running(self.rows):
+            output = self._pass(self._chat.model, ids, None, positions, None)
+        return self._drawing()(output.logits[:, -1], 0)
 
-    def _pass(
-        self, network: Any, rows: list[_Row], ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None
-    ) -> Any:
-        """The one place where the model runs, for the prompts and for every step."""
+    def _mask(self, seen: Tensor, longest: int) -> Tensor | None:
+        """Which columns are a row's own, where some rows are padded."""
+        if not self._cache.mixes:
+            # All rows are of one length, and recurrent layers take a mask for the tokens of the pass alone.
+            return None
+        mask = torch.arange(longest + 1, device=seen.device) >= (longest - seen).unsqueeze(-1)
+        # Of a mask by column transformers asks the device at each pass whether anything is padded.
+        is_by_query = self._takes_masks_by_query and longest + 1 < (window(self._chat) or longest + 2)
+        return mask[:, None, None] if is_by_query else mask.long()
+
+    @property
+    def _takes_masks_by_query(self) -> bool:
+        is_sdpa = getattr(text_config(self._chat.model), "_attn_implementation", None) == "sdpa"
+        return is_sdpa and self._chat.device.type != "cpu"
+
+    @contextlib.contextmanager
+    def _running(self, rows: list[_Row]) -> Iterator[None]:
+        """The interventions of some rows; never open while the turn is the caller's."""
         interventions = [row.request.setting for row in rows]
         starts = [len(row.prompt) for row in rows]
+        with (
+            changing_shapes(self._chat.device),
+            intervene_rows(self._chat, interventions, answer_starts=starts),
+        ):
+            yield
+
+    def _pass(self, network: Any, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache | None) -> Any:
+        """The one place where the model runs, for the prompts and for every step."""
         inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": True}
-        if self._cache.mixes:
-            # Without a mask nothing is padded; recurrent layers take one for the tokens of the pass alone.
+        if mask is not None:
             inputs["attention_mask"] = mask
         if cache is not None:
             inputs["cache"] = cache
-        with intervene_rows(self._chat, interventions, answer_starts=starts):
-            return network(**inputs)
+        return network(**inputs)
 
-    def _draw(self, logits: Tensor) -> list[int]:
-        keys = torch.tensor([row.key for row in self.rows], device=logits.device)
-        steps = torch.tensor([len(row.tokens) for row in self.rows], device=logits.device)
-        parameters = self._parameters
-        tokens: list[int] = choose(
-            logits, keys, steps, temperature=parameters.temperature, top_p=parameters.top_p
-        ).tolist()
-        return tokens
+    def _drawing(self) -> Callable[[Tensor, int], Tensor]:
+        """Draws a token for each row from its logits, [rows, vocabulary], some steps from now."""
+        keys, steps = put_numbers(
+            [[row.key for row in self.rows], [len(row.tokens) for row in self.rows]], self._chat.device
+        )
+        temperature, top_p = self._parameters.temperature, self._parameters.top_p
 
-    def _release(self) -> list[Completion]:
-        """Completions of the rows that have ended; the last rows move to where they were."""
-        ended = {number for number, row in enumerate(self.rows) if self._has_ended(row)}
-        if not ended:
-            return []
-        rows = [self.rows[number] for number in sorted(ended)]
-        completions = [
-            self._stop.cut(completion(self._chat, self._ends, row.request, row.tokens), row.tokens) for row in rows
-        ]
-        left = len(self.rows) - len(ended)
-        movers = [number for number in range(left, len(self.rows)) if number not in ended]
-        kept = [movers.pop() if number in ended else number for number in range(left)]
+        def draw_next(logits: Tensor, step: int) -> Tensor:
+            # A model on several devices gives its logits on the last.
+            own = keys.to(logits.device), steps.to(logits.device) + step
+            return draw(logits, *own, temperature=temperature, top_p=top_p).to(keys.device)
+
+        return draw_next
+
+    def _completion(self, row: _Row) -> Completion:
+        done = completion(self._chat, self._ends, row.request, row.tokens)
+        return self._stop.cut(done, row.tokens)
+
+    def _keep(self, going: list[int]) -> None:
+        """Lets the other rows go; the last of those that stay move to where they were."""
+        if len(going) == len(self.rows):
+            return
+        staying, movers = set(going), [number for number in going if number >= len(going)]
+        kept = [number if number in staying else movers.pop() for number in range(len(going))]
         self.rows = [self.rows[number] for number in kept]
         self._cache.keep(kept)
-        return completions
 
     def _has_ended(self, row: _Row) -> bool:
         return (
