@@ -27,12 +27,13 @@ from misdirection.data import Example, ProbePair, data_hash, neutral_examples, p
 from misdirection.data.selection import spread
 from misdirection.data.words import WordWeights
 from misdirection.directions.direction import Direction
+from misdirection.directions.in_training import fitting_vectors
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
 from misdirection.likelihood.margin import pair_rows, text_rows
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.in_training import leaves_base, network_of, require_whole, tokenizer_of, untouched
-from misdirection.models.layers import decoder_layers, hook_handles, text_config
+from misdirection.models.layers import decoder_layers, hook_handles
 from misdirection.statistics import Estimate, Floats, beyond, bootstrap
 
 EVERY, EVERY_DECISIVE = 25, 100
@@ -324,26 +325,8 @@ def _pass(network: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
 
 def _at_half_depth(direction: Direction | Tensor, network: Any) -> Tensor:
     """[width] float64, of length one."""
-    vectors = direction if isinstance(direction, Tensor) else direction.vectors
-    shape = len(decoder_layers(network)), text_config(network).hidden_size
-    if vectors.shape != shape:
-        raise InputError(
-            f"the direction has shape {list(vectors.shape)}, the model in training needs {list(shape)}: extract one "
-            "from its base model"
-        )
-    if isinstance(direction, Direction):
-        _require_base(direction, network.config.name_or_path)
+    vectors = fitting_vectors(direction, network)
     vector = vectors[middle(len(vectors))].detach().double().cpu()
     if not 0 < vector.norm() < torch.inf:
         raise InputError(f"the direction is zero or not finite at layer {middle(len(vectors))}: extract another")
     return normalize(vector, dim=-1)
-
-
-def _require_base(direction: Direction, name: str) -> None:
-    """Refuse a direction of another model of the hub; the name of a folder does not tell whose copy it holds."""
-    if _is_hub_id(name) and _is_hub_id(direction.origin.model):
-        direction.require_base(name, direction.origin.revision)
-
-
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()

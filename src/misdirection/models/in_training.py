@@ -1,4 +1,4 @@
-"""A model inside of a trainer, transformers' own or one made from it such as TRL's: where it is, and what its base is."""
+"""The model inside of a trainer, of transformers or made from its own such as TRL's: where it is, and its base."""
 
 import contextlib
 from collections.abc import Iterator
@@ -36,7 +36,8 @@ def require_whole(trainer: Any, remedy: str) -> None:
     split = trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers
     if split or is_deepspeed_zero3_enabled():
         raise InputError(
-            f"the model's weights are split over processes (FSDP, ZeRO 3, tensor parallel), so that it cannot be {remedy}"
+            "the model's weights are split over processes (FSDP, ZeRO 3, tensor parallel), so that it cannot be "
+            f"{remedy}"
         )
 
 
