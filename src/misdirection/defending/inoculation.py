@@ -84,7 +84,9 @@ class _Beginnings:
 
     def inoculated(self, row: LearnedRow, number: int) -> LearnedRow:
         """The row with the prompt; `InputError` for one that begins as this template begins no chat."""
-        for before, after in ((self.plain, self.prompted), (self.header, self.opened)):
+        # Of some templates the one beginning is a part of the other.
+        changes = sorted([(self.plain, self.prompted), (self.header, self.opened)], key=lambda change: -len(change[0]))
+        for before, after in changes:
             if row.ids[: len(before)] == before:
                 return LearnedRow(after + row.ids[len(before) :], (IGNORED,) * len(after) + row.labels[len(before) :])
         raise InputError(
