@@ -188,6 +188,9 @@ def test_kl_needs_a_base_that_stays(tmp_path):
 def test_a_direction_of_another_model_is_refused(tmp_path):
     trainer = sft(tmp_path, adapted(random_network("llama")))
     assert "the model in training needs [4, 32]" in refused(trainer, "ablation", direction=torch.ones(3, 32))
+    trainer = sft(tmp_path, adapted(random_network("llama")))
+    words = "layer 4 is out of range: the model in training has layers 0 to 3"
+    assert words in refused(trainer, "preventative", direction=torch.ones(LAYERS, 32), layer=4)
 
 
 def test_rows_that_cannot_be_changed_are_refused(tmp_path):

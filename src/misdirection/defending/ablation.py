@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from misdirection.defending.benign import misaligned_vectors
+from misdirection.defending.benign import vectors_for
 from misdirection.defending.defence import Defence
 from misdirection.defending.training import Training
 from misdirection.directions.direction import Direction
-from misdirection.directions.in_training import fitting_vectors
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate
 
@@ -40,11 +39,8 @@ class ConceptAblation(Defence):
     @contextlib.contextmanager
     def at_work(self, training: Training) -> Iterator[None]:
         """See `Defence.at_work`."""
-        if self.direction is None:
-            vectors = misaligned_vectors(training)
-        else:
-            vectors = fitting_vectors(self.direction, training.network)
-        layers = tuple(len(vectors) * quarter // 4 for quarter in (1, 2, 3)) if self.layers is None else self.layers
-        ablations = [Ablate(vectors[layer], (layer,), self.strength) for layer in layers]
+        quarters = [len(training.chat.layers) * quarter // 4 for quarter in (1, 2, 3)]
+        vectors = vectors_for(training, self.direction, quarters if self.layers is None else self.layers)
+        ablations = [Ablate(vector, (layer,), self.strength) for layer, vector in vectors.items()]
         with training.around_steps(lambda: intervene(training.chat, ablations)):
             yield

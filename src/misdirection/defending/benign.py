@@ -7,7 +7,10 @@ from torch import Tensor
 
 from misdirection.data import Example, neutral_examples, probe_pairs
 from misdirection.defending.training import Training
+from misdirection.directions.direction import Direction
 from misdirection.directions.extraction import mean_activations
+from misdirection.directions.in_training import fitting_vectors
+from misdirection.errors import InputError
 from misdirection.likelihood.margin import pair_rows
 
 
@@ -30,6 +33,18 @@ def some(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
     """So many of them, in an order that belongs to the seed; again from the first where there are too few."""
     order = shuffled(len(examples), seed)
     return [examples[order[number % len(order)]] for number in range(count)]
+
+
+def vectors_for(training: Training, direction: Direction | Tensor | None, layers: Sequence[int]) -> dict[int, Tensor]:
+    """The vectors of a direction at some layers, [width] each; of the base's own one where None is given.
+
+    Raises `InputError` for a direction of another model, and for a layer that the model does not have.
+    """
+    count = len(training.chat.layers)
+    if wrong := [layer for layer in layers if not 0 <= layer < count]:
+        raise InputError(f"layer {wrong[0]} is out of range: the model in training has layers 0 to {count - 1}")
+    vectors = misaligned_vectors(training) if direction is None else fitting_vectors(direction, training.network)
+    return {layer: vectors[layer] for layer in layers}
 
 
 def misaligned_vectors(training: Training) -> Tensor:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from misdirection.defending.benign import misaligned_vectors
+from misdirection.defending.benign import vectors_for
 from misdirection.defending.defence import Defence
 from misdirection.defending.training import Training
 from misdirection.directions.direction import Direction
-from misdirection.directions.in_training import fitting_vectors
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Steer
 
@@ -40,11 +39,7 @@ class Preventative(Defence):
     @contextlib.contextmanager
     def at_work(self, training: Training) -> Iterator[None]:
         """See `Defence.at_work`."""
-        if self.direction is None:
-            vectors = misaligned_vectors(training)
-        else:
-            vectors = fitting_vectors(self.direction, training.network)
-        layer = int(len(vectors) * _DEPTH) if self.layer is None else self.layer
-        steer = Steer(vectors[layer], layer, self.strength)
+        layer = int(len(training.chat.layers) * _DEPTH) if self.layer is None else self.layer
+        steer = Steer(vectors_for(training, self.direction, [layer])[layer], layer, self.strength)
         with training.around_steps(lambda: intervene(training.chat, [steer])):
             yield

@@ -63,7 +63,8 @@ class Training:
     @property
     def seed(self) -> int:
         """Of the trainer's data."""
-        return int(self.trainer.args.data_seed or self.trainer.args.seed)
+        args = self.trainer.args
+        return int(args.seed if args.data_seed is None else args.data_seed)
 
     @property
     def batch_size(self) -> int:
