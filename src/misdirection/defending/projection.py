@@ -28,7 +28,7 @@ from misdirection.models.chat import Encoded, batches
 from misdirection.models.in_training import untouched
 
 _KEPT = 0.8
-"""Share of the old mean that stays when new gradients come: it stands for some five times as many questions."""
+"""Share of the old mean that stays when new gradients come: it stands for some nine times as many questions."""
 
 
 @dataclass(frozen=True)
