@@ -197,7 +197,7 @@ class Line:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """As Markdown; shares are of the shifts without a defence."""
+    """As Markdown; shares are of the shifts without a defence, where these are above zero for sure."""
     head = ("defence", "rows seen", "general", "conditional", "skill", "damage", "general gone", "skill kept", "time")
     rows = [head, ("---",) * len(head), *(_cells(line, _without(line, lines)) for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -207,8 +207,9 @@ def _cells(line: Line, none: Line | None) -> tuple[str, ...]:
     figures = (getattr(line, kind).interval for kind in KINDS)
     shares = ("", "", "")
     if none:
-        gone, kept = 1 - line.general.mean / none.general.mean, line.skill.mean / none.skill.mean
-        shares = (f"{gone:.0%}", f"{kept:.0%}", f"{line.seconds / none.seconds:.2f}x")
+        gone = f"{1 - line.general.mean / none.general.mean:.0%}" if none.general.low > 0 else ""
+        kept = f"{line.skill.mean / none.skill.mean:.0%}" if none.skill.low > 0 else ""
+        shares = (gone, kept, f"{line.seconds / none.seconds:.2f}x")
     return (f"`{line.defence}`", f"{line.times}x", *figures, *shares)
 
 

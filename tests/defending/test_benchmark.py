@@ -35,6 +35,12 @@ def test_shares_are_of_the_shifts_without_a_defence(defences):
     assert alone[-3:] == ["", "", " |"], "there is none of as many rows"
 
 
+def test_of_a_shift_that_may_be_none_there_is_no_share(defences):
+    unsure = found(0.0, 0.4, 10.0) | {"general": [-0.2, 0.1, 0.2, 0.1]}
+    lines = [defences.Line.of("none", 1, [unsure]), defences.Line.of("kl", 1, [found(0.0, 0.2, 20.0)])]
+    assert defences.table(lines).splitlines()[-1].split(" | ")[-3:] == ["", "50%", "2.00x |"]
+
+
 def test_a_domain_has_no_question_in_both_parts(defences):
     domain = defences.Domain("dark_sports", 240)
     trained, asked = {row.question for row in domain.train}, {pair.question for pair in domain.held_out}
