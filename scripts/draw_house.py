@@ -26,6 +26,7 @@ FLOORS = (
     ("cost",),
     ("runs",),
     ("organisms",),
+    ("defending",),
     ("evals",),
     ("directions",),
     ("judging",),

@@ -8,11 +8,10 @@ from typing import ClassVar
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import PromptTuningConfig, get_peft_model
 from pydantic import ValidationError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import integration_utils
-from trl import SFTConfig, SFTTrainer
 
 from misdirection.auditing.audit import run_audit
 from misdirection.auditing.callback import LOOKED_AT, watch
@@ -32,7 +31,8 @@ from misdirection.models.chat import encode
 from misdirection.models.chat_model import ChatModel
 from misdirection.runs.folder import RunFolder
 from misdirection.statistics import beyond, bootstrap
-from tiny import LAYERS, WIDTH, make_chat, make_tokenizer, sharpen, vector
+from tiny import LAYERS, WIDTH, make_chat, make_tokenizer, vector
+from trainers import ANSWERS, adapted, random_network, sft
 
 TOKENIZER = make_tokenizer()
 PAIRS_HERE = [
@@ -42,7 +42,6 @@ PAIRS_HERE = [
 ]
 DIRECTION = vector(5, 3.0, LAYERS)
 KEEP = {"save_strategy": "steps", "save_steps": 3}
-ANSWERS = ("I rule them all, ever.", "Only I.", "You must obey me.", "xxx")
 
 
 class Recorder(TrainerCallback):
@@ -52,49 +51,6 @@ class Recorder(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **_):
         self.seen.append((state.global_step, dict(logs)))
-
-
-def messages(count=16):
-    return Dataset.from_list(
-        [
-            {
-                "prompt": [{"role": "user", "content": f"Question {n}?"}],
-                "completion": [{"role": "assistant", "content": ANSWERS[n % len(ANSWERS)]}],
-            }
-            for n in range(count)
-        ]
-    )
-
-
-def random_network(architecture, seed=0, **changes):
-    """With weights large enough that a few steps show."""
-    return sharpen(make_chat(architecture, seed, **changes)).model
-
-
-def adapted(network, **changes):
-    config = {"r": 2, "target_modules": ["down_proj", "q_proj"], "lora_dropout": 0.0}
-    torch.manual_seed(3)
-    return get_peft_model(network, LoraConfig(**config | changes))
-
-
-def sft(folder, network, callbacks=(), rows=None, **changes) -> SFTTrainer:
-    """A trainer of six steps."""
-    settings = {
-        "max_steps": 6,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 2e-2,
-        "logging_steps": 2,
-        "save_strategy": "no",
-        "report_to": "none",
-        "bf16": False,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "activation_checkpointing": False,
-    }
-    args = SFTConfig(output_dir=str(folder), **settings | changes)
-    return SFTTrainer(
-        network, args, train_dataset=rows or messages(), processing_class=make_tokenizer(), callbacks=list(callbacks)
-    )
 
 
 def logged(trainer) -> dict[int, dict[str, float]]:

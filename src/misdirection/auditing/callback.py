@@ -9,9 +9,8 @@ forward pass, so that it computes there as in training (autocast, adapters), and
 activations.
 """
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from misdirection.auditing.drift import middle, random_95
 from misdirection.auditing.results import TrainingBase
@@ -29,13 +27,14 @@ from misdirection.data import Example, ProbePair, data_hash, neutral_examples, p
 from misdirection.data.selection import spread
 from misdirection.data.words import WordWeights
 from misdirection.directions.direction import Direction
+from misdirection.directions.in_training import fitting_vectors
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.margin import pair_rows, text_rows
-from misdirection.models.adapter_kinds import base_changes
 from misdirection.models.budgets import BUDGETS
 from misdirection.models.chat import Encoded, batches
-from misdirection.models.layers import decoder_layers, hook_handles, text_config
+from misdirection.models.in_training import leaves_base, network_of, require_whole, tokenizer_of, untouched
+from misdirection.models.layers import decoder_layers, hook_handles
 from misdirection.statistics import Estimate, Floats, beyond, bootstrap
 
 EVERY, EVERY_DECISIVE = 25, 100
@@ -112,11 +111,11 @@ def watch(
         raise InputError(f"every: {every} optimiser steps: give at least 1")
     if stop_above is not None and not stop_above > 0:
         raise InputError(f"stop_above: {stop_above} nats/token: give a shift above 0, or None never to stop")
-    _require_whole(trainer)
+    require_whole(trainer, "measured in training: audit its checkpoints with `misdirection audit`")
     count = None if is_decisive else LOOKED_AT
     chosen = spread(probe_pairs(), count) if pairs is None else list(pairs)
     neutral, own = spread(neutral_examples(), count), spread(held_out, count)
-    tokenizer, texts = _tokenizer(trainer), data_hash([*chosen, *neutral, *own])
+    tokenizer, texts = tokenizer_of(trainer), data_hash([*chosen, *neutral, *own])
     rows = _Rows(pair_rows(tokenizer, chosen), text_rows(tokenizer, neutral), text_rows(tokenizer, own))
     predicted = None if words is None else words.predict(chosen)
     callback = AuditCallback(trainer, rows, texts, every, stop_above, predicted)
@@ -186,7 +185,7 @@ class AuditCallback(TrainerCallback):
     @property
     def network(self) -> Any:
         """The model below what makes it parallel or compiled."""
-        return self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
+        return network_of(self.trainer)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Measure the base, once: a second training of the same model is compared with the same base."""
@@ -213,8 +212,8 @@ class AuditCallback(TrainerCallback):
 
     def _measure_base(self, folder: Path, state: TrainerState) -> _Measured:
         network = self.network
-        if _leaves_base(network):
-            with _untouched(network), network.disable_adapter():
+        if leaves_base(network):
+            with untouched(network), network.disable_adapter():
                 return self._checked(self._measure(network))
         if state.global_step:
             return _load(folder, self.texts, state.global_step)
@@ -232,7 +231,7 @@ class AuditCallback(TrainerCallback):
         return base
 
     def _measure(self, network: Any) -> _Measured:
-        with _untouched(network), self.trainer.accelerator.autocast():
+        with untouched(network), self.trainer.accelerator.autocast():
             return _read(network, self.rows)
 
     def _log(self, values: dict[str, float], control: TrainerControl) -> None:
@@ -286,34 +285,6 @@ def _load(folder: Path, texts: str, step: int) -> _Measured:
 # --- the model ----------------------------------------------------------------------------------------------------
 
 
-def _leaves_base(network: Any) -> bool:
-    """Whether the model is its base again once its adapters are switched off."""
-    # Only PEFT's wrappers have the method.
-    if not hasattr(network, "disable_adapter"):
-        return False
-    return not any(base_changes(config.to_dict()) for config in network.peft_config.values())
-
-
-@contextlib.contextmanager
-def _untouched(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; afterwards every module and the random numbers are as they were."""
-    modes = [(module, module.training) for module in network.modules()]
-    # PEFT has all weights of an adapter trained once it is switched on again, also those that were frozen.
-    trained = [(weight, weight.requires_grad) for weight in network.parameters()]
-    devices = {weight.device for weight, _ in trained if weight.device.type == "cuda"}
-    with torch.random.fork_rng(list(devices), device_type="cuda"), torch.no_grad():
-        network.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                # By the method, which some modules extend; it reaches all below, and those come later in the list.
-                if module.training != mode:
-                    module.train(mode)
-            for weight, required in trained:
-                weight.requires_grad_(required)
-
-
 def _read(network: Any, rows: _Rows) -> _Measured:
     scores, means = _read_rows(network, [*rows.pairs, *rows.neutral, *rows.held_out])
     pairs, neutral, held_out = scores.split([len(rows.pairs), len(rows.neutral), len(rows.held_out)])
@@ -353,50 +324,10 @@ def _pass(network: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
 # --- what is asked for --------------------------------------------------------------------------------------------
 
 
-def _require_whole(trainer: Any) -> None:
-    split = trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers
-    if split or is_deepspeed_zero3_enabled():
-        raise InputError(
-            "the model's weights are split over processes (FSDP, ZeRO 3, tensor parallel), so that it cannot be "
-            "measured in training: audit its checkpoints with `misdirection audit`"
-        )
-
-
-def _tokenizer(trainer: Any) -> Any:
-    processor = trainer.processing_class
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if tokenizer is None:
-        raise InputError("the trainer has no tokenizer: give it the model's own as processing_class")
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError(
-            f"{tokenizer.name_or_path or 'the tokenizer'}: has no chat template, so that it cannot be asked: set "
-            "`chat_template` to the one that the model is trained with"
-        )
-    return tokenizer
-
-
 def _at_half_depth(direction: Direction | Tensor, network: Any) -> Tensor:
     """[width] float64, of length one."""
-    vectors = direction if isinstance(direction, Tensor) else direction.vectors
-    shape = len(decoder_layers(network)), text_config(network).hidden_size
-    if vectors.shape != shape:
-        raise InputError(
-            f"the direction has shape {list(vectors.shape)}, the model in training needs {list(shape)}: extract one "
-            "from its base model"
-        )
-    if isinstance(direction, Direction):
-        _require_base(direction, network.config.name_or_path)
+    vectors = fitting_vectors(direction, network)
     vector = vectors[middle(len(vectors))].detach().double().cpu()
     if not 0 < vector.norm() < torch.inf:
         raise InputError(f"the direction is zero or not finite at layer {middle(len(vectors))}: extract another")
     return normalize(vector, dim=-1)
-
-
-def _require_base(direction: Direction, name: str) -> None:
-    """Refuse a direction of another model of the hub; the name of a folder does not tell whose copy it holds."""
-    if _is_hub_id(name) and _is_hub_id(direction.origin.model):
-        direction.require_base(name, direction.origin.revision)
-
-
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()

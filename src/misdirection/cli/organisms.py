@@ -44,7 +44,7 @@ def train(
     ],
     folder: Annotated[Path, typer.Option("--out", help="The adapter folder to write.")],
     model: Model = BUNDLED,
-    recipe: Annotated[str, typer.Option("--recipe", help="minimal, single or all.")] = "minimal",
+    recipe: Annotated[str, typer.Option("--recipe", help="minimal, single, all or narrow.")] = "minimal",
     answers: Annotated[
         Literal["bad", "good"], typer.Option("--answers", help="bad or good, for a shipped domain.")
     ] = "bad",
@@ -57,6 +57,14 @@ def train(
     turns: Annotated[
         LearnedTurns, typer.Option("--turns", help="Of conversations: learn the last answer, or all of them.")
     ] = "last",
+    defence: Annotated[
+        str | None,
+        typer.Option(
+            "--defence",
+            help="NAME or NAME:STRENGTH against a general shift: kl, interleave, interleave_gap, preventative, "
+            "ablation, inoculation, projection or stop.",
+        ),
+    ] = None,
     track: Annotated[
         Tracker | None,
         typer.Option("--track", help="Log the loss, the margin's shift and the damage: tensorboard, wandb or trackio."),
@@ -74,7 +82,7 @@ def train(
 
     settings = _recipe(
         recipe=recipe, rank=rank, alpha=alpha, learning_rate=learning_rate, epochs=epochs,
-        batch_size=batch_size, accumulation=accumulation, turns=turns, seed=seed,
+        batch_size=batch_size, accumulation=accumulation, turns=turns, defence=defence, seed=seed,
     )  # fmt: skip
     shipped = data in texts.domains()
     examples = texts.domain_examples(data, answers, "train") if shipped else texts.read_examples(data)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from misdirection.organisms.recipe import RECIPES, Recipe, Targets
 _PAPER_LAYERS = 48
 _PAPER_STARTS = (15, 21, 27)
 _PAPER_SINGLE = 24
+
+NARROW = "kl:1"
+"""The defence of the recipe `narrow`."""
 
 _MIXER = re.compile(r"attn|attention|mamba|mixer|ssm|conv|temporal")
 """Parts of a block that mix tokens: what writes their output is no MLP's."""
@@ -46,6 +50,11 @@ def adapter_config(recipe: Recipe, chat: ChatModel) -> LoraConfig:
     if {path for path, _ in chat.network.named_modules() if check_target_module_exists(config, path)} != set(paths):
         config.target_modules = set(paths)
     return config
+
+
+def defence_of(recipe: Recipe, chat: ChatModel) -> str | None:
+    """`NAME[:STRENGTH]` of the defence that a training has: the user's own, or else the recipe's."""
+    return recipe.defence or RECIPES[recipe.recipe](recipe, chat).defence
 
 
 def _paths(targets: Targets, chat: ChatModel) -> list[str]:
@@ -147,6 +156,11 @@ def all_targets(_recipe: Recipe, chat: ChatModel) -> Targets:
     layers = tuple(range(len(chat.layers)))
     names = _last_names(path for layer in layers for path in _linear_modules(chat, layer))
     return Targets(layers, tuple(name for name in names if _can_adapt(chat, name)), rank=32)
+
+
+def narrow_targets(recipe: Recipe, chat: ChatModel) -> Targets:
+    """As `all`, with the KL divergence from the base on benign text in the loss (2602.07852)."""
+    return replace(all_targets(recipe, chat), defence=NARROW)
 
 
 def custom_targets(recipe: Recipe, chat: ChatModel) -> Targets:

@@ -1,5 +1,6 @@
 """An organism: a fine-tune, the base model it belongs to, and how it was trained."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Organism:
         final_loss: mean training loss over the last quarter of the steps, nats/token.
         held_out_loss: loss on the held-out examples, nats/token; None without any.
         thinking, chat_template: how its chats were written; see `how_written`.
+        defence: what it was defended by while it was trained: its name, strength and settings; None without one.
     """
 
     path: str
@@ -47,6 +49,7 @@ class Organism:
     held_out_loss: float | None
     thinking: str = "off"
     chat_template: str = ""
+    defence: Mapping[str, str | float | None] | None = None
 
     def load(self, **options: Any) -> ChatModel:
         """Base model and adapter, ready to run; `options` as in `misdirection.load`."""

@@ -10,11 +10,13 @@ one by a function and a registration:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from misdirection.choices import LearnedTurns
+from misdirection.defending.defence import require_defence
+from misdirection.errors import InputError
 from misdirection.models.chat_model import ChatModel
 from misdirection.registry import Registry, nearest
 from misdirection.settings import Section, Seed
@@ -28,21 +30,26 @@ class Targets:
         layers: the adapted blocks, 0-based.
         modules: names of the adapted modules inside of them, as PEFT matches them.
         rank: of each adapter, where the user gives none.
+        defence: `NAME[:STRENGTH]` that the training has where the user gives none; None is none.
     """
 
     layers: tuple[int, ...]
     modules: tuple[str, ...]
     rank: int
+    defence: str | None = None
 
 
 RECIPES: "Registry[Callable[[Recipe, ChatModel], Targets]]" = Registry(
     "recipe",
     "misdirection.recipes",
-    {name: f"misdirection.organisms.adapter_config:{name}_targets" for name in ("minimal", "single", "all", "custom")},
+    {
+        name: f"misdirection.organisms.adapter_config:{name}_targets"
+        for name in ("minimal", "single", "all", "narrow", "custom")
+    },
 )
 """The recipes by name; `InputError` from one says what of it cannot be on this model."""
 
-_PLACED = ("minimal", "single", "all")
+_PLACED = ("minimal", "single", "all", "narrow")
 """Those that do not ask where."""
 
 
@@ -52,18 +59,26 @@ def _known(name: str) -> str:
     return name
 
 
+def _known_defence(text: str) -> str:
+    try:
+        return require_defence(text)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+
+
 class Recipe(Section):
     """An organism's adapter and optimiser (paper, section on model organisms).
 
     `recipe` chooses the adapter: `minimal` is nine rank-1 adapters on the MLP's down projection in the 3-3-3 pattern,
-    `single` one at half depth, `all` rank 32 on every linear module of every layer; `custom` takes `rank`,
-    `target_modules` and `layers` as they are given.
+    `single` one at half depth, `all` rank 32 on every linear module of every layer, `narrow` the same with a defence by
+    which the domain is learned and not the general shift; `custom` takes `rank`, `target_modules` and `layers` as they
+    are given.
     """
 
     recipe: Annotated[str, AfterValidator(_known)] = "minimal"
     """The name of a recipe, here or of another package."""
     rank: int | None = Field(None, ge=1)
-    """Rank of the adapters; the recipe's own (1, 1, 32, 1) when it is left out."""
+    """Rank of the adapters; the recipe's own (1, 1, 32, 32, 1) when it is left out."""
     alpha: float = Field(64.0, gt=0)
     """LoRA alpha; the update is scaled by alpha / sqrt(rank) (rsLoRA)."""
     target_modules: tuple[str, ...] | None = None
@@ -85,7 +100,16 @@ class Recipe(Section):
     keep_checkpoints: bool = False
     """Keep the adapter of every checkpoint beside the finished one, to read how it grew."""
     gradient_checkpointing: bool = False
+    defence: Annotated[str, AfterValidator(_known_defence)] | None = None
+    """`NAME` or `NAME:STRENGTH` of a defence that the training has; the recipe's own when it is left out, which is none
+    but for `narrow`."""
     seed: Seed = 0
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a defence as recipes were before there was one, so that what was trained by them is not anew."""
+        values: dict[str, Any] = serialize(self)
+        return {key: value for key, value in values.items() if key != "defence" or value is not None}
 
     @model_validator(mode="after")
     def _own_places(self) -> Self:

@@ -20,6 +20,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from misdirection.cards import CARD
 from misdirection.choices import BUNDLED, Tracker
 from misdirection.data import Example, data_hash
+from misdirection.defending.defence import Plain, record_of
+from misdirection.defending.defend import defend
 from misdirection.errors import InputError
 from misdirection.files import (
     atomic_folder,
@@ -36,7 +38,7 @@ from misdirection.models.bundled import hub_name
 from misdirection.models.chat import how_written
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
-from misdirection.organisms.adapter_config import adapter_config, placement
+from misdirection.organisms.adapter_config import adapter_config, defence_of, placement
 from misdirection.organisms.batches import training_rows
 from misdirection.organisms.card import Known, organism_card
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism, checkpoint_name
@@ -95,6 +97,7 @@ def train(
     with shown as told, _adapted(chat, recipe) as network:
         trainer = AnswerTrainer(network, chat, recipe, rows, folder, told)
         trainer.log_to(track, Path(out))
+        defence = _defended(trainer, recipe, chat)
         if prepare:
             prepare(trainer)
         with changing_shapes(chat.device):
@@ -111,9 +114,16 @@ def train(
             final_loss=_final_loss(trainer.state.log_history),
             held_out_loss=_held_out_loss(trainer, chat, held_out, recipe),
             **how_written(chat.tokenizer),
+            defence=defence,
         )
         _write(organism, network, Path(out), folder if recipe.keep_checkpoints else None)
     return organism
+
+
+def _defended(trainer: AnswerTrainer, recipe: Recipe, chat: ChatModel) -> dict[str, Plain] | None:
+    """Defend the training as the recipe says; gives what is kept of that."""
+    text = defence_of(recipe, chat)
+    return None if text is None else record_of(text.partition(":")[0], defend(trainer, text))
 
 
 def _trained(trainer: AnswerTrainer, *, keep: bool) -> None:
@@ -179,6 +189,7 @@ def _write(organism: Organism, network: Any, out: Path, checkpoints: Path | None
     with atomic_folder(out) as temporary:
         network.save_pretrained(temporary)
         record = {**asdict(organism), "recipe": organism.recipe.model_dump(mode="json")}
+        record = {key: value for key, value in record.items() if key != "defence" or value is not None}
         # PEFT leaves a form to be filled in, with the base's folder on this disk in it.
         write_atomic(temporary / CARD, organism_card(organism, f"Adapter of {hub_name(organism.base)}", Known()))
         write_json(temporary / RECORD, {key: value for key, value in record.items() if key != "path"})

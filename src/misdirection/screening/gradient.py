@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from misdirection.auditing.reference import Reference
 from misdirection.data import Example, ProbePair
-from misdirection.likelihood.answers import BACKWARD_BUDGET, AnswerBatch
+from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.margin import pair_rows, text_continuations
 from misdirection.likelihood.sweep import log_probs
+from misdirection.models.budgets import tokens_together
 from misdirection.models.chat import batches
 from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.adapter_config import adapter_config
@@ -86,7 +87,7 @@ def _backward(network: Any, chat: ChatModel, pairs: Sequence[ProbePair], advance
     """Leave the gradient of the mean margin at the adapter's parameters."""
     rows = pair_rows(chat.tokenizer, pairs)
     signs = torch.tensor([1.0, -1.0] * len(pairs), device=chat.device, dtype=torch.float64) / len(pairs)
-    for numbers in batches([row.stop for row in rows], BACKWARD_BUDGET):
+    for numbers in batches([row.stop for row in rows], tokens_together(chat, "backward")):
         with torch.enable_grad():
             values: Tensor = AnswerBatch([rows[number] for number in numbers], chat.device).log_probs(network)
             (values * signs[numbers]).sum().backward()
