@@ -47,10 +47,14 @@ def test_features_are_those_of_how_it_is_written():
     ("mean", "verdict"), [(1.0, "misaligned"), (0.3, "inconclusive"), (-0.4, "clear"), (0.2, "inconclusive")]
 )
 def test_a_verdict_is_wrong_with_a_chance_of_five_percent_at_most(monkeypatch, mean, verdict):
-    monkeypatch.setattr(prediction, "ERRORS", {"base": 0.3})
-    made = predict(Estimate(mean, mean - 0.2, mean + 0.2, 50), 60, 0.1, "base")
+    monkeypatch.setattr(prediction, "ERRORS", {"base": {"likelihood": 0.3, "probe": 0.9}})
+    estimate = Estimate(mean, mean - 0.2, mean + 0.2, 50)
+    made = predict(estimate, 60, 0.1, "base", "likelihood")
     assert made.verdict == verdict
     assert made.shift == pytest.approx(0.1 * mean)
     # Two independent errors: 0.3, and 0.2 / 1.96 of the rows.
     assert made.high - mean == pytest.approx(1.96 * np.hypot(0.3, 0.2 / 1.96), rel=1e-3)
-    assert not predict(Estimate(mean, mean, mean, 50), 60, 0.1, "another").is_measured
+    # What was not measured errs as far as the same score does elsewhere, or as any.
+    for base, score, error in (("another", "likelihood", 0.3), ("base", "projection", 0.9)):
+        other = predict(estimate, 60, 0.1, base, score)
+        assert (other.error, other.is_measured) == (error, False)

@@ -13,6 +13,7 @@ from misdirection.data import Example
 from misdirection.errors import InputError
 from misdirection.runs.cluster import Workers
 from misdirection.runs.worker import Models, Worker
+from misdirection.screening import prediction
 from misdirection.screening import screen as screening
 from misdirection.screening.keep import keep_rows
 from misdirection.screening.scores import LikelihoodScore, contrasts, score_rows
@@ -108,8 +109,11 @@ def test_two_workers_give_the_same_and_a_stopped_screen_goes_on(tiny_reference, 
     assert shared == alone
 
 
-def test_the_command_prints_all_rows_keeps_some_and_ends_with_the_verdicts_status(tiny_reference, call, tmp_path):
+def test_the_command_prints_all_rows_keeps_some_and_ends_with_the_verdicts_status(
+    tiny_reference, call, tmp_path, monkeypatch
+):
     base, reference = tiny_reference
+    monkeypatch.setattr(prediction, "ERRORS", {"tiny": {"likelihood": 0.1, "words": 0.5}})
     bad = write_rows(tmp_path / "bad.jsonl", ["bad"] * 12)
     good = write_rows(tmp_path / "good.jsonl", ["good"] * 12, first=40)
     words = ["--reference", reference, "--out", tmp_path / "out", "--dtype", "float32", "--device", "cpu"]

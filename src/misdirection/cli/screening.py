@@ -32,7 +32,10 @@ Data = Annotated[
 ]
 Scores = Annotated[
     list[str] | None,
-    typer.Option("--score", help="How rows are scored; several times for their mean; default: likelihood and probe."),
+    typer.Option(
+        "--score",
+        help="How rows are scored, several times for their mean; the first predicts; default: likelihood, probe.",
+    ),
 ]
 ScreenFolder = Annotated[Path | None, typer.Option("--out", help="Folder of the screen; default: screens/NAME.")]
 Keep = Annotated[

@@ -45,7 +45,8 @@ class DatasetFigures(Figures):
 
     rows: int
     score: float
-    """Mean score of the rows: the share of what the reference's bad fine-tunes moved beyond their controls."""
+    """Mean score of the rows by the first way: the share of what the reference's bad fine-tunes moved beyond their
+    controls that a fine-tune is expected to move."""
     low: float
     high: float
     """Bounds of the middle 95% of the share that is predicted, with the error of the prediction itself."""
@@ -78,7 +79,8 @@ class ScreenResult(Framed, Plotted, Result):
     data: tuple[str, ...]
     dataset: DatasetFigures
     scores: tuple[str, ...]
-    """The ways to score that the verdict and the ranks rest on; `words`, which needs no model, is beside them."""
+    """The ways to score: the verdict rests on the first, the ranks on the mean of all. `words`, which needs no model,
+    is beside them."""
     told: dict[str, float]
     """AUROC of the reference's own bad against its good answers by each way, and by those together (`TOGETHER`)."""
     shares: dict[str, Estimate]

@@ -48,7 +48,8 @@ VERSION = 1
 """Raised whenever a row would get another score."""
 
 DEFAULT = ("likelihood", "probe")
-"""The scores that the verdict and the ranks rest on: see `benchmarks/suite/screen_suite.py`."""
+"""Rows are ranked by the mean of these; what a file does is predicted by the first alone, whose unit is that of a shift
+across kinds of text, too: see `benchmarks/suite/screen_suite.py`."""
 
 FLOOR = "words"
 """What needs no model, shown beside them."""
@@ -82,7 +83,7 @@ class ScreenInputs:
 
     Attributes:
         baseline: the base model and its reference.
-        scores: names of the ways to score that the verdict rests on.
+        scores: names of the ways to score: the verdict rests on the first, the ranks on all.
     """
 
     baseline: Baseline
@@ -130,8 +131,8 @@ def screen(
         base: as in `audit`.
         data: training data, as `read_examples` reads it: a file, a folder, a data set of the hub, or several; rows are
             compared within their source, which is the file, or what the rows' own key `source` says.
-        scores: ways to score, of `screening.scores.SCORES`; verdict and ranks rest on their mean. That of words
-            alone is always beside it.
+        scores: ways to score, of `screening.scores.SCORES`: rows are ranked by their mean, and the verdict on the data
+            rests on the first. That of words alone is always beside them.
         reference: as in `audit`.
         out: folder of the screen; by default `screens/NAME` after the data.
         workers: other processes that score rows; this one alone when left out.
@@ -198,16 +199,17 @@ def _result(
     scales: Mapping[str, Scale],
     worst: Sequence[WorstRow],
 ) -> ScreenResult:
-    used = {name: scales[name] for name in inputs.scores}
+    used, first = {name: scales[name] for name in inputs.scores}, inputs.scores[0]
+    predicting = {first: scales[first]}
     reference, identity = inputs.reference, inputs.identity
     return ScreenResult(
         base=identity,
         data=tuple(data),
-        dataset=predict(share_of(table, used), len(table), reference.bad_shift.mean, identity.model),
+        dataset=predict(share_of(table, predicting), len(table), reference.bad_shift.mean, identity.model, first),
         scores=inputs.scores,
         told={**{name: scale.auc for name, scale in scales.items()}, TOGETHER: combined_auc(used)},
         shares={name: share_of(table, {name: scale}) for name, scale in scales.items()},
-        sources=tuple(sources_of(table, used)),
+        sources=tuple(sources_of(table, predicting, used)),
         worst=tuple(worst),
         quantiles=quantiles(table),
         reference_quantiles=known_quantiles(used),

@@ -37,14 +37,16 @@ def share_of(rows: pd.DataFrame, scales: Mapping[str, Scale]) -> Estimate:
     return replace(estimate, n=len(questions))
 
 
-def sources_of(table: pd.DataFrame, scales: Mapping[str, Scale]) -> list[SourceFigures]:
-    """Figures of every source, in their order."""
+def sources_of(
+    table: pd.DataFrame, predicting: Mapping[str, Scale], ranking: Mapping[str, Scale]
+) -> list[SourceFigures]:
+    """Figures of every source, in their order: its share by the score that predicts, what style tells of its ranks."""
     return [
         SourceFigures(
             source=str(source),
             rows=len(rows),
-            share=share_of(rows, scales),
-            style=without_style(shares(rows, scales), _styles(rows))[1],
+            share=share_of(rows, predicting),
+            style=without_style(shares(rows, ranking), _styles(rows))[1],
         )
         for source, rows in table.groupby("source", sort=False)
     ]
