@@ -199,10 +199,11 @@ def show_shifts(suite: Suite, shares: pd.DataFrame, some: Sequence[Member]) -> d
             predicted = sum(weight * means.loc[source] for source, weight in sides if weight)
             unit = row["bad_shift"]["mean"]
             rows.append((member, predicted, *(row["beyond_control"][key] / unit for key in ("mean", "low", "high"))))
-    print("\n| fine-tune | measured share | predicted, together | words |\n|---|---|---|---|")
-    for member, predicted, mean, low, high in sorted(rows, key=lambda row: -row[1]["together"]):
+    first = DEFAULT[0]
+    print(f"\n| fine-tune | measured share | predicted by {first} | by words |\n|---|---|---|---|")
+    for member, predicted, mean, low, high in sorted(rows, key=lambda row: -row[1][first]):
         interval = f"{mean:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
-        print(f"| {member.name} | {interval} | {predicted['together']:+z.2f} | {predicted['words']:+z.2f} |")
+        print(f"| {member.name} | {interval} | {predicted[first]:+z.2f} | {predicted['words']:+z.2f} |")
     if len(rows) < 3:
         return {}
     shown = np.array([mean for _, _, mean, _, _ in rows])
