@@ -596,7 +596,7 @@ def is_output(command, name):
     """Whether a parameter names what a command writes; `report` reads its folder, `import` its path."""
     if (command, name) in {("report", "folder"), ("import", "path")}:
         return False
-    return name in ("folder", "file", "path", "junit", "sarif") or (command, name) == ("sample", "table")
+    return name in ("folder", "file", "path", "junit", "sarif", "keep") or (command, name) == ("sample", "table")
 
 
 def _plain(command, name, what, value):

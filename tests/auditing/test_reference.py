@@ -74,8 +74,10 @@ def test_it_comes_back_from_its_folder(made, tmp_path):
     for name, measured in made[2].measurements.items():
         for field in ("margins", "losses", "answers", "neutral"):
             assert torch.equal(getattr(again.measurements[name], field), getattr(measured, field))
-    assert again.control_adapter == tmp_path / "kept" / "control"
-    assert sha256_tree(again.control_adapter) == sha256_tree(made[1]["control"])
+    assert again.domains == made[2].domains
+    assert again.control_adapter == again.adapters["control"] == tmp_path / "kept" / "adapters" / "control"
+    for name, adapter in again.adapters.items():
+        assert sha256_tree(adapter) == sha256_tree(made[1][name])
     again.save(tmp_path / "kept")
 
 
