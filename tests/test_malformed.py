@@ -20,7 +20,7 @@ from misdirection.errors import InputError, MissingPackage, NetworkProblem
 from misdirection.models.identity import identify
 from tiny import make_network, make_tokenizer
 
-COUNT = int(os.environ.get("MALFORMED", 150))
+COUNT = int(os.environ.get("MALFORMED", 100))
 """How many of all cases are tried, drawn at random with a fixed seed; `MALFORMED=9999` tries all."""
 
 
