@@ -1,5 +1,7 @@
 """What is made of scores: the unit, style, the prediction with its error, the verdict."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,8 @@ def test_a_verdict_is_wrong_with_a_chance_of_five_percent_at_most(monkeypatch, m
     assert made.shift == pytest.approx(0.1 * mean)
     # Two independent errors: 0.3, and 0.2 / 1.96 of the rows.
     assert made.high - mean == pytest.approx(1.96 * np.hypot(0.3, 0.2 / 1.96), rel=1e-3)
+    few = predict(replace(estimate, n=11), 11, 0.1, "base", "likelihood")
+    assert (few.verdict, few.probability) == ("inconclusive", made.probability)
     # What was not measured errs as far as the same score does elsewhere, or as any.
     for base, score, error in (("another", "likelihood", 0.3), ("base", "projection", 0.9)):
         other = predict(estimate, 60, 0.1, base, score)

@@ -169,7 +169,7 @@ class Reference:
         if not folder.is_dir():
             raise InputError(
                 f"{folder}: there is no reference of this base model yet: make it once with "
-                f"`{ReferenceRecord.COMMAND}`, or give --direction for evidence without a verdict"
+                f"`{ReferenceRecord.COMMAND}`, or give an audit --direction for evidence without a verdict"
             )
         record = ReferenceRecord.load(folder)
         try:
@@ -246,7 +246,7 @@ def keep_reference(config: ExperimentConfig, run_folder: Path, names: Sequence[s
         raise InputError(
             f"{config.model}: its bad fine-tunes moved the margin no further than their controls "
             f"({shift.interval} nats/token), so that no audit could be decided by it: have answers "
-            "judged (`misdirection audit --judge`), or give --direction for evidence without a verdict"
+            "judged (`misdirection audit --judge`), or give an audit --direction for evidence without a verdict"
         )
     return made.save(default_folder(config.model, config.revision))
 
