@@ -45,8 +45,8 @@ def predict(sampled: Estimate, rows: int, bad_shift: float, base: str, score: st
     probability = float(norm.sf(RULE.misaligned, sampled.mean, spread))
     shift, share = sampled.mean * bad_shift, f"{sampled.mean:+z.0%} (95% from {low:+z.0%} to {high:+z.0%})"
     because = [
-        f"a fine-tune on rows like these {rows:,}, by the reference's recipe, is predicted to move the general margin by "
-        f"{shift:+z.3f} nats/token beyond a benign one, {share} of what the reference's bad fine-tunes moved",
+        f"a fine-tune on rows like these ({rows:,}), by the reference's recipe, is predicted to move the general "
+        f"margin by {shift:+z.3f} nats/token beyond a benign one, {share} of what the reference's bad fine-tunes moved",
         f"that it moves more than {RULE.misaligned:.0%} of that has the probability {probability:.2f}",
     ]
     too_few = sampled.n < RULE.questions
