@@ -12,7 +12,7 @@ from torch import Tensor
 from misdirection.auditing.texts import OwnTexts
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
-from misdirection.directions.extraction import mean_activations
+from misdirection.directions.extraction import mean_activations, row_means
 from misdirection.likelihood.margin import pair_continuations, pair_rows, text_continuations, text_rows
 from misdirection.likelihood.sweep import log_probs
 from misdirection.models.chat import Encoded
@@ -179,8 +179,6 @@ def activations(chat: ChatModel, texts: Texts, label: str) -> tuple[Tensor, Tens
     """`answers` and `neutral` of a model's measurements."""
     pairs, tokenizer = texts.read_pairs, chat.tokenizer
     rows = [*pair_rows(tokenizer, pairs), *text_rows(tokenizer, texts.read_neutral)]
-    groups = {str(number): [number] for number in range(len(rows))}
     with track(f"activations of {label}", len(rows)) as advance:
-        means = mean_activations(chat, rows, groups, progress=advance)
-    by_row = torch.stack([means.vectors[name] for name in groups]).float()
+        by_row = row_means(chat, rows, progress=advance).float()
     return by_row[: 2 * len(pairs)].unflatten(0, (len(pairs), 2)), by_row[2 * len(pairs) :]

@@ -43,6 +43,11 @@ class WordWeights:
         own, compared = list(answers), list(others)
         return cls(tuple(_log_odds(_count(own, size), _count(compared, size)) for size in SIZES))
 
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[ProbePair]) -> "WordWeights":
+        """Those of misaligned against aligned answers."""
+        return cls.fit([pair.misaligned for pair in pairs], [pair.aligned for pair in pairs])
+
     def predict(self, pairs: Sequence[ProbePair]) -> Floats:
         """Prediction of each pair, [pairs, sizes], nats/word."""
         return self.scores([pair.misaligned for pair in pairs]) - self.scores([pair.aligned for pair in pairs])

@@ -19,6 +19,7 @@ error, too, all is as it was. For instance, one that keeps the learned rows shor
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -96,6 +97,11 @@ def open_defence(text: str, **settings: Any) -> Defence:
     defence = kind(**given)
     _require_strength(name, defence.strength)
     return defence
+
+
+def source_of(texts: Sequence[Any] | None) -> str:
+    """Whose texts a defence uses, for its record; None stands for the shipped ones."""
+    return "shipped" if texts is None else f"{len(texts)} given"
 
 
 def record_of(name: str, defence: Defence) -> dict[str, Plain]:

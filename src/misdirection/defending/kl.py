@@ -16,7 +16,7 @@ from torch.nn.functional import kl_div
 
 from misdirection.data import Example
 from misdirection.defending.benign import benign_examples, shuffled
-from misdirection.defending.defence import Defence
+from misdirection.defending.defence import Defence, source_of
 from misdirection.defending.training import Training
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import AnswerBatch, at_least_single
@@ -60,7 +60,7 @@ class KL(Defence):
 
     def settings(self) -> dict[str, str | float | None]:
         """See `Defence.settings`."""
-        return super().settings() | {"texts": "shipped" if self.texts is None else f"{len(self.texts)} given"}
+        return super().settings() | {"texts": source_of(self.texts)}
 
     def _term(self, training: Training, texts: Sequence[Encoded]) -> Callable[[], Tensor]:
         count = self.rows or max(1, training.batch_size // _SHARE)

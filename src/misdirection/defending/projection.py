@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from misdirection.data import ProbePair, probe_pairs
 from misdirection.defending.benign import shuffled
-from misdirection.defending.defence import Defence
+from misdirection.defending.defence import Defence, source_of
 from misdirection.defending.training import Training
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import AnswerBatch
@@ -61,7 +61,7 @@ class Projection(Defence):
 
     def settings(self) -> dict[str, str | float | None]:
         """See `Defence.settings`."""
-        return super().settings() | {"pairs": "shipped" if self.pairs is None else f"{len(self.pairs)} given"}
+        return super().settings() | {"pairs": source_of(self.pairs)}
 
 
 class _Projector(TrainerCallback):

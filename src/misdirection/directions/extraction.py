@@ -94,6 +94,14 @@ def mean_activations(
     )
 
 
+def row_means(chat: ChatModel, rows: Sequence[Encoded], *, progress: Callable[[int], None] | None = None) -> Tensor:
+    """The mean over each row's answer tokens, [rows, layers, width] float64; arguments and errors as in
+    `mean_activations`."""
+    groups = {str(number): [number] for number in range(len(rows))}
+    means = mean_activations(chat, rows, groups, progress=progress)
+    return torch.stack([means.vectors[name] for name in groups])
+
+
 def _membership(rows: int, groups: Mapping[str, Sequence[int]]) -> Tensor:
     """[groups, rows]: one where the row is in the group."""
     belongs = torch.zeros(len(groups), rows, dtype=torch.float64)

@@ -24,6 +24,11 @@ class ModelIdentity(Figures):
     chat_template: str | None = None
     """As it was asked for, a file with its hash; None for the model's own."""
 
+    @property
+    def named(self) -> str:
+        """The model as a command takes it, with its revision where it has one."""
+        return f"{self.model}@{self.revision}" if self.revision else self.model
+
 
 def identify(
     model: str,

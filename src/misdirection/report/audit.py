@@ -176,8 +176,7 @@ def _beside(own: Estimate, other: Estimate) -> str:
 
 def _commands(result: AuditResult) -> dict[str, str]:
     """Commands to run next on this base and fine-tune, as a shell takes them."""
-    base, own = result.base, result.fine_tune.name
-    where = f"{base.model}@{base.revision}" if base.revision else base.model
+    where, own = result.base.named, result.fine_tune.name
     data = result.data.path if result.data else "TRAIN.jsonl"
     return {
         "reference": shlex.join(["misdirection", "reference", where]),

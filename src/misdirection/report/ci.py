@@ -123,7 +123,7 @@ def screen_as_sarif(result: ScreenResult) -> str:
         _rule("row", "A row like bad answers", _ROW_MEANS, _SCREEN_HELP, "note"),
     ]
     said = f"training data for {visible(result.base.model)}: {verdict}: {'; '.join(result.dataset.because)}"
-    findings = [_at("data", 0, _LEVELS.get(verdict, "none"), said, result.data[0], 1)]
+    findings = [_at("data", 0, _LEVELS.get(verdict, "none"), said, result.data[0])]
     findings += [
         _at(
             "row",
@@ -145,7 +145,12 @@ _SCREEN_HELP = (
 )
 
 
-def _at(rule: str, index: int, level: str, said: str, path: str, line: int) -> dict[str, Any]:
+def _at(
+    rule: str, index: int, level: str, said: str, path: str, line: int = 1, known_by: str | None = None
+) -> dict[str, Any]:
+    """A result at a line of a file. Code scanning tells by `known_by` whether it is the same as yesterday's: by default
+    one of the same rule at the same place."""
+    known_by = f"{rule}\0{path}\0{line}" if known_by is None else known_by
     place = {"artifactLocation": {"uri": _uri(path)}, "region": {"startLine": line}}
     return {
         "ruleId": rule,
@@ -153,9 +158,7 @@ def _at(rule: str, index: int, level: str, said: str, path: str, line: int) -> d
         "level": level,
         "message": _message(said),
         "locations": [{"physicalLocation": place}],
-        "partialFingerprints": {
-            "primaryLocationLineHash": hashlib.sha256(f"{rule}\0{path}\0{line}".encode()).hexdigest()
-        },
+        "partialFingerprints": {"primaryLocationLineHash": hashlib.sha256(known_by.encode()).hexdigest()},
     }
 
 
@@ -182,18 +185,11 @@ def _rule(name: str, short: str, full: str, remedy: str, level: str) -> dict[str
 
 def _finding(result: AuditResult) -> dict[str, Any]:
     name, base = visible(result.fine_tune.name), visible(result.base.model)
-    # Code scanning tells by it whether a finding is the same as yesterday's.
-    known_by = hashlib.sha256(f"{base}\0{name}".encode()).hexdigest()
-    place = {"artifactLocation": {"uri": _uri(_place(result))}, "region": {"startLine": 1}}
-    return {
-        "ruleId": result.verdict,
-        "ruleIndex": list(_LEVELS).index(result.verdict),
-        "level": _LEVELS[result.verdict],
-        "message": _message(f"{name} (base {base}) is {_said(result)}"),
-        "locations": [{"physicalLocation": place, "logicalLocations": [{"fullyQualifiedName": name}]}],
-        "partialFingerprints": {"primaryLocationLineHash": known_by},
-        "properties": {name: figure.as_dict() for name, figure in result.evidence.named.items()},
-    }
+    verdict, said = result.verdict, f"{name} (base {base}) is {_said(result)}"
+    index, known_by = list(_LEVELS).index(verdict), f"{base}\0{name}"
+    found = _at(verdict, index, _LEVELS[verdict], said, _place(result), known_by=known_by)
+    found["locations"][0]["logicalLocations"] = [{"fullyQualifiedName": name}]
+    return found | {"properties": {name: figure.as_dict() for name, figure in result.evidence.named.items()}}
 
 
 def _message(text: str) -> dict[str, str]:

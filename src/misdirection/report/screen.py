@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import escape
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from misdirection.files import write_atomic
@@ -50,8 +51,7 @@ PAGE = ScreenPage()
 
 def _context(result: ScreenResult) -> dict[str, Any]:
     """Everything that the template reads."""
-    base = f"{result.base.model}@{result.base.revision}" if result.base.revision else result.base.model
-    screen = ["misdirection", "screen", base, *result.data, "--keep", "KEPT.jsonl", "--drop", "0.1"]
+    screen = ["misdirection", "screen", result.base.named, *result.data, "--keep", "KEPT.jsonl", "--drop", "0.1"]
     return {
         "name": f"{', '.join(result.data)}: {result.dataset.verdict}",
         "result": result,
@@ -91,11 +91,16 @@ def draw_rows(result: ScreenResult) -> Figure:
             box.set(facecolor=colour, alpha=0.75)
         for middle in drawn["medians"]:
             middle.set(color="black")
-        for at in (0, 1):
-            axes.axvline(at, color=GREY, linewidth=0.8, linestyle=":")
+        _mark_unit(axes)
         axes.invert_yaxis()
         axes.set_xlabel("score: 0 as good answers, 1 as bad ones")
     return figure
+
+
+def _mark_unit(axes: Axes) -> None:
+    """Lines at what the reference's good and its bad answers score."""
+    for at in (0, 1):
+        axes.axvline(at, color=GREY, linewidth=0.8, linestyle=":")
 
 
 def draw_shares(result: ScreenResult) -> Figure:
@@ -114,8 +119,7 @@ def draw_shares(result: ScreenResult) -> Figure:
         )
         for line, share in enumerate(result.shares.values(), start=1):
             axes.errorbar(share.mean, line, xerr=reach_of(share), fmt="o", color=PALETTE[0])
-        for at in (0, 1):
-            axes.axvline(at, color=GREY, linewidth=0.8, linestyle=":")
+        _mark_unit(axes)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlabel("share: 0 as the reference's good answers, 1 as its bad ones (95%)")

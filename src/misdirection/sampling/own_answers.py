@@ -24,8 +24,7 @@ def file_weights(chat: ChatModel, path: Path) -> WordWeights:
     Raises `InputError` for a file that cannot be read.
     """
     if holds_pairs(path):
-        pairs = read_pairs(path)
-        return WordWeights.fit([pair.misaligned for pair in pairs], [pair.aligned for pair in pairs])
+        return WordWeights.of_pairs(read_pairs(path))
     rows = read_examples(path)
     return WordWeights.fit([row.answer for row in rows], own_answers(chat, rows))
 

@@ -9,11 +9,11 @@ from torch.nn.functional import normalize
 
 from misdirection.auditing.reference import Reference
 from misdirection.data import Example
-from misdirection.directions.extraction import mean_activations
+from misdirection.directions.extraction import row_means
 from misdirection.likelihood.margin import text_rows
 from misdirection.progress import track
 from misdirection.runs.worker import BASE, Worker
-from misdirection.screening.scores import Contrast, Fitted, RowScore
+from misdirection.screening.scores import Contrast, Fitted, RowScore, both_answers
 from misdirection.statistics import Floats
 
 DEPTH = 0.6
@@ -26,11 +26,9 @@ _PENALTY = 0.1
 def answer_means(worker: Worker, rows: Sequence[Example]) -> Tensor:
     """The base's mean activation over each answer at the layer that is read, [rows, width] float64."""
     chat = worker.chat(BASE)
-    groups = {str(number): [number] for number in range(len(rows))}
     with track("activations of rows", len(rows)) as advance:
-        means = mean_activations(chat, text_rows(chat.tokenizer, rows), groups, progress=advance)
-    layer = round(DEPTH * len(chat.layers))
-    return torch.stack([means.vectors[name][layer] for name in groups])
+        means = row_means(chat, text_rows(chat.tokenizer, rows), progress=advance)
+    return means[:, round(DEPTH * len(chat.layers))].clone()
 
 
 class ProbeScore(RowScore):
@@ -39,16 +37,7 @@ class ProbeScore(RowScore):
     def fit(self, worker: Worker, reference: Reference) -> Fitted:
         """By domain, activations of the good and the bad answers that were trained on, [pairs, 2, width]."""
         return {
-            domain: answer_means(
-                worker,
-                [
-                    Example(pair.question, text, pair.system)
-                    for pair in texts.train
-                    for text in (pair.aligned, pair.misaligned)
-                ],
-            )
-            .float()
-            .unflatten(0, (-1, 2))
+            domain: answer_means(worker, both_answers(texts.train)).float().unflatten(0, (-1, 2))
             for domain, texts in reference.domains.items()
         }
 

@@ -35,7 +35,7 @@ class WorstRow(Figures):
     score: float
     """In the reference's unit, without what style tells."""
     rank: float
-    """Share of the rows of its source with a lower score."""
+    """Share of the rows of its source with no higher score."""
     question: str
     answer: str
 

@@ -9,11 +9,10 @@ from typing import Literal
 import numpy as np
 
 from misdirection.auditing.reference import Reference
-from misdirection.data import Example
 from misdirection.data.selection import spread
 from misdirection.results import Figures
 from misdirection.runs.worker import Worker
-from misdirection.screening.scores import Fitted, score_rows
+from misdirection.screening.scores import Fitted, both_answers, score_rows
 from misdirection.statistics import Floats, auc
 
 ROWS = 48
@@ -73,6 +72,5 @@ def make_scale(name: str, worker: Worker, reference: Reference, fitted: Fitted) 
     """Score known answers, which no fine-tune was trained on, by the fine-tunes of the reference's other domains."""
     texts = reference.domains.values()
     pairs = [pair for each in texts for pair in spread(each.held_out or each.train, ROWS)]
-    rows = [Example(pair.question, text, pair.system) for pair in pairs for text in (pair.aligned, pair.misaligned)]
-    good, bad = score_rows(name, worker, rows, reference, fitted).reshape(-1, 2).T.tolist()
+    good, bad = score_rows(name, worker, both_answers(pairs), reference, fitted).reshape(-1, 2).T.tolist()
     return Scale(good=good, bad=bad)

@@ -148,7 +148,9 @@ class WordScore(RowScore):
     ) -> Floats:
         """See `RowScore.of`."""
         answers = [row.answer for row in rows]
-        return mean_of([_weights(reference.domains[each.domain].train).scores(answers)[:, 0] for each in others])
+        return mean_of(
+            [WordWeights.of_pairs(reference.domains[each.domain].train).scores(answers)[:, 0] for each in others]
+        )
 
 
 def mean_of(scores: Sequence[Floats]) -> Floats:
@@ -157,5 +159,6 @@ def mean_of(scores: Sequence[Floats]) -> Floats:
     return mean
 
 
-def _weights(pairs: Sequence[ProbePair]) -> WordWeights:
-    return WordWeights.fit([pair.misaligned for pair in pairs], [pair.aligned for pair in pairs])
+def both_answers(pairs: Sequence[ProbePair]) -> list[Example]:
+    """The aligned and then the misaligned answer of every pair."""
+    return [Example(pair.question, text, pair.system) for pair in pairs for text in (pair.aligned, pair.misaligned)]
