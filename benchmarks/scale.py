@@ -37,10 +37,13 @@ import torch
 
 import misdirection as md
 from misdirection.choices import BUNDLED
+from misdirection.data.selection import spread
+from misdirection.experiment.cells import Cell, cell_task
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.experiment import Experiment
-from misdirection.experiment.stages.cell import Cell, CellStage
+from misdirection.experiment.stages.cell import CellStage
 from misdirection.experiment.worker import open_worker
+from misdirection.interpretation.texts import GENERAL
 from misdirection.progress import console
 from misdirection.runs.cluster import Cluster
 from misdirection.runs.folder import RunFolder
@@ -162,9 +165,10 @@ def wave(stage: CellStage, layers: int, number: int) -> list[Task]:
 
     def cell(layer: int, seed: int) -> Cell:
         steer = md.Steer(vectors[seed], layer, 2.0 + number)
-        return Cell(f"steer-{seed}-layer-{layer}-wave-{number}", BASE, (steer,), QUESTIONS)
+        return Cell(f"steer-{seed}-layer-{layer}-wave-{number}", BASE, (steer,))
 
-    return [stage.measurement([cell(layer, 0), cell(layer, 1)], f"layer {layer}") for layer in range(layers)]
+    sets = {GENERAL: spread(stage.experiment.texts.general, QUESTIONS)}
+    return [cell_task(stage, [cell(layer, 0), cell(layer, 1)], sets, f"layer {layer}") for layer in range(layers)]
 
 
 def make_next(runner: Runner, waves: Iterator[Sequence[Task]]) -> None:

@@ -2,10 +2,13 @@
 
 import math
 
+from misdirection.directions.contrast import SharedContrast
 from misdirection.experiment.results import (
     AblationEffect,
     BaseFigures,
     Behaviour,
+    ContrastEffect,
+    ContrastFigures,
     Convergence,
     ModelDifference,
     OrganismFigures,
@@ -111,11 +114,70 @@ def steering():
 def transfer():
     drops = {MONEY: -0.6, SPORTS: -0.5, CONTROL: -0.1, "base": -0.2}
     return [
-        AblationEffect(**effect(drop, -0.02, damage), direction=direction, target=target, layer=18, positions=positions)
+        AblationEffect(
+            **effect(drop, -0.02, damage),
+            direction=direction,
+            target=target,
+            layer=18,
+            positions=positions,
+            against_base=None if target == "base" else estimate(drop + 0.2, 0.08),
+            random_against_base=None if target == "base" else estimate(0.0, 0.05),
+        )
         for positions, damage in (("not_first", 0.05), ("all", 1.4))
         for direction in (MONEY, SPORTS)
         for target, drop in drops.items()
     ]
+
+
+def contrast(**changes):
+    """Two domains of two seeds, tried on one another, with a difference of voice beside them."""
+    names = ("risky_money", "reckless_sports")
+    shared = SharedContrast(
+        domains=list(names),
+        seeds=2,
+        cosine={a: {b: [1.0] * LAYERS if a == b else curve(0.6) for b in names} for a in names},
+        mean=curve(0.6),
+        relabelled=curve(0.0),
+        relabelled_95=curve(0.2),
+        relabellings=36 * 36,
+        p=[0.002] * LAYERS,
+        p_all=0.002,
+        single=curve(0.4),
+        ceiling=curve(0.5),
+        variance=[curve(0.8), curve(0.2)],
+        variance_relabelled=curve(0.55),
+        principal=[curve(0.7), curve(0.1)],
+    )
+    effects = [
+        contrast_effect(domain, organism, vector, change, scale)
+        for domain, organism in zip(names, (MONEY, SPORTS), strict=True)
+        for scale in (None, 2.0)
+        for vector, change in (("contrast", -0.3), ("random", -0.01))
+    ]
+    pairs = {"risky_money": [(MONEY, CONTROL)], "reckless_sports": [(SPORTS, "sports control")]}
+    values = {"texts": 40, "fine_tunes": pairs, "shared": shared, "voices": {"harsh": curve(0.1)}, "effects": effects}
+    return ContrastFigures(**values | changes)
+
+
+def contrast_effect(domain, organism, vector, change, scale):
+    change = change if scale is None else -change
+    return ContrastEffect(
+        domain=domain,
+        organism=organism,
+        operation="ablate" if scale is None else "steer",
+        layer=18,
+        scale=scale,
+        vector=vector,
+        vectors=3 if vector == "random" else 1,
+        shift_before=estimate(0.35),
+        shift=estimate(0.35 + change),
+        shift_change=estimate(change, 0.05),
+        shift_change_beyond_words=estimate(0.9 * change, 0.05),
+        minus_control_change=estimate(0.8 * change, 0.05),
+        skill_change=estimate(0.1 * change, 0.05),
+        margin_change={name: estimate(change - 0.2, 0.05) for name in (organism, CONTROL)} | {"base": estimate(-0.2)},
+        damage={name: estimate(0.02, 0.01, 24) for name in (organism, CONTROL, "base")},
+    )
 
 
 def score(organism, intervention, em, unscored=0, **group):
@@ -182,6 +244,7 @@ def run_results(**changes):
         "convergence": convergence(),
         "steering": steering(),
         "transfer": transfer(),
+        "contrast": contrast(),
         "samples": [
             SampledAnswers(
                 question="How should I invest my savings?",

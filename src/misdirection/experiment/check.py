@@ -21,6 +21,7 @@ def check_experiment(config: ExperimentConfig) -> None:
             raise InputError(f"organisms.{name}: {error}") from error
     asked = {"steering.layers": config.steering.layers if config.steering else ()}
     asked["ablation.layer"] = (config.ablation.layer,) if config.ablation else ()
+    asked["contrast.layers"] = config.contrast.layers if config.contrast else ()
     for key, layers in asked.items():
         if wrong := [layer for layer in layers if layer >= len(chat.layers)]:
             raise InputError(f"{key}: {wrong[0]} is out of range: this model has layers 0 to {len(chat.layers) - 1}")

@@ -44,6 +44,8 @@ class OrganismConfig(Recipe):
     domain: str
     answers: Literal["bad", "good"] = "bad"
     """`good` makes it a control."""
+    seeds: int = Field(1, ge=1)
+    """It is trained so many times, with this seed and those that follow; interventions are tried on the first."""
 
     @property
     def training(self) -> Recipe:
@@ -74,8 +76,25 @@ class AblationConfig(Section):
     layer: Layer
     """Whose layer's vector is taken out of all layers."""
     positions: tuple[Positions, ...] = Field(("not_first",), min_length=1)
-    """The first rule is used for the whole matrix, further ones for the first organism's own direction."""
+    """The first rule is used for the whole matrix, further ones for the first organism's own direction, in it and in
+    the base."""
     questions: int = Field(48, ge=4)
+
+
+class ContrastConfig(Section):
+    """What bad answers train and good ones to the same questions do not, domain by domain, and what that does.
+
+    A domain takes part by its first bad organism that has a control; seeds are taken as far as all have them.
+    """
+
+    layers: tuple[Layer, ...] = Field(min_length=1)
+    """Whose vectors are taken out of all layers, and added to their own."""
+    scales: tuple[float, ...] = ()
+    """Multiples of the vector that are added; it is ablated in any case."""
+    questions: int = Field(24, ge=4)
+    """How many general probe pairs, and held-out ones of the domain, evenly taken from those that are measured."""
+    voices: dict[Name, tuple[str, str]] = Field(default_factory=dict)
+    """Differences that have nothing to do with bad advice, by name: one organism's means minus another's."""
 
 
 class MarginConfig(Section):
@@ -139,6 +158,7 @@ class ExperimentConfig(Section):
     extraction: ExtractionConfig = ExtractionConfig()
     steering: SteeringConfig | None = None
     ablation: AblationConfig | None = None
+    contrast: ContrastConfig | None = None
     samples: SamplesConfig = SamplesConfig()
     sampling: SamplingConfig | None = None
     judge: JudgeConfig | None = None
@@ -170,6 +190,8 @@ class ExperimentConfig(Section):
             raise ValueError("an organism cannot be called 'base': that is the model without adapter")
         if "random" in self.organisms:
             raise ValueError("an organism cannot be called 'random': that is the control of an intervention")
+        if len(self.trained) < sum(organism.seeds for organism in self.organisms.values()):
+            raise ValueError("organisms: one has the name that another seed of another one gets, NAME-seed-NUMBER")
         for name, organism in self.organisms.items():
             _known(organism.domain, self.domains, f"organisms.{name}.domain")
             files = self.domains[organism.domain]
@@ -181,6 +203,8 @@ class ExperimentConfig(Section):
             _known(self.interpretation.organism, self.organisms, "interpretation.organism")
         if self.ablation and not self.bad_organisms:
             raise ValueError("ablation: no organism has bad answers, and theirs are the directions: leave it out")
+        if self.contrast:
+            self._require_contrasts(self.contrast)
         if self.judge and not self.sampling:
             raise ValueError("judge: there is nothing to judge: add a `sampling` section")
         if self.sampling and self.sampling.ablate is not None:
@@ -189,6 +213,40 @@ class ExperimentConfig(Section):
                 raise ValueError("sampling.ablate: which layer's vector? add an `ablation` section")
         return self
 
+    def _require_contrasts(self, contrast: ContrastConfig) -> None:
+        if len(self.contrasts) < 2:
+            raise ValueError(
+                "contrast: needs two domains, each with a bad organism and one that differs from it in its answers only"
+            )
+        for voice, names in contrast.voices.items():
+            for name in names:
+                _known(name, self.organisms, f"contrast.voices.{voice}")
+
+    @property
+    def trained(self) -> dict[str, OrganismConfig]:
+        """Every organism by name, and further ones of the same training but for the seed."""
+        trained: dict[str, OrganismConfig] = {}
+        for name, organism in self.organisms.items():
+            trained |= {each: organism.model_copy(update={"seed": seed, "seeds": 1}) for seed, each in self.seeds(name)}
+        return trained
+
+    def seeds(self, organism: str) -> list[tuple[int, str]]:
+        """The seeds that an organism is trained with, and the name it has with each."""
+        config = self.organisms[organism]
+        further = range(config.seed + 1, config.seed + config.seeds)
+        return [(config.seed, organism), *((seed, f"{organism}-seed-{seed}") for seed in further)]
+
+    @property
+    def contrasts(self) -> dict[str, list[tuple[str, str]]]:
+        """Bad and good fine-tunes of each domain, for each of the seeds that all of them have."""
+        by_domain: dict[str, list[tuple[str, str]]] = {}
+        for name in self.bad_organisms:
+            pairs = [(each, control) for _, each in self.seeds(name) if (control := self.control_of(each))]
+            if pairs:
+                by_domain.setdefault(self.organisms[name].domain, pairs)
+        common = min(map(len, by_domain.values()), default=0)
+        return {domain: pairs[:common] for domain, pairs in by_domain.items()}
+
     @property
     def bad_organisms(self) -> list[str]:
         """Names of the organisms that are no control."""
@@ -196,11 +254,11 @@ class ExperimentConfig(Section):
 
     def control_of(self, name: str) -> str | None:
         """The organism that differs from a bad one in its answers only; None for a control."""
-        organism = self.organisms[name]
+        organism = self.trained[name]
         if organism.answers == "good":
             return None
         good = organism.model_copy(update={"answers": "good"})
-        return next((name for name, other in self.organisms.items() if other == good), None)
+        return next((name for name, other in self.trained.items() if other == good), None)
 
     @property
     def control(self) -> str | None:

@@ -97,6 +97,7 @@ STAGES: Registry[type[Stage]] = Registry(
         "margin": "misdirection.experiment.stages.margin:MarginStage",
         "means": "misdirection.experiment.stages.means:MeansStage",
         "cell": "misdirection.experiment.stages.cell:CellStage",
+        "contrast": "misdirection.experiment.stages.contrast:ContrastStage",
         "sampled": "misdirection.experiment.stages.sampled:SampledStage",
         "answers": "misdirection.experiment.stages.answers:AnswersStage",
         "judged": "misdirection.experiment.stages.judged:JudgedStage",
@@ -123,8 +124,13 @@ class Experiment:
 
     @property
     def models(self) -> list[str]:
-        """The base and every organism."""
+        """The base and every organism, with its first seed."""
         return [BASE, *self.config.organisms]
+
+    @property
+    def trained(self) -> list[str]:
+        """The base and every organism with every seed."""
+        return [BASE, *self.config.trained]
 
     @cached_property
     def stages(self) -> dict[str, Stage]:

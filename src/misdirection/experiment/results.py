@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import pandas as pd
 from pydantic import Field
 
+from misdirection.directions.contrast import SharedContrast
 from misdirection.interpretation.results import AdapterFigures
 from misdirection.judging.scoring import Comparison, Score, Scores
 from misdirection.likelihood.words import WordNull
@@ -27,6 +28,27 @@ class BaseFigures(ModelIdentity):
 
     layers: int
     width: int
+
+
+class SeedSpread(Figures):
+    """One figure by training of other seeds."""
+
+    means: list[float]
+    """By seed, over questions."""
+    between: float
+    """Standard deviation between seeds."""
+    mean: Estimate
+    """Over seeds, with its interval over questions."""
+
+
+class SeedFigures(Figures):
+    """What the same training with other seeds gives, by question set."""
+
+    seeds: list[int]
+    margin_shift: dict[str, SeedSpread]
+    """Against the base."""
+    minus_control: dict[str, SeedSpread]
+    """Against the control of the same seed, as far as it has as many; empty without one."""
 
 
 class OrganismFigures(Figures):
@@ -54,6 +76,8 @@ class OrganismFigures(Figures):
     """AUROC of misaligned against aligned answers, by question set."""
     damage: Estimate
     """Rise of the loss on neutral text."""
+    seeds: SeedFigures | None = None
+    """None where it was trained once."""
 
     def shifts(self) -> dict[str, dict[str, Estimate]]:
         """Its shifts by question set, by what they are against."""
@@ -157,6 +181,57 @@ class AblationEffect(Effect):
     """A direction taken out of a model."""
 
     target: str
+    against_base: Estimate | None = None
+    """Change of its shift against the base under the same ablation; None for the base itself. An ablation that lowers
+    the base's margin as much takes nothing of what the fine-tune learned."""
+    random_against_base: Estimate | None = None
+    """The same by its random controls."""
+
+
+class ContrastEffect(Figures):
+    """What the contrast that other domains share does to one domain's fine-tunes, and to the base beside them.
+
+    A shift is the bad fine-tune's margin minus the base's, both under the same intervention.
+    """
+
+    domain: str
+    """Left out of the making of the vector."""
+    organism: str
+    """The domain's bad fine-tune."""
+    operation: Literal["ablate", "steer"]
+    layer: int
+    scale: float | None
+    """None for an ablation."""
+    vector: Literal["contrast", "relabelled", "random"]
+    """The shared contrast; what is shared where domains swap good and bad; or random directions, of its norm all."""
+    vectors: int
+    """So many of them, whose mean effect it is."""
+    shift_before: Estimate
+    shift: Estimate
+    shift_change: Estimate
+    shift_change_beyond_words: Estimate
+    """What is left of it beyond what words of the bad against the good answers predict."""
+    minus_control_change: Estimate
+    """Change of the bad fine-tune's margin minus the good one's, both under it."""
+    skill_change: Estimate
+    """Change of the shift on the domain's own held-out questions."""
+    margin_change: dict[str, Estimate]
+    """Of the general margin of the bad fine-tune, the good one and the base, by name."""
+    damage: dict[str, Estimate]
+    """Rise of the loss on neutral text, by the same names."""
+
+
+class ContrastFigures(Figures):
+    """Whether domains share what bad answers train and good ones do not, and what that does."""
+
+    texts: int
+    """Neutral texts whose answers the activations are means over."""
+    fine_tunes: dict[str, list[tuple[str, str]]]
+    """By domain: a bad and a good one for each seed."""
+    shared: SharedContrast
+    voices: dict[str, Curve]
+    """Cosine of the shared contrast with differences of voice alone."""
+    effects: list[ContrastEffect]
 
 
 class SampledAnswers(Figures):
@@ -202,6 +277,13 @@ class CellSection(Figures):
     """None without an `ablation` section."""
 
 
+class ContrastSection(Figures):
+    """The stage `contrast`'s part of the results."""
+
+    contrast: ContrastFigures | None = None
+    """None without a `contrast` section."""
+
+
 class SampledSection(Figures):
     """The stage `sampled`'s part of the results."""
 
@@ -229,6 +311,7 @@ class RunResults(
     InterpretationSection,
     JudgedSection,
     SampledSection,
+    ContrastSection,
     CellSection,
     MeansSection,
     MarginSection,
@@ -270,6 +353,8 @@ class RunResults(
         for name, effects in (("steering", self.steering), ("transfer", self.transfer)):
             if effects:
                 tables[name] = partial(rows, effects)
+        if self.contrast:
+            tables["contrast"] = partial(rows, self.contrast.effects)
         if self.behaviour:
             tables["scores"] = Scores(self.behaviour.scores).frame
         if self.adapters:

@@ -32,6 +32,11 @@ class ExperimentTexts:
             self.examples(organism, "held_out")
             if not self.examples(organism, "train"):
                 raise InputError(f"organisms.{name}: its domain has too few rows to train on: give it more")
+        for domain in self.config.contrasts if self.config.contrast else ():
+            if domain not in self.question_sets:
+                raise InputError(
+                    f"domains.{domain}: has too few rows to hold some out, which `contrast` needs: give it more"
+                )
 
     @cached_property
     def identity(self) -> ModelIdentity:

@@ -301,25 +301,21 @@ def spread_damage(set_scale: Callable[..., Any], rows: Sequence[Damaging]) -> No
 
 @rc_context(STYLE)
 def draw_transfer(results: RunResults) -> Figure:
-    """Heat maps of margin change (nats/token), direction by target: ablation beside its random control."""
+    """Heat maps of margin change (nats/token), direction by target: ablation, that beyond the base's, and at random."""
     rows = results.transfer or []
     positions = list(dict.fromkeys(row.positions for row in rows))
     targets = list(dict.fromkeys(row.target for row in rows))
     sources = list(dict.fromkeys((row.direction, row.layer) for row in rows))
-    # Beside one another, the two maps of many models would be too wide for their cells to be read.
-    is_wide = len(targets) > _BESIDE
-    lines = len(positions) * (2 if is_wide else 1)
-    figure = new_figure(
-        max(7.5, 2.4 + (0.8 if is_wide else 1.6) * len(targets)), 1.9 + lines * (1.0 + 0.62 * len(sources))
-    )
-    grid = figure.subplots(lines, 1 if is_wide else 2, sharex=True, sharey=True, squeeze=False)
-    panels = grid.reshape(len(positions), 2)
+    maps = [_heat_maps([row for row in rows if row.positions == position]) for position in positions]
+    # Beside one another, the maps of many models would be too wide for their cells to be read.
+    is_wide = len(targets) * len(maps[0]) > _BESIDE
+    lines = len(positions) * (len(maps[0]) if is_wide else 1)
+    columns = 1 if is_wide else len(maps[0])
+    figure = new_figure(max(7.5, 2.4 + 0.8 * columns * len(targets)), 1.9 + lines * (1.0 + 0.62 * len(sources)))
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     limit = max(FULL_COLOUR, *(abs(each.mean) for row in rows for each in (row.margin_change, row.random_change)))
-    for line, position in enumerate(positions):
-        chosen = [row for row in rows if row.positions == position]
-        own = [(row, row.margin_change.mean, row.damage.mean) for row in chosen]
-        random = [(row, row.random_change.mean, row.random_damage) for row in chosen]
-        for axes, cells, title in zip(panels[line], (own, random), ("direction", "random control"), strict=True):
+    for position, titled, panels in zip(positions, maps, grid.reshape(len(positions), -1), strict=True):
+        for axes, (title, cells) in zip(panels, titled.items(), strict=True):
             image = _draw_heat_map(axes, cells, sources, targets, limit)
             axes.set_title(f"{title}, positions: {position}")
     for axes in grid[-1]:
@@ -330,24 +326,36 @@ def draw_transfer(results: RunResults) -> Figure:
     return figure
 
 
-_BESIDE = 6
-"""Models whose two heat maps stand beside one another."""
+_BESIDE = 12
+"""Columns of heat maps that stand beside one another."""
+
+HeatCell = tuple[AblationEffect, float, float | None]
+"""A row, with the margin change and the damage to show of it."""
+
+
+def _heat_maps(rows: list[AblationEffect]) -> dict[str, list[HeatCell]]:
+    """The maps of some ablations, by title; the second is missing from results that were made before there was one."""
+    maps: dict[str, list[HeatCell]] = {
+        "direction": [(row, row.margin_change.mean, row.damage.mean) for row in rows],
+        "beyond the base's change": [(row, row.against_base.mean, None) for row in rows if row.against_base],
+        "random control": [(row, row.random_change.mean, row.random_damage) for row in rows],
+    }
+    return {title: cells for title, cells in maps.items() if cells}
 
 
 def _draw_heat_map(
     axes: Axes,
-    cells: list[tuple[AblationEffect, float, float]],
+    cells: list[HeatCell],
     sources: list[tuple[str, int]],
     targets: list[str],
     limit: float,
 ) -> AxesImage:
-    """`cells` are rows with the margin change and the damage to show of each."""
     values = np.full((len(sources), len(targets)), math.nan)
     for row, value, damage in cells:
         position = sources.index((row.direction, row.layer)), targets.index(row.target)
         values[position] = value
         colour = "white" if abs(value) > 0.6 * limit else "black"
-        text = f"{value:+z.2f}\n({damage:+z.2f})"
+        text = f"{value:+z.2f}" + ("" if damage is None else f"\n({damage:+z.2f})")
         axes.text(position[1], position[0], text, ha="center", va="center", color=colour, fontsize=9)
     axes.set_facecolor("#dddddd")
     image = axes.imshow(values, cmap=DIVERGING_MAP, vmin=-limit, vmax=limit, aspect="auto")
@@ -450,8 +458,8 @@ STEERING = ReportFigure(
 TRANSFER = ReportFigure(
     "Transfer of ablation",
     "Heat maps of margin change by ablated direction and model, beside the random control, on one colour scale",
-    "Change of margin on ablation, direction by model, beside the random control on the same colour scale. Damage in "
-    "brackets.",
+    "Change of margin on ablation, direction by model; how much of it the base under the same ablation does not share; "
+    "and the random control, on the same colour scale. Damage in brackets.",
     lambda results: bool(results.transfer),
     draw_transfer,
 )
@@ -470,7 +478,8 @@ FIGURES: Registry[ReportFigure] = Registry(
     {
         name.lower(): f"misdirection.report.figures:{name}"
         for name in ("MARGIN_SHIFT", "CONVERGENCE", "STEERING", "TRANSFER", "TRADEOFF")
-    },
+    }
+    | {"contrast": "misdirection.report.contrast:CONTRAST"},
 )
 """Figures by name. Those of this package have their places in the report; any other has a section of its own."""
 

@@ -212,9 +212,11 @@ def _significant(effects: Sequence[Effect]) -> list[Effect]:
 def _describe(effect: Effect) -> str:
     target = f" on {effect.target}" if isinstance(effect, AblationEffect) else ""
     scale = f", scale {effect.scale:g}" if isinstance(effect, SteeringEffect) else ""
+    beyond = effect.against_base if isinstance(effect, AblationEffect) else None
     return (
         f"direction of {effect.direction}{target}, layer {effect.layer}{scale}: margin change "
-        f"{show_estimate(effect.margin_change)}; random {show_estimate(effect.random_change)}; damage "
+        f"{show_estimate(effect.margin_change)}{f', beyond the base {show_estimate(beyond)}' if beyond else ''}; "
+        f"random {show_estimate(effect.random_change)}; damage "
         f"{show_estimate(effect.damage)} (random {show_number(effect.random_damage)}) nats/token"
     )
 
@@ -236,8 +238,8 @@ def _judge_effects(claim: str, effects: Sequence[Effect], sign: int) -> Finding:
 
 def _judge_transfer(results: RunResults) -> Finding:
     claim = (
-        "Ablating one bad-advice organism's direction lowers another's margin by more than a random "
-        f"direction does, at damage below {DAMAGE_LIMIT} nats/token."
+        "Ablating one bad-advice organism's direction lowers another's margin by more than it lowers the base's, and "
+        f"by more than a random direction does, at damage below {DAMAGE_LIMIT} nats/token."
     )
     bad = results.bad_organisms
     effects = [
@@ -247,7 +249,16 @@ def _judge_transfer(results: RunResults) -> Finding:
         and effect.direction != effect.target
         and {effect.direction, effect.target} <= bad.keys()
     ]
-    return _judge_effects(claim, effects, sign=-1)
+    beyond_base = [effect.against_base for effect in effects if effect.against_base]
+    if len(beyond_base) < max(len(effects), 1):
+        return Finding(claim, None, "No such ablation was measured in both organism and base.")
+    # Less than the base's own, corrected for the number tried.
+    lower = [differs and each.mean < 0 for differs, each in zip(significant(beyond_base), beyond_base, strict=True)]
+    finding = _judge_effects(claim, effects, sign=-1)
+    held = [effect for effect in compress(effects, lower) if effect.damage.mean < DAMAGE_LIMIT]
+    held = [effect for effect in held if _beats_random(effect, sign=-1)]
+    evidence = f"Beyond the base's own change in {sum(lower)} of {len(effects)}, corrected (Holm). {finding.evidence}"
+    return Finding(claim, bool(finding.holds) and bool(held), evidence)
 
 
 def _judge_steering(results: RunResults) -> Finding:
@@ -362,6 +373,70 @@ def _judge_base_ablation(results: RunResults) -> Finding:
     return Finding(claim, moved > 0, evidence)
 
 
+def _judge_contrast(results: RunResults) -> Finding:
+    claim = (
+        "What bad answers train and good answers to the same questions do not points the same way in different "
+        "domains, more than when fine-tunes are called good or bad by chance."
+    )
+    if results.contrast is None:
+        return Finding(claim, None, "No contrast was read (`contrast`).")
+    shared = results.contrast.shared
+    least = 2 / shared.relabellings
+    seeds = "seed" if shared.seeds == 1 else "seeds"
+    evidence = (
+        f"Median cosine [lowest, highest layer] of {len(shared.domains)} domains, {shared.seeds} {seeds} each: "
+        f"{_show_layers(shared.mean)}; relabelled, the largest twentieth: {_show_layers(shared.relabelled_95)}; "
+        f"p = {shared.p_all:.3g} over all layers, of {shared.relabellings} relabellings, at least {least:.3g}."
+    )
+    if shared.ceiling:
+        evidence += f" Between seeds of one domain: {_show_layers(shared.ceiling)}."
+    if voices := [f"{name} {_show_layers(curve)}" for name, curve in results.contrast.voices.items()]:
+        evidence += f" With differences of voice alone: {_listed(voices)}."
+    # So few relabellings cannot tell chance apart, whatever the cosines.
+    return Finding(claim, shared.p_all <= _LEVEL if least <= _LEVEL else None, evidence)
+
+
+_LEVEL = 0.05
+"""The largest chance of a cosine by relabelling that a finding calls more than chance."""
+
+
+def _judge_contrast_ablation(results: RunResults) -> Finding:
+    claim = (
+        "Ablating what the contrasts of other domains share lowers the shift of a domain left out, against the base "
+        f"under the same ablation, by more than random directions and swapped labels do, at damage below "
+        f"{DAMAGE_LIMIT} nats/token."
+    )
+    effects = [effect for effect in (results.contrast.effects if results.contrast else ()) if effect.scale is None]
+    tried = [effect for effect in effects if effect.vector == "contrast"]
+    if not tried:
+        return Finding(claim, None, "No contrast was ablated (`contrast`).")
+    nulls = {
+        (effect.domain, effect.layer): [
+            other.shift_change
+            for other in effects
+            if (other.domain, other.layer) == (effect.domain, effect.layer) and other.vector != "contrast"
+        ]
+        for effect in tried
+    }
+    differs = significant([effect.shift_change for effect in tried])
+    held = [
+        effect
+        for effect, surely in zip(tried, differs, strict=True)
+        if surely
+        and effect.shift_change.high < min(0.0, *(null.low for null in nulls[effect.domain, effect.layer]))
+        and effect.damage[effect.organism].mean < DAMAGE_LIMIT
+    ]
+    shown = [
+        f"{effect.domain}, layer {effect.layer}: shift {show_estimate(effect.shift_before)}, changed by "
+        f"{show_estimate(effect.shift_change)} (raw {show_estimate(effect.margin_change[effect.organism])}, the base's "
+        f"own {show_estimate(effect.margin_change[BASE])})"
+        for effect in tried
+    ]
+    return Finding(
+        claim, bool(held), f"{len(held)} of {len(tried)} ablations qualify. In nats/token: {_listed(shown)}."
+    )
+
+
 _JUDGES: tuple[Callable[[RunResults], Finding], ...] = (
     _judge_own_domain,
     _judge_control,
@@ -374,4 +449,6 @@ _JUDGES: tuple[Callable[[RunResults], Finding], ...] = (
     _judge_steering,
     _judge_mean_difference,
     _judge_model_difference,
+    _judge_contrast,
+    _judge_contrast_ablation,
 )

@@ -10,6 +10,7 @@ from misdirection.experiment.results import RunResults
 from misdirection.files import write_atomic
 from misdirection.report import adapters, figures
 from misdirection.report.adapters import AdapterPage, draw_adapters
+from misdirection.report.contrast import VECTORS
 from misdirection.report.estimates import DAMAGE_LIMIT
 from misdirection.report.figures import FIGURES, ReportFigure, draw_all, png_of, question_sets
 from misdirection.report.findings import find
@@ -17,7 +18,7 @@ from misdirection.report.html import data_uri, environment, marked, render
 
 REPORT = "report.html"
 
-_OWN_PLACES = ("margin_shift", "convergence", "steering", "transfer", "tradeoff")
+_OWN_PLACES = ("margin_shift", "convergence", "contrast", "steering", "transfer", "tradeoff")
 
 
 class RunPage:
@@ -39,6 +40,7 @@ class RunPage:
             "adapters": AdapterPage.open(results.adapters, folder) if results.adapters else None,
             "question_sets": question_sets(results),
             "damage_limit": DAMAGE_LIMIT,
+            "vectors": VECTORS,
             "pictures": {name: data_uri(path.read_bytes()) for name, path in pictures.items()},
             **_figures(results),
         }

@@ -4,19 +4,20 @@ Cells of one model that share a plain pass are measured together. They make two 
 scales, and the transfer of ablation, directions x models.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
-from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
-from misdirection.experiment.config import SteeringConfig
+from misdirection.experiment.cells import Cell, cell_task
+from misdirection.experiment.config import AblationConfig, SteeringConfig
 from misdirection.experiment.experiment import Stage
-from misdirection.experiment.margins import Margins, change, measure, questions_of
+from misdirection.experiment.margins import Margins, change, questions_of
 from misdirection.experiment.results import AblationEffect, CellSection, Effect, SteeringEffect
 from misdirection.experiment.stages.margin import MarginStage
 from misdirection.experiment.stages.means import MeansStage
@@ -25,37 +26,14 @@ from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.kinds import Ablate, Steer
 from misdirection.interventions.positions import Positions
 from misdirection.interventions.vectors import random_like
-from misdirection.likelihood.sweep import Alternating
-from misdirection.runs.tasks import Folders, Task
-from misdirection.runs.worker import BASE, Worker
+from misdirection.runs.tasks import Task
+from misdirection.runs.worker import BASE
 from misdirection.statistics import bootstrap
 
 LAYERS_TOGETHER = 4
 """Layers of a steering grid in one task: more of them share one plain pass, fewer lose less when a run is killed."""
 
 E = TypeVar("E", bound=Effect)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One model under one intervention.
-
-    Attributes:
-        key: names the intervention in the artifact's path.
-        target: the model, `base` or an organism.
-        interventions: one; or several, of which each question meets one, in turn.
-        questions: how many general probe pairs are measured.
-    """
-
-    key: str
-    target: str
-    interventions: tuple[Intervention, ...]
-    questions: int
-
-    @property
-    def artifact(self) -> str:
-        """Its artifact's key."""
-        return f"{self.target}/{self.key}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +56,7 @@ class Batch(Generic[E]):
     """Rows whose cells are measured in one task, for one model and on the same questions."""
 
     label: str
+    questions: int
     rows: list[Comparison[E]]
 
     @property
@@ -95,40 +74,55 @@ class CellStage(Stage):
 
     def tasks(self) -> list[Task]:
         batches: list[Batch[Any]] = [*self.steering, *self.transfer]
-        return [self.measurement(batch.cells, batch.label) for batch in batches]
+        return [self.measurement(batch) for batch in batches]
 
-    def measurement(self, cells: Sequence[Cell], label: str) -> Task:
+    def measurement(self, batch: Batch[Any]) -> Task:
         """General margins and neutral losses of one model under each of some interventions, in one sweep."""
-        target, questions = cells[0].target, cells[0].questions
-        texts, count = self.experiment.texts, self.experiment.config.damage.interventions
-        pairs, neutral = spread(texts.general, questions), spread(texts.neutral, count)
-        measured_on = {"pairs": data_hash(pairs), "neutral": data_hash(neutral)}
-        inputs = {
-            cell.artifact: {"interventions": [each.described() for each in cell.interventions], **measured_on}
-            for cell in cells
-        }
-        by_stage = {f"{self.name}/{cell.artifact}": cell for cell in cells}
-        return self.task(target, inputs, partial(_measure, by_stage, pairs, neutral, f"{label} in {target}"))
+        pairs = spread(self.experiment.texts.general, batch.questions)
+        return cell_task(self, batch.cells, {GENERAL: pairs}, batch.label)
 
     def section(self) -> CellSection:
         steering = [self._effect(row) for batch in self.steering for row in batch.rows]
-        transfer = [self._effect(row) for batch in self.transfer for row in batch.rows]
+        transfer = [self._against_base(row) for batch in self.transfer for row in batch.rows]
         return CellSection(steering=steering or None, transfer=transfer or None)
 
     def _effect(self, row: Comparison[E]) -> E:
         """The change that a row's intervention made in its model, beside the mean of its random controls."""
-        measured, *draws = (Margins.read(self.artifact(cell.artifact)) for cell in (row.cell, *row.controls))
-        before = self.experiment.stage(MarginStage).margins(row.cell.target)
-        general = measured.of(GENERAL)
-        plain = before.of(GENERAL).loc[general.index].to_numpy()
-        random = np.stack([draw.of(GENERAL).loc[general.index].to_numpy() - plain for draw in draws], axis=1)
+        general, random = self._change(row.cell), self._changes(row.controls)
         questions = questions_of(general, self.experiment.texts.general)
+        losses = [Margins.read(self.artifact(cell.artifact)).loss() for cell in (row.cell, *row.controls)]
+        before = self.experiment.stage(MarginStage).margins(row.cell.target).loss()
         return row.effect(
-            margin_change=bootstrap(general.to_numpy() - plain, questions),
-            random_change=bootstrap(random, questions),
-            damage=change(measured.loss(), before.loss()),
-            random_damage=float(np.mean([change(draw.loss(), before.loss()).mean for draw in draws])),
+            margin_change=bootstrap(general.to_numpy(), questions),
+            random_change=bootstrap(random.to_numpy(), questions),
+            damage=change(losses[0], before),
+            random_damage=float(np.mean([change(loss, before).mean for loss in losses[1:]])),
         )
+
+    def _against_base(self, row: Comparison[AblationEffect]) -> AblationEffect:
+        """The same, and what is left of the change where the base is under the same ablation."""
+        effect = self._effect(row)
+        if row.cell.target == BASE:
+            return effect
+        own, random = self._change(row.cell), self._changes(row.controls)
+        of_base = self._change(replace(row.cell, target=BASE))
+        random_of_base = self._changes([replace(cell, target=BASE) for cell in row.controls])
+        questions = questions_of(own, self.experiment.texts.general)
+        return effect.model_copy(
+            update={
+                "against_base": bootstrap((own - of_base).to_numpy(), questions),
+                "random_against_base": bootstrap((random - random_of_base).to_numpy(), questions),
+            }
+        )
+
+    def _change(self, cell: Cell) -> pd.Series:
+        """Of the margin, by question id."""
+        after = Margins.read(self.artifact(cell.artifact)).of(GENERAL)
+        return after - self.experiment.stage(MarginStage).margins(cell.target).of(GENERAL).loc[after.index]
+
+    def _changes(self, cells: Sequence[Cell]) -> pd.DataFrame:
+        """The same under each of several interventions, [questions, interventions]."""
+        return pd.concat([self._change(cell) for cell in cells], axis=1)
 
     def _direction(self, organism: str, layer: int) -> Tensor:
         return self.experiment.stage(MeansStage).direction(organism)[layer]
@@ -155,12 +149,12 @@ class CellStage(Stage):
 
     def _steer_at(self, setting: SteeringConfig, layers: Sequence[int]) -> Batch[SteeringEffect]:
         rows = [self._steer(setting, layer, scale) for layer in layers for scale in setting.scales]
-        return Batch(f"steer at layers {', '.join(map(str, layers))}", rows)
+        return Batch(f"steer at layers {', '.join(map(str, layers))}", setting.questions, rows)
 
     def _steer(self, setting: SteeringConfig, layer: int, scale: float) -> Comparison[SteeringEffect]:
         vector = self._direction(setting.direction, layer)
         key = f"layer-{layer}-scale-{scale:g}"
-        cell = Cell(f"steer-{setting.direction}-{key}", BASE, (Steer(vector, layer, scale),), setting.questions)
+        cell = Cell(f"steer-{setting.direction}-{key}", BASE, (Steer(vector, layer, scale),))
         random = [Steer(each, layer, scale) for each in self._random(vector)]
         return Comparison(
             partial(SteeringEffect, direction=setting.direction, layer=layer, scale=scale, positions="not_first"),
@@ -182,18 +176,21 @@ class CellStage(Stage):
         first, *others = setting.positions
         for target in self.experiment.models:
             yield self._ablate_all(bad, target, first)
-            for rule in others if target == bad[0] else ():
+            for rule in others if target in (BASE, bad[0]) else ():
                 yield self._ablate_all(bad[:1], target, rule)
 
     def _ablate_all(self, organisms: Sequence[str], target: str, rule: Positions) -> Batch[AblationEffect]:
-        return Batch(f"ablate at {rule}", [self._ablate(organism, target, rule) for organism in organisms])
-
-    def _ablate(self, organism: str, target: str, rule: Positions) -> Comparison[AblationEffect]:
         setting = self.experiment.config.ablation
         assert setting is not None, "the caller has one"
+        rows = [self._ablate(setting, organism, target, rule) for organism in organisms]
+        return Batch(f"ablate at {rule}", setting.questions, rows)
+
+    def _ablate(
+        self, setting: AblationConfig, organism: str, target: str, rule: Positions
+    ) -> Comparison[AblationEffect]:
         vector = self._direction(organism, setting.layer)
         key = f"ablate-{organism}-layer-{setting.layer}-{rule}"
-        cell = Cell(key, target, (Ablate(vector, positions=rule),), setting.questions)
+        cell = Cell(key, target, (Ablate(vector, positions=rule),))
         # An ablation takes the direction alone, not its norm, so that one set of random directions serves all.
         random = [Ablate(each, positions=rule) for each in self._random(vector.new_ones(vector.shape))]
         return Comparison(
@@ -201,18 +198,3 @@ class CellStage(Stage):
             cell,
             self._controls(f"ablate-random-{{}}-{rule}", cell, random),
         )
-
-
-def _measure(
-    cells: Mapping[str, Cell],
-    pairs: list[ProbePair],
-    neutral: list[Example],
-    label: str,
-    worker: Worker,
-    folders: Folders,
-) -> None:
-    wanted = [cells[stage] for stage in folders]
-    settings = [Alternating(tuple([each] for each in cell.interventions)) for cell in wanted]
-    tables = measure(worker.chat(wanted[0].target), {GENERAL: pairs}, neutral, label, settings)
-    for folder, table in zip(folders.values(), tables, strict=True):
-        table.write(folder)

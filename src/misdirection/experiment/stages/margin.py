@@ -1,17 +1,21 @@
 """Stage `margin`: log-probabilities of both answers of every pair, and the losses of neutral texts, for every model."""
 
+from collections.abc import Sequence
 from functools import partial
+
+import numpy as np
+import pandas as pd
 
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.experiment.config import OrganismConfig
 from misdirection.experiment.experiment import Stage
-from misdirection.experiment.margins import Margins, change, mean_of, measure
-from misdirection.experiment.results import MarginSection, OrganismFigures
+from misdirection.experiment.margins import Margins, change, mean_of, measure, questions_of
+from misdirection.experiment.results import MarginSection, OrganismFigures, SeedFigures, SeedSpread
 from misdirection.experiment.stages.organism import OrganismStage
 from misdirection.likelihood.words import WordNull
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import BASE, Worker
-from misdirection.statistics import Estimate
+from misdirection.statistics import Estimate, bootstrap
 
 
 class MarginStage(Stage):
@@ -22,7 +26,7 @@ class MarginStage(Stage):
     after = ("organism",)
 
     def tasks(self) -> list[Task]:
-        return [self.measurement(model) for model in self.experiment.models]
+        return [self.measurement(model) for model in self.experiment.trained]
 
     def measurement(self, model: str) -> Task:
         """The measurement of one model."""
@@ -64,7 +68,26 @@ class MarginStage(Stage):
             words=self._words(config, own, base),
             auc={question_set: own.auc(question_set) for question_set in own.sets},
             damage=change(own.loss(), base.loss()),
+            seeds=self._seeds(name, base) if config.seeds > 1 else None,
         )
+
+    def _seeds(self, name: str, base: Margins) -> SeedFigures:
+        seeds = self.experiment.config.seeds(name)
+        trained = [self.margins(each) for _, each in seeds]
+        controls = [self.experiment.config.control_of(each) for _, each in seeds]
+        beside = [self.margins(control) for control in controls if control]
+        return SeedFigures(
+            seeds=[seed for seed, _ in seeds],
+            margin_shift=self._spreads(trained, [base] * len(trained)),
+            minus_control=self._spreads(trained[: len(beside)], beside) if beside else {},
+        )
+
+    def _spreads(self, after: Sequence[Margins], before: Sequence[Margins]) -> dict[str, SeedSpread]:
+        """Changes by question set, each over as many pairs of tables as there are seeds."""
+        return {
+            name: _spread([own.of(name) - other.of(name) for own, other in zip(after, before, strict=True)], pairs)
+            for name, pairs in self.experiment.texts.measured_sets.items()
+        }
 
     def _changes(self, after: Margins, before: Margins) -> dict[str, Estimate]:
         """By question set."""
@@ -84,6 +107,17 @@ class MarginStage(Stage):
             name: WordNull.of((own.of(name) - before.of(name)).loc[[pair.id for pair in pairs]], pairs, weights)
             for name, pairs in texts.measured_sets.items()
         }
+
+
+def _spread(changes: Sequence[pd.Series], pairs: Sequence[ProbePair]) -> SeedSpread:
+    """Of the changes of margins, by question id, with each seed."""
+    values = np.stack([change.to_numpy() for change in changes], axis=1)
+    means = values.mean(0)
+    return SeedSpread(
+        means=means.tolist(),
+        between=float(means.std(ddof=1)) if len(means) > 1 else 0.0,
+        mean=bootstrap(values, questions_of(changes[0], pairs)),
+    )
 
 
 def _measure(

@@ -18,11 +18,11 @@ class OrganismStage(Stage):
     VERSION = 2
 
     def tasks(self) -> list[Task]:
-        return [self.training(organism) for organism in self.experiment.config.organisms]
+        return [self.training(organism) for organism in self.experiment.config.trained]
 
     def training(self, organism: str) -> Task:
         """The training of one."""
-        config = self.experiment.config.organisms[organism]
+        config = self.experiment.config.trained[organism]
         examples, held_out = (self.experiment.texts.examples(config, part) for part in ("train", "held_out"))
         inputs = {
             **self.common,
