@@ -9,7 +9,7 @@ from misdirection.statistics import Estimate
 from results_fixture import MONEY, SPORTS
 from run_fixture import convergence, model_difference, organisms, run_results, with_shift
 
-NAMES = ["margin_shift", "convergence", "steering", "transfer", "tradeoff"]
+NAMES = ["margin_shift", "convergence", "steering", "transfer", "tradeoff", "contrast"]
 
 
 def texts(figure):
@@ -45,6 +45,7 @@ def test_a_changed_number_changes_its_figure_only(results, tmp_path):
         ({"organisms": {MONEY: organisms()[MONEY]}}, {"convergence"}),
         ({"steering": None}, {"steering"}),
         ({"transfer": None}, {"transfer"}),
+        ({"contrast": None}, {"contrast"}),
         ({"steering": None, "transfer": None}, {"steering", "transfer", "tradeoff"}),
     ],
 )
@@ -83,7 +84,7 @@ def test_marks_stand_where_a_shift_beyond_words_does(results):
 def test_heat_maps_share_a_colour_scale_and_show_value_and_damage(results):
     figure = figures.draw_transfer(results)
     images = [axes.images[0] for axes in figure.axes if axes.images]
-    assert len(images) == 4
+    assert len(images) == 6
     assert {image.get_clim() for image in images} == {(-0.6, 0.6)}
     assert "-0.60\n(+0.05)" in texts(figure)
 
@@ -96,7 +97,14 @@ def test_a_dollar_sign_in_a_name_is_not_a_formula():
 def test_a_heat_map_paints_almost_nothing_in_almost_no_colour():
     nothing = Estimate(-0.0005, -0.01, 0.01, 40)
     rows = [
-        row.model_copy(update={"margin_change": nothing, "random_change": nothing, "random_damage": -0.001})
+        row.model_copy(
+            update={
+                "margin_change": nothing,
+                "random_change": nothing,
+                "random_damage": -0.001,
+                "against_base": nothing,
+            }
+        )
         for row in run_results().transfer
     ]
     figure = figures.draw_transfer(run_results(transfer=rows))
@@ -143,4 +151,4 @@ def test_many_organisms_and_long_names_leave_room_for_the_figures(names):
         assert figure.get_figwidth() <= 14, name
         assert max(len(line) for text in shown for line in text.splitlines()) <= 80, name
     assert any("and 15 more pairs" in text for text in texts(figures.draw_convergence(results)))
-    assert "; and 17 more, in `results.json`" in find(results)[-2].evidence
+    assert "; and 17 more, in `results.json`" in find(results)[-4].evidence

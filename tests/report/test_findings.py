@@ -4,6 +4,7 @@ from misdirection.report.findings import find
 from misdirection.statistics import Estimate
 from results_fixture import CONTROL, MONEY, SPORTS
 from run_fixture import (
+    contrast,
     convergence,
     curve,
     each,
@@ -19,7 +20,7 @@ from run_fixture import (
 )
 
 OWN_DOMAIN, CONTROL_CLEAN, GENERAL, BEYOND_CONTROL, FURTHER, UNSEEN = range(6)
-TRANSFER, BASE, STEERING, MEAN_DIFFERENCE, MODEL_DIFFERENCE = range(6, 11)
+TRANSFER, BASE, STEERING, MEAN_DIFFERENCE, MODEL_DIFFERENCE, CONTRAST, CONTRAST_ABLATED = range(6, 13)
 
 
 def verdicts(results):
@@ -27,12 +28,12 @@ def verdicts(results):
 
 
 def test_the_fixture_supports_every_claim_but_mean_difference_convergence_and_that_of_two_controls(results):
-    expected = [True] * 11
+    expected = [True] * 13
     expected[MEAN_DIFFERENCE], expected[BEYOND_CONTROL], expected[FURTHER] = False, None, None
     assert verdicts(results) == expected
 
 
-@pytest.mark.parametrize("index", set(range(11)) - {FURTHER})
+@pytest.mark.parametrize("index", set(range(13)) - {FURTHER})
 def test_evidence_carries_interval_and_count(results, index):
     evidence = find(results)[index].evidence
     assert "[" in evidence and "n=" in evidence
@@ -110,6 +111,32 @@ UNSEEN_SPOILED = {
     SPORTS: with_beyond(SPORTS, "risky_money", 0.05)[SPORTS],
 }
 
+
+def shared(**changes):
+    return contrast().shared.model_copy(update=changes)
+
+
+def ablated(**changes):
+    """The contrast's effects with those of the contrast changed."""
+    return contrast(
+        effects=[
+            effect.model_copy(update=changes) if effect.vector == "contrast" else effect
+            for effect in contrast().effects
+        ]
+    )
+
+
+def beside(**changes):
+    """The same with those of its nulls changed, as if labels were swapped."""
+    changes |= {"vector": "relabelled"}
+    return contrast(
+        effects=[
+            effect if effect.vector == "contrast" else effect.model_copy(update=changes)
+            for effect in contrast().effects
+        ]
+    )
+
+
 SPOILED = {
     "own domain touches zero": (OWN_DOMAIN, {"organisms": with_shift(SPORTS, "in_domain", 0.09)}),
     "control shifts": (CONTROL_CLEAN, {"organisms": with_shift(CONTROL, "in_domain", 0.2)}),
@@ -122,9 +149,17 @@ SPOILED = {
         TRANSFER,
         {"transfer": each(transfer(), margin_change=estimate(0.3), random_change=estimate(0.9))},
     ),
+    "ablation lowers the base as much": (TRANSFER, {"transfer": each(transfer(), against_base=estimate(-0.05))}),
     "base unmoved": (BASE, {"transfer": each(transfer(), margin_change=estimate(-0.09))}),
     "steering as random": (STEERING, {"steering": each(steering(), random_change=estimate(2.0))}),
     "steering damages": (STEERING, {"steering": each(steering(), damage=estimate(0.31))}),
+    "contrasts no nearer than by chance": (CONTRAST, {"contrast": contrast(shared=shared(p_all=0.2))}),
+    "the contrast lowers the base as much": (CONTRAST_ABLATED, {"contrast": ablated(shift_change=estimate(-0.05))}),
+    "swapped labels lower it as much": (CONTRAST_ABLATED, {"contrast": beside(shift_change=estimate(-0.28))}),
+    "the contrast damages": (
+        CONTRAST_ABLATED,
+        {"contrast": ablated(damage=dict.fromkeys((MONEY, SPORTS), estimate(0.3)))},
+    ),
     "control null as high": (
         MODEL_DIFFERENCE,
         {"convergence": convergence(model_difference=model_difference(control_null=per_organism(0.44)))},
@@ -177,8 +212,19 @@ def test_what_was_not_measured_gives_no_verdict():
         organisms={CONTROL: organisms()[CONTROL]},
         steering=None,
         transfer=None,
+        contrast=None,
     )
-    assert verdicts(alone) == [None, True, *[None] * 9]
+    assert verdicts(alone) == [None, True, *[None] * 11]
+
+
+def test_too_few_relabellings_decide_nothing(results):
+    finding = find(run_results(contrast=contrast(shared=shared(relabellings=4, p_all=0.5, seeds=1))))[CONTRAST]
+    assert finding.holds is None
+    assert "p = 0.5 over all layers, of 4 relabellings, at least 0.5" in finding.evidence
+
+
+def test_results_without_the_base_beside_each_ablation_make_no_claim_of_transfer():
+    assert find(run_results(transfer=each(transfer(), against_base=None)))[TRANSFER].holds is None
 
 
 def test_a_change_that_many_tries_give_by_chance_does_not_count():

@@ -80,9 +80,9 @@ CONTRAST = ReportFigure(
     "Cosine between the contrasts of different domains by layer, with relabelled fine-tunes and other seeds; and the "
     "change of a left-out domain's shift by the shared contrast, beside swapped labels and random directions",
     "A contrast is what a fine-tune on bad answers has and one on good answers to the same questions has not, on "
-    "neutral text. Left: how far the contrasts of different domains point the same way. Right: what the other domains share, "
-    "taken out of or added to the fine-tune of a domain that had no part in it: change of its margin minus that of "
-    "the base under the same.",
+    "neutral text. Left: how far the contrasts of different domains point the same way. Right: what the other domains "
+    "share, taken out of or added to the fine-tune of a domain that had no part in it: change of its margin minus that "
+    "of the base under the same.",
     lambda results: results.contrast is not None,
     draw_contrast,
 )

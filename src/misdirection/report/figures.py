@@ -313,7 +313,7 @@ def draw_transfer(results: RunResults) -> Figure:
     columns = 1 if is_wide else len(maps[0])
     figure = new_figure(max(7.5, 2.4 + 0.8 * columns * len(targets)), 1.9 + lines * (1.0 + 0.62 * len(sources)))
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    limit = max(FULL_COLOUR, *(abs(each.mean) for row in rows for each in (row.margin_change, row.random_change)))
+    limit = max(FULL_COLOUR, *(abs(value) for titled in maps for cells in titled.values() for _, value, _ in cells))
     for position, titled, panels in zip(positions, maps, grid.reshape(len(positions), -1), strict=True):
         for axes, (title, cells) in zip(panels, titled.items(), strict=True):
             image = _draw_heat_map(axes, cells, sources, targets, limit)
