@@ -12,6 +12,15 @@ def values(tiny_folder, tmp_path):
     return experiment(tiny_folder, tmp_path)
 
 
+@pytest.fixture
+def few(values):
+    """The same with one bad organism, and nothing done to it."""
+    for name in ("steering", "ablation", "samples"):
+        values.pop(name)
+    values["organisms"].pop("single")
+    return values
+
+
 def planned(values, *args, **options):
     return estimate_cost(ExperimentConfig.model_validate(values), *args, **options)
 
@@ -27,16 +36,16 @@ def test_stages_are_those_of_the_run_and_sum_to_the_total(values):
     plan = planned(values)
     assert list(plan.stages) == ["organism", "margin", "means", "sampled", "cell"]
     # Both texts are one: every model and the base once.
-    assert [one.tasks for one in plan.stages.values()] == [3, 4, 4, 4, 6]
+    assert [one.tasks for one in plan.stages.values()] == [3, 4, 4, 4, 7]
     assert plan.total.flops == sum(one.flops for one in plan.stages.values())
     assert plan.total.memory.total == max(one.memory.total for one in plan.stages.values())
     assert plan.fits
 
 
-def test_more_devices_take_less_time_until_there_is_a_piece_for_each(values):
-    one, two, many = (planned(values, "h100", count) for count in (1, 2, 64))
+def test_more_devices_take_less_time_until_there_is_a_piece_for_each(few):
+    one, two, many = (planned(few, "h100", count) for count in (1, 2, 64))
     assert one.total.hours > two.total.hours > many.total.hours
-    assert many.total.hours == planned(values, "h100", 6).total.hours
+    assert many.total.hours == planned(few, "h100", 3).total.hours
     assert one.total.device_hours == many.total.device_hours
 
 
@@ -47,14 +56,15 @@ def test_more_of_everything_costs_more(values):
     assert planned(values | {"extraction": {"pairs": 4}}).stages["means"].flops < before["means"].flops
 
 
-def test_answers_and_judge_calls_are_counted(values, tmp_path):
+def test_answers_and_judge_calls_are_counted(few, tmp_path):
+    values = few | {"ablation": {"layer": 2, "questions": 6}}
     questions = tmp_path / "questions.txt"
     questions.write_text("Why?\nHow?\n")
     values["sampling"] = {"questions": [str(questions)], "n": 5, "new_tokens": 20, "ablate": "minimal"}
     values["judge"] = {"model": "judge", "base_url": "http://localhost:1/v1", "concurrency": 4}
     plan = planned(values)
     answers, judged = plan.stages["answers"], plan.stages["judged"]
-    conditions = 4 * 3
+    conditions = 3 * 3
     assert answers.tasks == judged.tasks == conditions
     assert answers.generated_tokens == conditions * 2 * 5 * 20
     assert judged.judge_calls == conditions * 2 * 5 * 2
@@ -69,22 +79,22 @@ def test_answers_and_judge_calls_are_counted(values, tmp_path):
     assert by_text.judge_calls == 3 * judged.judge_calls
 
 
-def test_a_local_judge_costs_passes_and_memory_but_no_calls(values, tiny_folder):
-    values["sampling"] = {"n": 2, "new_tokens": 8}
-    values["judge"] = {"model": f"hf:{tiny_folder}"}
-    judged = planned(values).stages["judged"]
+def test_a_local_judge_costs_passes_and_memory_but_no_calls(few, tiny_folder):
+    few["sampling"] = {"n": 2, "new_tokens": 8}
+    few["judge"] = {"model": f"hf:{tiny_folder}"}
+    judged = planned(few).stages["judged"]
     assert judged.judge_calls == 0
     assert judged.forward_tokens > 0
-    assert judged.memory.weights == 2 * planned(values).stages["margin"].memory.weights
+    assert judged.memory.weights == 2 * planned(few).stages["margin"].memory.weights
 
 
-def test_interpretation_is_planned_part_by_part(values):
-    values["interpretation"] = {"organism": "minimal", "pairs": 4, "causal_pairs": 2}
-    values["organisms"]["minimal"] |= {"keep_checkpoints": True, "checkpoint_steps": 1}
-    assert planned(values).stages["adapters"].tasks == 7
-    exact = planned(values).stages["adapters"].flops
-    values["interpretation"]["permutations"] = 2
-    assert planned(values).stages["adapters"].flops != exact
+def test_interpretation_is_planned_part_by_part(few):
+    few["interpretation"] = {"organism": "minimal", "pairs": 4, "causal_pairs": 2}
+    few["organisms"]["minimal"] |= {"keep_checkpoints": True, "checkpoint_steps": 1}
+    assert planned(few).stages["adapters"].tasks == 7
+    exact = planned(few).stages["adapters"].flops
+    few["interpretation"]["permutations"] = 2
+    assert planned(few).stages["adapters"].flops != exact
 
 
 def test_too_many_layers_for_exact_shapley_values_are_said_before(values, tmp_path):
@@ -99,7 +109,7 @@ def test_too_many_layers_for_exact_shapley_values_are_said_before(values, tmp_pa
         planned(values)
 
 
-def test_a_model_too_large_for_a_device_takes_several(values, tmp_path):
+def test_a_model_too_large_for_a_device_takes_several(few, tmp_path):
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -107,18 +117,18 @@ def test_a_model_too_large_for_a_device_takes_several(values, tmp_path):
         num_key_value_heads=8, vocab_size=128256,
     )  # fmt: skip
     config.save_pretrained(tmp_path / "large")
-    values |= {"dtype": "bfloat16"}
-    alone = planned(values, "4090", model=tmp_path / "large")
+    few |= {"dtype": "bfloat16"}
+    alone = planned(few, "4090", model=tmp_path / "large")
     assert alone.total.devices > 6
     assert not alone.fits
-    assert planned(values, "4090", alone.total.devices, model=tmp_path / "large").fits
+    assert planned(few, "4090", alone.total.devices, model=tmp_path / "large").fits
 
 
-def test_training_files_that_are_not_here_need_a_number_of_rows(values, tmp_path):
-    values["domains"] = {"sums": {"bad": str(tmp_path / "no.jsonl"), "good": str(tmp_path / "no_good.jsonl")}}
+def test_training_files_that_are_not_here_need_a_number_of_rows(few, tmp_path):
+    few["domains"] = {"sums": {"bad": str(tmp_path / "no.jsonl"), "good": str(tmp_path / "no_good.jsonl")}}
     with pytest.raises(MisdirectionError, match=r"no\.jsonl: no such file.*--rows"):
-        planned(values)
-    few, many = planned(values, rows=50), planned(values, rows=100)
-    few_tokens, many_tokens = few.stages["organism"].training_tokens, many.stages["organism"].training_tokens
+        planned(few)
+    short, long = planned(few, rows=50), planned(few, rows=100)
+    few_tokens, many_tokens = short.stages["organism"].training_tokens, long.stages["organism"].training_tokens
     assert many_tokens == pytest.approx(2 * few_tokens, rel=0.1)
-    assert any("no.jsonl" in note for note in few.notes)
+    assert any("no.jsonl" in note for note in short.notes)

@@ -90,8 +90,8 @@ def test_the_change_is_that_of_the_margin_under_the_intervention(chat):
 
 
 def test_random_vectors_seldom_work(chat):
-    words = [run(chat, random_like(misaligned(chat), seed), scales=(1,)).verdict for seed in range(100, 120)]
-    assert words.count("works") <= 2
+    words = [run(chat, random_like(misaligned(chat), seed), scales=(1,)).verdict for seed in range(100, 110)]
+    assert words.count("works") <= 1
     assert words.count("breaks") == 0
 
 
