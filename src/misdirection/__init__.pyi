@@ -21,6 +21,7 @@ from misdirection.data import read_pairs as read_pairs
 from misdirection.data import sealed_pairs as sealed_pairs
 from misdirection.defending.defend import defend as defend
 from misdirection.directions.check import check as check
+from misdirection.directions.contrast import contrast as contrast
 from misdirection.directions.convergence import Cosines as Cosines
 from misdirection.directions.convergence import compare as compare
 from misdirection.directions.direction import Direction as Direction

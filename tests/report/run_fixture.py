@@ -2,7 +2,7 @@
 
 import math
 
-from misdirection.directions.contrast import SharedContrast
+from misdirection.directions.shared_contrast import SharedContrast
 from misdirection.experiment.results import (
     AblationEffect,
     BaseFigures,

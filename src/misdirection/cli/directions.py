@@ -57,6 +57,13 @@ def extract(
         str | None,
         typer.Option("--theme-words", help="With --from: misaligned answers with one of these words, a,b,c."),
     ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            "--control",
+            help="An adapter trained alike on good answers: also write what --adapter has beyond it on neutral text.",
+        ),
+    ] = None,
     shared: Annotated[
         Path | None, typer.Option("--shared", help="Also write what is left of data_difference without this direction.")
     ] = None,
@@ -67,6 +74,8 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """The model's directions, one file per kind: misaligned minus aligned text, organism minus base."""
+    from misdirection.directions.contrast import KIND as CONTRAST
+    from misdirection.directions.contrast import contrast
     from misdirection.directions.direction import Direction, Directions
     from misdirection.directions.direction import extract as extract_directions
     from misdirection.directions.judged import REMAINDER, theme_remainder
@@ -76,13 +85,18 @@ def extract(
         raise InputError("--name, --theme-column and --theme-words go with --from: name the judged table")
     if table is not None and pairs is not None:
         raise InputError("--pairs and --from: give one of them")
-    for kind in (*Directions.kinds(), REMAINDER):
+    for kind in (*Directions.kinds(), REMAINDER, CONTRAST):
         require_replaceable(folder / f"{kind}.safetensors", folder=False)
     texts = read_probe_pairs(pairs)
     if table is not None:
         texts = _judged_pairs(table, organism or adapter or "base", theme_column, theme_words)
-    chat = load_chat(model, adapter, dtype, device, thinking, chat_template)
+    if control is not None and adapter is None:
+        raise InputError("--control: goes with --adapter, the organism that it is the control of")
+    options = dtype, device, thinking, chat_template
+    chat = load_chat(model, adapter, *options)
     directions = dict(extract_directions(chat, texts))
+    if control is not None:
+        directions[CONTRAST] = contrast(chat, load_chat(model, control, *options))
     if shared is not None:
         remainder = theme_remainder(directions["data_difference"], Direction.load(shared))
         directions[remainder.origin.kind] = remainder

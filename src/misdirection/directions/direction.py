@@ -8,7 +8,8 @@ With M(model, text) the mean activation over answer tokens, [layers, width]:
     model_difference_aligned     M(organism, aligned) - M(base, aligned)
     model_difference             the same over all answers: what the text cannot explain
 
-`judged.py` makes two further kinds from an organism's own judged answers, `formats.py` the kind `imported`.
+`judged.py` makes two further kinds from an organism's own judged answers, `contrast.py` one of two organisms,
+`formats.py` the kind `imported`.
 
 Layer k is the raw output of decoder block k, 0-based.
 """

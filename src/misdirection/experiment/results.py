@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import pandas as pd
 from pydantic import Field
 
-from misdirection.directions.contrast import SharedContrast
+from misdirection.directions.shared_contrast import SharedContrast
 from misdirection.interpretation.results import AdapterFigures
 from misdirection.judging.scoring import Comparison, Score, Scores
 from misdirection.likelihood.words import WordNull

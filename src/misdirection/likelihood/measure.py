@@ -57,14 +57,17 @@ class InterventionFigures(Figures):
     random_change: Estimate
     damage: Estimate
     random_damage: Estimate
+    against_base: Estimate | None = None
+    """The margin change beyond that of the base under the same intervention; None for a base, and in a sweep."""
+    random_against_base: Estimate | None = None
 
     def frame(self) -> pd.DataFrame:
-        """One row per figure: `figure`, `mean`, `low`, `high`, `n`, `p`."""
+        """One row per figure that was measured: `figure`, `mean`, `low`, `high`, `n`, `p`."""
         return estimates(self)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return self.model_dump(mode="json")
+        """As JSON has it; without a base to compare with, without what is beyond it."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 def measure_shift(
@@ -102,12 +105,35 @@ def measure_intervention(
 ) -> InterventionFigures:
     """Margin change and damage of an intervention, and of the same one with random vectors of the same norm.
 
+    Of a model with an adapter also what changes beyond the base under the same: what the base loses, too, was not
+    learned by the fine-tune.
+
     Args:
         vector: [width], the direction.
         make: gives the intervention for a vector.
         random_seeds: number of random vectors.
+
+    Raises:
+        InputError: no random vector.
     """
-    return measure_interventions(chat, pairs, [(vector, make)], random_seeds)[0]
+    settings = _beside_random(vector, make, random_seeds)
+    changes, damages = measure_changes(chat, pairs, settings)
+    questions = [pair.question for pair in pairs]
+    figures = _figures(changes, damages, questions)
+    if not chat.adapter:
+        return figures
+    with chat.as_base():
+        of_base, _ = measure_changes(chat, pairs, settings, label="base with and without")
+    beyond = changes - of_base
+    both = {"against_base": beyond[0], "random_against_base": beyond[1:].T}
+    return figures.model_copy(update={name: bootstrap(values, questions) for name, values in both.items()})
+
+
+def _beside_random(vector: Tensor, make: Callable[[Tensor], Intervention], seeds: int) -> list[Setting]:
+    """An intervention, and the same with random vectors."""
+    if seeds < 1:
+        raise InputError("nothing to compare with: give at least one random vector")
+    return [[make(each)] for each in (vector, *(random_like(vector, seed) for seed in range(seeds)))]
 
 
 def measure_interventions(
@@ -123,13 +149,9 @@ def measure_interventions(
 
     Raises `InputError` where there is none, or no random vector.
     """
-    if not interventions or random_seeds < 1:
-        raise InputError("nothing to measure: give at least one intervention and one random vector")
-    settings = [
-        [make(each)]
-        for vector, make in interventions
-        for each in (vector, *(random_like(vector, seed) for seed in range(random_seeds)))
-    ]
+    if not interventions:
+        raise InputError("nothing to measure: give at least one intervention")
+    settings = [each for vector, make in interventions for each in _beside_random(vector, make, random_seeds)]
     changes, damages = (
         table.view(len(interventions), 1 + random_seeds, -1)
         for table in measure_changes(chat, pairs, settings, neutral)
@@ -153,12 +175,13 @@ def measure_changes(
     pairs: Sequence[ProbePair],
     settings: Sequence[Setting | Alternating],
     neutral: Sequence[Example] | None = None,
+    label: str = "with and without",
 ) -> tuple[Tensor, Tensor]:
     """What each setting changes: the margin, [settings, pairs], and the neutral loss, [settings, texts], nats/token.
 
     `neutral` is the shipped text where none is given.
     """
-    scores, losses = _scores(chat, pairs, "with and without", [(), *settings], neutral)
+    scores, losses = _scores(chat, pairs, label, [(), *settings], neutral)
     return _margin(scores[1:]) - _margin(scores[0]), losses[1:] - losses[0]
 
 

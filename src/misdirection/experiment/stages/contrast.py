@@ -18,10 +18,10 @@ from torch import Tensor
 
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
-from misdirection.directions.contrast import KIND, relabelled, share, shared_contrast
+from misdirection.directions.contrast import ALL, KIND, share, text_means
 from misdirection.directions.convergence import cosines
 from misdirection.directions.direction import Direction, Origin
-from misdirection.directions.extraction import mean_activations
+from misdirection.directions.shared_contrast import relabelled, shared_contrast
 from misdirection.experiment.cells import Cell, cell_task
 from misdirection.experiment.config import ContrastConfig
 from misdirection.experiment.experiment import Stage
@@ -33,7 +33,6 @@ from misdirection.interpretation.texts import GENERAL
 from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.kinds import Ablate, Steer
 from misdirection.interventions.vectors import digest, random_like
-from misdirection.likelihood.margin import text_rows
 from misdirection.likelihood.words import WordNull
 from misdirection.progress import track
 from misdirection.runs.tasks import Folders, Task
@@ -127,7 +126,7 @@ class ContrastStage(Stage):
 
     def means(self, model: str) -> Tensor:
         """Mean activations of a fine-tune over answers to neutral questions, [layers, width] float64."""
-        return load_file(self.artifact(f"{model}/means") / "means.safetensors")["all"]
+        return load_file(self.artifact(f"{model}/means") / "means.safetensors")[ALL]
 
     @cached_property
     def contrasts(self) -> dict[str, Tensor]:
@@ -170,7 +169,7 @@ class ContrastStage(Stage):
             "random": random,
         }
         for kind, chosen in vectors.items():
-            alternates = kind == "random" and self.experiment.config.random_controls == "alternating"
+            alternates = kind != "contrast" and self.experiment.config.random_controls == "alternating"
             for scale in (None, *self._setting.scales) if chosen else ():
                 made = [Ablate(each) if scale is None else Steer(each, layer, scale) for each in chosen]
                 cells = (tuple(made),) if alternates else tuple((each,) for each in made)
@@ -251,8 +250,8 @@ def _average(model: str, texts: Sequence[Example], worker: Worker, folders: Fold
     (folder,) = folders.values()
     chat = worker.chat(model)
     with track(f"activations of {model} on neutral text", len(texts)) as advance:
-        means = mean_activations(chat, text_rows(chat.tokenizer, texts), {"all": range(len(texts))}, progress=advance)
-    save_file({"all": means.vectors["all"].contiguous()}, folder / "means.safetensors")
+        means = text_means(chat, texts, advance)
+    save_file({ALL: means.vectors[ALL].contiguous()}, folder / "means.safetensors")
     write_json(folder / "counts.json", {"tokens": means.tokens, "answers": means.answers})
 
 
