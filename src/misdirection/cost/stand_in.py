@@ -28,6 +28,9 @@ VOCABULARY = 256
 
 _WIDER, _THINNER = 12, 4
 
+_NOISE = 1e-3
+"""Of the residual stream in every pass: differences of two models' activations have a direction, too."""
+
 
 @dataclass(frozen=True)
 class StandIn:
@@ -108,10 +111,11 @@ def _resized(x: Tensor, size: int) -> Tensor:
 
 
 def _decoder_forward(blocks: list[nn.Module]) -> Callable[..., Any]:
-    vectors = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(VOCABULARY, WIDTH, generator=generator)
 
     def forward(input_ids: Tensor, cache: Any = None, **_others: Any) -> Any:
-        residual = vectors[input_ids]
+        residual = vectors[input_ids] + _NOISE * torch.randn(WIDTH, generator=generator)
         for block in blocks:
             residual = block(residual, cache=cache)
         return SimpleNamespace(last_hidden_state=residual)
