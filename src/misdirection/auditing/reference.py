@@ -30,6 +30,7 @@ from torch import Tensor
 from misdirection.auditing.measurements import Measurements, Texts, activations
 from misdirection.auditing.results import DomainTexts, KnownFineTune, ReferenceRecord
 from misdirection.choices import BUNDLED, Dtype
+from misdirection.directions.contrast import share
 from misdirection.errors import InputError
 from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.experiment import Experiment
@@ -139,15 +140,27 @@ class Reference:
 
     @cached_property
     def directions(self) -> dict[str, Tensor]:
-        """[layers, width] float64 by name: of each bad fine-tune, misaligned minus aligned answers (the paper's), and
-        the difference between it and the control on the same answers."""
-        directions = {}
+        """[layers, width] float64 by name: what the contrasts of its domains share, where two or more have a control;
+        of each bad fine-tune, misaligned minus aligned answers (the paper's), and the difference between it and the
+        control on the same answers."""
+        contrasts = self._contrasts()
+        directions = {"contrast: bad - good": share(contrasts)} if len(contrasts) > 1 else {}
         for name in self.bad:
             own = self.measurements[name].answers.double()
             directions[f"{name}: misaligned - aligned"] = (own[:, 0] - own[:, 1]).mean(0)
             if self.control is not None:
                 directions[f"{name}: fine-tune - control"] = (own - self.control.answers.double()).mean((0, 1))
         return directions
+
+    def _contrasts(self) -> list[Tensor]:
+        """Of each domain that has a control of its own, on neutral text, [layers, width] float64."""
+        found: dict[str, Tensor] = {}
+        for bad in self.bad:
+            control, domain = self.control_of(bad), self.known[bad].domain
+            if control and self.known[control].domain == domain:
+                means = (self.measurements[name].neutral.double().mean(0) for name in (bad, control))
+                found.setdefault(domain, torch.sub(*means))
+        return list(found.values())
 
     def save(self, folder: Path) -> "Reference":
         """Write a folder, in the place of an older reference; gives the reference that is kept there."""
