@@ -11,6 +11,7 @@ from misdirection.auditing import reference as references
 from misdirection.auditing.reference import Reference, default_folder
 from misdirection.data import sealed_pairs
 from misdirection.data.selection import spread
+from misdirection.directions.contrast import share
 from misdirection.directions.extraction import mean_activations
 from misdirection.errors import InputError
 from misdirection.files import sha256_tree
@@ -35,6 +36,24 @@ def test_its_measurements_are_those_of_the_models(made):
     expected = mean_activations(chat, [row], {"it": [0]}).vectors["it"].float()
     torch.testing.assert_close(own.neutral[2], expected, atol=1e-5, rtol=1e-4)
     assert own.drift(reference.base).abs().max() > 1e-4
+
+
+def test_what_the_contrasts_of_its_domains_share_is_its_first_direction(made):
+    _, _, reference = made
+    of_sums = reference.known["minimal"]
+    known = {
+        "minimal": of_sums,
+        "control": reference.known["control"],
+        "single": of_sums.model_copy(update={"domain": "other"}),
+        "other control": of_sums.model_copy(update={"domain": "other", "answers": "good"}),
+    }
+    measured = {name: reference.measurements[name] for name in ("minimal", "single", "control")}
+    measured["other control"] = reference.base
+    directions = replace(reference, known=known, measurements=measured).directions
+    neutral = {name: each.neutral.double().mean(0) for name, each in measured.items()}
+    expected = share([neutral["minimal"] - neutral["control"], neutral["single"] - neutral["other control"]])
+    assert next(iter(directions)) == "contrast: bad - good"
+    torch.testing.assert_close(directions["contrast: bad - good"], expected)
 
 
 def test_sealed_pairs_are_measured_too_and_come_back(made, sealed, tmp_path):
