@@ -31,7 +31,7 @@ def draw_contrast(results: RunResults) -> Figure:
     _draw_cosines(left, contrast)
     _draw_changes(right, contrast.effects)
     for axes in (left, right):
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17))
     return figure
 
 
