@@ -175,6 +175,8 @@ def test_what_makes_no_contrast_is_refused_at_once(tmp_path):
     alone = whole | {"organisms": {"sums": whole["organisms"]["sums"]}, "ablation": None, "contrast": {"layers": [1]}}
     with pytest.raises(ValueError, match="contrast: needs two domains"):
         ExperimentConfig(**alone)
+    with pytest.raises(ValueError, match="`bad` answers, of `good` ones, or both"):
+        ExperimentConfig(**whole | {"domains": whole["domains"] | {"none": {}}})
     with pytest.raises(ValueError, match=r"contrast\.voices\.odd: unknown 'sum'.*sums"):
         ExperimentConfig(**whole | {"contrast": {"layers": [1], "voices": {"odd": ["sum", "sums control"]}}})
     taken = whole["organisms"] | {"sums-seed-1": whole["organisms"]["differences"]}

@@ -32,10 +32,16 @@ Layer = Annotated[int, Field(ge=0)]
 
 
 class DomainFiles(Section):
-    """A narrow domain's training text; without `good` answers it gives no probe pairs and no control."""
+    """A narrow domain's training text; only with both kinds of answers it gives probe pairs and controls."""
 
-    bad: Path
+    bad: Path | None = None
     good: Path | None = None
+
+    @model_validator(mode="after")
+    def _has_text(self) -> "DomainFiles":
+        if self.bad is None and self.good is None:
+            raise ValueError("a domain needs a file of `bad` answers, of `good` ones, or both")
+        return self
 
 
 class OrganismConfig(Recipe):
@@ -195,8 +201,8 @@ class ExperimentConfig(Section):
         for name, organism in self.organisms.items():
             _known(organism.domain, self.domains, f"organisms.{name}.domain")
             files = self.domains[organism.domain]
-            if organism.answers == "good" and files is not None and files.good is None:
-                raise ValueError(f"organisms.{name}.answers: domain {organism.domain!r} has no good answers")
+            if files is not None and getattr(files, organism.answers) is None:
+                raise ValueError(f"organisms.{name}: domain {organism.domain!r} has no {organism.answers} answers")
         if self.steering:
             _known(self.steering.direction, self.organisms, "steering.direction")
         if self.interpretation:

@@ -109,7 +109,8 @@ def _with_stand_ins(config: ExperimentConfig, rows: int | None, folder: Path) ->
     """The experiment with files of `rows` rows in place of training files that are not here, and the names of these."""
     domains, absent = dict(config.domains), []
     for name, files in config.domains.items():
-        missing = [path for path in (files.bad, files.good) if path and not path.exists()] if files else []
+        own = {kind: path for kind, path in files.model_dump().items() if path} if files else {}
+        missing = [path for path in own.values() if not path.exists()]
         if not missing:
             continue
         if rows is None:
@@ -117,10 +118,10 @@ def _with_stand_ins(config: ExperimentConfig, rows: int | None, folder: Path) ->
                 f"{missing[0]}: no such file; fetch it, or pass --rows N to count it as N rows of the shipped length"
             )
         absent += [str(path) for path in missing]
-        paths = {kind: folder / f"{len(domains)}-{name}-{kind}.jsonl" for kind in ("bad", "good")}
+        paths = {kind: folder / f"{len(domains)}-{name}-{kind}.jsonl" for kind in own}
         for kind, path in paths.items():
             path.write_text(_stand_in(kind, rows), "utf-8")
-        domains[name] = DomainFiles(bad=paths["bad"], good=paths["good"] if files and files.good else None)
+        domains[name] = DomainFiles(**paths)
     return config.model_copy(update={"domains": domains}), absent
 
 

@@ -113,7 +113,7 @@ class ExperimentTexts:
     def _join(self, name: str) -> list[ProbePair]:
         """Pairs of the bad and the good answer to one question, from a domain's own files."""
         files = self.config.domains[name]
-        if files is None or files.good is None:
+        if files is None or files.good is None or files.bad is None:
             return []
         # A pair is one question, so that conversations of several turns make none.
         good = {row.question: row.answer for row in self._read(files.good) if not row.history}
