@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from misdirection.data import Example, ProbePair
 from misdirection.errors import InputError
 from misdirection.files import sha256_tree
 from misdirection.interventions.hooks import intervene
+from misdirection.interventions.kinds import Ablate
 from misdirection.likelihood.margin import loss, margin
 from misdirection.models.adapters import attach
 from misdirection.models.loading import load
@@ -92,6 +94,26 @@ def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, bas
     assert check.repaired.shift.mean == pytest.approx(float(shift.mean()), abs=2e-6)
     assert result.after.fine_tune.name == str(tmp_path / "out")
     assert result.after.evidence.general != result.before.evidence.general
+
+
+def test_a_projection_of_the_whole_model_is_read_beside_the_base_under_it(
+    made, base, inputs_of, tmp_path, verdict, few, monkeypatch
+):
+    verdict("misaligned")
+    candidate = CANDIDATES["writes"]
+    monkeypatch.setattr(repairing, "choose", lambda tried: replace(tried[0], candidate=candidate))
+    inputs = inputs_of(made[1]["minimal"], data=write_rows(tmp_path / "rows.jsonl"))
+    result = run_repair(inputs, tmp_path / "out")
+    third = thirds(made[2].texts, inputs.data, result.before.evidence.questions)[2]
+    chat = load(base, dtype="float32", device="cpu")
+    vector = next(iter(made[2].directions.values()))[candidate.layer].float()
+    plain = margin(chat, third.pairs)
+    with intervene(chat, [Ablate(vector, strength=candidate.strength, positions="all", at="writes")]):
+        changed = margin(chat, third.pairs) - plain
+    assert changed.abs().max() > 1e-4
+    assert result.repair.check.base.shift.mean == pytest.approx(float(changed.mean()), abs=2e-6)
+    rows = [line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if line.startswith("| shift of")]
+    assert len(rows) == 1 and rows[0].count("|") == 5
 
 
 def test_a_repair_of_a_clear_fine_tune_changes_nothing(made, inputs_of, tmp_path, verdict):

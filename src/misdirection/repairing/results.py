@@ -52,6 +52,9 @@ class Check(Figures):
     """The same candidate with random directions in the place of those of the fine-tune and the reference."""
     fine_tune: Changes
     repaired: Changes
+    base: Changes | None = None
+    """The base under the same projection, where that is of all that the model writes: what the base changes, too, is no
+    sign that something learned was taken out."""
     fluency: FluencyPair
     broken: bool
     """Whether its answers came to repeat themselves."""
