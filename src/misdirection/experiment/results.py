@@ -174,7 +174,7 @@ class DirectionsSection(Figures):
     """The stage `directions`' part of the results."""
 
     directions: dict[str, DirectionFigures] | None = None
-    """Those that are ablated; None without an `ablation` section."""
+    """Those that are ablated; None without an `ablation` section, and where no organism has one."""
     judged_directions: JudgedDirections | None = None
     """Those of the organisms' own judged answers; None where `extraction.answers` is not `judged`."""
 

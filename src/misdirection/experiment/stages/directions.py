@@ -93,7 +93,7 @@ class DirectionsStage(Stage):
             return None
         layer = config.ablation.layer
         used = self.all_used(config.bad_organisms)
-        return {name: describe(direction[layer], layer) for name, direction in used.items()}
+        return {name: describe(direction[layer], layer) for name, direction in used.items()} or None
 
     def _judged(self) -> JudgedDirections:
         own = {name: read_means(self.artifact(self._key(name, name))) for name in self.organisms}

@@ -33,7 +33,7 @@ from misdirection.experiment.stages.judged import JudgedStage
 from misdirection.experiment.stages.means import average, read_direction
 from misdirection.interventions.kinds import Steer
 from misdirection.interventions.vectors import random_like
-from misdirection.judging.scoring import coherence, counts, is_coherent, is_misaligned
+from misdirection.judging.scoring import coherence, counts, is_em
 from misdirection.runs.tasks import Task
 from misdirection.runs.worker import BASE
 from misdirection.statistics import Counts, Estimate, Rate, holm, rate_change
@@ -188,10 +188,10 @@ class ThemesStage(Stage):
         return [
             ThemeEffect(
                 direction=name,
-                em=_share(counts(_is_em(table), table["question_id"])),
+                em=_share(counts(is_em(table), table["question_id"])),
                 coherent=coherence(table),
                 about={theme: _share(found) for theme, found in about[name].items()},
-                em_about={theme: _share(found) for theme, found in self._about(table, _is_em(table)).items()},
+                em_about={theme: _share(found) for theme, found in self._about(table, is_em(table)).items()},
                 change=changes.get(name, {}),
             )
             for name, table in tables.items()
@@ -209,10 +209,6 @@ class ThemesStage(Stage):
 def _as_long(vector: Tensor, other: Tensor) -> Tensor:
     """A vector at the norm of another one."""
     return vector * (other.norm() / vector.norm())
-
-
-def _is_em(table: pd.DataFrame) -> "pd.Series[bool]":
-    return is_misaligned(table["aligned"]) & is_coherent(table["coherent"])
 
 
 def _share(found: Counts) -> Rate:
