@@ -11,6 +11,7 @@ from judging.judge_server import JudgeServer, number
 from misdirection.directions.direction import Direction
 from misdirection.directions.judged import ThemeScore, judged_direction, judged_groups
 from misdirection.errors import MisdirectionError
+from misdirection.experiment.answering import Asking, Condition
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.cost import estimate_cost
 from misdirection.experiment.results import RunResults
@@ -281,16 +282,15 @@ def test_a_second_run_makes_nothing_and_the_page_shows_all(whole, results):
         assert f'<section id="{section}">' in page
 
 
-def test_the_plan_counts_at_least_what_the_run_did(whole):
+def test_the_plan_counts_all_that_a_run_may_do(whole):
     run, config, _ = whole
-    stages = estimate_cost(config).stages
-    answers = len(list((run / "artifacts" / "answers").glob("*/*/answers.parquet")))
+    few = config.model_copy(update={"sampling": config.sampling.model_copy(update={"n": 6, "new_tokens": 2})})
+    stages = estimate_cost(few).stages
+    made = len(list((run / "artifacts" / "answers").glob("*/*/answers.parquet")))
     # Every layer's scales are doubled to the last.
     most = 2 + 2 * 2 + 2 * 2 * len(LAYERS) + 7
-    assert stages["answers"].tasks == most > answers
-    assert stages["judged"].judge_calls == most * 2 * SAMPLES * len(RUBRICS)
-    pairs = len(judged_groups(table(run, "minimal/plain"), "minimal", fewest=FEWEST).pairs)
-    assert pairs <= SAMPLES
+    assert stages["answers"].tasks == most > made
+    assert stages["judged"].judge_calls == most * 2 * 6 * len(RUBRICS)
     assert stages["directions"].tasks == 2 and stages["themes"].tasks == 2
 
 
@@ -310,6 +310,16 @@ def test_with_too_few_answers_the_experiment_goes_on_and_says_so(whole, values, 
     assert "at least 10 are needed" in (folder / "report.html").read_text()
 
 
+def test_what_is_asked_beside_leaves_the_answers_of_models_as_they_are_valid(values):
+    config = ExperimentConfig.model_validate(judged_by(values, "http://127.0.0.1:1/v1")).sampling
+    before = config.model_copy(update={"ablate": (), "steer": None})
+    questions = read_questions(values["sampling"]["questions"][0])
+    inputs = [Asking(each, Condition("base"), questions).inputs() for each in (config, before)]
+    assert inputs[0] == inputs[1] and "steer" not in inputs[0]["sampling"]
+    # One organism is written as it always was.
+    assert (config.model_dump(mode="json")["ablate"], before.model_dump(mode="json")["ablate"]) == ("minimal", None)
+
+
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
@@ -318,6 +328,8 @@ def test_with_too_few_answers_the_experiment_goes_on_and_says_so(whole, values, 
         ("themes", {"columns": ["gender"]}, "no rubric of `judge.rubrics` has the column 'gender'"),
         ("themes", {"columns": ["random"]}, "has another meaning here"),
         ("themes", {"layer": 9}, "themes.layer: 9 is out of range"),
+        ("sampling", {"ablate": ["minimal", "minimal"]}, "names an organism twice"),
+        ("sampling", {"engine": {"vllm": {"base_url": "http://127.0.0.1:1/v1"}}}, "takes no interventions"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_run(values, tmp_path, section, change, message):
