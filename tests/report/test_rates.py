@@ -52,7 +52,7 @@ def test_the_page_says_all_in_words_and_escapes_names(rated, tmp_path, monkeypat
     sections = re.findall(r'<section id="([\w-]+)">', page)
     assert sections[8:12] == ["judged-directions", "em-steering", "em-ablation", "themes"]
     words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
-    assert "7.8% [3.8, 11.8] at layer 24, scale 8, 80.0% [76.0, 84.0] coherent" in words
+    assert "7.8% [3.8, 11.8] at layer 24, scale 8, 79.8% [75.8, 83.8] coherent" in words
     assert "2 answers of each class to the same questions: it has the direction of given answers" in words
     assert "-28.9 [-33.9, -23.9]" in words and "against the equally ablated base" in words
     assert "<b>financial" not in page and "&lt;b&gt;financial" in page
