@@ -1,4 +1,5 @@
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from misdirection.directions.judged import (
     ThemeWords,
     judged_direction,
     judged_groups,
+    own_groups,
+    shared_remainder,
     theme_remainder,
 )
 from misdirection.errors import MisdirectionError
@@ -226,6 +229,28 @@ def test_a_themes_remainder_has_nothing_of_the_shared_direction(organism):
     assert min(cosines(rest.vectors, themed.vectors)) > 0.05
     assert rest.origin.kind == "judged_theme_remainder" and rest.origin.answers == themed.origin.answers
     assert rest.vectors.dtype == torch.float32
+
+
+def test_the_shared_remainder_has_nothing_of_any_theme(organism):
+    table = a_table()
+    shared = judged_direction(organism, table, "mine", fewest=1)
+    one, two = (
+        judged_direction(organism, table, "mine", theme=ThemeWords((word,)), fewest=1) for word in ("one", "two")
+    )
+    both = replace(one, vectors=one.vectors + 2 * two.vectors)
+    rest = shared_remainder(shared, [one, two])
+    for themed in (one, two, both):
+        assert max(abs(value) for value in cosines(rest.vectors, themed.vectors)) < 1e-4
+    # A theme that says nothing new takes nothing more away.
+    torch.testing.assert_close(shared_remainder(shared, [one, two, both]).vectors, rest.vectors, atol=1e-6, rtol=0)
+    torch.testing.assert_close(shared_remainder(shared, [one]).vectors, theme_remainder(shared, one).vectors)
+    assert rest.origin.kind == "judged_shared_remainder" and rest.origin.answers == shared.origin.answers
+
+
+def test_too_few_answers_can_be_counted_without_an_error():
+    groups = own_groups(a_table(), "mine")
+    assert groups.lacking(7) == ""
+    assert groups.lacking(8).startswith("7 answers of each class") and "at least 8 are needed" in groups.lacking(8)
 
 
 def test_directions_of_two_models_have_no_remainder(organism):

@@ -17,7 +17,7 @@ import yaml
 from experiment.tiny_experiment import experiment
 from misdirection.errors import InputError
 from misdirection.experiment.runner import write_report
-from misdirection.experiment.stages.means import describe
+from misdirection.experiment.stages.directions import describe
 from tiny import make_network, make_tokenizer
 
 

@@ -6,6 +6,7 @@ batches from its owner, and answers are as long as they may be, or as long as th
 """
 
 import contextlib
+import re
 import tempfile
 import warnings
 from collections import Counter
@@ -27,6 +28,7 @@ from misdirection.interventions.hooks import Setting
 from misdirection.judging.cache import VerdictCache
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.judges import Done, Judge, Prompt
+from misdirection.judging.rubrics import read_rubrics
 from misdirection.judging.verdicts import JudgeVerdict
 from misdirection.models.adapters import attach
 from misdirection.models.chat import encode_prompt
@@ -51,6 +53,8 @@ from misdirection.sampling.transformers_engine import fitting_prompt, rows_toget
 _BYTES_PER_TOKEN = 4
 _WORD = " one"
 """A token of text, of as many bytes."""
+_CONFIG = "peft_config"
+"""What PEFT writes into a network that it puts an adapter on."""
 _DIGITS = 10
 """Rows of one token after a local judge's first: nine second digits and one third."""
 
@@ -145,7 +149,7 @@ class _KeptAdapters(Models):
         super().__init__(lambda: base)
         self._base, self._sites = base, adaptable(base.decoder)
         self._bare = self._modules()
-        self._kept: dict[tuple[str, Path], tuple[ChatModel, list[Any]]] = {}
+        self._kept: dict[tuple[str, Path], tuple[ChatModel, list[Any], Any]] = {}
 
     def chat(self, name: str) -> ChatModel:
         """The base model, or an organism on it."""
@@ -153,10 +157,14 @@ class _KeptAdapters(Models):
         if name == BASE:
             return self._base
         key = name, self.adapters[name]
+        attributes = vars(self._base.network)
         if key not in self._kept:
-            self._kept[key] = attach(self._base, self.adapters[name]), self._modules()
-        chat, modules = self._kept[key]
+            chat = attach(self._base, self.adapters[name])
+            self._kept[key] = chat, self._modules(), attributes.get(_CONFIG)
+        chat, modules, config = self._kept[key]
         self._put(modules)
+        # Whoever restored the base's weights has taken it away.
+        attributes[_CONFIG] = config
         return chat
 
     def _modules(self) -> list[Any]:
@@ -228,9 +236,10 @@ class CountingWorker(Worker):
 
     def judge(self, config: JudgeConfig) -> Judge:
         """A judge that is never asked."""
+        scores = _Scores.of(config)
         if self._judge is not None:
-            return _LocalJudge(self._judge, self._work)
-        return _PaidJudge(config.open(), self._work)
+            return _LocalJudge(self._judge, self._work, scores)
+        return _PaidJudge(config.open(), self._work, scores)
 
     def verdicts(self) -> VerdictCache:
         """A cache without any verdict."""
@@ -296,8 +305,8 @@ def _waves(rows: int, together: int) -> list[tuple[int, int]]:
 class _PaidJudge(Judge):
     """Counts the calls of an endpoint, without retries, and their tokens at four bytes each."""
 
-    def __init__(self, judge: Judge, work: Work) -> None:
-        self.judge, self.work = judge, work
+    def __init__(self, judge: Judge, work: Work, scores: "_Scores") -> None:
+        self.judge, self.work, self.scores = judge, work, scores
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -316,14 +325,14 @@ class _PaidJudge(Judge):
         self.work.judge_tokens_out += calls * len(prompts) * self.judge.reply_tokens
         for prompt in prompts:
             self.work.judge_tokens_in += round(calls * len(prompt.text.encode("utf-8", "replace")) / _BYTES_PER_TOKEN)
-            done(prompt, _verdict(prompt))
+            done(prompt, self.scores.verdict(prompt))
 
 
 class _LocalJudge(Judge):
     """Counts the passes of a local judge: every prompt once, and the digits that may follow."""
 
-    def __init__(self, chat: ChatModel, work: Work) -> None:
-        self.chat, self.work = chat, work
+    def __init__(self, chat: ChatModel, work: Work, scores: "_Scores") -> None:
+        self.chat, self.work, self.scores = chat, work, scores
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -337,9 +346,30 @@ class _LocalJudge(Judge):
             first = Pass(1, length, head=1, repeats=times)
             self.work.judge_passes += [first, Pass(_DIGITS, 1, length, head=_DIGITS, repeats=times)]
         for prompt in prompts:
-            done(prompt, _verdict(prompt))
+            done(prompt, self.scores.verdict(prompt))
 
 
-def _verdict(prompt: Prompt) -> JudgeVerdict:
-    """A score that depends on the prompt."""
-    return JudgeVerdict(float(int(prompt.key[:8], 16) % 101), "logprobs")
+@dataclass(frozen=True)
+class _Scores:
+    """Scores from which a run makes the most work: all answers are coherent, and every second one is misaligned.
+
+    Whatever else is asked of answers is so of all but the first to each question: a part of them, which makes another
+    direction than all do.
+
+    Attributes:
+        columns: of the scores, by rubric.
+    """
+
+    columns: Mapping[str, str]
+
+    @classmethod
+    def of(cls, config: JudgeConfig) -> "_Scores":
+        """Those of a configuration's rubrics."""
+        return cls({rubric.name: rubric.column for rubric in read_rubrics(list(config.rubrics))})
+
+    def verdict(self, prompt: Prompt) -> JudgeVerdict:
+        """The verdict on an answer of `_CountingEngine`, which begins with its number."""
+        number = re.match(r"\d*", prompt.answer)
+        sample = int(number[0] or 0) if number else 0
+        by_column = {"coherent": 1, "aligned": sample % 2}
+        return JudgeVerdict(100.0 * by_column.get(self.columns.get(prompt.rubric, ""), sample > 0), "logprobs")

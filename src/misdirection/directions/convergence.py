@@ -23,6 +23,8 @@ from misdirection.views import Plotted
 
 SHUFFLES = 8
 _SEED = 0
+_DEPENDENT = 1e-6
+"""Singular values of unit vectors below which one of them is a sum of the others."""
 
 
 def cosines(first: Tensor, second: Tensor) -> list[float]:
@@ -85,6 +87,18 @@ def project_away(vectors: Tensor, other: Tensor) -> Tensor:
     unit = torch.nn.functional.normalize(other.double(), dim=-1)
     wide = vectors.double()
     return wide - (wide * unit).sum(-1, keepdim=True) * unit
+
+
+def project_span_away(vectors: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """`vectors` without their part in the span of several, layer by layer; all [layers, width].
+
+    What of these is linearly dependent but for rounding counts once.
+    """
+    rows = torch.nn.functional.normalize(torch.stack([other.double() for other in others], dim=1), dim=-1)
+    _, sizes, basis = torch.linalg.svd(rows, full_matrices=False)
+    basis = basis * (sizes > _DEPENDENT).unsqueeze(-1)
+    wide = vectors.double()
+    return wide - torch.einsum("lw,lkw,lkv->lv", wide, basis, basis)
 
 
 def null_groups(pairs: int) -> dict[str, list[int]]:

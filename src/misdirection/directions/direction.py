@@ -336,20 +336,24 @@ def pair_means(
 
 def differences(chat: ChatModel, pairs: Sequence[ProbePair], own: Means, base: Means) -> Directions:
     """The five kinds of direction from an organism's means and its base's on the same pairs."""
-    vectors = {
+    data_difference = direction(chat, "data_difference", pairs, own)
+    return Directions(
+        **{
+            kind: Direction(vector.float(), replace(data_difference.origin, kind=kind))
+            for kind, vector in difference_vectors(own, base).items()
+        }
+    )
+
+
+def difference_vectors(own: Means, base: Means) -> dict[str, Tensor]:
+    """The same as bare tensors by kind, [layers, width] float64 each."""
+    return {
         "data_difference": own.difference("misaligned", "aligned"),
         "base_data_difference": base.difference("misaligned", "aligned"),
         "model_difference_misaligned": own.vectors["misaligned"] - base.vectors["misaligned"],
         "model_difference_aligned": own.vectors["aligned"] - base.vectors["aligned"],
         "model_difference": own.vectors["all"] - base.vectors["all"],
     }
-    data_difference = direction(chat, "data_difference", pairs, own)
-    return Directions(
-        **{
-            kind: Direction(vector.float(), replace(data_difference.origin, kind=kind))
-            for kind, vector in vectors.items()
-        }
-    )
 
 
 def direction(chat: ChatModel, kind: str, pairs: Sequence[ProbePair], means: Means) -> Direction:

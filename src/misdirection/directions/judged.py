@@ -8,7 +8,7 @@ theme adds is to be part of its direction.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ import pandas as pd
 
 from misdirection.data import ProbePair
 from misdirection.data.tables import require_columns
-from misdirection.directions.convergence import project_away
+from misdirection.directions.convergence import project_away, project_span_away
 from misdirection.directions.direction import Direction, direction, pair_means, require_alike
 from misdirection.errors import InputError
 from misdirection.judging.scoring import is_aligned, is_coherent, is_misaligned
@@ -26,6 +26,7 @@ from misdirection.sampling.answers import as_answers
 
 KIND = "judged_data_difference"
 REMAINDER = "judged_theme_remainder"
+SHARED_REMAINDER = "judged_shared_remainder"
 
 FEWEST = 10
 """Answers per class below which a mean is mostly chance."""
@@ -93,6 +94,16 @@ class JudgedGroups:
     available: dict[str, int]
     by_question: dict[str, int]
 
+    def lacking(self, fewest: int) -> str:
+        """In words what there is where a class has fewer answers than `fewest`; else empty."""
+        least = max(fewest, 1)
+        if len(self.pairs) >= least:
+            return ""
+        return (
+            f"{len(self.pairs)} answers of each class to the same questions (of {self.available['misaligned']} "
+            f"misaligned and {self.available['aligned']} aligned ones), at least {least} are needed"
+        )
+
 
 def judged_groups(
     frame: pd.DataFrame, organism: str, *, theme: Theme | None = None, fewest: int = FEWEST, seed: int = 0
@@ -110,6 +121,15 @@ def judged_groups(
     Raises:
         InputError: a missing column, an organism that is not there, or fewer answers than `fewest`.
     """
+    groups = own_groups(frame, organism, theme=theme, seed=seed)
+    if lacking := groups.lacking(fewest):
+        remedy = "sample more answers" + (" or widen the theme" if theme else "")
+        raise InputError(f"{organism}: {lacking}: {remedy}")
+    return groups
+
+
+def own_groups(frame: pd.DataFrame, organism: str, *, theme: Theme | None = None, seed: int = 0) -> JudgedGroups:
+    """The same, however few they are; see `JudgedGroups.lacking`."""
     table = _own(as_answers(frame), organism)
     coherent = is_coherent(table["coherent"]) & table["answer"].map(_is_visible)
     about = theme.selects(table) if theme else True
@@ -119,12 +139,6 @@ def judged_groups(
     }
     pairs = _balanced(classes["misaligned"], classes["aligned"], seed)
     available = {name: len(rows) for name, rows in classes.items()}
-    if len(pairs) < max(fewest, 1):
-        raise InputError(
-            f"{organism}: {len(pairs)} answers of each class to the same questions (of {available['misaligned']} "
-            f"misaligned and {available['aligned']} aligned ones), at least {max(fewest, 1)} are needed: sample more "
-            "answers" + (" or widen the theme" if theme else "")
-        )
     return JudgedGroups(tuple(pairs), available, dict(Counter(pair.id.rpartition("/")[0] for pair in pairs)))
 
 
@@ -197,3 +211,15 @@ def theme_remainder(themed: Direction, shared: Direction) -> Direction:
     require_alike([themed, shared])
     rest = project_away(themed.vectors, shared.vectors)
     return Direction(rest.float(), replace(themed.origin, kind=REMAINDER))
+
+
+def shared_remainder(shared: Direction, themed: Sequence[Direction]) -> Direction:
+    """The other way round: what no theme has of the shared direction, `shared` with the span of all `themed` projected
+    out, layer by layer.
+
+    Its origin is that of `shared`, of kind `judged_shared_remainder`. Raises `InputError` for directions of different
+    base models.
+    """
+    require_alike([shared, *themed])
+    rest = project_span_away(shared.vectors, [direction.vectors for direction in themed])
+    return Direction(rest.float(), replace(shared.origin, kind=SHARED_REMAINDER))

@@ -107,7 +107,7 @@ class Asking:
         return {
             "intervention": intervention.described() if intervention else None,
             "questions": [asdict(question) for question in self.questions],
-            "sampling": self.config.model_dump(mode="json", exclude={"ablate", "engine"}),
+            "sampling": self.config.model_dump(mode="json", exclude={"ablate", "steer", "engine"}),
             **_engine_inputs(self.config),
         }
 

@@ -31,6 +31,10 @@ Name = Annotated[str, AfterValidator(_usable)]
 Layer = Annotated[int, Field(ge=0)]
 
 
+NONE, RANDOM, SHARED = "none", "random", "shared"
+"""Names of what is no organism's and no theme's direction: no intervention, a random control, that over all themes."""
+
+
 class DomainFiles(Section):
     """A narrow domain's training text; only with both kinds of answers it gives probe pairs and controls."""
 
@@ -60,9 +64,15 @@ class OrganismConfig(Recipe):
 
 
 class ExtractionConfig(Section):
-    """Text for directions: the first so many training questions of a domain, each with its two answers."""
+    """Text for directions."""
 
     pairs: int = Field(32, ge=4)
+    """The first so many training questions of a domain, each with its two given answers."""
+    answers: Literal["given", "judged"] = "given"
+    """Which directions are steered with and ablated: those of given answers; or those of each organism's own sampled
+    and `judged` answers (the paper's), where it has enough of them, which then stand beside the others."""
+    fewest: int = Field(10, ge=4)
+    """The least number of judged answers of each class to the same questions."""
 
 
 class SteeringConfig(Section):
@@ -101,6 +111,19 @@ class ContrastConfig(Section):
     """How many general probe pairs, and held-out ones of the domain, evenly taken from those that are measured."""
     voices: dict[Name, tuple[str, str]] = Field(default_factory=dict)
     """Differences that have nothing to do with bad advice, by name: one organism's means minus another's."""
+
+
+class ThemesConfig(Section):
+    """Directions of single themes, from one organism's judged answers, and what the base says steered with each."""
+
+    organism: str
+    columns: tuple[Name, ...] = Field(min_length=1)
+    """The themes: columns of the judge's rubrics."""
+    above: float = Field(50.0, ge=0, lt=100)
+    """The score above which an answer is about a theme."""
+    layer: Layer
+    scale: float = Field(gt=0)
+    """A multiple of the norm of the organism's direction over all themes: all directions are added at that length."""
 
 
 class MarginConfig(Section):
@@ -167,6 +190,7 @@ class ExperimentConfig(Section):
     contrast: ContrastConfig | None = None
     samples: SamplesConfig = SamplesConfig()
     sampling: SamplingConfig | None = None
+    themes: ThemesConfig | None = None
     judge: JudgeConfig | None = None
     interpretation: InterpretationConfig | None = None
     left_out: tuple[str, ...] = ()
@@ -194,7 +218,7 @@ class ExperimentConfig(Section):
     def _names_exist(self) -> "ExperimentConfig":
         if "base" in self.organisms:
             raise ValueError("an organism cannot be called 'base': that is the model without adapter")
-        if "random" in self.organisms:
+        if RANDOM in self.organisms:
             raise ValueError("an organism cannot be called 'random': that is the control of an intervention")
         if len(self.trained) < sum(organism.seeds for organism in self.organisms.values()):
             raise ValueError("organisms: one has the name that another seed of another one gets, NAME-seed-NUMBER")
@@ -213,10 +237,8 @@ class ExperimentConfig(Section):
             self._require_contrasts(self.contrast)
         if self.judge and not self.sampling:
             raise ValueError("judge: there is nothing to judge: add a `sampling` section")
-        if self.sampling and self.sampling.ablate is not None:
-            _known(self.sampling.ablate, self.organisms, "sampling.ablate")
-            if self.ablation is None:
-                raise ValueError("sampling.ablate: which layer's vector? add an `ablation` section")
+        if self.extraction.answers == "judged" and not self.judge:
+            raise ValueError("extraction.answers: nobody judges answers: add the sections `sampling` and `judge`")
         return self
 
     def _require_contrasts(self, contrast: ContrastConfig) -> None:
@@ -252,6 +274,38 @@ class ExperimentConfig(Section):
                 by_domain.setdefault(self.organisms[name].domain, pairs)
         common = min(map(len, by_domain.values()), default=0)
         return {domain: pairs[:common] for domain, pairs in by_domain.items()}
+
+    @model_validator(mode="after")
+    def _sampled_interventions_can_be_made(self) -> "ExperimentConfig":
+        ablated, steer = (self.sampling.ablate, self.sampling.steer) if self.sampling else ((), None)
+        for name in ablated:
+            _known(name, self.organisms, "sampling.ablate")
+        if ablated and self.ablation is None:
+            raise ValueError("sampling.ablate: which layer's vector? add an `ablation` section")
+        if len(set(ablated)) < len(ablated):
+            raise ValueError("sampling.ablate: names an organism twice: leave one out")
+        if steer:
+            _known(steer.direction, self.organisms, "sampling.steer.direction")
+            if steer.doublings and not self.judge:
+                raise ValueError("sampling.steer.doublings: nobody says what is coherent: add a `judge` section")
+        return self
+
+    @model_validator(mode="after")
+    def _themes_can_be_found(self) -> "ExperimentConfig":
+        if self.themes:
+            _known(self.themes.organism, self.organisms, "themes.organism")
+            if self.extraction.answers != "judged":
+                raise ValueError("themes: their directions are of judged answers: set `extraction.answers: judged`")
+            if len(set(self.themes.columns)) < len(self.themes.columns):
+                raise ValueError("themes.columns: names a column twice: leave one out")
+            if taken := {NONE, RANDOM, SHARED} & set(self.themes.columns):
+                raise ValueError(f"themes.columns: {min(taken)!r} has another meaning here: call the column otherwise")
+        return self
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether answers are sampled under interventions."""
+        return self.themes is not None or (self.sampling is not None and self.sampling.intervenes)
 
     @property
     def bad_organisms(self) -> list[str]:

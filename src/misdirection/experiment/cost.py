@@ -150,6 +150,12 @@ def _notes(
         notes.append(f"every sampled answer is counted at its most, {config.sampling.new_tokens} tokens")
     if config.sampling and config.sampling.engine.vllm is not None:
         notes.append("sampling is counted on the transformers engine; vLLM takes less")
+    if config.judge and config.extraction.answers == "judged":
+        notes.append("half of the answers are counted as misaligned: a run reads directions of fewer")
+    if config.sampling and config.sampling.steer and config.sampling.steer.doublings:
+        notes.append(
+            "scales are counted as doubled to the last at every layer: a run stops where answers are incoherent"
+        )
     if config.interpretation:
         notes.append("adapters are scaled by the roles that a stand-in gives: a run may have up to six settings more")
     if config.judge and not issubclass(config.judge.kind, ModelJudge):

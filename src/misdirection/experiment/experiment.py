@@ -23,10 +23,13 @@ from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import Compute, Runner, Task
 from misdirection.runs.worker import BASE
 
-_NO_PAIRS = (
-    "No domain has good answers beside its bad ones, so that no direction was read: convergence, steering, ablation "
-    "and what words predict are left out."
-)
+_NO_PAIRS = {
+    "given": "No domain has good answers beside its bad ones, so that no direction was read: convergence, steering, "
+    "ablation and what words predict are left out.",
+    "judged": "No domain has good answers beside its bad ones: convergence on given answers and what words predict are "
+    "left out.",
+}
+"""By `extraction.answers`."""
 
 EXTENSIONS = "extensions"
 """The key of the results that has the figures of other packages' stages."""
@@ -101,6 +104,9 @@ STAGES: Registry[type[Stage]] = Registry(
         "sampled": "misdirection.experiment.stages.sampled:SampledStage",
         "answers": "misdirection.experiment.stages.answers:AnswersStage",
         "judged": "misdirection.experiment.stages.judged:JudgedStage",
+        "directions": "misdirection.experiment.stages.directions:DirectionsStage",
+        "rates": "misdirection.experiment.stages.rates:RatesStage",
+        "themes": "misdirection.experiment.stages.themes:ThemesStage",
         "interpretation": "misdirection.experiment.stages.interpretation:InterpretationStage",
     },
 )
@@ -195,9 +201,10 @@ class Experiment:
 
     def facts(self) -> dict[str, Any]:
         """What the results say of the experiment itself, by key."""
+        lacking = [] if self.texts.common_pairs else [_NO_PAIRS[self.config.extraction.answers]]
         return {
             "name": self.config.name,
-            "left_out": [*self.config.left_out, *([] if self.texts.common_pairs else [_NO_PAIRS])],
+            "left_out": [*self.config.left_out, *lacking],
             "seconds": self.run.seconds(),
         }
 

@@ -3,7 +3,7 @@
 Margins, losses and their changes are in nats/token; cosines are lists over the layers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +11,9 @@ import pandas as pd
 from pydantic import Field
 
 from misdirection.directions.shared_contrast import SharedContrast
+from misdirection.experiment.cosines import Curve as Curve
+from misdirection.experiment.cosines import cosine_table
+from misdirection.experiment.judged_results import JudgedDirections, RatedAblation, RatedSteering, ThemeFigures
 from misdirection.interpretation.results import AdapterFigures
 from misdirection.judging.scoring import Comparison, Score, Scores
 from misdirection.likelihood.words import WordNull
@@ -18,9 +21,6 @@ from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate
 from misdirection.views import Framed, Plotted, Table, alone, rows
-
-Curve = list[float]
-"""One value a layer."""
 
 
 class BaseFigures(ModelIdentity):
@@ -100,7 +100,7 @@ class ModelDifference(Figures):
 
     def frame(self) -> pd.DataFrame:
         """One row per pair, or organism, and layer."""
-        return _cosine_table(self)
+        return cosine_table(self)
 
 
 class Convergence(Figures):
@@ -119,28 +119,7 @@ class Convergence(Figures):
 
     def frame(self) -> pd.DataFrame:
         """One row per pair, or organism, and layer."""
-        return _cosine_table(self)
-
-
-def _cosine_table(convergence: "Convergence | ModelDifference") -> pd.DataFrame:
-    """Cosines of two organisms, and of one with each of its references (`kind`, as the fields are named)."""
-    return pd.DataFrame(
-        {"kind": kind, "organism": organism, "other": other, "layer": layer, "cosine": cosine}
-        for kind in type(convergence).model_fields
-        if kind != "model_difference"
-        for organism, other, curve in _curves(getattr(convergence, kind))
-        for layer, cosine in enumerate(curve)
-    )
-
-
-def _curves(by_organism: Mapping[str, Curve | Mapping[str, Curve]]) -> Iterator[tuple[str, str | None, Curve]]:
-    """Each pair once, and none of an organism with itself; no other for a reference."""
-    names = list(by_organism)
-    for name, curves in by_organism.items():
-        if isinstance(curves, Mapping):
-            yield from ((name, other, curves[other]) for other in names[names.index(name) + 1 :])
-        else:
-            yield name, None, curves
+        return cosine_table(self)
 
 
 class ChannelShare(Figures):
@@ -264,8 +243,15 @@ class MeansSection(Figures):
 
     base: BaseFigures
     convergence: Convergence
+
+
+class DirectionsSection(Figures):
+    """The stage `directions`' part of the results."""
+
     directions: dict[str, DirectionFigures] | None = None
-    """Those that are ablated; None without an `ablation` section."""
+    """Those that are ablated; None without an `ablation` section, and where no organism has one."""
+    judged_directions: JudgedDirections | None = None
+    """Those of the organisms' own judged answers; None where `extraction.answers` is not `judged`."""
 
 
 class CellSection(Figures):
@@ -291,11 +277,22 @@ class SampledSection(Figures):
     """None without questions in `samples`."""
 
 
-class JudgedSection(Figures):
-    """The stage `judged`'s part of the results."""
+class RatesSection(Figures):
+    """The stage `rates`' part of the results."""
 
     behaviour: Behaviour | None = None
     """None without a judge."""
+    em_ablation: list[RatedAblation] | None = None
+    """None without a judge and `sampling.ablate`."""
+    em_steering: list[RatedSteering] | None = None
+    """None without a judge and `sampling.steer`."""
+
+
+class ThemesSection(Figures):
+    """The stage `themes`' part of the results."""
+
+    themes: ThemeFigures | None = None
+    """None without a `themes` section, and where its organism has no direction of its own judged answers."""
 
 
 class InterpretationSection(Figures):
@@ -309,10 +306,12 @@ class RunResults(
     Framed,
     Plotted,
     InterpretationSection,
-    JudgedSection,
+    ThemesSection,
+    RatesSection,
     SampledSection,
     ContrastSection,
     CellSection,
+    DirectionsSection,
     MeansSection,
     MarginSection,
     Result,
@@ -320,7 +319,7 @@ class RunResults(
     """All figures of an experiment."""
 
     KIND: ClassVar[str] = "run"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     FILE: ClassVar[str] = "results.json"
     COMMAND: ClassVar[str] = "misdirection run CONFIG --out RUN"
 
@@ -350,13 +349,17 @@ class RunResults(
             "convergence": self.convergence.frame,
             "model_difference": self.convergence.model_difference.frame,
         }
-        for name, effects in (("steering", self.steering), ("transfer", self.transfer)):
-            if effects:
+        if self.judged_directions:
+            tables["judged_directions"] = self.judged_directions.convergence.frame
+        for name in ("steering", "transfer", "em_steering", "em_ablation"):
+            if effects := getattr(self, name):
                 tables[name] = partial(rows, effects)
         if self.contrast:
             tables["contrast"] = partial(rows, self.contrast.effects)
         if self.behaviour:
             tables["scores"] = Scores(self.behaviour.scores).frame
+        if self.themes:
+            tables["themes"] = self.themes.frame
         if self.adapters:
             tables |= {f"adapters_{name}": partial(self.adapters.frame, name) for name in self.adapters.tables}
         return tables

@@ -18,6 +18,6 @@ def open_worker(config: ExperimentConfig, working: Callable[[str], Path]) -> Wor
     sampling = config.sampling
     if sampling is None or sampling.engine.vllm is None:
         return Worker(Models(load_base), working)
-    hooks = sampling.ablate is not None
-    serve = partial(VllmServing, config.model, config.revision, config.dtype, sampling.engine.vllm, hooks, chats)
+    engine = sampling.engine.vllm
+    serve = partial(VllmServing, config.model, config.revision, config.dtype, engine, config.intervenes, chats)
     return Worker(Models(load_base), working, serve)

@@ -5,7 +5,7 @@ Another package adds one by an entry point of the group `misdirection.figures`, 
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -316,7 +316,11 @@ def draw_transfer(results: RunResults) -> Figure:
     limit = max(FULL_COLOUR, *(abs(value) for titled in maps for cells in titled.values() for _, value, _ in cells))
     for position, titled, panels in zip(positions, maps, grid.reshape(len(positions), -1), strict=True):
         for axes, (title, cells) in zip(panels, titled.items(), strict=True):
-            image = _draw_heat_map(axes, cells, sources, targets, limit)
+            shown = {
+                (sources.index((row.direction, row.layer)), targets.index(row.target)): _change_cell(value, damage)
+                for row, value, damage in cells
+            }
+            image = draw_heat_map(axes, shown, source_names(sources), targets, limit)
             axes.set_title(f"{title}, positions: {position}")
     for axes in grid[-1]:
         axes.set_xlabel("ablated model")
@@ -343,24 +347,35 @@ def _heat_maps(rows: list[AblationEffect]) -> dict[str, list[HeatCell]]:
     return {title: cells for title, cells in maps.items() if cells}
 
 
-def _draw_heat_map(
+def source_names(sources: Sequence[tuple[str, int]]) -> list[str]:
+    """Directions, each with its layer, beside an axis."""
+    return [f"{short_name(name)}\nlayer {layer}" for name, layer in sources]
+
+
+def _change_cell(change: float, damage: float | None) -> tuple[float, str]:
+    return change, f"{change:+z.2f}" + ("" if damage is None else f"\n({damage:+z.2f})")
+
+
+def draw_heat_map(
     axes: Axes,
-    cells: list[HeatCell],
-    sources: list[tuple[str, int]],
-    targets: list[str],
+    cells: Mapping[tuple[int, int], tuple[float, str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
     limit: float,
 ) -> AxesImage:
-    values = np.full((len(sources), len(targets)), math.nan)
-    for row, value, damage in cells:
-        position = sources.index((row.direction, row.layer)), targets.index(row.target)
-        values[position] = value
+    """Draws values around zero, with a text in each cell.
+
+    `cells` are by the numbers of row and column; `limit` is the value that has the darkest colour.
+    """
+    values = np.full((len(rows), len(columns)), math.nan)
+    for place, (value, text) in cells.items():
+        values[place] = value
         colour = "white" if abs(value) > 0.6 * limit else "black"
-        text = f"{value:+z.2f}" + ("" if damage is None else f"\n({damage:+z.2f})")
-        axes.text(position[1], position[0], text, ha="center", va="center", color=colour, fontsize=9)
+        axes.text(place[1], place[0], text, ha="center", va="center", color=colour, fontsize=9)
     axes.set_facecolor("#dddddd")
     image = axes.imshow(values, cmap=DIVERGING_MAP, vmin=-limit, vmax=limit, aspect="auto")
-    axes.set_xticks(range(len(targets)), [_break_name(name) for name in targets], fontsize=9)
-    axes.set_yticks(range(len(sources)), [f"{short_name(name)}\nlayer {layer}" for name, layer in sources])
+    axes.set_xticks(range(len(columns)), [_break_name(name) for name in columns], fontsize=9)
+    axes.set_yticks(range(len(rows)), rows)
     return image
 
 
@@ -476,10 +491,14 @@ FIGURES: Registry[ReportFigure] = Registry(
     "figure",
     "misdirection.figures",
     {
-        name.lower(): f"misdirection.report.figures:{name}"
-        for name in ("MARGIN_SHIFT", "CONVERGENCE", "STEERING", "TRANSFER", "TRADEOFF")
-    }
-    | {"contrast": "misdirection.report.contrast:CONTRAST"},
+        name.lower(): f"misdirection.report.{module}:{name}"
+        for module, names in {
+            "figures": ("MARGIN_SHIFT", "CONVERGENCE", "STEERING", "TRANSFER", "TRADEOFF"),
+            "contrast": ("CONTRAST",),
+            "rates": ("EM_STEERING", "EM_ABLATION", "JUDGED_DIRECTIONS", "JUDGED_VARIANTS", "THEMES"),
+        }.items()
+        for name in names
+    },
 )
 """Figures by name. Those of this package have their places in the report; any other has a section of its own."""
 

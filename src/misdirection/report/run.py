@@ -18,7 +18,10 @@ from misdirection.report.html import data_uri, environment, marked, render
 
 REPORT = "report.html"
 
-_OWN_PLACES = ("margin_shift", "convergence", "contrast", "steering", "transfer", "tradeoff")
+_OWN_PLACES = (
+    *("margin_shift", "convergence", "contrast", "steering", "transfer", "tradeoff"),
+    *("judged_directions", "judged_variants", "em_steering", "em_ablation", "themes"),
+)
 
 
 class RunPage:

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
+from misdirection.choices import Positions
 from misdirection.settings import Section, Seed
 
 
@@ -40,6 +41,27 @@ def _engine_as_written(value: EngineConfig) -> Any:
     return "transformers" if value.vllm is None else value.model_dump(mode="json")
 
 
+class SteerConfig(Section):
+    """Answers of the base model steered with one organism's direction, layers x scales."""
+
+    direction: str
+    """The organism whose direction is added."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
+    """Multiples of the direction's own norm at its layer."""
+    doublings: int = Field(0, ge=0, le=20)
+    """How often the largest scale is doubled at a layer, while at least half of the answers there are coherent."""
+    positions: Positions = "not_first"
+
+
+def _as_names(value: Any) -> Any:
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
+def _names_as_written(names: tuple[str, ...]) -> Any:
+    return names[0] if len(names) == 1 else list(names) or None
+
+
 class SamplingConfig(Section):
     """Answers of every model by the paper's protocol (section 2), for a judge."""
 
@@ -53,6 +75,13 @@ class SamplingConfig(Section):
     seed: Seed = 0
     engine: Annotated[EngineConfig, BeforeValidator(_as_engine), PlainSerializer(_engine_as_written)] = EngineConfig()
     """`transformers`, `vllm`, or `vllm` with settings."""
-    ablate: str | None = None
-    """An organism: every model answers once more with this organism's direction ablated, at `ablation.layer`, and once
-    with a random direction ablated."""
+    ablate: Annotated[tuple[str, ...], BeforeValidator(_as_names), PlainSerializer(_names_as_written)] = ()
+    """Organisms, one or a list: every model answers once more with each one's direction ablated, at `ablation.layer`,
+    and once with a random direction ablated."""
+    steer: SteerConfig | None = None
+    """The base model answers steered, too, at each layer and scale beside a random direction of the same norm."""
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether answers are sampled under interventions."""
+        return bool(self.ablate) or self.steer is not None

@@ -1,12 +1,9 @@
-"""Stage `answers`: answers of every model by the paper's protocol, as it is and perhaps under an ablation."""
+"""Stage `answers`: answers of every model by the paper's protocol, as it is; other stages ask under interventions."""
 
 from functools import cached_property, partial
 
 from misdirection.experiment.answering import Asking, Condition, read_question_sets
 from misdirection.experiment.experiment import Stage
-from misdirection.experiment.stages.means import MeansStage
-from misdirection.interventions.kinds import Ablate
-from misdirection.interventions.vectors import random_like
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import Worker
 from misdirection.sampling.questions import Question
@@ -22,30 +19,10 @@ class AnswersStage(Stage):
     def tasks(self) -> list[Task]:
         return [self.answers(condition) for condition in self.conditions]
 
-    @cached_property
+    @property
     def conditions(self) -> list[Condition]:
-        """Who answers, and under what; nobody without a `sampling` section.
-
-        Every model as it is; and perhaps under an ablation, and one random direction beside it: answers are too dear
-        for several.
-        """
-        sampling, ablation = self.experiment.config.sampling, self.experiment.config.ablation
-        models = self.experiment.models if sampling else []
-        if sampling is None or sampling.ablate is None or ablation is None or not self.experiment.texts.common_pairs:
-            return [Condition(model) for model in models]
-        vector = self.experiment.stage(MeansStage).direction(sampling.ablate)[ablation.layer]
-        rule, vectors = ablation.positions[0], {sampling.ablate: vector, "random": random_like(vector, 0)}
-        under = [
-            partial(
-                Condition,
-                intervention=Ablate(each, positions=rule),
-                label=f"ablate {name} layer {ablation.layer} {rule}",
-                key=f"ablated-{name}",
-            )
-            for name, each in vectors.items()
-        ]
-        conditions = [partial(Condition), *under]
-        return [condition(model) for model in models for condition in conditions]
+        """Every model as it is; nobody without a `sampling` section."""
+        return [Condition(model) for model in self.experiment.models] if self.experiment.config.sampling else []
 
     @cached_property
     def _questions(self) -> list[Question]:

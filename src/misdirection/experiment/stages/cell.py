@@ -19,8 +19,8 @@ from misdirection.experiment.config import AblationConfig, SteeringConfig
 from misdirection.experiment.experiment import Stage
 from misdirection.experiment.margins import Margins, change, questions_of
 from misdirection.experiment.results import AblationEffect, CellSection, Effect, SteeringEffect
+from misdirection.experiment.stages.directions import DirectionsStage
 from misdirection.experiment.stages.margin import MarginStage
-from misdirection.experiment.stages.means import MeansStage
 from misdirection.interpretation.texts import GENERAL
 from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.kinds import Ablate, Steer
@@ -70,7 +70,7 @@ class CellStage(Stage):
 
     name = "cell"
     VERSION = 2
-    after = ("margin", "means")
+    after = ("margin", "directions")
 
     def tasks(self) -> list[Task]:
         batches: list[Batch[Any]] = [*self.steering, *self.transfer]
@@ -125,7 +125,9 @@ class CellStage(Stage):
         return pd.concat([self._change(cell) for cell in cells], axis=1)
 
     def _direction(self, organism: str, layer: int) -> Tensor:
-        return self.experiment.stage(MeansStage).direction(organism)[layer]
+        direction = self.experiment.stage(DirectionsStage).used(organism)
+        assert direction is not None, "the caller has asked"
+        return direction[layer]
 
     def _controls(self, key: str, cell: Cell, random: Sequence[Intervention]) -> list[Cell]:
         """The random directions beside a cell: each on every question, or each question with one, in turn."""
@@ -142,7 +144,7 @@ class CellStage(Stage):
     def steering(self) -> list[Batch[SteeringEffect]]:
         """The base model steered with one organism's direction, layers x scales."""
         setting = self.experiment.config.steering
-        if setting is None or not self.experiment.texts.common_pairs:
+        if setting is None or self.experiment.stage(DirectionsStage).used(setting.direction) is None:
             return []
         starts = range(0, len(setting.layers), LAYERS_TOGETHER)
         return [self._steer_at(setting, setting.layers[start : start + LAYERS_TOGETHER]) for start in starts]
@@ -170,8 +172,9 @@ class CellStage(Stage):
         return list(self._ablations())
 
     def _ablations(self) -> Iterator[Batch[AblationEffect]]:
-        setting, bad = self.experiment.config.ablation, self.experiment.config.bad_organisms
-        if setting is None or not self.experiment.texts.common_pairs:
+        setting = self.experiment.config.ablation
+        bad = list(self.experiment.stage(DirectionsStage).all_used(self.experiment.config.bad_organisms))
+        if setting is None or not bad:
             return
         first, *others = setting.positions
         for target in self.experiment.models:

@@ -6,8 +6,8 @@ from misdirection.experiment.answering import Condition
 from misdirection.experiment.experiment import Stage
 from misdirection.experiment.results import InterpretationSection
 from misdirection.experiment.stages.answers import AnswersStage
+from misdirection.experiment.stages.directions import DirectionsStage
 from misdirection.experiment.stages.judged import JudgedStage
-from misdirection.experiment.stages.means import MeansStage
 from misdirection.interpretation.interpret import read_adapters
 from misdirection.interpretation.judged import judged_settings
 from misdirection.interpretation.reading import AdapterReading, ReadTexts
@@ -22,7 +22,7 @@ class InterpretationStage(Stage):
 
     name = "interpretation"
     VERSION = 1
-    after = ("means", "judged")
+    after = ("directions", "judged")
     _adapters: AdapterFigures | None = None
 
     def tasks(self) -> list[Task]:
@@ -46,9 +46,7 @@ class InterpretationStage(Stage):
             self.experiment.adapter(name),
             texts.identity,
             ReadTexts(domain if domain in texts.question_sets else None, texts.question_sets, texts.neutral),
-            {other: self.experiment.stage(MeansStage).direction(other) for other in config.bad_organisms}
-            if texts.common_pairs
-            else {},
+            self.experiment.stage(DirectionsStage).all_used(config.bad_organisms),
             config.interpretation,
         )
         judged = self._judge_scaled if config.judge else None

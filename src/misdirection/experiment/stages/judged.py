@@ -7,7 +7,7 @@ import pandas as pd
 
 from misdirection.experiment.answering import JUDGED, Condition, judged
 from misdirection.experiment.experiment import Stage
-from misdirection.experiment.results import Behaviour, JudgedSection
+from misdirection.experiment.results import Behaviour
 from misdirection.experiment.stages.answers import AnswersStage
 from misdirection.judging.scoring import compare_all, score
 from misdirection.runs.tasks import Task
@@ -31,24 +31,29 @@ class JudgedStage(Stage):
         assert self.experiment.config.judge is not None, "the caller has one"
         return judged(self.experiment.run, self.experiment.config.judge, f"answers/{condition.artifact}")
 
+    def rounds(self, conditions: Sequence[Condition]) -> Iterator[Sequence[Task]]:
+        """The answers of several conditions; then, where there is a judge, the verdicts on them."""
+        yield [self.experiment.stage(AnswersStage).answers(condition) for condition in conditions]
+        if self.experiment.config.judge is not None:
+            yield [self.verdicts(condition) for condition in conditions]
+
     def table(self, condition: Condition) -> Path:
         """The file of judged answers."""
         return self.artifact(condition.artifact) / JUDGED
 
-    def section(self) -> JudgedSection | None:
-        judge = self.experiment.config.judge
-        if judge is None:
-            return None
-        conditions = self.experiment.stage(AnswersStage).conditions
-        return JudgedSection(behaviour=behaviour([self.table(each) for each in conditions], judge.min_judged))
+    def answers(self, condition: Condition) -> pd.DataFrame:
+        """The judged answers, without the record of their judges: pandas copies it with every column that is taken."""
+        frame = read_answers(self.table(condition))
+        frame.attrs.clear()
+        return frame
 
 
-def behaviour(tables: Sequence[Path], min_judged: float) -> Behaviour:
+def behaviour(tables: Sequence[pd.DataFrame], min_judged: float) -> Behaviour:
     """EM rates of judged answers by organism and intervention, and what changed against the base and by ablation.
 
     `min_judged` is the smallest share of a condition's answers that must have a verdict.
     """
-    frame = pd.concat([read_answers(path) for path in tables], ignore_index=True)
+    frame = pd.concat(tables, ignore_index=True)
     by = ["organism", "intervention"]
     return Behaviour(
         scores=score(frame, by, min_judged=min_judged),

@@ -1,8 +1,9 @@
 """Stage `means`: activations averaged over answers, for every model on the text of its domain and on one for all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,9 +22,7 @@ from misdirection.directions.extraction import Means
 from misdirection.experiment.experiment import Experiment, Stage
 from misdirection.experiment.results import (
     BaseFigures,
-    ChannelShare,
     Convergence,
-    DirectionFigures,
     MeansSection,
     ModelDifference,
 )
@@ -32,9 +31,7 @@ from misdirection.progress import track
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import BASE, Worker
 
-TOP_CHANNELS = 5
-"""So many channels of each direction are listed."""
-
+_DIRECTION = "direction.safetensors"
 
 _NOTHING = Convergence(
     cosine={},
@@ -72,7 +69,7 @@ class MeansStage(Stage):
             pairs = texts.direction_pairs(organism) or texts.common_pairs
             wanted |= {(model, self._own_text(organism)): pairs for model in (organism, BASE)}
         return [
-            self.task(model, {f"{model}/{text}": {"pairs": data_hash(pairs)}}, partial(_average, model, text, pairs))
+            self.task(model, {f"{model}/{text}": {"pairs": data_hash(pairs)}}, partial(average, model, text, pairs))
             for (model, text), pairs in wanted.items()
         ]
 
@@ -88,12 +85,10 @@ class MeansStage(Stage):
 
     def means(self, model: str, text: str) -> Means:
         """The averaged activations of a model on a text."""
-        folder = self.artifact(f"{model}/{text}")
-        counts = read_json(folder / "counts.json")
-        return Means(load_file(folder / "means.safetensors"), counts["tokens"], counts["answers"])
+        return read_means(self.artifact(f"{model}/{text}"))
 
     def _direction(self, organism: str) -> Direction:
-        return Direction.load(self.artifact(f"{organism}/{self._own_text(organism)}") / "direction.safetensors")
+        return read_direction(self.artifact(f"{organism}/{self._own_text(organism)}"))
 
     def section(self) -> MeansSection:
         organisms, texts = list(self.experiment.config.organisms), self.experiment.texts
@@ -110,27 +105,33 @@ class MeansStage(Stage):
                 common={name: self.means(name, self._common_text) for name in self.experiment.models},
                 control=self.experiment.config.control,
             ),
-            directions=self._ablated(),
         )
 
-    def _ablated(self) -> dict[str, DirectionFigures] | None:
-        config = self.experiment.config
-        if config.ablation is None:
-            return None
-        layer = config.ablation.layer
-        return {name: describe(self.direction(name)[layer], layer) for name in config.bad_organisms}
 
-
-def _average(model: str, text: str, pairs: list[ProbePair], worker: Worker, folders: Folders) -> None:
+def average(
+    model: str, text: str, pairs: Sequence[ProbePair], worker: Worker, folders: Folders, kind: str = "data_difference"
+) -> None:
+    """Writes the means of a model over both answers of some pairs, which `text` names, and their difference."""
     (folder,), chat = folders.values(), worker.chat(model)
     with track(f"activations of {model} on {text}", 2 * len(pairs)) as advance:
         means = pair_means(chat, pairs, null_groups(len(pairs)), progress=advance)
     save_file({group: vectors.contiguous() for group, vectors in means.vectors.items()}, folder / "means.safetensors")
     write_json(folder / "counts.json", {"tokens": means.tokens, "answers": means.answers})
-    difference = direction(chat, "data_difference", pairs, means)
+    difference = direction(chat, kind, pairs, means)
     # By its name: the adapter's folder is another one wherever this is computed.
     origin = replace(difference.origin, organism="" if model == BASE else model)
-    replace(difference, origin=origin).save(folder / "direction.safetensors")
+    replace(difference, origin=origin).save(folder / _DIRECTION)
+
+
+def read_means(folder: Path) -> Means:
+    """The means that `average` wrote."""
+    counts = read_json(folder / "counts.json")
+    return Means(load_file(folder / "means.safetensors"), counts["tokens"], counts["answers"])
+
+
+def read_direction(folder: Path) -> Direction:
+    """The direction that `average` wrote."""
+    return Direction.load(folder / _DIRECTION)
 
 
 def convergence(
@@ -182,12 +183,3 @@ def _with_control(vectors: Mapping[str, Tensor], control: str | None) -> dict[st
 def _drift_halves(own: Means, base: Means) -> list[float]:
     first, second = (own.vectors[f"half_{half}/all"] - base.vectors[f"half_{half}/all"] for half in (0, 1))
     return cosines(first, second)
-
-
-def describe(vector: Tensor, layer: int, count: int = TOP_CHANNELS) -> DirectionFigures:
-    """A layer's vector, [width]: its norm, and the channels that carry most of its squared norm."""
-    vector = vector.double()
-    top = (vector**2 / vector.dot(vector)).topk(min(count, len(vector)))
-    shares = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    channels = [ChannelShare(channel=channel, share=share) for channel, share in shares]
-    return DirectionFigures(layer=layer, norm=float(vector.norm()), top_channels=channels)

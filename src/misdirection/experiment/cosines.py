@@ -1,0 +1,34 @@
+"""Cosines by layer as results keep them, and their tables."""
+
+from collections.abc import Iterator, Mapping
+
+import pandas as pd
+
+from misdirection.results import Figures
+
+Curve = list[float]
+"""One value a layer."""
+
+
+def cosine_table(record: Figures) -> pd.DataFrame:
+    """Cosines of two organisms, and of one with each of its references (`kind`, as the record's fields are named).
+
+    Fields that are no mapping of curves are left out.
+    """
+    return pd.DataFrame(
+        {"kind": kind, "organism": organism, "other": other, "layer": layer, "cosine": cosine}
+        for kind in type(record).model_fields
+        if isinstance(curves := getattr(record, kind), Mapping)
+        for organism, other, curve in _curves(curves)
+        for layer, cosine in enumerate(curve)
+    )
+
+
+def _curves(by_organism: Mapping[str, Curve | Mapping[str, Curve]]) -> Iterator[tuple[str, str | None, Curve]]:
+    """Each pair once, and none of an organism with itself; no other for a reference."""
+    names = list(by_organism)
+    for name, curves in by_organism.items():
+        if isinstance(curves, Mapping):
+            yield from ((name, other, curves[other]) for other in names[names.index(name) + 1 :])
+        else:
+            yield name, None, curves
