@@ -52,8 +52,10 @@ from misdirection.interventions.kinds import ScaleAdapters as ScaleAdapters
 from misdirection.interventions.kinds import Steer as Steer
 from misdirection.interventions.vectors import random_like as random_like
 from misdirection.judging.agreement import agree as agree
+from misdirection.judging.calibration import calibrate as calibrate
 from misdirection.judging.judge import judge as judge
 from misdirection.judging.judges import open_judge as open_judge
+from misdirection.judging.results import Calibration as Calibration
 from misdirection.judging.rubrics import read_rubrics as read_rubrics
 from misdirection.judging.scoring import score as score
 from misdirection.likelihood.margin import margin as margin

@@ -17,8 +17,10 @@ from misdirection.interventions.intervention import Intervention
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.evidence import undated
 from misdirection.judging.judge import judge, judging_cost
+from misdirection.judging.judges import ModelJudge
+from misdirection.judging.profile import require_calibration_of
 from misdirection.judging.rubrics import Rubric, read_rubrics
-from misdirection.judging.scoring import score
+from misdirection.judging.scoring import EM_COLUMNS, score
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.runs.folder import RunFolder
@@ -68,8 +70,11 @@ def check_behaviour(sampling: SamplingConfig | None, judge: JudgeConfig | None) 
     if sampling:
         make_requests(read_question_sets(sampling), sampling.n)
     if judge:
-        _read_rubrics(judge)
+        rubrics = _read_rubrics(judge)
         judge.check()
+        # A local judge is not loaded for this: its scores are held against the calibration when they are there.
+        if (calibration := judge.read_calibration()) and not issubclass(judge.kind, ModelJudge):
+            require_calibration_of(judge.open(), rubrics, EM_COLUMNS, calibration)
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pandas as pd
 from pydantic import Field
 
 from misdirection.interpretation.results import AdapterFigures
+from misdirection.judging.results import JudgeErrors, JudgeProfile
 from misdirection.judging.scoring import Comparison, Score, Scores
 from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
@@ -169,6 +170,10 @@ class SampledAnswers(Figures):
 class Behaviour(Figures):
     """EM rates of judged answers by organism and intervention, and what changed against the base and by ablation."""
 
+    judge: JudgeProfile | None
+    """What the scores depend on; None where the tables do not name one judge."""
+    errors: JudgeErrors | None
+    """Those that the rates were corrected by; None without a calibration."""
     scores: list[Score]
     by_question: list[Score]
     comparisons: list[Comparison]
@@ -237,7 +242,7 @@ class RunResults(
     """All figures of an experiment."""
 
     KIND: ClassVar[str] = "run"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     FILE: ClassVar[str] = "results.json"
     COMMAND: ClassVar[str] = "misdirection run CONFIG --out RUN"
 

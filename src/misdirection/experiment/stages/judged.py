@@ -9,7 +9,10 @@ from misdirection.experiment.answering import JUDGED, Condition, judged
 from misdirection.experiment.experiment import Stage
 from misdirection.experiment.results import Behaviour, JudgedSection
 from misdirection.experiment.stages.answers import AnswersStage
-from misdirection.judging.scoring import compare_all, score
+from misdirection.judging.config import JudgeConfig
+from misdirection.judging.evidence import joined
+from misdirection.judging.profile import profile_of
+from misdirection.judging.scoring import EM_COLUMNS, compare_all, score
 from misdirection.runs.tasks import Task
 from misdirection.sampling.answers import read_answers
 
@@ -40,18 +43,17 @@ class JudgedStage(Stage):
         if judge is None:
             return None
         conditions = self.experiment.stage(AnswersStage).conditions
-        return JudgedSection(behaviour=behaviour([self.table(each) for each in conditions], judge.min_judged))
+        return JudgedSection(behaviour=behaviour([self.table(each) for each in conditions], judge))
 
 
-def behaviour(tables: Sequence[Path], min_judged: float) -> Behaviour:
-    """EM rates of judged answers by organism and intervention, and what changed against the base and by ablation.
-
-    `min_judged` is the smallest share of a condition's answers that must have a verdict.
-    """
-    frame = pd.concat([read_answers(path) for path in tables], ignore_index=True)
-    by = ["organism", "intervention"]
+def behaviour(tables: Sequence[Path], judge: JudgeConfig) -> Behaviour:
+    """EM rates of judged answers by organism and intervention, and what changed against the base and by ablation."""
+    frame = joined({str(path): read_answers(path) for path in tables})
+    by, min_judged, calibration = ["organism", "intervention"], judge.min_judged, judge.read_calibration()
     return Behaviour(
-        scores=score(frame, by, min_judged=min_judged),
+        judge=profile_of(frame, EM_COLUMNS),
+        errors=calibration.errors if calibration else None,
+        scores=score(frame, by, min_judged=min_judged, calibration=calibration),
         by_question=score(frame, [*by, "question_id"], min_judged=0.0),
         comparisons=compare_all(list(_compared(frame)), min_judged=min_judged),
     )
