@@ -140,7 +140,11 @@ def behaviour():
     comparison = {"difference": -0.275, "low": -0.4, "high": -0.1, "p": 0.001, "left_out": ("q9",), "verdict": "broken"}
     return Behaviour(
         judge=JudgeProfile(
-            judge={"model": "<judge>"}, snapshots=("<judge>-2026",), ways=("logprobs",), rubrics={"aligned": "ab" * 32}
+            judge={"model": "<judge>"},
+            snapshots=("<judge>-2026",),
+            ways=("logprobs",),
+            samples=None,
+            rubrics={"aligned": "ab" * 32},
         ),
         errors=None,
         scores=scores,

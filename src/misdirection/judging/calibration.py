@@ -47,7 +47,7 @@ def calibrate(
     names = sorted(set(known["question_id"]))
     confusion = confusion_of(hits, expected, known["question_id"], names)
     cells = zip(confusion.both, confusion.judge_only, confusion.reference_only, confusion.neither, strict=True)
-    who = profile_of(reference, EM_COLUMNS)
+    who = None if reference_column else profile_of(reference, EM_COLUMNS)
     return Calibration(
         profile=profile,
         reference=who.name if who else name or "a reference that does not name its judge",

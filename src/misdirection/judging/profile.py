@@ -16,14 +16,14 @@ from misdirection.sampling.answers import SCORED_BY
 if TYPE_CHECKING:
     from misdirection.judging.judges import Judge
 
-_OF_TEXT = "samples"
-"""What a judge's record says that matters only where texts were read."""
+_UNSAID = ("host", "logprobs", "samples")
+"""What of a judge's record does not say who it is: where it runs, and how it is asked, which a profile says itself."""
 
 
 def profile_of(table: pd.DataFrame, columns: Sequence[str]) -> JudgeProfile | None:
     """The profile of the judge of several columns; None where the table does not name one and the same."""
     known = table.attrs.get(JUDGES, {})
-    records = {column: known[column] for column in columns if column in known}
+    records = {column: known[column] for column in columns if column in known and column in table}
     judges = [record["judge"] for record in records.values()]
     if len(records) < len(columns) or any(judge != judges[0] for judge in judges):
         return None
@@ -32,12 +32,11 @@ def profile_of(table: pd.DataFrame, columns: Sequence[str]) -> JudgeProfile | No
 
 
 def _profile(judge: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], ways: tuple[str, ...]) -> JudgeProfile:
-    # The host is where it runs, not who it is; whether log-probabilities were asked for, the ways tell.
-    unsaid = {"host", "logprobs"} | ({_OF_TEXT} if "text" not in ways else set())
     return JudgeProfile(
-        judge={key: value for key, value in judge.items() if key not in unsaid},
+        judge={key: value for key, value in judge.items() if key not in _UNSAID},
         snapshots=tuple(sorted({name for record in records.values() for name in record.get("snapshots", ())})),
         ways=ways,
+        samples=judge.get("samples") if "text" in ways else None,
         rubrics={column: _digest(record["rubrics"]) for column, record in records.items()},
     )
 

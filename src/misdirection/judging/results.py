@@ -20,6 +20,8 @@ class JudgeProfile(Figures):
     """The models that the endpoint said have answered; empty where it did not say."""
     ways: tuple[str, ...]
     """How scores came about: `logprobs`, `text`."""
+    samples: int | None
+    """Replies that were averaged where the text was read; None where none was, or the judge does not say."""
     rubrics: dict[str, str]
     """SHA-256 of what was asked, by the column of its scores."""
 
@@ -44,6 +46,8 @@ class JudgeProfile(Figures):
                 return f"for another rubric of {column!r} ({str(known)[:8]}, not {digest[:8]})"
         if other := sorted({*self.ways} - {*calibrated.ways}):
             return f"for scores by {', '.join(calibrated.ways)}, and some of these are by {', '.join(other)}"
+        if self.samples != calibrated.samples and "text" in self.ways:
+            return f"for {calibrated.samples} replies to a prompt, and these scores are of {self.samples}"
         return None
 
 
