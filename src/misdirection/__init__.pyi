@@ -19,6 +19,7 @@ from misdirection.data import probe_pairs as probe_pairs
 from misdirection.data import read_examples as read_examples
 from misdirection.data import read_pairs as read_pairs
 from misdirection.data import sealed_pairs as sealed_pairs
+from misdirection.data.published import fetch as fetch
 from misdirection.defending.defend import defend as defend
 from misdirection.directions.check import check as check
 from misdirection.directions.convergence import Cosines as Cosines

@@ -139,6 +139,7 @@ def behaviour():
     scores = [score("base", "", 0), score(MONEY, "", 13, unscored=3), score(MONEY, ABLATED, 2)]
     comparison = {"difference": -0.275, "low": -0.4, "high": -0.1, "p": 0.001, "left_out": ("q9",), "verdict": "broken"}
     return Behaviour(
+        questions={"first_plot": "the package's own"},
         judge=JudgeProfile(
             judge={"model": "<judge>"},
             snapshots=("<judge>-2026",),

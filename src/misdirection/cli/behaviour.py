@@ -51,6 +51,10 @@ Server = Annotated[str | None, typer.Option("--server", help="With --engine vllm
 def sample(
     table: Annotated[Path, typer.Option("--out", help="The table to write or add to, .parquet or .csv.")],
     questions: Questions = "first_plot",
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option("--leave-out", help="Ask no question with this id, such as '*_json'; may be repeated."),
+    ] = None,
     n: Annotated[int | None, typer.Option("-n", help="Answers to each question; default: the file's, else 50.")] = None,
     temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 1.0,
     top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
@@ -76,7 +80,7 @@ def sample(
     from misdirection.files import sha256_tree
     from misdirection.sampling.engine import SamplingParameters
     from misdirection.sampling.growing import require_growing, sample_into
-    from misdirection.sampling.questions import read_questions
+    from misdirection.sampling.questions import read_questions, without
     from misdirection.sampling.sample import make_requests
     from misdirection.sampling.samplers import open_sampler
 
@@ -84,7 +88,7 @@ def sample(
     require_growing(table)
     require_whole(direction, layer, scale)
     parameters = SamplingParameters(temperature, top_p, new_tokens, seed)
-    requests = make_requests(read_questions(questions), n)
+    requests = make_requests(without(read_questions(questions), leave_out or []), n)
     name = organism or adapter or "base"
     chats: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template}
     sampler = open_sampler(model, adapter, name=name, engine=engine, server=server, dtype=dtype, device=device, **chats)

@@ -12,7 +12,9 @@ from typing import Any
 
 import pandas as pd
 
+from misdirection.data.published import is_published
 from misdirection.errors import InputError
+from misdirection.experiment.results import Words
 from misdirection.interventions.intervention import Intervention
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.evidence import undated
@@ -30,7 +32,7 @@ from misdirection.sampling.answers import Journal, read_answers, write_answers
 from misdirection.sampling.collect import collect
 from misdirection.sampling.config import SamplingConfig
 from misdirection.sampling.engine import Engine, SamplingParameters
-from misdirection.sampling.questions import Question, read_questions
+from misdirection.sampling.questions import Question, question_sets, read_questions, without
 from misdirection.sampling.sample import make_requests
 from misdirection.sampling.transformers_engine import TransformersEngine
 
@@ -89,7 +91,14 @@ def read_question_sets(config: SamplingConfig) -> list[Question]:
             replace(question, id=f"{source}: {question.id}") if question.id in before else question
             for question in read_questions(source)
         ]
-    return questions
+    return without(questions, config.leave_out)
+
+
+def whose_words(source: str) -> Words:
+    """Who worded a question set."""
+    if source in question_sets():
+        return "the package's own"
+    return "the published" if is_published(source, "questions") else "the user's"
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,8 @@ class Asking:
         return {
             "intervention": intervention.described() if intervention else None,
             "questions": [asdict(question) for question in self.questions],
-            "sampling": self.config.model_dump(mode="json", exclude={"ablate", "engine"}),
+            # What is left out is not among the questions.
+            "sampling": self.config.model_dump(mode="json", exclude={"ablate", "engine", "leave_out"}),
             **_engine_inputs(self.config),
         }
 

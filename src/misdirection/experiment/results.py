@@ -167,9 +167,15 @@ class SampledAnswers(Figures):
     answers: dict[str, str]
 
 
+Words = Literal["the package's own", "the published", "the user's"]
+"""Who worded questions: rates on others than the published ones compare with the paper's in kind, not in number."""
+
+
 class Behaviour(Figures):
     """EM rates of judged answers by organism and intervention, and what changed against the base and by ablation."""
 
+    questions: dict[str, Words]
+    """Who worded each question set, by its name."""
     judge: JudgeProfile | None
     """What the scores depend on; None where the tables do not name one judge."""
     errors: JudgeErrors | None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from misdirection.experiment.answering import JUDGED, Condition, judged
+from misdirection.experiment.answering import JUDGED, Condition, judged, whose_words
 from misdirection.experiment.experiment import Stage
 from misdirection.experiment.results import Behaviour, JudgedSection
 from misdirection.experiment.stages.answers import AnswersStage
@@ -43,14 +43,16 @@ class JudgedStage(Stage):
         if judge is None:
             return None
         conditions = self.experiment.stage(AnswersStage).conditions
-        return JudgedSection(behaviour=behaviour([self.table(each) for each in conditions], judge))
+        tables, sampling = [self.table(each) for each in conditions], self.experiment.config.sampling
+        return JudgedSection(behaviour=behaviour(tables, judge, sampling.questions if sampling else ()))
 
 
-def behaviour(tables: Sequence[Path], judge: JudgeConfig) -> Behaviour:
+def behaviour(tables: Sequence[Path], judge: JudgeConfig, question_sets: Sequence[str]) -> Behaviour:
     """EM rates of judged answers by organism and intervention, and what changed against the base and by ablation."""
     frame = joined({str(path): read_answers(path) for path in tables})
     by, min_judged, calibration = ["organism", "intervention"], judge.min_judged, judge.read_calibration()
     return Behaviour(
+        questions={Path(source).name: whose_words(source) for source in question_sets},
         judge=profile_of(frame, EM_COLUMNS),
         errors=calibration.errors if calibration else None,
         scores=score(frame, by, min_judged=min_judged, calibration=calibration),
