@@ -32,6 +32,13 @@ class JudgeProfile(Figures):
         shown = known or ", ".join(f"{key} {value}" for key, value in self.judge.items())
         return " ".join([shown, *(f"({name})" for name in self.snapshots if name != shown)])
 
+    @property
+    def read_from(self) -> str:
+        """How scores came about, in words."""
+        texts = f"from the text of {self.samples} replies" if self.samples else "from the text"
+        words = {"logprobs": "from log-probabilities", "text": texts}
+        return " and ".join(words[way] for way in self.ways) or "none"
+
     def difference(self, calibrated: "JudgeProfile") -> str | None:
         """What keeps a calibration of another profile from being good for scores of this one; None if nothing does.
 
