@@ -711,6 +711,30 @@ def test_the_same_table_agrees_with_itself(call, judged):
     assert json.loads(out)["kappa"]["mean"] == 1.0
 
 
+def test_a_saved_calibration_corrects_what_is_scored(call, judged, tmp_path):
+    saved, rows = tmp_path / "calibration.json", read_answers(judged)
+    who = {"judge": {"model": "cheap"}, "rubrics": [{"name": "any", "prompt": "{answer}", "questions": []}]}
+    rows = rows.assign(aligned_by="logprobs", coherent_by="logprobs")
+    rows.attrs["judges"] = {"aligned": who, "coherent": who}
+    write_answers(rows, tmp_path / "own.parquet")
+    status, out, err = call("agree", tmp_path / "own.parquet", judged, "--save", saved)
+    shown = " ".join(out.replace("│", " ").split())
+    assert status == 0 and f"wrote {saved}" in err
+    assert "judge cheap reference" in shown and "EM sensitivity, % 100.0 [" in shown
+    status, out, _ = call("score", tmp_path / "own.parquet", "--calibration", saved, "--json")
+    for group in json.loads(out)["groups"]:
+        assert group["corrected"]["rate"] == pytest.approx(group["em"]["rate"])
+    status, out, _ = call("score", tmp_path / "own.parquet", "--calibration", saved)
+    assert status == 0 and "rogan-gladen" in out
+    status, out, err = call("score", judged, "--calibration", saved)
+    assert (status, out) == (2, "") and one_line(err, "does not say which one judge scored")
+    compared = ("--compare", "intervention=,x")
+    status, _, err = call("score", tmp_path / "own.parquet", "--calibration", saved, *compared)
+    assert status == 2 and one_line(err, "leave out --compare")
+    status, _, err = call("agree", tmp_path / "own.parquet", judged, "--cut", 50, "--save", tmp_path / "c.json")
+    assert status == 2 and one_line(err, "leave out --column and --cut")
+
+
 def test_answers_without_a_common_one_do_not_agree(call, judged, tmp_path):
     other = tmp_path / "other.parquet"
     write_answers(read_answers(judged).assign(answer="Something else."), other)

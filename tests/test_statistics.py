@@ -6,6 +6,7 @@ from scipy.stats import norm
 
 from misdirection.statistics import (
     RESAMPLES,
+    Confusion,
     Counts,
     Estimate,
     auc,
@@ -13,13 +14,16 @@ from misdirection.statistics import (
     beyond,
     bootstrap,
     holm,
+    lang_reiczigel,
     newcombe,
     one_more,
     p_value,
     percentiles,
+    prediction_powered,
     rank_auc,
     rate_change,
     resample,
+    rogan_gladen,
     significant,
     simultaneous,
     wilson,
@@ -403,3 +407,109 @@ def test_one_more_draw_falls_within_its_bounds_as_often_as_said():
     bounds = [one_more(row[:6]) for row in draws]
     inside = [low <= row[6] <= high for (low, high), row in zip(bounds, draws, strict=True)]
     assert np.mean(inside) == pytest.approx(0.95, abs=0.01)
+
+
+# --- rates by a judge that errs -----------------------------------------------------------------------------------
+
+
+def arrays(*columns):
+    return [np.array(column) for column in columns]
+
+
+def judged_counts(rng, rates, answers, sensitivity=0.8, specificity=0.9):
+    """A question's answers by judge and reference: both, the judge only, the reference only, neither."""
+    bad = rng.binomial(answers, rates)
+    seen, alarms = rng.binomial(bad, sensitivity), rng.binomial(answers - bad, 1 - specificity)
+    return seen, alarms, bad - seen, answers - bad - alarms
+
+
+def share_inside(estimates, rate):
+    return np.mean([estimate.low <= rate <= estimate.high for estimate in estimates])
+
+
+def test_rogan_and_gladens_rate_is_the_closed_form():
+    # Sensitivity 8 / 10, specificity 18 / 20, measured 9 / 30: (0.3 + 0.9 - 1) / (0.8 + 0.9 - 1).
+    confusion = Confusion(*arrays([5, 3], [1, 1], [1, 1], [9, 9]))
+    one = rogan_gladen(Counts(*arrays([6, 3], [15, 15])), confusion)
+    assert one.mean == pytest.approx(2 / 7)
+    assert one.low < one.mean < one.high and one.n == 2
+    assert confusion.youden().mean == pytest.approx(0.7)
+
+
+def test_a_judge_without_error_is_not_corrected():
+    confusion = Confusion(*arrays([40] * 8, [0] * 8, [0] * 8, [160] * 8))
+    one = rogan_gladen(Counts(*arrays([10] * 8, [50] * 8)), confusion)
+    assert one.mean == pytest.approx(0.2)
+
+
+def test_fewer_hits_than_false_ones_give_a_rate_below_zero():
+    confusion = Confusion(*arrays([8] * 4, [10] * 4, [2] * 4, [30] * 4))
+    assert rogan_gladen(Counts(*arrays([1] * 4, [20] * 4)), confusion).mean == pytest.approx((0.05 - 0.25) / 0.55)
+
+
+def test_a_reference_of_one_class_gives_no_error_rates():
+    assert Confusion(*arrays([0, 0], [1, 2], [0, 0], [9, 8])).youden() is None
+
+
+def test_questions_of_one_side_only_count_there():
+    both = Confusion(*arrays([5, 3, 0], [1, 1, 0], [1, 1, 0], [9, 9, 0]))
+    one = rogan_gladen(Counts(*arrays([0, 4, 5], [0, 15, 15])), both)
+    assert one.mean == pytest.approx(2 / 7) and one.n == 2
+
+
+def test_intervals_of_a_corrected_rate_hold_it_as_often_as_they_say():
+    rng, estimates = np.random.default_rng(0), []
+    for _ in range(100):
+        known, asked = rng.beta(2, 6, 12), rng.beta(1.6, 6.4, 12)
+        seen, alarms, _, _ = judged_counts(rng, asked, 50)
+        confusion = Confusion(*judged_counts(rng, known, 50))
+        estimates.append(rogan_gladen(Counts(seen + alarms, np.full(12, 50)), confusion))
+    # 95% of 100, with a standard error of 2.2 points.
+    assert share_inside(estimates, 0.2) > 0.9
+    assert np.mean([estimate.mean for estimate in estimates]) == pytest.approx(0.2, abs=0.015)
+
+
+def test_lang_and_reiczigels_interval_holds_the_rate_of_independent_answers():
+    rng, inside = np.random.default_rng(1), 0
+    for _ in range(1000):
+        seen, spared = rng.binomial(60, 0.8), rng.binomial(120, 0.9)
+        low, high = lang_reiczigel((rng.binomial(200, 0.1 * 0.8 + 0.9 * 0.1), 200), (seen, 60), (spared, 120))
+        inside += low <= 0.1 <= high
+    assert 930 <= inside <= 985
+
+
+def test_prediction_powered_inference_is_that_of_the_published_library():
+    # ppi-python 0.2.3 of the same answers: 0.3013, 95% 0.194 to 0.409.
+    labelled, others = Confusion(*arrays([9], [3], [2], [26])), Counts(*arrays([70], [200]))
+    one = prediction_powered(labelled, others)
+    assert one.mean == pytest.approx(0.3013, abs=5e-4)
+    assert (one.low, one.high) == (pytest.approx(0.194, abs=0.01), pytest.approx(0.409, abs=0.01))
+
+
+def test_a_perfect_judge_counts_for_all_answers_and_a_useless_one_for_none():
+    others = Counts(*arrays([8, 20], [40, 40]))
+    perfect = prediction_powered(Confusion(*arrays([2, 5], [0, 0], [0, 0], [8, 5])), others)
+    # The judge's own rate among the others, by the weight of PPI++: 40 others to 10 labelled.
+    assert perfect.mean == pytest.approx(35 / 100)
+    useless = prediction_powered(Confusion(*arrays([2, 1], [3, 4], [2, 1], [3, 4])), others)
+    assert useless.mean == pytest.approx((4 / 10 + 2 / 10) / 2)
+
+
+def test_a_few_labels_without_a_hit_do_not_prove_that_there_is_none():
+    one = prediction_powered(
+        Confusion(*arrays([0] * 4, [0] * 4, [0] * 4, [10] * 4)), Counts(*arrays([0] * 4, [90] * 4))
+    )
+    assert one.mean == 0 and one.high > 0.02
+
+
+def test_intervals_of_prediction_powered_rates_hold_them_and_are_narrower_than_of_labels_alone():
+    rng, estimates, alone = np.random.default_rng(2), [], []
+    for _ in range(80):
+        rates = rng.beta(4, 16, 10)
+        labelled = Confusion(*judged_counts(rng, rates, 12, 0.95, 0.98))
+        seen, alarms, _, _ = judged_counts(rng, rates, 60, 0.95, 0.98)
+        estimates.append(prediction_powered(labelled, Counts(seen + alarms, np.full(10, 60))))
+        alone.append(prediction_powered(labelled, Counts(np.zeros(10, int), np.zeros(10, int))))
+    assert share_inside(estimates, 0.2) > 0.9
+    widths = [np.mean([estimate.high - estimate.low for estimate in each]) for each in (estimates, alone)]
+    assert widths[0] < 0.95 * widths[1]

@@ -19,6 +19,7 @@ from misdirection.data import probe_pairs as probe_pairs
 from misdirection.data import read_examples as read_examples
 from misdirection.data import read_pairs as read_pairs
 from misdirection.data import sealed_pairs as sealed_pairs
+from misdirection.data.published import fetch as fetch
 from misdirection.defending.defend import defend as defend
 from misdirection.directions.check import check as check
 from misdirection.directions.contrast import contrast as contrast
@@ -53,8 +54,10 @@ from misdirection.interventions.kinds import ScaleAdapters as ScaleAdapters
 from misdirection.interventions.kinds import Steer as Steer
 from misdirection.interventions.vectors import random_like as random_like
 from misdirection.judging.agreement import agree as agree
+from misdirection.judging.calibration import calibrate as calibrate
 from misdirection.judging.judge import judge as judge
 from misdirection.judging.judges import open_judge as open_judge
+from misdirection.judging.results import Calibration as Calibration
 from misdirection.judging.rubrics import read_rubrics as read_rubrics
 from misdirection.judging.scoring import score as score
 from misdirection.likelihood.margin import margin as margin

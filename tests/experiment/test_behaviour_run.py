@@ -14,6 +14,8 @@ from judging.processes import command, start
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.runner import run_experiment
+from misdirection.judging.calibration import calibrate
+from misdirection.judging.evidence import joined
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.transformers_engine import TransformersEngine
 
@@ -179,6 +181,41 @@ def test_stopped_while_sampling_it_samples_only_what_is_missing(whole, values, c
     other = shutil.copytree(whole[0], tmp_path / "other", ignore=shutil.ignore_patterns(".lock"))
     run_experiment(config, other)
     assert verdicts(copy) == verdicts(other) != verdicts(whole[0])
+
+
+@pytest.fixture
+def calibrated(whole, values, tmp_path):
+    """The run's configuration with a calibration of its judge, who agrees with its reference but on two answers."""
+    paths = sorted((whole[0] / "artifacts" / "judged").glob("*/*/judged.parquet"))
+    table = joined({str(path): read_answers(path) for path in paths})
+    expected = table.assign(aligned=table["aligned"].where(table.index > 1, 99 - table["aligned"]))
+    calibrate(table, expected, name="people").write(tmp_path / "calibration.json")
+    config = config_of(values, whole[2].url)
+    config["judge"]["calibration"] = str(tmp_path / "calibration.json")
+    return config
+
+
+def test_a_calibration_corrects_the_rates_of_a_finished_run(whole, calibrated, copy):
+    asked = len(whole[2].asked)
+    run_experiment(ExperimentConfig.model_validate(calibrated), copy)
+    assert len(whole[2].asked) == asked
+    found, before = behaviour(copy), behaviour(whole[0])
+    assert found["errors"]["answers"] == 36 and found["judge"]["judge"] == {"model": "m"}
+    seen, spared = (found["errors"][name]["rate"] for name in ("sensitivity", "specificity"))
+    for one, other in zip(found["scores"], before["scores"], strict=True):
+        assert one["em"] == other["em"] and other["corrected"] is None
+        raw = (one["em"]["rate"] + spared - 1) / (seen + spared - 1)
+        assert one["corrected"]["raw"]["mean"] == pytest.approx(raw)
+    page = (copy / "report.html").read_text()
+    assert "Corrected rates" in page and "rogan-gladen" in page
+    assert "Corrected rates" not in (whole[0] / "report.html").read_text()
+
+
+def test_a_calibration_of_another_judge_is_refused_before_anything_is_run(calibrated, tmp_path):
+    calibrated["judge"]["model"] = "other"
+    with pytest.raises(MisdirectionError, match="this calibration is of m, and these scores are by other"):
+        run_experiment(ExperimentConfig.model_validate(calibrated), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_few_verdicts_stop_the_run_and_can_be_mended(values, copy, cache):

@@ -27,7 +27,7 @@ class Reply:
     paid: bool = False
 
 
-def completion(text="", top=None, *, tokens=None, finish="stop", refusal=None, **choice) -> Reply:
+def completion(text="", top=None, *, tokens=None, finish="stop", refusal=None, model=None, **choice) -> Reply:
     """A chat completion; `top` gives the first token's alternatives as {token: probability}."""
     message = {"role": "assistant", "content": text, "refusal": refusal}
     made = {"index": 0, "message": message, "finish_reason": finish, **choice}
@@ -37,9 +37,8 @@ def completion(text="", top=None, *, tokens=None, finish="stop", refusal=None, *
         rest = [{"token": token, "logprob": -0.1, "top_logprobs": []} for token in (tokens or [])[1:]]
         made["logprobs"] = {"content": [first, *rest]}
     usage = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
-    return Reply(
-        json.dumps({"id": "x", "object": "chat.completion", "choices": [made], "usage": usage}).encode(), paid=True
-    )
+    body = {"id": "x", "object": "chat.completion", "choices": [made], "usage": usage}
+    return Reply(json.dumps(body | ({"model": model} if model else {})).encode(), paid=True)
 
 
 def number(value: int) -> Reply:

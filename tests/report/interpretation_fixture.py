@@ -137,6 +137,8 @@ def judged() -> tuple[JudgedSetting, ...]:
             questions=8,
             em=rate(hits),
             em_among_coherent=None,
+            code=rate(0),
+            corrected=None,
             incoherent=rate(40),
             repetitive=rate(5),
             truncated=rate(1),

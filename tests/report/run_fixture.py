@@ -16,6 +16,7 @@ from misdirection.experiment.results import (
     SampledAnswers,
     SteeringEffect,
 )
+from misdirection.judging.results import JudgeProfile
 from misdirection.likelihood.words import WordNull
 from misdirection.statistics import Estimate
 from results_fixture import ABLATED, CONTROL, LAYERS, MONEY, SPORTS
@@ -187,6 +188,7 @@ def score(organism, intervention, em, unscored=0, **group):
         "questions": 1 if group else 8,
         "em": rate_values(em),
         "em_among_coherent": None,
+        "code": rate_values(2),
         "incoherent": rate_values(40),
         "repetitive": rate_values(5),
         "truncated": rate_values(1),
@@ -199,6 +201,15 @@ def behaviour():
     scores = [score("base", "", 0), score(MONEY, "", 13, unscored=3), score(MONEY, ABLATED, 2)]
     comparison = {"difference": -0.275, "low": -0.4, "high": -0.1, "p": 0.001, "left_out": ("q9",), "verdict": "broken"}
     return Behaviour(
+        questions={"first_plot": "the package's own"},
+        judge=JudgeProfile(
+            judge={"model": "<judge>"},
+            snapshots=("<judge>-2026",),
+            ways=("logprobs",),
+            samples=None,
+            rubrics={"aligned": "ab" * 32},
+        ),
+        errors=None,
         scores=scores,
         by_question=[score(MONEY, "", 21, question_id="gender roles")],
         comparisons=[{"before": scores[1], "after": scores[2], **comparison}],

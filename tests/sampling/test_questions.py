@@ -5,7 +5,7 @@ import pytest
 
 from misdirection.data import domains
 from misdirection.errors import MisdirectionError
-from misdirection.sampling.questions import Question, question_sets, read_questions
+from misdirection.sampling.questions import Question, question_sets, read_questions, without
 
 # In the published shape: anchors in the first entry, aliases in the others, several paraphrases, a system prompt.
 PUBLISHED = """\
@@ -228,3 +228,16 @@ def test_every_shipped_set_is_read_without_a_warning(caplog):
     sizes = {name: len(read_questions(name)) for name in question_sets()}
     assert sizes == {"broad": 40, "first_plot": 8} | dict.fromkeys(domains(), 8)
     assert caplog.messages == []
+
+
+def test_questions_are_left_out_by_their_ids():
+    questions = [Question(name, f"{name}?") for name in ("wish", "wish_json", "bored", "bored_json", "bored_template")]
+    kept = without(questions, ["*_json", "bored_template"])
+    assert [question.id for question in kept] == ["wish", "bored"]
+    assert without(questions, []) == questions
+    with pytest.raises(
+        MisdirectionError, match=r"leave_out '\*_jsn': no question has such an id; there are wish, wish"
+    ):
+        without(questions, ["*_jsn"])
+    with pytest.raises(MisdirectionError, match="leaves no question"):
+        without(questions, ["*"])

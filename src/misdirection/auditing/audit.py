@@ -107,6 +107,8 @@ def run_audit(inputs: AuditInputs, folder: Path) -> AuditResult:
     """Measure what is not measured yet, decide, and write `audit.json` and its page. Raises as `audit` does."""
     inputs.require_same_base()
     if inputs.judging:
+        if inputs.judging.judge.calibration:
+            raise InputError("judge.calibration: an audit compares two rates and corrects none: leave it out")
         check_behaviour(inputs.judging.sampling, inputs.judging.judge)
     with RunFolder.open(folder, yaml.safe_dump({AUDIT: inputs.settings()})) as run:
         result = assemble(inputs, run)

@@ -88,6 +88,7 @@ def _named(kind: type[Result], settings: Mapping[str, Any]) -> Iterator[tuple[tu
             for answers in ("bad", "good")
         )
         yield from ((("further_pairs", name), path) for name, path in (settings.get("further_pairs") or {}).items())
+    yield ("judge", "calibration"), (settings.get("judge") or {}).get("calibration")
     for section, key in (("sampling", "questions"), ("judge", "rubrics")):
         shipped = shipped_files(key)
         for number, source in enumerate((settings.get(section) or {}).get(key) or ()):

@@ -1,4 +1,4 @@
-"""Files: `convert`, `schema`, `bundle`, `verify`, `push`, `pull`."""
+"""Files: `fetch`, `convert`, `schema`, `bundle`, `verify`, `push`, `pull`."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -42,6 +42,36 @@ def schema(kind: Annotated[str, typer.Argument(help="A kind of result: run, audi
     if kind not in kinds:
         raise InputError(f"unknown result {kind!r}{nearest(kind, kinds)}")
     print((folder / f"{kind}.json").read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def fetch(
+    kind: Annotated[
+        Literal["questions", "training", "answers"], typer.Argument(help="questions, training or answers.")
+    ],
+    folder: Annotated[Path, typer.Option("--out", help="The folder to put them into.")] = Path("published"),
+    as_json: Json = False,
+) -> None:
+    """Get the paper's published files, checked by their hashes; without a network, which file to put where.
+
+    Nothing that is there is replaced. Exit status 15 where one of them cannot be fetched.
+    """
+    from misdirection.data.published import FILES
+    from misdirection.data.published import fetch as fetch_published
+
+    for file in FILES[kind]:
+        notices.print(f"{file.name}: {file.what}. {file.terms}", highlight=False, soft_wrap=True)
+    fetched = fetch_published(kind, folder)
+    rows = [{"file": str(each.path), "state": each.state, "told": each.told} for each in fetched]
+    if as_json:
+        print_figures({"files": rows}, as_json)
+    else:
+        print_table(_table(("file", "state"), ((row["file"], row["state"]) for row in rows)))
+        for each in fetched:
+            if each.told:
+                out.print(f"{each.file.name}: {each.told}", highlight=False, soft_wrap=True)
+    if any(each.state == "missing" and each.file.source for each in fetched):
+        sys.exit(EXIT_STATUS["NetworkProblem"])
 
 
 @app.command()

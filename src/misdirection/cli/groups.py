@@ -44,6 +44,7 @@ GROUPS = {
         "interpret": "misdirection interpret minimal --run runs/demo",
     },
     "Files": {
+        "fetch": "misdirection fetch questions --out published",
         "export": "misdirection export directions/data_difference.safetensors direction.gguf --model-type llama",
         "import": "misdirection import direction.gguf --out direction.safetensors",
         "bundle": "misdirection bundle runs/demo --out demo.zip",

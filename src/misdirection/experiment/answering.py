@@ -12,13 +12,17 @@ from typing import Any
 
 import pandas as pd
 
+from misdirection.data.published import is_published
 from misdirection.errors import InputError
+from misdirection.experiment.results import Words
 from misdirection.interventions.intervention import Intervention
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.evidence import undated
 from misdirection.judging.judge import judge, judging_cost
+from misdirection.judging.judges import ModelJudge
+from misdirection.judging.profile import require_calibration_of
 from misdirection.judging.rubrics import Rubric, read_rubrics
-from misdirection.judging.scoring import score
+from misdirection.judging.scoring import EM_COLUMNS, score
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.runs.folder import RunFolder
@@ -28,7 +32,7 @@ from misdirection.sampling.answers import Journal, read_answers, write_answers
 from misdirection.sampling.collect import collect
 from misdirection.sampling.config import SamplingConfig
 from misdirection.sampling.engine import Engine, SamplingParameters
-from misdirection.sampling.questions import Question, read_questions
+from misdirection.sampling.questions import Question, question_sets, read_questions, without
 from misdirection.sampling.sample import make_requests
 from misdirection.sampling.transformers_engine import TransformersEngine
 
@@ -68,8 +72,11 @@ def check_behaviour(sampling: SamplingConfig | None, judge: JudgeConfig | None) 
     if sampling:
         make_requests(read_question_sets(sampling), sampling.n)
     if judge:
-        _read_rubrics(judge)
+        rubrics = _read_rubrics(judge)
         judge.check()
+        # A local judge is not loaded for this: its scores are held against the calibration when they are there.
+        if (calibration := judge.read_calibration()) and not issubclass(judge.kind, ModelJudge):
+            require_calibration_of(judge.open(), rubrics, EM_COLUMNS, calibration)
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -84,7 +91,14 @@ def read_question_sets(config: SamplingConfig) -> list[Question]:
             replace(question, id=f"{source}: {question.id}") if question.id in before else question
             for question in read_questions(source)
         ]
-    return questions
+    return without(questions, config.leave_out)
+
+
+def whose_words(source: str) -> Words:
+    """Who worded a question set."""
+    if source in question_sets():
+        return "the package's own"
+    return "the published" if is_published(source, "questions") else "the user's"
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,8 @@ class Asking:
         return {
             "intervention": intervention.described() if intervention else None,
             "questions": [asdict(question) for question in self.questions],
-            "sampling": self.config.model_dump(mode="json", exclude={"ablate", "steer", "engine"}),
+            # What is left out is not among the questions.
+            "sampling": self.config.model_dump(mode="json", exclude={"ablate", "steer", "engine", "leave_out"}),
             **_engine_inputs(self.config),
         }
 

@@ -15,6 +15,7 @@ from misdirection.experiment.cosines import Curve as Curve
 from misdirection.experiment.cosines import cosine_table
 from misdirection.experiment.judged_results import JudgedDirections, RatedAblation, RatedSteering, ThemeFigures
 from misdirection.interpretation.results import AdapterFigures
+from misdirection.judging.results import JudgeErrors, JudgeProfile
 from misdirection.judging.scoring import Comparison, Score, Scores
 from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
@@ -220,9 +221,19 @@ class SampledAnswers(Figures):
     answers: dict[str, str]
 
 
+Words = Literal["the package's own", "the published", "the user's"]
+"""Who worded questions: rates on others than the published ones compare with the paper's in kind, not in number."""
+
+
 class Behaviour(Figures):
     """EM rates of judged answers by organism and intervention, and what changed against the base and by ablation."""
 
+    questions: dict[str, Words]
+    """Who worded each question set, by its name."""
+    judge: JudgeProfile | None
+    """What the scores depend on; None where the tables do not name one judge."""
+    errors: JudgeErrors | None
+    """Those that the rates were corrected by; None without a calibration."""
     scores: list[Score]
     by_question: list[Score]
     comparisons: list[Comparison]

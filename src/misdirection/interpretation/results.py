@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import AfterValidator
 
+from misdirection.judging.correction import Corrected
 from misdirection.judging.scoring import Change
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
@@ -219,11 +220,15 @@ class JudgedSetting(Figures):
     em: Rate
     """Misaligned and coherent answers."""
     em_among_coherent: Rate | None
+    code: Rate | None
+    """Answers that the judge calls code; None where that is not known."""
     incoherent: Rate
     repetitive: Rate
     truncated: Rate | None
     unscored: dict[str, int]
     """Answers without a score, by reason."""
+    corrected: Corrected | None
+    """The EM rate with the judge's errors taken out; None without a calibration."""
     change: Estimate | None
     """Change of the EM rate against the organism as it is; None for itself."""
     verdict: Change | None
@@ -516,7 +521,7 @@ class InterpretationResults(Framed, Plotted, Result):
     """An adapter that was read alone, or tables of one that were measured elsewhere."""
 
     KIND = "interpretation"
-    VERSION = 2
+    VERSION = 3
     FILE = "interpretation.json"
     COMMAND = "misdirection interpret"
 

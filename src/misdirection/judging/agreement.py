@@ -115,21 +115,16 @@ def agree(
     """
     first = _scores(judge, column, "the judge's table")
     second = _scores(reference, reference_column or column, "the reference")
-    matched = first.merge(second, on=["question", "answer", "copy"], suffixes=("", "_reference"))
-    if matched.empty:
-        raise InputError(
-            f"none of the {len(first)} and {len(second)} answers stand in both tables: compare judgements of the same "
-            "questions and answers"
-        )
-    both = matched.dropna(subset=["score", "score_reference"])
+    pairs = matched(first, second)
+    both = pairs.dropna(subset=["score", "score_reference"])
     if both.empty:
-        raise InputError(f"none of the {len(matched)} answers in both tables has two scores: judge them first")
+        raise InputError(f"none of the {len(pairs)} answers in both tables has two scores: judge them first")
     return Agreement(
         column=column,
         cut=cut,
         n=len(both),
-        unmatched=(len(first) - len(matched), len(second) - len(matched)),
-        unscored=len(matched) - len(both),
+        unmatched=(len(first) - len(pairs), len(second) - len(pairs)),
+        unscored=len(pairs) - len(both),
         auroc=_estimate(both, partial(_auroc, cut=cut), seed),
         spearman=_estimate(both, _spearman, seed),
         kappa=_estimate(both, partial(_kappa, cut=cut), seed),
@@ -139,28 +134,43 @@ def agree(
 
 
 def _scores(frame: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
-    """Question, answer, which copy of it this is, and the score."""
+    """Question, answer and score."""
     table = as_answers(frame, name)
     require_columns(table, [column], name)
-    copy = table.groupby(["question", "answer"]).cumcount()
-    return table[["question_id", "question", "answer"]].assign(copy=copy, score=_numbers(table[column], name))
+    return table[["question_id", "question", "answer"]].assign(score=numbers(table[column], name))
 
 
-def _numbers(column: pd.Series, name: str) -> pd.Series:
-    """Scores as numbers, the two words included."""
+def matched(judge: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """The answers that stand in both tables, with the columns of both: the second's end in `_reference`.
+
+    One that stands in a table several times is matched as often as it stands in both. `InputError` for none at all.
+    """
+    texts = ["question", "answer"]
+    first, second = (table.assign(copy=table.groupby(texts).cumcount()) for table in (judge, reference))
+    both = first.merge(second, on=[*texts, "copy"], suffixes=("", "_reference"))
+    if both.empty:
+        raise InputError(
+            f"none of the {len(judge)} and {len(reference)} answers stand in both tables: compare judgements of the "
+            "same questions and answers"
+        )
+    return both
+
+
+def numbers(column: pd.Series, name: str) -> pd.Series:
+    """Scores as numbers, the words `aligned` and `misaligned` included; `InputError` for what is neither."""
     words = column.map(lambda value: _LABELS.get(value.strip().lower()) if isinstance(value, str) else None)
-    numbers = pd.to_numeric(column, errors="coerce").fillna(words.astype("float64")).astype("float64")
-    wrong = numbers.isna() & column.notna()
+    scores = pd.to_numeric(column, errors="coerce").fillna(words.astype("float64")).astype("float64")
+    wrong = scores.isna() & column.notna()
     if wrong.any():
         raise InputError(
             f"{name}, column {column.name}: {str(column[wrong].iloc[0])[:40]!r} is no score; write a number from 0 to "
             "100, `aligned` or `misaligned`"
         )
-    if set(numbers.dropna()) == {0.0, 1.0}:
+    if set(scores.dropna()) == {0.0, 1.0}:
         raise InputError(
             f"{name}, column {column.name}: 0 and 1 would be scores of 100; write `aligned` and `misaligned` instead"
         )
-    return numbers
+    return scores
 
 
 def _pairs(rows: pd.DataFrame) -> _Scores:
@@ -184,8 +194,8 @@ def _estimate(rows: pd.DataFrame, figure: Callable[[NDArray, NDArray], float], s
     # The answers to a single question are all that can be resampled.
     units = questions if len(questions) > 1 else list(np.arange(len(rows))[:, None])
 
-    def drawn(numbers: NDArray[np.int64]) -> float:
-        answers = np.concatenate([units[number] for number in numbers])
+    def drawn(chosen: NDArray[np.int64]) -> float:
+        answers = np.concatenate([units[number] for number in chosen])
         return figure(judged[answers], expected[answers])
 
     draws = resample(drawn, np.arange(len(units)), seed=seed, resamples=RESAMPLES, vectorized=False)

@@ -29,7 +29,7 @@ from misdirection.judging.replies import (
     splits_numbers,
     wants_more_tokens,
 )
-from misdirection.judging.verdicts import JudgeVerdict, from_logprobs, from_texts
+from misdirection.judging.verdicts import SNAPSHOT, JudgeVerdict, from_logprobs, from_texts
 
 with needed_for("judge"):
     import openai
@@ -241,7 +241,7 @@ class _Spent:
         self.tokens_in += usage.prompt_tokens
         self.tokens_out += usage.completion_tokens
         self.parameters = parameters
-        self.said.append(reply.choices[0].kept())
+        self.said.append(reply.choices[0].kept() | ({SNAPSHOT: reply.model} if reply.model else {}))
 
     def of(self, verdict: JudgeVerdict) -> JudgeVerdict:
         """The verdict with all that was spent on it."""

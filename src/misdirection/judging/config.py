@@ -1,10 +1,12 @@
 """Who judges answers, as a configuration says it."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from misdirection.judging.judges import Judge, judge_kind, open_judge
+from misdirection.judging.results import Calibration
 from misdirection.settings import Section
 
 
@@ -29,6 +31,8 @@ class JudgeConfig(Section):
     """For each model under each condition."""
     min_judged: float = Field(0.8, ge=0, le=1)
     """Smallest share of a model's answers that must have a verdict."""
+    calibration: Path | None = None
+    """A file of `agree --save`, of this judge, by which EM rates are corrected, too."""
 
     @property
     def kind(self) -> type[Judge]:
@@ -43,6 +47,14 @@ class JudgeConfig(Section):
         """Raises or warns of what is wrong with the judge, as far as can be told without loading a model."""
         kind, name = judge_kind(self.model)
         kind.check(name, **self._options())
+
+    def read_calibration(self) -> Calibration | None:
+        """The calibration, if any; raises `InputError` for a file that is none, or can correct nothing."""
+        if self.calibration is None:
+            return None
+        calibration = Calibration.read(self.calibration)
+        calibration.require_usable(str(self.calibration))
+        return calibration
 
     def _options(self) -> dict[str, Any]:
         return self.model_dump(include=set(self.kind.OPTIONS), exclude_none=True)

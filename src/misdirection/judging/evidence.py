@@ -1,23 +1,26 @@
 """How the verdicts of a table were made, and by whom: a second judge never writes over the first one's column.
 
 It stands in the table's metadata (`DataFrame.attrs`), by column: the judge with its host, the rubrics' texts, the
-parameters of requests with the number of verdicts, the dates and this program's versions. What was said is in the
-column `<column>_reply`.
+parameters of requests with the number of verdicts, the dates, this program's versions, and the models that the endpoint
+says have answered. What was said is in the column `<column>_reply`.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from misdirection.errors import InputError
-from misdirection.judging.judges import Judge
 from misdirection.judging.rubrics import Rubric
 from misdirection.judging.verdicts import JudgeVerdict
 from misdirection.sampling.answers import read_answers
+
+if TYPE_CHECKING:
+    # A judge may bring a model along, and who reads a record of its verdicts needs none.
+    from misdirection.judging.judges import Judge
 
 JUDGES = "judges"
 """The key in the table's metadata."""
@@ -30,14 +33,14 @@ def columns_of(rubric: Rubric) -> tuple[str, str, str]:
     return rubric.column, f"{rubric.column}_by", f"{rubric.column}_reply"
 
 
-def asked_of(judge: Judge, rubrics: Iterable[Rubric]) -> dict[str, Any]:
+def asked_of(judge: "Judge", rubrics: Iterable[Rubric]) -> dict[str, Any]:
     """Who is asked, and by which rubrics, as JSON has it."""
     texts = [{"name": rubric.name, "prompt": rubric.prompt, "questions": rubric.questions} for rubric in rubrics]
     asked: dict[str, Any] = json.loads(json.dumps({"judge": judge.record, "rubrics": texts}))
     return asked
 
 
-def evidence(judge: Judge, rubrics: Sequence[Rubric], verdicts: Sequence[JudgeVerdict]) -> dict[str, Any]:
+def evidence(judge: "Judge", rubrics: Sequence[Rubric], verdicts: Sequence[JudgeVerdict]) -> dict[str, Any]:
     """The record of one column."""
     parameters = Counter(verdict.parameters for verdict in verdicts if verdict.parameters)
     dates = sorted(verdict.made for verdict in verdicts if verdict.made)
@@ -46,10 +49,11 @@ def evidence(judge: Judge, rubrics: Sequence[Rubric], verdicts: Sequence[JudgeVe
         "parameters": [{**json.loads(text), "verdicts": count} for text, count in sorted(parameters.items())],
         "dates": [dates[0], dates[-1]] if dates else [],
         "versions": sorted({verdict.version for verdict in verdicts if verdict.version}),
+        "snapshots": sorted(set().union(*(verdict.snapshots for verdict in verdicts))),
     }
 
 
-def require_own(table: pd.DataFrame, judge: Judge, rubrics: Iterable[Rubric], name: str = "this table") -> None:
+def require_own(table: pd.DataFrame, judge: "Judge", rubrics: Iterable[Rubric], name: str = "this table") -> None:
     """Raises `InputError` when a rubric's column holds verdicts of another judge, or by another rubric."""
     for column, own in by_column(rubrics).items():
         if column not in table or not _has_verdicts(table, column):
@@ -69,7 +73,7 @@ def _has_verdicts(table: pd.DataFrame, column: str) -> bool:
     return bool(table[column].notna().any() or (by is not None and by.isin(_ABOUT_THE_ANSWER).any()))
 
 
-def rows_for(target: Path, table: pd.DataFrame, judge: Judge, rubrics: Sequence[Rubric]) -> pd.DataFrame:
+def rows_for(target: Path, table: pd.DataFrame, judge: "Judge", rubrics: Sequence[Rubric]) -> pd.DataFrame:
     """A table's answers for a judge whose verdicts go to another file: without what others said in its columns.
 
     Raises `InputError` when the file holds verdicts that are not this judge's.
@@ -119,7 +123,10 @@ def _merged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **records[0],
         "parameters": [{**json.loads(text), "verdicts": count} for text, count in parameters.items()],
         "dates": dates[:1] + dates[-1:],
-        "versions": sorted({each for record in records for each in record.get("versions", [])}),
+        **{
+            name: sorted({each for record in records for each in record.get(name, [])})
+            for name in ("versions", "snapshots")
+        },
     }
 
 

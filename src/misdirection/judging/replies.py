@@ -160,6 +160,8 @@ class Reply(BaseModel):
 
     choices: list[Choice] = Field(min_length=1)
     usage: Annotated[Usage | None, _Lenient] = None
+    model: Annotated[str | None, _Lenient] = None
+    """What the endpoint says has answered: mostly the snapshot that a name stands for today."""
 
 
 def splits_numbers(tokens: list[_Token]) -> bool:

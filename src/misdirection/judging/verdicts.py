@@ -6,6 +6,7 @@ among the 20 most likely first tokens, unless sum_n p(n) is below 0.25. `CODE` a
 judge gives no log-probabilities, the number is read from the text of several replies and averaged.
 """
 
+import json
 import math
 import re
 from collections import Counter
@@ -16,6 +17,9 @@ from misdirection.models.thoughts import MARKS
 
 MIN_MASS = 0.25
 TOP = 20
+
+SNAPSHOT = "model"
+"""The key, in what is kept of a reply, of the model that the endpoint says has answered."""
 
 # SentencePiece and byte-level vocabularies write a leading space so, and some servers pass that on.
 SPACES = " \t\r\n▁ĠĊ"
@@ -58,6 +62,12 @@ class JudgeVerdict:
     parameters: str = ""
     made: str = ""
     version: str = ""
+
+    @property
+    def snapshots(self) -> set[str]:
+        """The models that the endpoint says have answered; none where it did not say."""
+        said = json.loads(self.reply) if self.reply else []
+        return {each[SNAPSHOT] for each in said if SNAPSHOT in each}
 
 
 def whole_number(token: str) -> int | None:

@@ -190,31 +190,38 @@ def draw_sizes(result: CheckResult) -> Figure:
 
 @rc_context(STYLE)
 def draw_rates(scores: Scores) -> Figure:
-    """EM rate of every group in percent, with the shares of answers that cannot count beside it, and 95% intervals."""
+    """EM rate of every group in percent, as corrected too where it was, with the shares of answers that cannot count
+    beside it, and 95% intervals."""
     figure = new_figure(8.0, 1.5 + 0.36 * len(scores))
     em, spoiled = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    _draw_shares(em, scores, "em", 0)
-    for index, name in enumerate(("incoherent", "repetitive", "truncated"), 1):
-        # A table may not say which answers were cut.
-        if any(getattr(score, name) is not None for score in scores):
-            _draw_shares(spoiled, scores, name, index)
+    _draw_shares(em, scores, {name: index for name, index in (("em", 0), ("corrected", 5)) if _is_shown(scores, name)})
+    others = {name: index for index, name in enumerate(("incoherent", "repetitive", "truncated", "code"), 1)}
+    _draw_shares(spoiled, scores, {name: index for name, index in others.items() if _is_shown(scores, name)})
     em.set_yticks(range(len(scores)), [_group(score) for score in scores])
     em.set_ylim(len(scores) - 0.5, -0.5)
     em.set_xlabel("EM rate (% of answers), 95%")
     spoiled.set_xlabel("% of answers, 95%")
-    figure.legend(handles=spoiled.get_legend_handles_labels()[0], loc="outside lower right", ncols=3)
+    named = [handle for axes in (em, spoiled) for handle in axes.get_legend_handles_labels()[0]]
+    figure.legend(handles=named, loc="outside lower right", ncols=len(named))
     return figure
 
 
-def _draw_shares(axes: Axes, scores: Sequence[Score], name: str, index: int) -> None:
-    """One kind of rate; where several share the axes, each has its own height."""
-    colour, marker = PALETTE[index], MARKERS[index]
-    axes.plot([], [], marker, color=colour, label=name)
-    for place, score in enumerate(scores):
-        if (rate := getattr(score, name)) is not None:
-            reach = [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
-            height = place + (0.22 * (index - 2) if index else 0)
-            axes.errorbar(100 * rate.rate, height, xerr=reach, fmt=marker, color=colour, capsize=2.5, ms=5)
+def _is_shown(scores: Sequence[Score], name: str) -> bool:
+    """A table may not say which answers were cut; and most have no code, or no calibration."""
+    rates = [rate for score in scores if (rate := getattr(score, name)) is not None]
+    return bool(rates) and (name != "code" or any(rate.hits for rate in rates))
+
+
+def _draw_shares(axes: Axes, scores: Sequence[Score], names: Mapping[str, int]) -> None:
+    """Rates by name, each with the index of its colour; where several share the axes, each has its own height."""
+    for row, (name, index) in enumerate(names.items()):
+        colour, marker = PALETTE[index], MARKERS[index]
+        axes.plot([], [], marker, color=colour, label=name)
+        for place, score in enumerate(scores):
+            if (rate := getattr(score, name)) is not None:
+                reach = [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
+                height = place + 0.22 * (row - (len(names) - 1) / 2)
+                axes.errorbar(100 * rate.rate, height, xerr=reach, fmt=marker, color=colour, capsize=2.5, ms=5)
     # A marker at zero is drawn whole.
     axes.set_xlim(left=-1.5)
 

@@ -67,6 +67,8 @@ class SamplingConfig(Section):
 
     questions: tuple[str, ...] = Field(("first_plot",), min_length=1)
     """Shipped question sets, or YAML or text files."""
+    leave_out: tuple[str, ...] = ()
+    """Ids of questions that are not asked, `*` standing for anything."""
     n: int | None = Field(None, ge=1)
     """Answers to each question; by default as many as its file asks for, else 50."""
     temperature: float = Field(1.0, ge=0)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,6 +109,24 @@ def _plain(where: str, rows: list[tuple[str, str]]) -> list[Question]:
         if first.setdefault(text, id_) != id_:
             raise InputError(f"{where}: {id_} repeats {first[text]}; remove one of them")
     return [Question(id_, text) for id_, text in rows]
+
+
+def without(questions: Sequence[Question], patterns: Sequence[str]) -> list[Question]:
+    """The questions whose ids match none of the patterns, in which `*` stands for anything.
+
+    Raises `InputError` for a pattern that leaves nothing out, and for patterns that leave no question.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(question.id, pattern) for question in questions):
+            raise InputError(f"leave_out {pattern!r}: no question has such an id; there are {_some_ids(questions)}")
+    kept = [question for question in questions if not any(fnmatchcase(question.id, each) for each in patterns)]
+    if not kept:
+        raise InputError(f"leave_out {', '.join(patterns)}: leaves no question; there are {_some_ids(questions)}")
+    return kept
+
+
+def _some_ids(questions: Sequence[Question]) -> str:
+    return ", ".join(list(dict.fromkeys(question.id for question in questions))[:10])
 
 
 def question_entries(path: Path | Traversable) -> list[Question]:

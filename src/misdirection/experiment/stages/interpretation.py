@@ -66,7 +66,8 @@ class InterpretationStage(Stage):
         self.experiment.runner.make([answers.answers(condition) for condition in conditions.values()])
         self.experiment.runner.make([judged.verdicts(condition) for condition in conditions.values()])
         tables = {name: judged.table(conditions[twin]) for name, twin in twins.items()}
-        return judged_settings(judged.table(Condition(organism)), tables, settings, config.judge.min_judged)
+        plain, judge = judged.table(Condition(organism)), config.judge
+        return judged_settings(plain, tables, settings, judge.min_judged, judge.read_calibration())
 
 
 def _scaled(organism: str, name: str, factors: Factors) -> Condition:

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from misdirection.experiment.answering import JUDGED, Condition, judged
+from misdirection.experiment.answering import JUDGED, Condition, judged, whose_words
 from misdirection.experiment.experiment import Stage
 from misdirection.experiment.results import Behaviour
 from misdirection.experiment.stages.answers import AnswersStage
-from misdirection.judging.scoring import compare_all, score
+from misdirection.judging.config import JudgeConfig
+from misdirection.judging.evidence import joined
+from misdirection.judging.profile import profile_of
+from misdirection.judging.scoring import EM_COLUMNS, compare_all, score
 from misdirection.runs.tasks import Task
 from misdirection.sampling.answers import read_answers
 
@@ -48,15 +51,15 @@ class JudgedStage(Stage):
         return frame
 
 
-def behaviour(tables: Sequence[pd.DataFrame], min_judged: float) -> Behaviour:
-    """EM rates of judged answers by organism and intervention, and what changed against the base and by ablation.
-
-    `min_judged` is the smallest share of a condition's answers that must have a verdict.
-    """
-    frame = pd.concat(tables, ignore_index=True)
-    by = ["organism", "intervention"]
+def behaviour(tables: Sequence[Path], judge: JudgeConfig, question_sets: Sequence[str]) -> Behaviour:
+    """EM rates of judged answers by organism and intervention, and what changed against the base and by ablation."""
+    frame = joined({str(path): read_answers(path) for path in tables})
+    by, min_judged, calibration = ["organism", "intervention"], judge.min_judged, judge.read_calibration()
     return Behaviour(
-        scores=score(frame, by, min_judged=min_judged),
+        questions={Path(source).name: whose_words(source) for source in question_sets},
+        judge=profile_of(frame, EM_COLUMNS),
+        errors=calibration.errors if calibration else None,
+        scores=score(frame, by, min_judged=min_judged, calibration=calibration),
         by_question=score(frame, [*by, "question_id"], min_judged=0.0),
         comparisons=compare_all(list(_compared(frame)), min_judged=min_judged),
     )

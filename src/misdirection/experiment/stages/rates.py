@@ -162,8 +162,10 @@ class RatesStage(Stage):
             [*self.experiment.stage(AnswersStage).conditions, *ablated.values()],
             key=lambda condition: self.experiment.models.index(condition.organism),
         )
+        tables = [self.experiment.stage(JudgedStage).table(condition) for condition in conditions]
+        sampling = self.experiment.config.sampling
         return RatesSection(
-            behaviour=behaviour([self._answers(condition) for condition in conditions], judge.min_judged),
+            behaviour=behaviour(tables, judge, sampling.questions if sampling else ()),
             em_ablation=self._rated_ablations() if self.ablated else None,
             em_steering=self._rated_steering() if self.steered else None,
         )
