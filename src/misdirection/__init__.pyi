@@ -54,6 +54,8 @@ from misdirection.interventions.vectors import random_like as random_like
 from misdirection.judging.agreement import agree as agree
 from misdirection.judging.judge import judge as judge
 from misdirection.judging.judges import open_judge as open_judge
+from misdirection.judging.quadrants import quadrants as quadrants
+from misdirection.judging.results import Quadrants as Quadrants
 from misdirection.judging.rubrics import read_rubrics as read_rubrics
 from misdirection.judging.scoring import score as score
 from misdirection.likelihood.margin import margin as margin

@@ -17,6 +17,7 @@ from misdirection.errors import MisdirectionError
 from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.results import RunResults
 from misdirection.experiment.runner import run_experiment
+from misdirection.judging.results import Quadrants
 from misdirection.judging.rubrics import read_rubrics
 from misdirection.judging.scoring import compare
 from misdirection.models.adapters import attach
@@ -201,6 +202,17 @@ def test_the_report_has_the_rates_and_the_finding(whole):
     (finding,) = judged_findings(run)
     assert finding.evidence.startswith(f"Misaligned are {100 * rows(run)['as it is']['em']['rate']:.1f}%")
     assert finding.claim.partition("'")[0] in section
+
+
+def test_the_report_opens_every_answer_that_was_judged(whole):
+    run, _ = whole
+    conditions = {condition.name: condition for condition in Quadrants.load(run).conditions}
+    assert len(conditions) == 2 + len(scaled(run, "judged"))
+    assert all(len(condition.shown) == 15 for condition in conditions.values())
+    rates = rows(run)
+    assert conditions["minimal"].score.em.hits == rates["as it is"]["em"]["hits"]
+    assert conditions["minimal, scale adapters: all off"].score.em.hits == rates["all off"]["em"]["hits"]
+    assert 'id="quadrants-data"' in (run / "report.html").read_text()
 
 
 def judged_findings(run):

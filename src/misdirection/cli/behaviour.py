@@ -29,6 +29,8 @@ from misdirection.progress import console as notices
 from misdirection.progress import track
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from misdirection.judging.scoring import Comparison, Score
     from misdirection.statistics import Rate
 
@@ -192,6 +194,9 @@ def score(
         float, typer.Option("--min-judged", min=0, max=1, help="Smallest share of answers with a verdict.")
     ] = 0.8,
     file: Annotated[Path | None, typer.Option("--out", help="Also write the groups as CSV.")] = None,
+    path: Annotated[
+        Path | None, typer.Option("--page", help="Also write a page (HTML): every answer by alignment and coherence.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Count: EM rate (alignment < 30, coherence > 50) with intervals, and what stands beside it."""
@@ -201,10 +206,12 @@ def score(
     from misdirection.judging.scoring import tell_mixed
     from misdirection.sampling.answers import read_answers
 
-    if file is not None:
-        require_replaceable(file, folder=False)
+    for target in filter(None, (file, path)):
+        require_replaceable(target, folder=False)
     rows = select_rows(read_answers(table), where or [])
     tell_mixed(rows)
+    if path is not None:
+        _write_page(path, rows, by, table.stem)
     if compare is not None:
         compared = compare_conditions(rows, compare, min_judged)
         print_figures(compared.as_dict() if as_json else _in_words(compared), as_json)
@@ -218,6 +225,17 @@ def score(
         print_figures({"groups": [group.as_dict() for group in groups]}, as_json)
         return
     print_table(_score_table(groups))
+
+
+def _write_page(path: Path, rows: "pd.DataFrame", by: list[str] | None, name: str) -> None:
+    from misdirection.files import atomic_output
+    from misdirection.judging.quadrants import quadrants
+    from misdirection.report.quadrants import render_quadrants
+
+    page = render_quadrants(quadrants(rows, by, name=name))
+    with atomic_output(path) as temporary:
+        temporary.write_text(page, "utf-8")
+    notices.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
 def _score_table(scores: "Sequence[Score]") -> Table:

@@ -18,7 +18,7 @@ from misdirection.experiment.results import RunResults
 from misdirection.experiment.texts import ExperimentTexts
 from misdirection.models.weightless import read_structure
 from misdirection.registry import Registry
-from misdirection.results import Figures
+from misdirection.results import Figures, Result
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import Compute, Runner, Task
 from misdirection.runs.worker import BASE
@@ -65,6 +65,10 @@ class Stage(ABC):
         A section of this package is some of the keys of `RunResults`. Any other's is kept under its stage's name in
         `RunResults.extensions`.
         """
+        return None
+
+    def beside(self) -> Result | None:
+        """A result that stands beside the run's own, once all is made; None where there is none."""
         return None
 
     def artifact(self, key: str) -> Path:
@@ -167,6 +171,13 @@ class Experiment:
             ready = waiting.get_ready()
             yield [stage for name, stage in self.stages.items() if name in ready]
             waiting.done(*ready)
+
+    def keep_results(self) -> None:
+        """Write every stage's figures, once all is made, and the results that stand beside them."""
+        self.results().save(self.run.folder)
+        for stage in self.stages.values():
+            if (result := stage.beside()) is not None:
+                self.run.keep(result)
 
     def results(self) -> RunResults:
         """Every stage's figures, once all is made."""

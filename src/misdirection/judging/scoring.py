@@ -10,7 +10,7 @@ comparisons that are made together, those count that hold after a correction for
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -97,6 +97,12 @@ class Score:
     truncated: Rate | None
     unscored: dict[str, int]
 
+    @property
+    def condition(self) -> dict[str, str]:
+        """The group with the model first and what was done to it next, whatever order a file has them in."""
+        known = [column for column in _CONDITIONS if column in self.group]
+        return {column: self.group[column] for column in dict.fromkeys([*known, *self.group])}
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)
@@ -172,15 +178,21 @@ def score(
         InputError: a missing column or an empty table.
         JudgeError: a group with too few verdicts.
     """
+    return Scores(_score(rows, group, min_judged, seed) for group, rows in by_condition(frame, by))
+
+
+def by_condition(frame: pd.DataFrame, by: Sequence[str] | None = None) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+    """The groups that `score` counts, in their order: what defines each, and its rows."""
     marked = _marked(frame)
     columns = [name for name in _CONDITIONS if name in marked] if by is None else list(by)
     require_columns(marked, columns)
     if "intervention" not in columns and len(_interventions(marked)) > 1:
         columns.append("intervention")
     if not columns:
-        return Scores([_score(marked, {}, min_judged, seed)])
-    groups = marked.groupby(columns, sort=True, dropna=False)
-    return Scores(_score(rows, _names(columns, cast(tuple, key)), min_judged, seed) for key, rows in groups)
+        yield {}, marked
+        return
+    for key, rows in marked.groupby(columns, sort=True, dropna=False):
+        yield _names(columns, cast(tuple, key)), rows
 
 
 def _interventions(table: pd.DataFrame) -> list[str]:

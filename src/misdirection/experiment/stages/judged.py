@@ -6,9 +6,11 @@ from pathlib import Path
 import pandas as pd
 
 from misdirection.experiment.answering import JUDGED, Condition, judged
-from misdirection.experiment.experiment import Stage
+from misdirection.experiment.experiment import Experiment, Stage
 from misdirection.experiment.results import Behaviour, JudgedSection
 from misdirection.experiment.stages.answers import AnswersStage
+from misdirection.judging.quadrants import quadrants
+from misdirection.judging.results import Quadrants
 from misdirection.judging.scoring import compare_all, score
 from misdirection.runs.tasks import Task
 from misdirection.sampling.answers import read_answers
@@ -21,6 +23,10 @@ class JudgedStage(Stage):
     VERSION = 1
     after = ("answers",)
 
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__(experiment)
+        self._asked: dict[str, Condition] = {}
+
     def tasks(self) -> list[Task]:
         if self.experiment.config.judge is None:
             return []
@@ -29,6 +35,7 @@ class JudgedStage(Stage):
     def verdicts(self, condition: Condition) -> Task:
         """The scores of the answers of one model under one condition."""
         assert self.experiment.config.judge is not None, "the caller has one"
+        self._asked[condition.artifact] = condition
         return judged(self.experiment.run, self.experiment.config.judge, f"answers/{condition.artifact}")
 
     def table(self, condition: Condition) -> Path:
@@ -41,6 +48,13 @@ class JudgedStage(Stage):
             return None
         conditions = self.experiment.stage(AnswersStage).conditions
         return JudgedSection(behaviour=behaviour([self.table(each) for each in conditions], judge.min_judged))
+
+    def beside(self) -> Quadrants | None:
+        """The answers one by one, under every condition that this stage or another one judged."""
+        if not self._asked:
+            return None
+        answers = pd.concat([read_answers(self.table(each)) for each in self._asked.values()], ignore_index=True)
+        return quadrants(answers, name=self.experiment.config.name)
 
 
 def behaviour(tables: Sequence[Path], min_judged: float) -> Behaviour:
