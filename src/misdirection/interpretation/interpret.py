@@ -19,6 +19,7 @@ from misdirection.data import ProbePair
 from misdirection.directions.direction import Direction
 from misdirection.files import atomic_folder, require_replaceable
 from misdirection.interpretation import geometry
+from misdirection.interpretation.checkpoints import named_checkpoints
 from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interpretation.judged import JudgedSettings
 from misdirection.interpretation.parts import (
@@ -74,6 +75,7 @@ def interpret(
     pairs: Sequence[ProbePair] | None = None,
     domain: str | Path | None = None,
     directions: Mapping[str, Direction | str | Path] | None = None,
+    checkpoints: str | Path | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> InterpretationResults:
@@ -90,9 +92,12 @@ def interpret(
         pairs: general probe pairs; those of the package by default.
         domain: what the adapter was trained on: a domain of the package, or a JSONL file of probe pairs.
         directions: directions, or their files, by name; effects downstream are compared with the first.
+        checkpoints: where those of its training are, in a folder or on the hub (see `named_checkpoints`); those that
+            were kept in its own folder by default.
 
     Raises:
-        InputError: an adapter that is no plain LoRA, or has no module inside of the decoder blocks.
+        InputError: an adapter that is no plain LoRA, or has no module inside of the decoder blocks; or checkpoints that
+            are not there.
     """
     base, path = ModelName.parse(model), local_adapter(*ModelName.parse(str(adapter)))
     settings = settings or InterpretationConfig.sized(str(adapter))
@@ -103,6 +108,7 @@ def interpret(
         _texts(pairs, domain),
         {name: _direction(direction) for name, direction in (directions or {}).items()},
         settings,
+        named_checkpoints(str(checkpoints)) if checkpoints else None,
     )
     models = Models(lambda: load(base.name, revision=base.revision, dtype=dtype, device=device), {_ALONE: path})
     inputs = yaml.safe_dump({"interpretation": settings.model_dump(mode="json")}, sort_keys=False)
