@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.results import RunResults
 from misdirection.experiment.texts import ExperimentTexts
+from misdirection.interpretation.reading import hash_of_weights
 from misdirection.models.weightless import read_structure
 from misdirection.registry import Registry
 from misdirection.results import Figures, Result
@@ -80,17 +81,26 @@ class Stage(ABC):
         """The inputs of everything that it makes."""
         return {"version": self.VERSION, "base": self.experiment.texts.identity.model_dump()}
 
-    def task(self, model: str, artifacts: Mapping[str, Mapping[str, Any]], compute: Compute) -> Task:
-        """Work on the base model or an organism.
+    def task(
+        self,
+        model: str,
+        artifacts: Mapping[str, Mapping[str, Any]],
+        compute: Compute,
+        adapter: Path | None = None,
+    ) -> Task:
+        """Work on the base model or an organism, or on a model with another adapter.
 
         Args:
             model: its name.
             artifacts: the inputs of each artifact by its key, without `common` and the adapter, which are added.
             compute: makes them; it goes to other processes with all that it holds.
+            adapter: the PEFT folder of a model that is no organism of the experiment.
         """
-        common = {**self.common, "adapter": self.experiment.adapter_digest(model)}
+        digest = hash_of_weights(adapter) if adapter else self.experiment.adapter_digest(model)
+        common = {**self.common, "adapter": digest}
         stages = {f"{self.name}/{key}": {**common, **inputs} for key, inputs in artifacts.items()}
-        return Task(stages, model, compute, self.experiment.adapters(model))
+        adapters = {model: adapter} if adapter else self.experiment.adapters(model)
+        return Task(stages, model, compute, adapters)
 
 
 STAGES: Registry[type[Stage]] = Registry(

@@ -237,7 +237,7 @@ class RunResults(
     """All figures of an experiment."""
 
     KIND: ClassVar[str] = "run"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     FILE: ClassVar[str] = "results.json"
     COMMAND: ClassVar[str] = "misdirection run CONFIG --out RUN"
 
