@@ -39,7 +39,8 @@ def named_checkpoints(text: str) -> dict[int, Path]:
     Raises:
         InputError: what is not there, fewer than three, or two of one step.
     """
-    names = [ModelName.parse(each.strip()) for each in text.split(",")]
+    listed = [text] if Path(text).expanduser().exists() else text.split(",")
+    names = [ModelName.parse(each.strip()) for each in listed]
     if len(names) == 1:
         return checkpoint_folders(local_checkpoints(*names[0]))
     if len(names) < FEWEST:
