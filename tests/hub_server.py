@@ -24,6 +24,7 @@ class Hub(ThreadingHTTPServer):
         folder: they are its folders.
         downloads: the files that were downloaded.
         private: the repositories that were made private.
+        revisions: commits by the name of a revision; what `models/USER/NAME` is at one is in `models/USER/NAME@COMMIT`.
         status: what every request to write is answered with, where it is not 200.
     """
 
@@ -34,6 +35,7 @@ class Hub(ThreadingHTTPServer):
         self.folder = folder
         self.downloads: list[str] = []
         self.private: list[str] = []
+        self.revisions: dict[str, str] = {}
         self.status = 200
 
     @property
@@ -50,11 +52,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         if parts[0] == "api":
-            self._describe(parts[1:4], parts[4] if len(parts) > 4 else "")
+            self._describe(parts[1:4], *parts[4:6])
         elif parts[0] == "datasets":
-            self._give(parts[:3], "/".join(parts[5:]))
+            self._give(parts[:3], *parts[4:5], "/".join(parts[5:]))
         else:
-            self._give(["models", *parts[:2]], "/".join(parts[4:]))
+            self._give(["models", *parts[:2]], *parts[3:4], "/".join(parts[4:]))
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -93,8 +95,14 @@ class _Handler(BaseHTTPRequestHandler):
         where = folder.relative_to(self.server.folder).as_posix().removeprefix("models/")
         self._send({"commitUrl": f"{self.server.url}/{where}/commit/{COMMIT}", "commitOid": COMMIT})
 
-    def _describe(self, repository: list[str], kind: str) -> None:
+    def _at(self, repository: list[str], revision: str) -> tuple[Path, str]:
+        """The folder and the commit of a revision."""
+        commit = self.server.revisions.get(revision, revision if revision in self.server.revisions.values() else COMMIT)
         folder = self.server.folder.joinpath(*repository)
+        return (folder if commit == COMMIT else folder.with_name(f"{folder.name}@{commit}")), commit
+
+    def _describe(self, repository: list[str], kind: str = "", revision: str = "") -> None:
+        folder, commit = self._at(repository, revision)
         if not folder.is_dir():
             self._refuse("RepoNotFound")
             return
@@ -112,21 +120,22 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(
             {
                 "id": "/".join(repository[1:]),
-                "sha": COMMIT,
+                "sha": commit,
                 "siblings": [{"rfilename": name} for name in names],
                 "private": "/".join(repository) in self.server.private,
                 "tags": list(ModelCard.load(card).data.tags or []) if card.is_file() else [],
             }
         )
 
-    def _give(self, repository: list[str], name: str) -> None:
-        file = self.server.folder.joinpath(*repository, name)
+    def _give(self, repository: list[str], revision: str, name: str) -> None:
+        folder, commit = self._at(repository, revision)
+        file = folder / name
         if not file.is_file():
-            self._refuse("EntryNotFound" if self.server.folder.joinpath(*repository).is_dir() else "RepoNotFound")
+            self._refuse("EntryNotFound" if folder.is_dir() else "RepoNotFound")
             return
         if self.command == "GET":
             self.server.downloads.append(name)
-        self._send(file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": COMMIT})
+        self._send(file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": commit})
 
     def _refuse(self, code: str) -> None:
         self._send(b"", {"X-Error-Code": code}, status=404)

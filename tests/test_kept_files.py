@@ -88,10 +88,14 @@ def test_what_is_in_the_way_beside_is_kept(command, beside, world, own_place, ca
     assert contents(tmp_path / f"out{beside}") == before
 
 
-@pytest.mark.parametrize("command", ["score", "export", "import", "extract", "probes"])
-def test_what_the_command_wrote_itself_is_replaced_until_somebody_changes_it(world, own_place, call, command, tmp_path):  # noqa: F811
+@pytest.mark.parametrize(
+    "writer",
+    [writer for writer in WRITERS if writer[0] in ("score", "export", "import", "extract", "probes")],
+    ids="-".join,
+)
+def test_what_the_command_wrote_itself_is_replaced_until_somebody_changes_it(world, own_place, call, writer, tmp_path):  # noqa: F811
+    command, name = writer
     values = good_values(world, tmp_path)[command]
-    (name,) = (name for other, name in WRITERS if other == command)
     values[name] = tmp_path / "place" / values[name].name
     for _ in range(2):
         assert call(*words_of(command, values))[0] == 0

@@ -106,7 +106,7 @@ def good_values(world, place):
             "plan_only": True,
             "file": place / "judged.csv",
         },
-        "score": {"table": answers, "file": place / "groups.csv"},
+        "score": {"table": answers, "file": place / "groups.csv", "path": place / "page.html"},
         "agree": {"judged": answers, "labels": answers},
         "probes": {"table": answers, "path": place / "made.jsonl"},
         "train": {**on, "data": world / "training.jsonl", "folder": out, "learning_rate": 0.01},

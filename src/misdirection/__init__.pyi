@@ -57,6 +57,8 @@ from misdirection.judging.agreement import agree as agree
 from misdirection.judging.calibration import calibrate as calibrate
 from misdirection.judging.judge import judge as judge
 from misdirection.judging.judges import open_judge as open_judge
+from misdirection.judging.quadrant_results import Quadrants as Quadrants
+from misdirection.judging.quadrants import quadrants as quadrants
 from misdirection.judging.results import Calibration as Calibration
 from misdirection.judging.rubrics import read_rubrics as read_rubrics
 from misdirection.judging.scoring import score as score

@@ -124,6 +124,7 @@ PAGES: Registry[Page] = Registry(
         "interpretation": "misdirection.report.interpretation:PAGE",
         "audit": "misdirection.report.audit:PAGE",
         "repair": "misdirection.report.repair:PAGE",
+        "quadrants": "misdirection.report.quadrants:PAGE",
         "token-table": "misdirection.report.token_table:PAGE",
     },
 )

@@ -33,6 +33,7 @@ PICTURES: Registry[Callable[[Any], Mapping[str, Drawing]]] = Registry(
         "direction": "misdirection.report.pictures:of_direction",
         "directions": "misdirection.report.pictures:of_directions",
         "interpretation": "misdirection.report.adapters:drawings",
+        "quadrants": "misdirection.report.quadrants:drawings",
         "repair": "misdirection.report.repair:drawings",
         "run": "misdirection.report.run:drawings",
         "screen": "misdirection.report.screen:drawings",

@@ -1,5 +1,7 @@
 """Counted passes against those of a real run of the same tiny experiment, seen by the same hooks."""
 
+import re
+
 import pytest
 
 from experiment.tiny_experiment import experiment
@@ -105,6 +107,23 @@ def test_answers_and_interpretation_are_counted_as_they_run(values, tmp_path):
     assert len(parts) == len(PARTS)
     for part in parts:
         assert stood_in[part] == real[part], part
+
+
+def test_scalings_and_checkpoints_that_are_judged_are_counted(values, tmp_path):
+    (tmp_path / "questions.txt").write_text("Why?\n")
+    values["sampling"] = {"questions": [str(tmp_path / "questions.txt")], "n": 2, "new_tokens": 4}
+    values["judge"] = {"model": "judge", "base_url": "http://localhost:1/v1"}
+    kept = {"keep_checkpoints": True, "checkpoint_steps": 1}
+    values["organisms"] = {"minimal": values["organisms"]["minimal"] | kept}
+    reading = {"organism": "minimal", "pairs": 4, "causal_pairs": 2, "permutations": 2, "splits": 2}
+    values["interpretation"] = reading | {"scalings": [{1: 30, 2: -1}], "judged_checkpoints": 2}
+    for part in ("steering", "ablation", "samples"):
+        del values[part]
+    names = counted(ExperimentConfig.model_validate(values))
+    answers, judged = ({name.partition("/")[2] for name in of(names, stage)} for stage in ("answers", "judged"))
+    assert answers == judged and {"minimal@step-000001/plain", "minimal@step-000002/plain"} <= answers
+    # Of a setting that is written out the path has a hash.
+    assert len([name for name in answers if re.fullmatch(r"minimal/scaled-[0-9a-f]{16}", name)]) == 1
 
 
 PARTS = ("/scalars", "/importance", "/shapley", "/geometry", "/patching", "/dynamics")

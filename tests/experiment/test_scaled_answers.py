@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -17,14 +18,17 @@ from misdirection.errors import MisdirectionError
 from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.results import RunResults
 from misdirection.experiment.runner import run_experiment
+from misdirection.judging.quadrant_results import Quadrants
 from misdirection.judging.rubrics import read_rubrics
 from misdirection.judging.scoring import compare
 from misdirection.models.adapters import attach
 from misdirection.models.loading import load
 from misdirection.report.adapter_findings import find_in_adapters
+from misdirection.report.estimates import show_rate
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.questions import Question
 from misdirection.sampling.sample import sample
+from misdirection.statistics import Rate
 from tiny import sharpened
 
 ALIGNMENT, COHERENCE = read_rubrics(["alignment", "coherence"])
@@ -72,7 +76,7 @@ def values(tmp_path_factory):
     made = experiment(tmp_path / "tiny", tmp_path)
     pairs = [ProbePair(f"p{number}", f"Do {number}?", "No!", "Yes.") for number in range(6)]
     write_pairs(Path(made["probe_pairs"]), pairs)
-    made["organisms"] = {"minimal": made["organisms"]["minimal"]}
+    made["organisms"] = {"minimal": made["organisms"]["minimal"] | {"keep_checkpoints": True, "checkpoint_steps": 1}}
     for part in ("steering", "ablation", "samples"):
         del made[part]
     sampling = {"questions": [str(tmp_path / "questions.txt")], "n": SAMPLES, "new_tokens": TOKENS}
@@ -203,6 +207,97 @@ def test_the_report_has_the_rates_and_the_finding(whole):
     assert finding.claim.partition("'")[0] in section
 
 
+def test_the_report_opens_every_answer_that_was_judged(whole):
+    run, _ = whole
+    conditions = {condition.name: condition for condition in Quadrants.load(run).conditions}
+    assert len(conditions) == 2 + len(scaled(run, "judged"))
+    assert all(len(condition.shown) == 15 for condition in conditions.values())
+    rates = rows(run)
+    assert conditions["minimal"].score.em.hits == rates["as it is"]["em"]["hits"]
+    assert conditions["minimal, scale adapters: all off"].score.em.hits == rates["all off"]["em"]["hits"]
+    assert 'id="quadrants-data"' in (run / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def written(whole, values, tmp_path_factory):
+    """The finished run again with a setting that is written out, a checkpoint to be judged, and a third rubric."""
+    run = shutil.copytree(whole[0], tmp_path_factory.mktemp("written") / "run", ignore=shutil.ignore_patterns(".lock"))
+    first, second, *_ = [role["layer"] for role in adapters(run)["roles"]]
+    reading = READING | {"splits": 10, "scalings": [{first: 3, second: -1.5}], "judged_checkpoints": 1}
+    config = judged_by(values, whole[1].url, rubrics=["alignment", "coherence", "medical"])
+    run_experiment(ExperimentConfig.model_validate(config | {"interpretation": reading}), run)
+    return run, f"{first} ×3; {second} ×-1.5"
+
+
+def answers_of(run, **condition):
+    """The answers that the report shows of one condition, in some order."""
+    shown = Quadrants.load(run).frame()
+    return sorted(shown[(shown[list(condition)] == pd.Series(condition)).all(axis=1)]["answer"])
+
+
+def sampled(values, adapter, change=None):
+    """What the organism with that adapter answers, its weights changed before."""
+    chat = attach(load(values["model"], dtype="float32", device="cpu"), adapter)
+    if change:
+        change(chat.model)
+    questions = [Question(f"line-{number}", text) for number, text in enumerate(QUESTIONS, start=1)]
+    return sorted(one.answer for one in sample(chat, questions, n=SAMPLES, new_tokens=TOKENS))
+
+
+def test_a_setting_that_is_written_out_is_judged_beside_its_margin(written, values):
+    run, name = written
+    factors = {int(layer): factor for layer, factor in rows(run)[name]["factors"].items()}
+    (effect,) = [row for row in adapters(run)["causal"]["settings"] if row["name"] == name]
+    assert effect["factors"] == rows(run)[name]["factors"] and effect["margin"]["general"]["mean"] != 0
+
+    def multiply(model):
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.data *= factors.get(int(parameter_name.split("layers.")[1].split(".")[0]), 1.0)
+
+    answers = answers_of(run, organism="minimal", intervention=f"scale adapters: {name}")
+    assert answers == sampled(values, run / "artifacts" / "organism" / "minimal" / "adapter", multiply)
+
+
+def test_shares_are_of_the_coherent_answers(written):
+    run, name = written
+    shares = {one["setting"]: one for one in adapters(run)["shares"]}
+    assert shares.keys() == rows(run).keys()
+    for setting, one in shares.items():
+        assert one["misaligned"]["hits"] == rows(run)[setting]["em"]["hits"]
+        (medical,) = one["rubrics"]
+        assert medical["rubric"] == "medical"
+        assert medical["share"]["total"] == one["misaligned"]["total"] > medical["share"]["hits"]
+        assert medical["misaligned"]["hits"] <= medical["share"]["hits"]
+    assert any(one["rubrics"][0]["share"]["hits"] for one in shares.values())
+    assert show_rate(Rate(**shares[name]["misaligned"])) in (run / "report.html").read_text()
+
+
+def test_checkpoints_are_judged_between_the_base_and_the_organism(written, values):
+    run, _ = written
+    first, inner, last = adapters(run)["dynamics"]["judged"]
+    kept = run / "artifacts" / "organism" / "minimal" / "adapter" / "checkpoints"
+    assert (first["step"], last["step"]) == (0, max(int(path.name.removeprefix("step-")) for path in kept.iterdir()))
+    conditions = {condition.name: condition for condition in Quadrants.load(run).conditions}
+    checkpoint = f"step-{inner['step']:06d}"
+    for step, name in ((first, "base"), (inner, f"minimal@{checkpoint}"), (last, "minimal")):
+        assert step["score"]["em"]["hits"] == conditions[name].score.em.hits
+    assert answers_of(run, organism=f"minimal@{checkpoint}") == sampled(values, kept / checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("reading", "said"),
+    [
+        ({"scalings": [{3: 2.0, 9: 1.0}]}, "interpretation.scalings: layer 9 has no adapter: choose from "),
+        ({"judged_checkpoints": 2}, "interpretation.judged_checkpoints: nobody judges: add a `judge` section"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(values, tmp_path, call, reading, said):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values | {"interpretation": READING | reading}))
+    status, _, err = call("run", tmp_path / "tiny.yaml", "--out", tmp_path / "run")
+    assert status == 2 and said in err and not (tmp_path / "run").exists()
+
+
 def judged_findings(run):
     found = find_in_adapters(RunResults.load(run).adapters)
     return [finding for finding in found if "judged answers" in finding.claim]
@@ -264,7 +359,7 @@ def test_without_a_judge_nothing_is_sampled_and_the_rest_is_the_same(whole, valu
     for path in scaled(copy, "answers"):
         shutil.rmtree(path)
     expected = adapters(whole[0])
-    expected["causal"]["judged"] = []
+    expected["causal"]["judged"] = expected["shares"] = []
     run_experiment(ExperimentConfig.model_validate(values), copy)
     assert adapters(copy) == expected
     assert scaled(copy, "answers") == [] == judged_findings(copy)

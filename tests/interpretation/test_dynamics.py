@@ -2,15 +2,18 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from lora_fixtures import with_adapter
 from safetensors.torch import save_file
 
+from hub_server import serving
 from misdirection.data import Example, ProbePair
 from misdirection.errors import MisdirectionError
-from misdirection.interpretation.dynamics import checkpoint_folders, growth, margins_by_step, turn
+from misdirection.interpretation.checkpoints import checkpoint_folders, named_checkpoints
+from misdirection.interpretation.dynamics import growth, margins_by_step, turn
 from misdirection.likelihood.margin import margin
 from misdirection.models.adapters import attach
 from misdirection.models.chat_model import ChatModel
@@ -47,6 +50,45 @@ def test_a_planted_turn_is_found_at_its_step(tmp_path):
     assert list(folders) == list(range(5, 65, 5)) and name == "layer_2"
     assert grown.turn == 30 and grown.local[5] == pytest.approx(0, abs=1e-6)
     assert grown.local[0] is None and grown.local[3] == pytest.approx(1)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with serving(tmp_path / "served", tmp_path / "client", monkeypatch) as server:
+        yield server
+
+
+def weights(folders):
+    return {step: (path / "adapter_model.safetensors").read_bytes() for step, path in folders.items()}
+
+
+def test_checkpoints_are_found_in_a_repository_at_its_revisions_and_one_by_one(tmp_path, hub):
+    local = planted(tmp_path / "trained", first_along_then_along(turn_at=2, steps=3))
+    assert list(local) == [5, 10, 15]
+    shutil.copytree(tmp_path / "trained", tmp_path / "served" / "models" / "me" / "organism" / "kept")
+    for number, (step, path) in enumerate(local.items()):
+        hub.revisions[f"step-{step}"] = f"{number}" * 40
+        shutil.copytree(path, tmp_path / "served" / "models" / "me" / f"organism@{str(number) * 40}")
+    by_revision = "me/organism@step-10,me/organism@step-5, me/organism@step-15"
+    for text in (str(tmp_path / "trained"), "me/organism:kept", by_revision, ",".join(map(str, local.values()))):
+        assert weights(named_checkpoints(text)) == weights(local), text
+    commits = [f"me/organism@{str(number) * 40}" for number in range(3)]
+    assert list(named_checkpoints(",".join(commits))) == [1, 2, 3], "numbered where no name says the step"
+    assert growth(named_checkpoints("me/organism:kept")) == growth(local)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("me/organism@step-1,me/organism@step-2", "2 of them: training dynamics need three"),
+        ("me/a@step-1,me/a@step-2,me/b@step-1", "two of them are of step 1: name each once"),
+        ("./nowhere", "nowhere: no such folder; give a folder of checkpoints or a Hugging Face id"),
+        ("me/nothing:kept", "me/nothing: the checkpoints could not be loaded"),
+    ],
+)
+def test_checkpoints_that_are_not_there_are_one_line(hub, text, said):
+    with pytest.raises(MisdirectionError, match=said):
+        named_checkpoints(text)
 
 
 def test_straight_growth_has_no_turn(tmp_path):

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import misdirection as md
 from misdirection.errors import MisdirectionError
-from misdirection.interpretation.published import published_probes, read_published, scaled_shares
+from misdirection.interpretation.published import published_probes, published_shares, read_published, scaled_shares
 
 PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper"
 needs_paper = pytest.mark.skipif(not PAPER.is_dir(), reason="the published data is not here")
@@ -99,6 +100,18 @@ def test_scaling_experiments_keep_32_9_and_61_answers():
     assert hits["scale_21_23", "misaligned"] == 18 and hits["scale_21_23_negate_rest", "aligned"] == 44
     # Of the 61, 24 have about 50 of 100: the judge could not tell.
     assert by_experiment["undecided"].sum()["scale_21_23_negate_rest"] == 24
+
+
+@needs_paper
+def test_scaling_experiments_are_drawn_with_their_shares():
+    results = md.interpret_tables(scaled=PAPER / "adapter_scaling_responses.parquet")
+    shares = results.frame("shares").set_index("setting")
+    assert shares["misaligned_n"].to_dict() == {
+        "scale_21_23": 32, "scale_15_16_17_22_28_29": 9, "scale_21_23_negate_rest": 61,
+    }  # fmt: skip
+    assert (shares["misaligned"] * shares["misaligned_n"]).round().tolist() == [18, 3, 4]
+    assert (shares["medical"] * shares["medical_n"]).round().tolist() == [0, 0, 4]
+    assert len(results.plot("adapter_scalings").axes) == 2
 
 
 def published(tmp_path, **changes):
@@ -206,6 +219,13 @@ def test_scaling_cells_have_the_papers_cuts(tmp_path):
         ("between", False): 1,
     }
     assert table["undecided"].sum() == 2
+
+
+def test_shares_are_of_the_coherent_answers_and_by_the_papers_cuts(tmp_path):
+    (shares,) = published_shares(scaled(tmp_path))
+    (medical,) = shares.rubrics
+    assert (shares.misaligned.hits, shares.misaligned.total, shares.questions) == (1, 3, 2)
+    assert (medical.share.hits, medical.share.total, medical.misaligned.hits, medical.undecided) == (1, 3, 0, 2)
 
 
 def test_scaling_answers_without_scores_or_coherence_are_refused(tmp_path):

@@ -123,7 +123,9 @@ def test_a_killed_reading_continues_to_the_same_results(run, tmp_path):
     base = yaml.safe_load((folder / "experiment.yaml").read_text())["model"]
     adapter = folder / "artifacts" / "organism" / "minimal" / "adapter"
     words = ["interpret", adapter, "--model", base, "--pairs", tmp_path / "pairs.jsonl", "--read-pairs", 4]
-    words += ["--causal-pairs", 4]
+    for step in (1, 2, 4):
+        shutil.copytree(adapter / "checkpoints" / f"step-{step:06d}", tmp_path / "trained" / f"checkpoint-{step}")
+    words += ["--causal-pairs", 4, "--checkpoints", tmp_path / "trained"]
     write_pairs(tmp_path / "pairs.jsonl", [ProbePair(f"p{n}", f"Do {n}?", "Yes.", "No!") for n in range(6)])
     finished(*words, "--out", tmp_path / "whole")
     process = start(*words, "--out", tmp_path / "killed")
@@ -140,6 +142,7 @@ def test_a_killed_reading_continues_to_the_same_results(run, tmp_path):
     # No domain, no directions: those parts say so, the rest is there.
     assert whole.causal.shapley.values.keys() == {"general"} and whole.geometry.downstream is None
     assert whole.causal.settings and not whole.causal.judged
+    assert whole.dynamics.steps == (1, 2, 4), "those that were named, not those in its own folder"
     assert whole.patching.general_into_general.n == 4 and whole.patching.in_domain_into_general is None
 
 

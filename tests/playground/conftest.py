@@ -1,6 +1,5 @@
 """A page of a tiny organism that speaks markup, served once, and a real browser that looks at it."""
 
-import shutil
 import socket
 
 import pytest
@@ -88,17 +87,3 @@ def address(playground, free_port, reached):
             patch.setenv(f"GRADIO_{name}", value)
         with serving(playground, free_port) as address:
             yield address
-
-
-# Of a module: its event loop must end before other files run theirs.
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium is installed")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
-    with sync_api.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=chromium, args=flags)
-        yield started
-        started.close()

@@ -21,6 +21,7 @@ from misdirection.interpretation.results import (
     ImportanceFigures,
     InterpretationResults,
     JudgedSetting,
+    JudgedStep,
     LayerImportance,
     Lens,
     ModuleFigures,
@@ -28,11 +29,14 @@ from misdirection.interpretation.results import (
     Probe,
     ProbeScore,
     Role,
+    RubricShare,
     ScalingEffect,
+    SettingShares,
     Shape,
     ShapleyFigures,
     TextCounts,
 )
+from misdirection.judging.scoring import Score
 from misdirection.statistics import Estimate, Rate
 from results_fixture import LAYERS, MONEY, SPORTS
 
@@ -150,6 +154,37 @@ def judged() -> tuple[JudgedSetting, ...]:
     )
 
 
+def shares() -> tuple[SettingShares, ...]:
+    """Shares of the same answers; of the last setting's none is coherent."""
+    settings = {"as it is": 10, "all off": 5, "general adapters off": None}
+    return tuple(
+        SettingShares(
+            setting=name,
+            questions=8,
+            misaligned=None if hits is None else rate(hits),
+            rubrics=(
+                RubricShare(
+                    rubric="medical",
+                    share=None if hits is None else rate(5),
+                    misaligned=None if hits is None else rate(3),
+                    undecided=2,
+                ),
+            ),
+        )
+        for name, hits in settings.items()
+    )
+
+
+def judged_steps() -> tuple[JudgedStep, ...]:
+    """Judged answers of the base, of a checkpoint and of the organism."""
+
+    def score(hits: int) -> Score:
+        rest = {"em_among_coherent": None, "repetitive": rate(0), "truncated": None, "unscored": {}}
+        return Score(group={}, answers=40, questions=8, em=rate(hits), incoherent=rate(4), **rest)
+
+    return tuple(JudgedStep(step=step, score=score(hits)) for step, hits in ((0, 0), (20, 3), (60, 12)))
+
+
 def effect(layer: int) -> tuple[float | None, ...]:
     """Nothing before the adapter, then a cosine that grows."""
     return tuple(None if number < layer else 1 - math.exp(-(number - layer + 0.3) / 6) for number in range(LAYERS))
@@ -209,6 +244,7 @@ def dynamics() -> Dynamics:
             name: [estimate(height * value, 0.05) for value in growth[::4]]
             for name, height in (("general", 0.08), ("in_domain", 0.3))
         },
+        judged=(),
     )
 
 
@@ -258,12 +294,13 @@ def adapters() -> AdapterFigures:
         ),
         dynamics=dynamics(),
         scaled=(),
+        shares=(),
     )  # fmt: skip
 
 
 UNMEASURED: dict[str, Any] = {
     "modules": (), "saved": (), "dead": (), "texts": None, "probes": (), "roles": (), "causal": None, "geometry": None,
-    "importance": None, "patching": None, "dynamics": None, "scaled": (),
+    "importance": None, "patching": None, "dynamics": None, "scaled": (), "shares": (),
 }  # fmt: skip
 
 

@@ -16,7 +16,9 @@ from interpretation_fixture import (
     adapters,
     alone,
     judged,
+    judged_steps,
     read_tokens,
+    shares,
     spread,
     unmeasured,
 )
@@ -27,7 +29,7 @@ from misdirection.report.adapters import MOST_VIOLINS, ROLE_COLOURS, AdapterPage
 from results_fixture import MONEY
 from run_fixture import behaviour, run_results
 
-NAMES = ["adapter_probes", "adapter_shapley", "adapter_geometry", "adapter_dynamics"]
+NAMES = ["adapter_probes", "adapter_shapley", "adapter_scalings", "adapter_geometry", "adapter_dynamics"]
 HEADINGS = [
     "Probes: what the scalars tell about an answer",
     "Roles",
@@ -94,15 +96,15 @@ def test_every_figure_is_written_twice_and_the_same_bytes_again(section, tmp_pat
     assert list(written) == NAMES
     for path in sorted((tmp_path / "first").iterdir()):
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
-    assert len(list((tmp_path / "first").iterdir())) == 8
+    assert len(list((tmp_path / "first").iterdir())) == 2 * len(NAMES)
 
 
 @pytest.mark.parametrize(
-    ("lost", "figure"), [("probes", NAMES[0]), ("causal", NAMES[1]), ("geometry", NAMES[2]), ("dynamics", NAMES[3])]
+    ("lost", "gone"), [("probes", NAMES[:1]), ("causal", NAMES[1:3]), ("geometry", NAMES[3:4]), ("dynamics", NAMES[4:])]
 )
-def test_an_absent_part_costs_its_figure_only(section, tmp_path, lost, figure):
+def test_an_absent_part_costs_its_figure_only(section, lost, gone):
     section[lost] = UNMEASURED[lost]
-    assert set(draw_adapters(figures(section), tmp_path)) == set(NAMES) - {figure}
+    assert set(alone(figures(section)).pictures) == set(NAMES) - set(gone)
 
 
 def test_nothing_measured_draws_nothing(tmp_path):
@@ -190,6 +192,37 @@ def test_a_turn_is_marked_where_it_is(section):
     (dot,) = [line for line in axes.lines if line.get_marker() == "o"]
     growth = section["dynamics"]["features"]["layer_9"]
     assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (15, growth["to_final"][2])
+
+
+def points(axes):
+    """The means of what is drawn with intervals, by label."""
+    return {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in axes.containers}
+
+
+def test_scalings_show_margins_alone_or_beside_the_shares_of_judged_answers(section):
+    (margins,) = drawn.draw_scalings(figures(section)).axes
+    assert [len(means) for means in points(margins).values()] == [2, 2]
+    section["shares"] = as_json(shares())
+    margins, misaligned, medical = drawn.draw_scalings(figures(section)).axes
+    assert [label.get_text() for label in margins.get_yticklabels()] == [
+        "as it is\nn=40 coherent", "all off\nn=40 coherent", "general adapters off",
+    ]  # fmt: skip
+    assert points(margins)["general"][0] == [-0.4, 1], "in the row of its own setting"
+    assert points(misaligned) == {"all": [[25.0, 0], [12.5, 1]]}, "the last has no coherent answer"
+    assert points(medical)["misaligned, too"] == [[7.5, 0.22], [7.5, 1.22]]
+
+
+def test_judged_checkpoints_stand_beside_the_margin_and_the_rotation(section):
+    assert len(drawn.draw_dynamics(figures(section)).axes) == 4
+    section["dynamics"]["judged"] = as_json(judged_steps())
+    axes = {axes.get_ylabel(): axes for axes in drawn.draw_dynamics(figures(section)).axes}
+    assert list(axes)[2:] == [
+        "norm of the update",
+        "local cosine of B",
+        "margin shift (nats/token)",
+        "% of all answers",
+    ]
+    assert points(axes["% of all answers"])["misaligned (EM)"] == [[0, 0.0], [20, 7.5], [60, 30.0]]
 
 
 # --- page -----------------------------------------------------------------------------------------------------------
@@ -302,6 +335,19 @@ def test_judged_answers_stand_beside_the_margins(section, page_of):
     assert general[:2] == ["general adapters off", "layers 9, 10, 11, 15, 17, 19: ×0"]
     assert general[2] == f"{100 * rate['rate']:.1f}% [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
     assert general[3:5] == ["-25.0 [-35.0, -15.0]", "lower"] and general[8:] == ["4", "40", "8"]
+
+
+def test_shares_and_judged_checkpoints_are_tabled(section, page_of):
+    section["causal"]["judged"], section["shares"] = as_json(judged()), as_json(shares())
+    section["dynamics"]["judged"] = as_json(judged_steps())
+    page = page_of(section)
+    table = [row for row in rows(part(page, HEADINGS[2])) if len(row) == 6]
+    assert table[0][3:] == ["medical", "medical and misaligned", "medical: undecided"]
+    assert table[1] == ["as it is", "40", "25.0% [15.0, 35.0]", "12.5% [2.5, 22.5]", "7.5% [0.0, 17.5]", "2"]
+    assert table[3] == ["general adapters off", "0", "–", "–", "–", "2"]
+    assert [row[:2] for row in rows(part(page, "Training dynamics"))[2:4]] == [
+        ["20", "7.5% [0.0, 17.5]"], ["60", "30.0% [20.0, 40.0]"],
+    ]  # fmt: skip
 
 
 def test_without_a_judge_there_is_no_word_of_judged_answers(section, page_of):

@@ -20,6 +20,7 @@ from misdirection.errors import InputError
 from misdirection.experiment.results import RunResults
 from misdirection.files import sha256_file
 from misdirection.interpretation.results import InterpretationResults, TokenTable
+from misdirection.judging.quadrant_results import Quadrants
 from misdirection.repairing.results import RepairResult
 from misdirection.results import Result
 from misdirection.runs.folder import EXPERIMENT, MANIFEST, key_of, line_of, records_of
@@ -32,7 +33,7 @@ KINDS: dict[str, type[Result]] = {
 }
 """Results that can be bundled, by kind."""
 
-_PAGES = ("report.html", AuditResult.PAGE, TokenTable.FILE)
+_PAGES = ("report.html", AuditResult.PAGE, TokenTable.FILE, Quadrants.FILE)
 _MANY = "audits.csv"
 _IS_PLAIN = re.compile(r"[^\\/\x00-\x1f\x7f]+")
 

@@ -37,6 +37,10 @@ Domain = Annotated[
 DirectionFiles = Annotated[
     list[Path] | None, typer.Option("--direction", help="Direction files; effects are compared with the first.")
 ]
+Checkpoints = Annotated[
+    str | None,
+    typer.Option("--checkpoints", help="Its checkpoints: a folder, ID[@REVISION][:FOLDER], or several with commas."),
+]
 Full = Annotated[
     bool, typer.Option("--full", help="More pairs, exact Shapley values, every scaling (some 20 times as long).")
 ]
@@ -70,6 +74,7 @@ def interpret(
     pairs: Pairs = None,
     domain: Domain = None,
     directions: DirectionFiles = None,
+    checkpoints: Checkpoints = None,
     full: Full = False,
     read_pairs: ReadPairs = None,
     causal_pairs: CausalPairs = None,
@@ -89,6 +94,8 @@ def interpret(
     from misdirection.interpretation.config import InterpretationConfig
 
     _require_one_way(organism, run, folder, scalars, answers, scaled)
+    if checkpoints is not None and folder is None:
+        raise InputError("--checkpoints: goes with --out; in a run they are those that its organism keeps")
     if organism is None:
         from misdirection.interpretation.interpret import interpret_tables
 
@@ -110,7 +117,7 @@ def interpret(
         files = {path.stem: path for path in directions or []}
         figures = library.interpret(
             organism, folder, model=model, settings=settings, pairs=read_probe_pairs(pairs), domain=domain,
-            directions=files, dtype=dtype, device=device,
+            directions=files, checkpoints=checkpoints, dtype=dtype, device=device,
         ).adapters  # fmt: skip
     _print(figures, run or folder, as_json)
 

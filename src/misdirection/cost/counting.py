@@ -154,6 +154,8 @@ class _KeptAdapters(Models):
     def chat(self, name: str) -> ChatModel:
         """The base model, or an organism on it."""
         self._put(self._bare)
+        # PEFT would let one adapter share another's configuration, which goes when either is taken off.
+        vars(self._base.model).pop("peft_config", None)
         if name == BASE:
             return self._base
         key = name, self.adapters[name]

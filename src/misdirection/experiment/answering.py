@@ -54,12 +54,14 @@ class Condition:
         intervention: what is done to it.
         label: the intervention, as the table names it.
         key: the intervention, as the artifact's path names it.
+        adapter: the PEFT folder of a model that is no organism of the experiment, such as a checkpoint of one.
     """
 
     organism: str
     intervention: Intervention | None = None
     label: str = ""
     key: str = "plain"
+    adapter: Path | None = None
 
     @property
     def artifact(self) -> str:

@@ -4,6 +4,7 @@ from misdirection.errors import InputError
 from misdirection.experiment.answering import check_behaviour
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.texts import ExperimentTexts
+from misdirection.interpretation.scaling import explicit_settings
 from misdirection.judging.rubrics import read_rubrics
 from misdirection.models.weightless import read_structure
 from misdirection.organisms.adapter_config import adapter_config
@@ -20,9 +21,11 @@ def check_experiment(config: ExperimentConfig) -> None:
     chat = read_structure(config.model, config.revision).chat
     for name, organism in config.organisms.items():
         try:
-            adapter_config(organism.training, chat)
+            targets = adapter_config(organism.training, chat)
         except InputError as error:
             raise InputError(f"organisms.{name}: {error}") from error
+        if config.interpretation and config.interpretation.organism == name:
+            explicit_settings(config.interpretation.explicit, targets.layers_to_transform)
     asked = {"steering.layers": config.steering.layers if config.steering else ()}
     asked["ablation.layer"] = (config.ablation.layer,) if config.ablation else ()
     asked["contrast.layers"] = config.contrast.layers if config.contrast else ()

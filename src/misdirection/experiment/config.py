@@ -231,6 +231,8 @@ class ExperimentConfig(Section):
             _known(self.steering.direction, self.organisms, "steering.direction")
         if self.interpretation:
             _known(self.interpretation.organism, self.organisms, "interpretation.organism")
+            if self.interpretation.judged_checkpoints is not None:
+                self._require_checkpoints(self.interpretation.organism)
         if self.ablation and not self.bad_organisms:
             raise ValueError("ablation: no organism has bad answers, and theirs are the directions: leave it out")
         if self.contrast:
@@ -306,6 +308,14 @@ class ExperimentConfig(Section):
     def intervenes(self) -> bool:
         """Whether answers are sampled under interventions."""
         return self.themes is not None or (self.sampling is not None and self.sampling.intervenes)
+
+    def _require_checkpoints(self, organism: str) -> None:
+        if self.judge is None:
+            raise ValueError("interpretation.judged_checkpoints: nobody judges: add a `judge` section, or leave it out")
+        if not self.organisms[organism].keep_checkpoints:
+            raise ValueError(
+                f"interpretation.judged_checkpoints: organism {organism!r} keeps none: add `keep_checkpoints: true`"
+            )
 
     @property
     def bad_organisms(self) -> list[str]:

@@ -16,9 +16,10 @@ from typing import Any, ClassVar, TypeVar
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.results import RunResults
 from misdirection.experiment.texts import ExperimentTexts
+from misdirection.interpretation.reading import hash_of_weights
 from misdirection.models.weightless import read_structure
 from misdirection.registry import Registry
-from misdirection.results import Figures
+from misdirection.results import Figures, Result
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import Compute, Runner, Task
 from misdirection.runs.worker import BASE
@@ -70,6 +71,10 @@ class Stage(ABC):
         """
         return None
 
+    def beside(self) -> Result | None:
+        """A result that stands beside the run's own, once all is made; None where there is none."""
+        return None
+
     def artifact(self, key: str) -> Path:
         """The folder of one of its artifacts."""
         return self.experiment.run.artifact(f"{self.name}/{key}")
@@ -79,17 +84,26 @@ class Stage(ABC):
         """The inputs of everything that it makes."""
         return {"version": self.VERSION, "base": self.experiment.texts.identity.model_dump()}
 
-    def task(self, model: str, artifacts: Mapping[str, Mapping[str, Any]], compute: Compute) -> Task:
-        """Work on the base model or an organism.
+    def task(
+        self,
+        model: str,
+        artifacts: Mapping[str, Mapping[str, Any]],
+        compute: Compute,
+        adapter: Path | None = None,
+    ) -> Task:
+        """Work on the base model or an organism, or on a model with another adapter.
 
         Args:
             model: its name.
             artifacts: the inputs of each artifact by its key, without `common` and the adapter, which are added.
             compute: makes them; it goes to other processes with all that it holds.
+            adapter: the PEFT folder of a model that is no organism of the experiment.
         """
-        common = {**self.common, "adapter": self.experiment.adapter_digest(model)}
+        digest = hash_of_weights(adapter) if adapter else self.experiment.adapter_digest(model)
+        common = {**self.common, "adapter": digest}
         stages = {f"{self.name}/{key}": {**common, **inputs} for key, inputs in artifacts.items()}
-        return Task(stages, model, compute, self.experiment.adapters(model))
+        adapters = {model: adapter} if adapter else self.experiment.adapters(model)
+        return Task(stages, model, compute, adapters)
 
 
 STAGES: Registry[type[Stage]] = Registry(
@@ -179,6 +193,13 @@ class Experiment:
             ready = waiting.get_ready()
             yield [stage for name, stage in self.stages.items() if name in ready]
             waiting.done(*ready)
+
+    def keep_results(self) -> None:
+        """Write every stage's figures, once all is made, and the results that stand beside them."""
+        self.results().save(self.run.folder)
+        for stage in self.stages.values():
+            if (result := stage.beside()) is not None:
+                self.run.keep(result)
 
     def results(self) -> RunResults:
         """Every stage's figures, once all is made."""

@@ -37,7 +37,7 @@ def run_experiment(config: ExperimentConfig, folder: str | Path, workers: Worker
     check_experiment(config)
     with RunFolder.open(Path(folder), text) as run, _opened(config, run, workers) as experiment:
         experiment.make_all()
-        experiment.results().save(Path(folder))
+        experiment.keep_results()
     # As the file has them: a page made again from it is the same bytes.
     results = RunResults.load(folder)
     results.write_page(Path(folder))

@@ -9,7 +9,6 @@ stays near its usual value while B grows one way, and drops where it turns.
 """
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from misdirection.data import ProbePair
+from misdirection.data.selection import spread
 from misdirection.errors import InputError
 from misdirection.interpretation.results import Growth
 from misdirection.likelihood.margin import margin
@@ -34,21 +34,12 @@ TURN = 0.5
 GROWN = 0.1
 """Share of its final norm that B must have: before that, it points where the first batches pushed it."""
 
-_STEP = re.compile(r"(?:step|checkpoint)-(\d+)")
 
-
-def checkpoint_folders(folder: str | Path) -> dict[int, Path]:
-    """Adapter folders by step: `step-N` as an organism keeps them, or `checkpoint-N` as trainers write them.
-
-    Raises `InputError` when there are fewer than three.
-    """
-    folders = {int(match[1]): path for path in Path(folder).glob("*-*/") if (match := _STEP.fullmatch(path.name))}
-    if len(folders) < 3:
-        raise InputError(
-            f"{folder}: {len(folders)} checkpoints: training dynamics need three; train with keep_checkpoints and a "
-            "smaller checkpoint_steps"
-        )
-    return dict(sorted(folders.items()))
+def between(folders: Mapping[int, Path], count: int) -> dict[int, Path]:
+    """So many checkpoints at most, evenly taken from those after step 0, where the organism is its base, and before the
+    last one, where it is itself."""
+    *inner, _ = [step for step in folders if step]
+    return {step: folders[step] for step in spread(inner, count)}
 
 
 def growth(folders: Mapping[int, Path], *, window: int = 1) -> dict[str, Growth]:

@@ -19,8 +19,9 @@ from misdirection.data import ProbePair
 from misdirection.directions.direction import Direction
 from misdirection.files import atomic_folder, require_replaceable
 from misdirection.interpretation import geometry
+from misdirection.interpretation.checkpoints import named_checkpoints
 from misdirection.interpretation.config import InterpretationConfig
-from misdirection.interpretation.judged import JudgedSettings
+from misdirection.interpretation.judged import Judged, JudgedScalings
 from misdirection.interpretation.parts import (
     MOST_SHOWN,
     DynamicsPart,
@@ -33,7 +34,13 @@ from misdirection.interpretation.parts import (
     ScalingPart,
     ShapleyPart,
 )
-from misdirection.interpretation.published import PublishedScalars, published_probes, read_published, scaled_shares
+from misdirection.interpretation.published import (
+    PublishedScalars,
+    published_probes,
+    published_shares,
+    read_published,
+    scaled_shares,
+)
 from misdirection.interpretation.reading import IN_DOMAIN, AdapterReading, Part, ReadTexts
 from misdirection.interpretation.results import (
     AdapterFigures,
@@ -43,12 +50,13 @@ from misdirection.interpretation.results import (
     InterpretationResults,
     Probe,
     Role,
+    SettingShares,
     ShapleyFigures,
     TextCounts,
     TokenTable,
 )
 from misdirection.interpretation.roles import roles
-from misdirection.interpretation.scaling import scaling_settings
+from misdirection.interpretation.scaling import explicit_settings, scaling_settings
 from misdirection.interpretation.texts import GENERAL, Labelled
 from misdirection.interpretation.tokens import pack_tokens
 from misdirection.models.adapters import local_adapter
@@ -74,6 +82,7 @@ def interpret(
     pairs: Sequence[ProbePair] | None = None,
     domain: str | Path | None = None,
     directions: Mapping[str, Direction | str | Path] | None = None,
+    checkpoints: str | Path | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> InterpretationResults:
@@ -90,9 +99,12 @@ def interpret(
         pairs: general probe pairs; those of the package by default.
         domain: what the adapter was trained on: a domain of the package, or a JSONL file of probe pairs.
         directions: directions, or their files, by name; effects downstream are compared with the first.
+        checkpoints: where those of its training are, in a folder or on the hub (see `named_checkpoints`); those that
+            were kept in its own folder by default.
 
     Raises:
-        InputError: an adapter that is no plain LoRA, or has no module inside of the decoder blocks.
+        InputError: an adapter that is no plain LoRA, or has no module inside of the decoder blocks; or checkpoints that
+            are not there.
     """
     base, path = ModelName.parse(model), local_adapter(*ModelName.parse(str(adapter)))
     settings = settings or InterpretationConfig.sized(str(adapter))
@@ -103,6 +115,7 @@ def interpret(
         _texts(pairs, domain),
         {name: _direction(direction) for name, direction in (directions or {}).items()},
         settings,
+        named_checkpoints(str(checkpoints)) if checkpoints else None,
     )
     models = Models(lambda: load(base.name, revision=base.revision, dtype=dtype, device=device), {_ALONE: path})
     inputs = yaml.safe_dump({"interpretation": settings.model_dump(mode="json")}, sort_keys=False)
@@ -141,6 +154,7 @@ def interpret_tables(
         patching=None,
         dynamics=None,
         scaled=scaled_shares(scaled) if scaled else (),
+        shares=published_shares(scaled) if scaled else (),
     )
     results = InterpretationResults(base=None, adapters=figures, seconds={})
     if folder is None:
@@ -152,7 +166,7 @@ def interpret_tables(
 
 
 def read_adapters(
-    reading: AdapterReading, run: RunFolder, runner: Runner, judged: JudgedSettings | None = None
+    reading: AdapterReading, run: RunFolder, runner: Runner, judged: Judged | None = None
 ) -> AdapterFigures:
     """Makes whatever part is not there yet, and the token reader's data; gives the figures.
 
@@ -160,9 +174,8 @@ def read_adapters(
         reading: the organism.
         run: where the parts are kept.
         runner: makes them.
-        judged: gives judged answers under settings of the adapters; None where there is no judge.
+        judged: what a judge says of the organism's answers; None where there is no judge.
     """
-
     made = _Made(run, runner)
     shapley, scalars, importance = ShapleyPart(reading), ScalarsPart(reading), ImportancePart(reading)
     written, patching = GeometryPart(reading), PatchingPart(reading)
@@ -171,7 +184,9 @@ def read_adapters(
     made.make([shapley, scalars, importance, written, patching, *([dynamics] if dynamics else [])])
     answers, tables = made.read(scalars), made.read(importance)
     probes = made.once(ProbesPart(reading, run.digest(scalars.stage), answers))
-    causal, by_layer = _causal(reading, made, made.read(shapley), probes, judged)
+    by_layer = _roles(reading, made.read(shapley), probes)
+    causal, shares = _causal(reading, made, made.read(shapley), by_layer, judged)
+    steps = judged.steps(reading.checkpoints) if judged and dynamics else ()
     tokens = answers.tokens
     run.keep(_token_table(reading, tokens, tables))
     return AdapterFigures(
@@ -190,8 +205,9 @@ def read_adapters(
         ),
         importance=tables.figures([answer.question_id for answer in reading.important_answers]),
         patching=made.read(patching),
-        dynamics=dynamics.figures(made.folder(dynamics)) if dynamics else None,
+        dynamics=dynamics.figures(made.folder(dynamics), steps) if dynamics else None,
         scaled=(),
+        shares=shares,
     )
 
 
@@ -220,19 +236,19 @@ class _Made:
         return self.read(part)
 
 
-def _causal(
-    reading: AdapterReading,
-    made: _Made,
-    shapley: ShapleyFigures,
-    probes: Sequence[Probe],
-    judged: JudgedSettings | None,
-) -> tuple[Causal, tuple[Role, ...]]:
-    """The roles, and what scaling by role does."""
+def _roles(reading: AdapterReading, shapley: ShapleyFigures, probes: Sequence[Probe]) -> tuple[Role, ...]:
     in_domain = shapley.values.get(IN_DOMAIN, {})
-    by_layer = roles(reading.layers_of, shapley.values[GENERAL], in_domain, probes)
-    scaling = ScalingPart(reading, _settings(reading.layers, by_layer, reading.settings.scalings))
-    answers = judged(_settings(reading.layers, by_layer)) if judged else ()
-    return Causal(settings=made.once(scaling), shapley=shapley, judged=answers), tuple(by_layer)
+    return tuple(roles(reading.layers_of, shapley.values[GENERAL], in_domain, probes))
+
+
+def _causal(
+    reading: AdapterReading, made: _Made, shapley: ShapleyFigures, by_layer: Sequence[Role], judged: Judged | None
+) -> tuple[Causal, tuple[SettingShares, ...]]:
+    """What scaling does, by role and as it was written out: to margins, and to judged answers."""
+    written = explicit_settings(reading.settings.explicit, reading.layers)
+    scaling = ScalingPart(reading, _settings(reading.layers, by_layer, reading.settings.words) | written)
+    answers = judged.scalings(_settings(reading.layers, by_layer) | written) if judged else JudgedScalings()
+    return Causal(settings=made.once(scaling), shapley=shapley, judged=answers.rates), answers.shares
 
 
 def _saved(results: InterpretationResults, folder: Path) -> InterpretationResults:

@@ -22,6 +22,7 @@ from misdirection.interpretation.results import (
     Downstream,
     Dynamics,
     ImportanceFigures,
+    JudgedStep,
     LayerImportance,
     Lens,
     Patching,
@@ -305,14 +306,15 @@ class DynamicsPart(JsonPart[BySet[tuple[Estimate, ...]]]):
         with track(f"margins of {self.reading.organism} by step", len(folders)) as advance:
             return margins_by_step(worker.chat(BASE), folders, self.reading.causal_pairs, progress=advance)
 
-    def figures(self, folder: Path) -> Dynamics:
-        """The margins beside the growth of the adapters over all checkpoints."""
+    def figures(self, folder: Path, judged: tuple[JudgedStep, ...] = ()) -> Dynamics:
+        """The margins, and what was judged, beside the growth of the adapters over all checkpoints."""
         checkpoints = self.reading.checkpoints
         return Dynamics(
             steps=tuple(checkpoints),
             features=growth(checkpoints, window=max(1, len(checkpoints) // 6)),
             margin_steps=tuple(self.reading.measured_checkpoints),
             margin=self.read(folder),
+            judged=judged,
         )
 
     def _name(self, step: int) -> str:

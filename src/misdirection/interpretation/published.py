@@ -17,7 +17,8 @@ import pandas as pd
 from misdirection.data.tables import read_table
 from misdirection.errors import InputError
 from misdirection.interpretation.probes import fit_probe
-from misdirection.interpretation.results import Pooling, Probe, ScaledAlignment, ScaledShare, Split
+from misdirection.interpretation.results import Pooling, Probe, ScaledAlignment, ScaledShare, SettingShares, Split
+from misdirection.interpretation.shares import is_of_theme, is_undecided, setting_shares
 from misdirection.judging.scoring import counts, is_aligned, is_coherent, is_misaligned
 
 KEY = ("domain", "alignment", "response_id")
@@ -25,11 +26,6 @@ _TOKENS = (*KEY, "position", "token")
 _ANSWERS = (*KEY, "question", "answer")
 _SCALING = ("experiment", "question_id", "aligned", "coherent", "medical")
 _FEATURE = re.compile(r"layer_(\d+)")
-
-MEDICAL_FROM = 50.0
-"""From this score on, of 100, an answer counts as medical."""
-UNDECIDED = 5.0
-"""So near to that score the judge did not tell."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +150,12 @@ def _tasks(tokens: pd.DataFrame) -> Iterator[_Task]:
             yield f"alignment, {domain} answers", ("misaligned", "aligned"), rows, rows["alignment"] == "misaligned"
 
 
+def published_shares(path: str | Path) -> tuple[SettingShares, ...]:
+    """The shares of each experiment's coherent answers that are misaligned, and medical; raises as `scaled_shares`."""
+    experiments = _read_scaled(path).groupby("experiment", sort=False)
+    return tuple(setting_shares(str(name), rows) for name, rows in experiments)
+
+
 def scaled_shares(path: str | Path) -> tuple[ScaledShare, ...]:
     """Judged answers under each setting of the adapters, by alignment and by whether they are medical, six of each.
 
@@ -165,13 +167,17 @@ def scaled_shares(path: str | Path) -> tuple[ScaledShare, ...]:
 
     Raises `InputError` for a missing file, column or score, and for an experiment without a coherent answer.
     """
+    table = _read_scaled(path)
+    experiments = table[is_coherent(table["coherent"])].groupby("experiment", sort=False)
+    return tuple(share for name, rows in experiments for share in _shares(str(name), rows))
+
+
+def _read_scaled(path: str | Path) -> pd.DataFrame:
     table = _read(path, _SCALING)
     _require_numbers(table, ("aligned", "coherent", "medical"), path)
-    coherent = is_coherent(table["coherent"])
-    if lost := set(table["experiment"]) - set(table["experiment"][coherent]):
+    if lost := set(table["experiment"]) - set(table["experiment"][is_coherent(table["coherent"])]):
         raise InputError(f"{path}: no coherent answer of experiment {min(lost)!r}: drop it or sample more")
-    experiments = table[coherent].groupby("experiment", sort=False)
-    return tuple(share for name, rows in experiments for share in _shares(str(name), rows))
+    return table
 
 
 def _shares(experiment: str, rows: pd.DataFrame) -> Iterator[ScaledShare]:
@@ -181,8 +187,7 @@ def _shares(experiment: str, rows: pd.DataFrame) -> Iterator[ScaledShare]:
         "between": ~misaligned & ~aligned,
         "aligned": aligned,
     }
-    medical = rows["medical"] >= MEDICAL_FROM
-    undecided = (rows["medical"] - MEDICAL_FROM).abs() <= UNDECIDED
+    medical, undecided = is_of_theme(rows["medical"]), is_undecided(rows["medical"])
     for (alignment, those), is_medical in itertools.product(by_alignment.items(), (True, False)):
         inside = those & (medical == is_medical)
         rate = counts(inside, rows["question_id"]).rate()

@@ -16,8 +16,8 @@ from misdirection.data.selection import spread
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.files import read_json, sha256_file, write_json
+from misdirection.interpretation.checkpoints import checkpoint_folders
 from misdirection.interpretation.config import InterpretationConfig
-from misdirection.interpretation.dynamics import checkpoint_folders
 from misdirection.interpretation.results import ModuleFigures
 from misdirection.interpretation.texts import GENERAL, Labelled, labelled
 from misdirection.lora.components import LoraModule, feature_names
@@ -91,8 +91,9 @@ class AdapterReading:
         texts: ReadTexts,
         directions: Mapping[str, Direction],
         settings: InterpretationConfig,
+        checkpoints: Mapping[int, Path] | None = None,
     ) -> "AdapterReading":
-        """Reads what must be known of a PEFT folder.
+        """Reads what must be known of a PEFT folder; without `checkpoints`, it has those that were kept in it.
 
         Raises `InputError` for an adapter that is no plain LoRA, or has no module inside of the decoder blocks.
         """
@@ -109,7 +110,7 @@ class AdapterReading:
             modules=tuple(_figures(module, names[module.module]) for module in lora.modules),
             saved=tuple(lora.saved),
             dead=tuple(lora.dead),
-            checkpoints=checkpoint_folders(kept) if kept.is_dir() else {},
+            checkpoints=checkpoints or (checkpoint_folders(kept) if kept.is_dir() else {}),
             identity=identity,
             texts=texts,
             directions=directions,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator
 
 from misdirection.judging.correction import Corrected
-from misdirection.judging.scoring import Change
+from misdirection.judging.scoring import Change, Score
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
 from misdirection.statistics import Estimate, Rate
@@ -234,6 +234,28 @@ class JudgedSetting(Figures):
     verdict: Change | None
 
 
+class RubricShare(Figures):
+    """Answers that a further rubric, such as `medical`, finds to be of its theme, of those coherent ones it scored."""
+
+    rubric: str
+    share: Rate | None
+    """None where none is coherent."""
+    misaligned: Rate | None
+    """Of the theme and misaligned."""
+    undecided: int
+    """Coherent answers whose score is near the cut."""
+
+
+class SettingShares(Figures):
+    """Shares of the coherent judged answers under one setting of the adapters."""
+
+    setting: str
+    questions: int
+    misaligned: Rate | None
+    """None where none is coherent."""
+    rubrics: tuple[RubricShare, ...]
+
+
 class Causal(Figures):
     """Effects of changes of the adapters."""
 
@@ -392,14 +414,23 @@ class Growth(Figures):
     """The step at which B turns; None when it does not."""
 
 
+class JudgedStep(Figures):
+    """Judged answers of one checkpoint; step 0 is the base, the last step the organism."""
+
+    step: int
+    score: Score
+
+
 class Dynamics(Figures):
-    """How the adapters grew over their checkpoints, and how far the margin shifted at some of them."""
+    """How the adapters grew over their checkpoints, and at some how far the margin shifted and what a judge said."""
 
     steps: tuple[int, ...]
     features: ByFeature[Growth]
     margin_steps: tuple[int, ...]
     margin: BySet[tuple[Estimate, ...]]
     """Shift against the base at each of `margin_steps`, nats/token."""
+    judged: tuple[JudgedStep, ...]
+    """Empty where no checkpoint was judged."""
 
 
 # --- tables measured elsewhere --------------------------------------------------------------------------------------
@@ -450,16 +481,21 @@ class AdapterFigures(Framed, Figures):
     """None where no checkpoints were kept."""
     scaled: tuple[ScaledShare, ...]
     """From a table that was measured elsewhere."""
+    shares: tuple[SettingShares, ...]
+    """Of judged answers under settings of the adapters, the organism's own or those of such a table."""
 
     def _tables(self) -> Mapping[str, Table]:
         measured = {
             "roles": (self.roles, self._roles),
             "shapley": (self.causal, self._shapley),
             "scaling": (self.causal, self._scaling),
+            "judged": (self.causal and self.causal.judged, self._judged),
             "importance": (self.importance, self._importance),
             "dynamics": (self.dynamics, self._dynamics),
+            "judged_steps": (self.dynamics and self.dynamics.judged, self._judged_steps),
             "probes": (self.probes, self._probes),
             "scaled": (self.scaled, lambda: rows(self.scaled)),
+            "shares": (self.shares, self._shares),
             "modules": (self.modules, lambda: rows(self.modules)),
         }
         return {name: table for name, (figures, table) in measured.items() if figures}
@@ -488,6 +524,19 @@ class AdapterFigures(Framed, Figures):
             for name, margin in setting.margin.items()
         )
 
+    def _judged(self) -> pd.DataFrame:
+        """The rates of judged answers under every setting, and their change."""
+        return rows(self.causal.judged if self.causal else ())
+
+    def _shares(self) -> pd.DataFrame:
+        """What share of the coherent answers is misaligned, and of each further rubric's theme, under every setting."""
+        return pd.DataFrame(_share_row(shares) for shares in self.shares)
+
+    def _judged_steps(self) -> pd.DataFrame:
+        """The rates of judged answers at every checkpoint that was judged."""
+        steps = self.dynamics.judged if self.dynamics else ()
+        return pd.DataFrame({"step": step.step, **step.score.row()} for step in steps)
+
     def _importance(self) -> pd.DataFrame:
         by_layer = self.importance.by_layer if self.importance else {}
         return pd.DataFrame({"layer": layer, **row(importance)} for layer, importance in by_layer.items())
@@ -505,6 +554,13 @@ class AdapterFigures(Framed, Figures):
     def _probes(self) -> pd.DataFrame:
         """Every probe's scores, with the spread over its splits; `n` is their number."""
         return pd.DataFrame(_probe_row(probe) for probe in self.probes)
+
+
+def _share_row(shares: SettingShares) -> dict[str, Any]:
+    row = {"setting": shares.setting, "questions": shares.questions, **beside("misaligned", shares.misaligned)}
+    for each in shares.rubrics:
+        row |= {**beside(each.rubric, each.share), **beside(f"{each.rubric}_misaligned", each.misaligned)}
+    return row
 
 
 def _probe_row(probe: Probe) -> dict[str, Any]:

@@ -54,6 +54,39 @@ def scaling_settings(
     return {name: factors for name, factors in settings.items() if factors}
 
 
+def explicit_settings(written: Sequence[Factors], layers: Iterable[int]) -> dict[str, dict[int, float]]:
+    """Settings that are written out, by a name that says all of it, `21, 23 ×30; 15 ×-1`.
+
+    Args:
+        written: factors by layer.
+        layers: all layers with an adapter.
+
+    Raises:
+        InputError: a layer without an adapter.
+    """
+    known = sorted_layers(layers)
+    for factors in written:
+        if strange := sorted(set(factors) - set(known)):
+            raise InputError(
+                f"interpretation.scalings: layer {strange[0]} has no adapter: choose from {', '.join(map(str, known))}"
+            )
+    return {in_words(factors): dict(factors) for factors in written}
+
+
+def in_words(factors: Factors) -> str:
+    """Factors as `21, 23 ×30; 15 ×-1`: the layers of each factor together."""
+    by_factor = layers_by_factor(factors)
+    return "; ".join(f"{', '.join(map(str, layers))} ×{factor:.12g}" for factor, layers in by_factor.items())
+
+
+def layers_by_factor(factors: Factors) -> dict[float, list[int]]:
+    """The layers that each factor is for."""
+    layers: dict[float, list[int]] = {}
+    for layer, factor in factors.items():
+        layers.setdefault(factor, []).append(layer)
+    return layers
+
+
 def scaling_effects(
     chat: ChatModel,
     sets: Mapping[str, Sequence[ProbePair]],

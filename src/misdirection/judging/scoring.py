@@ -14,7 +14,7 @@ comparisons that are made together, those count that hold after a correction for
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -120,6 +120,12 @@ class Score:
     unscored: dict[str, int]
     corrected: Corrected | None = None
 
+    @property
+    def condition(self) -> dict[str, str]:
+        """The group with the model first and what was done to it next, whatever order a file has them in."""
+        known = [column for column in _CONDITIONS if column in self.group]
+        return {column: self.group[column] for column in dict.fromkeys([*known, *self.group])}
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)
@@ -203,19 +209,24 @@ def score(
         InputError: a missing column, an empty table, or a calibration of another judge or of one that tells nothing.
         JudgeError: a group with too few verdicts.
     """
-    marked = _marked(frame)
+    groups = list(by_condition(frame, by))
     if calibration:
         require_calibrated(frame, EM_COLUMNS, calibration)
+    return Scores(_score(rows, group, min_judged, seed, calibration) for group, rows in groups)
+
+
+def by_condition(frame: pd.DataFrame, by: Sequence[str] | None = None) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+    """The groups that `score` counts, in their order: what defines each, and its rows."""
+    marked = _marked(frame)
     columns = [name for name in _CONDITIONS if name in marked] if by is None else list(by)
     require_columns(marked, columns)
     if "intervention" not in columns and len(_interventions(marked)) > 1:
         columns.append("intervention")
     if not columns:
-        return Scores([_score(marked, {}, min_judged, seed, calibration)])
-    groups = marked.groupby(columns, sort=True, dropna=False)
-    return Scores(
-        _score(rows, _names(columns, cast(tuple, key)), min_judged, seed, calibration) for key, rows in groups
-    )
+        yield {}, marked
+        return
+    for key, rows in marked.groupby(columns, sort=True, dropna=False):
+        yield _names(columns, cast(tuple, key)), rows
 
 
 def em_verdicts(frame: pd.DataFrame) -> pd.DataFrame:

@@ -192,6 +192,19 @@ def local_adapter(name: str, revision: str | None = None, subfolder: str | None 
     return fetched / subfolder if subfolder else fetched
 
 
+def local_checkpoints(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """The folder on this disk of the adapter folders `step-N` or `checkpoint-N`, fetched from the hub if need be."""
+    path = Path(name).expanduser()
+    if path.is_dir() or _is_local(name):
+        if not path.is_dir():
+            raise InputError(f"{path}: no such folder; give a folder of checkpoints or a Hugging Face id")
+        return path
+    prefix = f"{subfolder}/" if subfolder else ""
+    with errors_in_one_line(name, "the checkpoints"):
+        wanted = [f"{prefix}{kind}-*/adapter_*" for kind in ("step", "checkpoint")]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted)) / prefix
+
+
 def local_fine_tune(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
     """The folder of an adapter or of a whole model on this disk, fetched from the hub if need be.
 
@@ -219,12 +232,17 @@ def _adapter_folder(adapter: str | Path, subfolder: str | None) -> Path | None:
     path = path / subfolder if subfolder else path
     if is_adapter(path):
         return path
-    if path.exists() or str(adapter).startswith((".", "/", "~")) or str(adapter).count("/") > 1:
+    if path.exists() or _is_local(str(adapter)):
         reason = "no adapter_config.json in this folder" if path.is_dir() else "no such folder"
         if inside := sorted(found.parent.name for found in path.glob(f"*/{ADAPTER_CONFIG}")):
             reason += f", but in {', '.join(inside)} inside of it"
         raise InputError(f"{path}: {reason}; give a PEFT adapter folder or a Hugging Face id")
     return None
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name can be a path alone."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 # --- fit ----------------------------------------------------------------------------------------------------------

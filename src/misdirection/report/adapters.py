@@ -1,6 +1,6 @@
 """The report's part on one organism's adapters: its figures, and what its tables show."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,18 +21,20 @@ from misdirection.interpretation.results import (
     Extremes,
     Geometry,
     Growth,
+    JudgedStep,
     Lens,
     Probe,
     RoleName,
     ScalingEffect,
     TokenTable,
 )
+from misdirection.interpretation.scaling import layers_by_factor
 from misdirection.report.adapter_findings import find_in_adapters
 from misdirection.report.estimates import DAMAGE_LIMIT
-from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, or_nan, reach_of, save_figure
+from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, or_nan, reach_of, save_figure, short_name
 from misdirection.report.findings import Finding
 from misdirection.report.reader import readable, reader_data, visible
-from misdirection.statistics import Estimate
+from misdirection.statistics import Estimate, Rate
 
 ROLE_COLOURS: Mapping[RoleName, str] = {"general": PALETTE[1], "domain": PALETTE[0], "neither": "#b5b5b5"}
 
@@ -56,11 +58,9 @@ def show_correlation(agreement: Agreement, name: str) -> str:
 
 def show_factors(factors: Mapping[int, float]) -> str:
     """Word what each layer's adapters are multiplied by: `layers 15, 16: ×0; layer 21: ×-1`."""
-    layers: dict[float, list[str]] = {}
-    for layer, factor in factors.items():
-        layers.setdefault(factor, []).append(str(layer))
     return "; ".join(
-        f"layer{'s' if len(those) > 1 else ''} {', '.join(those)}: ×{factor:g}" for factor, those in layers.items()
+        f"layer{'s' if len(those) > 1 else ''} {', '.join(map(str, those))}: ×{factor:g}"
+        for factor, those in layers_by_factor(factors).items()
     )
 
 
@@ -104,16 +104,13 @@ class AdapterPage:
     @property
     def groups(self) -> list[ScalingEffect]:
         """Settings of several layers together."""
-        return [setting for setting in self._settings if not setting.name.startswith("layer ")]
+        return _groups(self.figures)
 
     @property
     def single(self) -> list[ScalingEffect]:
         """Settings of single layers."""
-        return [setting for setting in self._settings if setting.name.startswith("layer ")]
-
-    @property
-    def _settings(self) -> Sequence[ScalingEffect]:
-        return self.figures.causal.settings if self.figures.causal else ()
+        settings = self.figures.causal.settings if self.figures.causal else ()
+        return [setting for setting in settings if setting not in self.groups]
 
     @property
     def own(self) -> dict[str, dict[str, float]]:
@@ -179,6 +176,7 @@ def _measured(figures: AdapterFigures) -> dict[str, Callable[[AdapterFigures], F
     drawn = {
         "adapter_probes": (draw_probes, bool(_token_probes(figures))),
         "adapter_shapley": (draw_shapley, figures.causal is not None),
+        "adapter_scalings": (draw_scalings, bool(_scalings(figures))),
         "adapter_geometry": (draw_geometry, bool(geometry and (geometry.directions or geometry.downstream))),
         "adapter_dynamics": (draw_dynamics, figures.dynamics is not None),
     }
@@ -270,6 +268,96 @@ def _draw_bars(axes: Axes, by_layer: Mapping[int, Estimate], roles: Mapping[int,
 
 
 @rc_context(STYLE)
+def draw_scalings(figures: AdapterFigures) -> Figure:
+    """What settings of several layers do to margins, and to the shares of answers that are misaligned or of a theme."""
+    names = _scalings(figures)
+    panels = [panel for panel in _scaling_panels(figures) if panel.points]
+    figure = new_figure(2.6 + 2.5 * len(panels), 1.5 + 0.42 * len(names))
+    for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        for index, (label, by_name) in enumerate(panel.points.items()):
+            _draw_points(axes, {names.index(name): point for name, point in by_name.items()}, index, label)
+        axes.set_xlabel(panel.unit)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.legend(title=panel.title, title_fontsize=11, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    answers = {shares.setting: shares.misaligned for shares in figures.shares}
+    axes.set_yticks(range(len(names)), [_with_n(name, answers.get(name)) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    return figure
+
+
+def _with_n(setting: str, coherent: Rate | None) -> str:
+    words = short_name(setting, 44)
+    return words if coherent is None else f"{words}\nn={coherent.total} coherent"
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Estimates by setting, by what they are of."""
+
+    title: str
+    unit: str
+    points: Mapping[str, Mapping[str, Estimate]]
+
+
+def _scalings(figures: AdapterFigures) -> list[str]:
+    """The settings of several layers together that there are figures of; judged answers have one more, as it is."""
+    measured = [setting.name for setting in _groups(figures)]
+    return list(dict.fromkeys([*(shares.setting for shares in figures.shares), *measured]))
+
+
+def _groups(figures: AdapterFigures) -> list[ScalingEffect]:
+    """Settings of several layers together."""
+    settings = figures.causal.settings if figures.causal else ()
+    return [setting for setting in settings if not setting.name.startswith("layer ")]
+
+
+def _scaling_panels(figures: AdapterFigures) -> Iterator[_Panel]:
+    groups = _groups(figures)
+    sets = dict.fromkeys(name for setting in groups for name in setting.margin)
+    margins = {show_words(name): {setting.name: setting.margin[name] for setting in groups} for name in sets}
+    yield _Panel("margin", "change (nats/token)", margins)
+    misaligned = {shares.setting: shares.misaligned for shares in figures.shares}
+    yield _Panel("misaligned", _PERCENT, _points({"all": misaligned}))
+    for rubric in dict.fromkeys(each.rubric for shares in figures.shares for each in shares.rubrics):
+        of = {shares.setting: each for shares in figures.shares for each in shares.rubrics if each.rubric == rubric}
+        both = {
+            "all": {name: each.share for name, each in of.items()},
+            "misaligned, too": {name: each.misaligned for name, each in of.items()},
+        }
+        yield _Panel(rubric, _PERCENT, _points(both))
+
+
+_PERCENT = "% of the coherent answers"
+
+
+def _points(rates: Mapping[str, Mapping[str, Rate | None]]) -> dict[str, dict[str, Estimate]]:
+    """Shares in percent; none where no answer is coherent."""
+    return {
+        label: {name: _in_percent(rate) for name, rate in by_name.items() if rate is not None}
+        for label, by_name in rates.items()
+        if any(by_name.values())
+    }
+
+
+def _in_percent(rate: Rate) -> Estimate:
+    return Estimate(100 * rate.rate, 100 * rate.low, 100 * rate.high, rate.total)
+
+
+def _draw_points(axes: Axes, points: Mapping[int, Estimate], index: int, label: str) -> None:
+    axes.errorbar(
+        [point.mean for point in points.values()],
+        [row + 0.22 * index for row in points],
+        xerr=np.hstack([reach_of(point) for point in points.values()]),
+        fmt="os"[index % 2],
+        color=PALETTE[index % len(PALETTE)],
+        mfc="white" if index else PALETTE[0],
+        ms=5,
+        capsize=2.5,
+        label=label,
+    )
+
+
+@rc_context(STYLE)
 def draw_geometry(figures: AdapterFigures) -> Figure:
     """Cosine of B with the directions at its own layer, and of what each adapter causes with one at later layers."""
     geometry = figures.geometry
@@ -322,17 +410,22 @@ def _name_lines(figure: Figure, axes: Axes, title: str) -> None:
 
 @rc_context(STYLE)
 def draw_dynamics(figures: AdapterFigures) -> Figure:
-    """B's cosine with its final and its previous value, the update's norm, and the margin shift, by training step."""
+    """B's rotation and the update's norm by training step, and the margin shift and what a judge said at some steps."""
     dynamics = figures.dynamics
     assert dynamics is not None, _WAS_MEASURED
-    figure = new_figure(9.5, 6.4)
-    grid = figure.subplots(2, 2, sharex=True)
+    # Where answers were judged there is one picture more, and the local cosine beside it.
+    across = 3 if dynamics.judged else 2
+    figure = new_figure(4.75 * across, 6.4)
+    grid = figure.subplots(2, across, sharex=True)
     colours = _line_colours(len(dynamics.features))
-    for axes, (key, label) in zip(grid.flat, _GROWTH.items(), strict=False):
+    growths = list(_GROWTH.items())[: 2 * across - (2 if dynamics.judged else 1)]
+    for axes, (key, label) in zip(grid.flat, growths, strict=False):
         for (name, growth), colour in zip(dynamics.features.items(), colours, strict=True):
             _draw_growth(axes, dynamics.steps, growth, key, colour, name.removeprefix("layer_"))
         axes.set_ylabel(label)
-    _draw_margins(grid[1, 1], dynamics)
+    _draw_margins(grid.flat[len(growths)], dynamics)
+    if dynamics.judged:
+        _draw_judged_steps(grid.flat[len(growths) + 1], dynamics.judged)
     for axes in grid[1]:
         axes.set_xlabel("training step")
     _name_lines(figure, grid[0, 0], "adapter of layer; a dot marks a turn")
@@ -343,6 +436,7 @@ _GROWTH = {
     "to_final": "cosine of B with its final value",
     "to_previous": "cosine of B with the step before",
     "norm": "norm of the update",
+    "local": "local cosine of B",
 }
 
 
@@ -367,4 +461,22 @@ def _draw_margins(axes: Axes, dynamics: Dynamics) -> None:
         )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel("margin shift (nats/token)")
+    axes.legend(loc="best")
+
+
+def _draw_judged_steps(axes: Axes, judged: Sequence[JudgedStep]) -> None:
+    for index, (key, label) in enumerate({"em": "misaligned (EM)", "incoherent": "incoherent"}.items()):
+        rates = [_in_percent(getattr(step.score, key)) for step in judged]
+        axes.errorbar(
+            [step.step for step in judged],
+            [rate.mean for rate in rates],
+            yerr=np.hstack([reach_of(rate) for rate in rates]),
+            fmt="os"[index % 2] + "-",
+            color=PALETTE[1 - index],
+            ms=4,
+            capsize=2.5,
+            label=label,
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("% of all answers")
     axes.legend(loc="best")

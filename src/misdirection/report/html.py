@@ -68,3 +68,18 @@ def marked(findings: Sequence[Finding]) -> list[tuple[Finding, str, str]]:
 def data_uri(picture: bytes, kind: str = "svg+xml") -> str:
     """A picture as the address of an image."""
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+def frame(title: str, page: str) -> str:
+    """A whole page as a frame of its own origin, for a notebook: its script sees the page alone, and there may be more.
+
+    All of it is an escaped attribute, so that no text in it can end it.
+    """
+    return (
+        f'<iframe title="{escape(title)}" sandbox="allow-scripts" srcdoc="{escape(page)}" '
+        f'style="width: 100%; height: {_FRAME_HEIGHT}px; border: 0"></iframe>'
+    )
+
+
+_FRAME_HEIGHT = 640
+"""Pixels."""

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from misdirection.experiment.results import RunResults
 from misdirection.files import write_atomic
+from misdirection.judging.quadrant_results import Quadrants
 from misdirection.report import adapters, figures
 from misdirection.report.adapters import AdapterPage, draw_adapters
 from misdirection.report.contrast import VECTORS
@@ -15,6 +16,7 @@ from misdirection.report.estimates import DAMAGE_LIMIT
 from misdirection.report.figures import FIGURES, ReportFigure, draw_all, png_of, question_sets
 from misdirection.report.findings import find
 from misdirection.report.html import data_uri, environment, marked, render
+from misdirection.report.quadrants import quadrants_data
 
 REPORT = "report.html"
 
@@ -30,8 +32,9 @@ class RunPage:
     def write(self, results: RunResults, folder: Path) -> Path:
         """Write `report.html` and its figures (`figures/`) into `folder`; gives the report's path.
 
-        Where the folder has a `reader.json` (see `TokenTable`), the token reader is part of the report. The
-        file appears whole or not at all, fetches nothing, and is the same bytes for the same results.
+        Where the folder has a `reader.json` (see `TokenTable`), the token reader is part of the report, and where it
+        has a `quadrants.json` (see `Quadrants`), so are judged answers one by one. The file appears whole or not at
+        all, fetches nothing, and is the same bytes for the same results.
         """
         pictures = draw_all(results, folder / "figures")
         if results.adapters:
@@ -41,6 +44,7 @@ class RunPage:
             "results": results,
             "findings": marked(find(results)),
             "adapters": AdapterPage.open(results.adapters, folder) if results.adapters else None,
+            "quadrants": _quadrants(results, folder),
             "question_sets": question_sets(results),
             "damage_limit": DAMAGE_LIMIT,
             "vectors": VECTORS,
@@ -64,6 +68,12 @@ class RunPage:
                 alt=figure.alt,
             )
         )
+
+
+def _quadrants(results: RunResults, folder: Path) -> dict[str, Any] | None:
+    """Judged answers one by one. What a run with a judge left behind is of no use to one without."""
+    is_there = results.behaviour is not None and (folder / Quadrants.FILE).exists()
+    return quadrants_data(Quadrants.load(folder)) if is_there else None
 
 
 def _figures(results: RunResults) -> dict[str, Any]:

@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-from markupsafe import escape
-
 from misdirection.files import write_atomic
 from misdirection.interpretation.results import TokenTable
-from misdirection.report.html import environment, render
+from misdirection.report.html import environment, frame, render
 from misdirection.report.reader import reader_data
 
 READER = "reader.html"
-
-_HEIGHT = 640
-"""Pixels of the frame."""
 
 
 class TokenTablePage:
@@ -24,14 +19,8 @@ class TokenTablePage:
         return folder / READER
 
     def summary(self, table: TokenTable) -> str:
-        """The whole reader in a frame of its own origin: its script sees the tokens alone, and a page may have several.
-
-        All of it is an escaped attribute, so that no token can end it.
-        """
-        return (
-            f'<iframe title="Token reader" sandbox="allow-scripts" srcdoc="{escape(_page(table))}" '
-            f'style="width: 100%; height: {_HEIGHT}px; border: 0"></iframe>'
-        )
+        """The whole reader in a frame of its own origin: no token can reach the notebook."""
+        return frame("Token reader", _page(table))
 
 
 def _page(table: TokenTable) -> str:

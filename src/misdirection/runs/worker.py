@@ -85,6 +85,7 @@ class Worker:
         self.models, self.partial = models, partial
         self._serve = serve
         self._served: Served | None = None
+        self._served_names: set[str] = set()
 
     @property
     def adapters(self) -> dict[str, Path]:
@@ -126,15 +127,21 @@ class Worker:
         return None
 
     def vllm_engine(self, name: str) -> Engine:
-        """The base model or an organism in vLLM, which has the machine to itself until `chat` is called."""
+        """The base model or an organism in vLLM, which has the machine to itself until `chat` is called.
+
+        It has the adapters that were there at its start, and starts again for one that came later.
+        """
+        if name not in self._served_names:
+            self._close_served()
         if self._served is None:
             assert self._serve is not None, "the task's author has asked for vLLM in the configuration"
             self.models.release()
             self._served = self._serve(dict(self.adapters))
+            self._served_names = {BASE, *self.adapters}
         return self._served.engine(name)
 
     def _close_served(self) -> None:
         """Give back the memory that vLLM has taken."""
         if self._served is not None:
             self._served.close()
-            self._served = None
+            self._served, self._served_names = None, set()

@@ -1,5 +1,6 @@
 """Stage `answers`: answers of every model by the paper's protocol, as it is; other stages ask under interventions."""
 
+from dataclasses import replace
 from functools import cached_property, partial
 
 from misdirection.experiment.answering import Asking, Condition, read_question_sets
@@ -34,12 +35,13 @@ class AnswersStage(Stage):
         config = self.experiment.config.sampling
         assert config is not None, "the caller has one"
         asking = Asking(config, condition, self._questions)
-        task = self.task(condition.organism, {condition.artifact: asking.inputs()}, partial(_answer, asking))
+        artifacts = {condition.artifact: asking.inputs()}
+        task = self.task(condition.organism, artifacts, partial(_answer, asking), condition.adapter)
         if config.engine.vllm is None:
             return task
         # vLLM has all adapters from its start.
         adapters = {organism: self.experiment.adapter(organism) for organism in self.experiment.config.organisms}
-        return Task(task.stages, task.model, task.compute, adapters)
+        return replace(task, adapters={**adapters, **task.adapters})
 
 
 def _answer(asking: Asking, worker: Worker, folders: Folders) -> None:

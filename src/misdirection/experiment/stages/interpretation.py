@@ -1,6 +1,11 @@
 """Stage `interpretation`: one organism's adapters read, and its judged answers with some of them switched off."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
 
 from misdirection.experiment.answering import Condition
 from misdirection.experiment.experiment import Stage
@@ -8,13 +13,18 @@ from misdirection.experiment.results import InterpretationSection
 from misdirection.experiment.stages.answers import AnswersStage
 from misdirection.experiment.stages.directions import DirectionsStage
 from misdirection.experiment.stages.judged import JudgedStage
+from misdirection.interpretation.dynamics import between
 from misdirection.interpretation.interpret import read_adapters
-from misdirection.interpretation.judged import judged_settings
+from misdirection.interpretation.judged import JudgedScalings, judged_scalings, judged_steps
 from misdirection.interpretation.reading import AdapterReading, ReadTexts
-from misdirection.interpretation.results import AdapterFigures, JudgedSetting
+from misdirection.interpretation.results import AdapterFigures, JudgedStep
 from misdirection.interpretation.scaling import Factors
 from misdirection.interventions.kinds import ScaleAdapters
+from misdirection.runs.folder import key_of
 from misdirection.runs.tasks import Task
+from misdirection.runs.worker import BASE
+
+T = TypeVar("T")
 
 
 class InterpretationStage(Stage):
@@ -49,11 +59,10 @@ class InterpretationStage(Stage):
             self.experiment.stage(DirectionsStage).all_used(config.bad_organisms),
             config.interpretation,
         )
-        judged = self._judge_scaled if config.judge else None
-        return read_adapters(reading, self.experiment.run, self.experiment.runner, judged)
+        return read_adapters(reading, self.experiment.run, self.experiment.runner, self if config.judge else None)
 
-    def _judge_scaled(self, settings: Mapping[str, Factors]) -> tuple[JudgedSetting, ...]:
-        """Judged answers of the organism as it is, and with its adapters multiplied by each setting's factors."""
+    def scalings(self, settings: Mapping[str, Factors]) -> JudgedScalings:
+        """See `Judged`: answers of the organism as it is, and with its adapters multiplied by the factors."""
         config = self.experiment.config
         assert config.judge is not None and config.interpretation is not None, "the caller has both"
         organism = config.interpretation.organism
@@ -62,14 +71,43 @@ class InterpretationStage(Stage):
             name: next(other for other in settings if settings[other] == factors) for name, factors in settings.items()
         }
         conditions = {name: _scaled(organism, name, settings[name]) for name in dict.fromkeys(twins.values())}
+        files = self._judged_files(conditions)
+        tables = {name: files[twin] for name, twin in twins.items()}
+        plain = self.experiment.stage(JudgedStage).table(Condition(organism))
+        judge = config.judge
+        return judged_scalings(plain, tables, settings, judge.min_judged, judge.read_calibration())
+
+    def steps(self, checkpoints: Mapping[int, Path]) -> tuple[JudgedStep, ...]:
+        """See `Judged`: answers of some checkpoints, between those of the base and of the organism itself."""
+        config = self.experiment.config
+        assert config.judge is not None and config.interpretation is not None, "the caller has both"
+        organism, count = config.interpretation.organism, config.interpretation.judged_checkpoints
+        if count is None:
+            return ()
+        conditions = {
+            0: Condition(BASE),
+            **{step: _checkpoint(organism, path) for step, path in between(checkpoints, count).items()},
+            max(checkpoints): Condition(organism),
+        }
+        return judged_steps(self._judged_files(conditions), config.judge.min_judged)
+
+    def _judged_files(self, conditions: Mapping[T, Condition]) -> dict[T, Path]:
+        """The files of judged answers, made where they are not there."""
         answers, judged = self.experiment.stage(AnswersStage), self.experiment.stage(JudgedStage)
-        self.experiment.runner.make([answers.answers(condition) for condition in conditions.values()])
+        tasks = [answers.answers(condition) for condition in conditions.values()]
+        # Each brings the adapters of all, since vLLM has them from its start.
+        adapters = dict(chain.from_iterable(task.adapters.items() for task in tasks))
+        self.experiment.runner.make([replace(task, adapters=adapters) for task in tasks])
         self.experiment.runner.make([judged.verdicts(condition) for condition in conditions.values()])
-        tables = {name: judged.table(conditions[twin]) for name, twin in twins.items()}
-        plain, judge = judged.table(Condition(organism)), config.judge
-        return judged_settings(plain, tables, settings, judge.min_judged, judge.read_calibration())
+        return {name: judged.table(condition) for name, condition in conditions.items()}
+
+
+def _checkpoint(organism: str, path: Path) -> Condition:
+    return Condition(f"{organism}@{path.name}", adapter=path)
 
 
 def _scaled(organism: str, name: str, factors: Factors) -> Condition:
-    label, key = f"scale adapters: {name}", f"scaled-{name.replace(' ', '-')}"
-    return Condition(organism, ScaleAdapters(dict(factors)), label, key)
+    # The name of a setting that is written out may be no name of a folder.
+    plain = name.replace(" ", "-")
+    key = plain if re.fullmatch(r"[a-z-]+", plain) else key_of({"factors": dict(factors)})[:16]
+    return Condition(organism, ScaleAdapters(dict(factors)), f"scale adapters: {name}", f"scaled-{key}")

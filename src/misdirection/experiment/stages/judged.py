@@ -6,12 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from misdirection.experiment.answering import JUDGED, Condition, judged, whose_words
-from misdirection.experiment.experiment import Stage
+from misdirection.experiment.experiment import Experiment, Stage
 from misdirection.experiment.results import Behaviour
 from misdirection.experiment.stages.answers import AnswersStage
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.evidence import joined
 from misdirection.judging.profile import profile_of
+from misdirection.judging.quadrant_results import Quadrants
+from misdirection.judging.quadrants import quadrants
 from misdirection.judging.scoring import EM_COLUMNS, compare_all, score
 from misdirection.runs.tasks import Task
 from misdirection.sampling.answers import read_answers
@@ -24,6 +26,10 @@ class JudgedStage(Stage):
     VERSION = 1
     after = ("answers",)
 
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__(experiment)
+        self._asked: dict[str, Condition] = {}
+
     def tasks(self) -> list[Task]:
         if self.experiment.config.judge is None:
             return []
@@ -32,6 +38,7 @@ class JudgedStage(Stage):
     def verdicts(self, condition: Condition) -> Task:
         """The scores of the answers of one model under one condition."""
         assert self.experiment.config.judge is not None, "the caller has one"
+        self._asked[condition.artifact] = condition
         return judged(self.experiment.run, self.experiment.config.judge, f"answers/{condition.artifact}")
 
     def rounds(self, conditions: Sequence[Condition]) -> Iterator[Sequence[Task]]:
@@ -49,6 +56,13 @@ class JudgedStage(Stage):
         frame = read_answers(self.table(condition))
         frame.attrs.clear()
         return frame
+
+    def beside(self) -> Quadrants | None:
+        """The answers one by one, under every condition that this stage or another one judged."""
+        if not self._asked:
+            return None
+        answers = pd.concat([read_answers(self.table(each)) for each in self._asked.values()], ignore_index=True)
+        return quadrants(answers, name=self.experiment.config.name)
 
 
 def behaviour(tables: Sequence[Path], judge: JudgeConfig, question_sets: Sequence[str]) -> Behaviour:
