@@ -5,7 +5,7 @@ from misdirection.experiment.answering import check_behaviour
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.texts import ExperimentTexts
 from misdirection.models.weightless import read_structure
-from misdirection.organisms.adapter_config import adapter_config
+from misdirection.organisms.trainee import check_recipe
 
 
 def check_experiment(config: ExperimentConfig) -> None:
@@ -16,7 +16,7 @@ def check_experiment(config: ExperimentConfig) -> None:
     chat = read_structure(config.model, config.revision).chat
     for name, organism in config.organisms.items():
         try:
-            adapter_config(organism.training, chat)
+            check_recipe(organism.training, chat)
         except InputError as error:
             raise InputError(f"organisms.{name}: {error}") from error
     asked = {"steering.layers": config.steering.layers if config.steering else ()}

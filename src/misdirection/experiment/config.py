@@ -11,7 +11,7 @@ from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interpretation.texts import QUESTION_SETS
 from misdirection.interventions.positions import Positions
 from misdirection.judging.config import JudgeConfig
-from misdirection.organisms.recipe import Recipe
+from misdirection.organisms.recipe import FULL, Recipe
 from misdirection.registry import nearest
 from misdirection.sampling.config import SamplingConfig
 from misdirection.settings import Section, validate
@@ -49,6 +49,11 @@ class OrganismConfig(Recipe):
     def training(self) -> Recipe:
         """How it is trained, without what on."""
         return Recipe(**self.model_dump(include=set(Recipe.model_fields)))
+
+    @property
+    def folder(self) -> str:
+        """What its folder in a run is called."""
+        return "model" if self.recipe == FULL else "adapter"
 
 
 class ExtractionConfig(Section):
@@ -187,6 +192,19 @@ class ExperimentConfig(Section):
             _known(self.sampling.ablate, self.organisms, "sampling.ablate")
             if self.ablation is None:
                 raise ValueError("sampling.ablate: which layer's vector? add an `ablation` section")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_models_are_no_adapters(self) -> "ExperimentConfig":
+        whole = [name for name, organism in self.organisms.items() if organism.recipe == FULL]
+        if self.interpretation and (name := self.interpretation.organism) in whole:
+            raise ValueError(f"interpretation.organism: {name!r} has no adapter to read: name another organism")
+        served = self.sampling.engine.vllm if self.sampling else None
+        if whole and served and served.base_url:
+            raise ValueError(
+                f"sampling.engine.vllm.base_url: a server has the base, and {whole[0]!r} is a model of its own (recipe "
+                "full): leave it out"
+            )
         return self
 
     @property
