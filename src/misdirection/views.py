@@ -35,6 +35,7 @@ PICTURES: Registry[Callable[[Any], Mapping[str, Drawing]]] = Registry(
         "interpretation": "misdirection.report.adapters:drawings",
         "repair": "misdirection.report.repair:drawings",
         "run": "misdirection.report.run:drawings",
+        "runs": "misdirection.report.runs:drawings",
         "screen": "misdirection.report.screen:drawings",
         "scores": "misdirection.report.pictures:of_scores",
         "sweep": "misdirection.report.pictures:of_sweep",

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from misdirection.choices import DEVICE, Dtype, Thinking
 from misdirection.data.text import read_yaml
+from misdirection.errors import InputError
 from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interpretation.texts import QUESTION_SETS
 from misdirection.interventions.positions import Positions
@@ -233,4 +234,7 @@ def _known(name: str, names: Any, key: str) -> None:
 
 def read_config(path: str | Path) -> ExperimentConfig:
     """Read one experiment. `InputError` names the file, the key and the nearest right name."""
-    return validate(ExperimentConfig, read_yaml(path), str(path))
+    values = read_yaml(path)
+    if isinstance(values, dict) and "models" in values:
+        raise InputError(f"{path}: models: one model is needed here: name it as `model`, or give the file to `run`")
+    return validate(ExperimentConfig, values, str(path))

@@ -65,11 +65,16 @@ class Models:
 
     def release(self) -> None:
         """Forget the loaded model; it is loaded again when it is needed."""
-        # An import of a second, which a run without vLLM need not wait for.
-        from accelerate.utils.memory import clear_device_cache
-
         self._loaded = None
-        clear_device_cache(garbage_collection=True)
+        free_memory()
+
+
+def free_memory() -> None:
+    """Give back the memory of models that nobody holds any more."""
+    # An import of a second, which a run without vLLM need not wait for.
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
 
 
 class Served(Protocol):
