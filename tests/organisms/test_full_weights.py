@@ -98,7 +98,7 @@ def test_half_precision_is_trained_in_single_and_kept_in_half(tmp_path):
     chat = make_chat()
     chat.model.to(torch.bfloat16)
     # Steps that are each lost when they are added to a weight of eight bits.
-    slow = recipe(learning_rate=2e-5, epochs=8)
+    slow = recipe(learning_rate=2e-5, epochs=3)
     train(EXAMPLES, tmp_path / "a", base=chat, recipe=slow)
     kept = load_file(tmp_path / "a" / "model.safetensors")
     assert {value.dtype for value in kept.values()} == {torch.bfloat16}

@@ -5,11 +5,12 @@ Margins, losses and their changes are in nats/token; cosines are lists over the 
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import pandas as pd
 from pydantic import Field
 
+from misdirection.errors import InputError
 from misdirection.interpretation.results import AdapterFigures
 from misdirection.judging.scoring import Comparison, Score, Scores
 from misdirection.likelihood.words import WordNull
@@ -250,6 +251,13 @@ class RunResults(
     """How long each stage took when it was made."""
     extensions: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Figures of stages that another package added, by the stage's name."""
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str = "result") -> Self:
+        """As every result; the joint results of several models have files of the same name."""
+        if isinstance(values, dict) and values.get("kind") == "runs":
+            raise InputError(f"{source}: holds the runs of several models: name one of them, a folder of runs/ there")
+        return super().from_dict(values, source)
 
     @property
     def bad_organisms(self) -> dict[str, OrganismFigures]:

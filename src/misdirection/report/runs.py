@@ -7,6 +7,7 @@ from markupsafe import escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from misdirection.experiment.several_results import OrganismRow, RunsResults
 from misdirection.files import write_atomic
@@ -65,17 +66,19 @@ def drawings(results: RunsResults) -> Mapping[str, Callable[[RunsResults], Figur
 @rc_context(STYLE)
 def draw_margins(results: RunsResults) -> Figure:
     """Every organism's margin shift, and the shift minus its control's, with 95% intervals, model by model."""
-    figure = new_figure(8.5, 1.6 + _ROW * (len(results.organisms) + len(results.models)))
-    against_base, against_control = figure.subplots(1, 2, sharey=True)
-    for height, row in _placed(results).values():
-        colour, marker = _look(results, row)
-        for axes, shift in ((against_base, row.margin_shift), (against_control, row.minus_control)):
-            if shift is not None:
+    shifts = {"the base": lambda row: row.margin_shift}
+    if any(row.minus_control for row in results.organisms):
+        shifts["the control"] = lambda row: row.minus_control
+    figure = new_figure(4.5 + 2 * len(shifts), 1.6 + _ROW * (len(results.organisms) + len(results.models)))
+    panels = figure.subplots(1, len(shifts), sharey=True, squeeze=False)[0]
+    for axes, (against, shift_of) in zip(panels, shifts.items(), strict=True):
+        for height, row in _placed(results).values():
+            colour, marker = _look(results, row)
+            if (shift := shift_of(row)) is not None:
                 axes.errorbar(shift.mean, height, xerr=reach_of(shift), fmt=marker, color=colour, capsize=2)
-    for axes, against in ((against_base, "the base"), (against_control, "the control")):
         axes.axvline(0, color="black", linewidth=1)
         axes.set_xlabel(f"margin shift against {against}\n(nats/token), 95% interval")
-    _name_rows(against_base, results)
+    _name_rows(panels[0], results)
     return figure
 
 
@@ -110,6 +113,7 @@ def draw_across(results: RunsResults) -> Figure:
     axes.plot([], [], "--", color="black", label="the bases' own directions on the same text")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="layer", ylabel="cosine")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
