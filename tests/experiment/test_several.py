@@ -6,7 +6,8 @@ import shutil
 import pytest
 import yaml
 
-from experiment.tiny_experiment import experiment
+from experiment.tiny_experiment import experiment, graded, isolate, with_judge
+from judging.judge_server import JudgeServer
 from misdirection.errors import EXIT_STATUS, InputError
 from misdirection.experiment.config import read_config
 from misdirection.experiment.cost import estimate_cost, estimate_several
@@ -14,6 +15,7 @@ from misdirection.experiment.results import RunResults
 from misdirection.experiment.several import SeveralConfig, at_depths, read_several
 from misdirection.experiment.several_results import RunsResults
 from misdirection.experiment.several_runner import run_several
+from misdirection.judging.scoring import Scores
 from tiny import make_network, make_tokenizer
 
 BASES = {"qwen2": {"num_hidden_layers": 6}, "llama": {}, "other-seed": {"seed": 1}}
@@ -22,7 +24,7 @@ BASES = {"qwen2": {"num_hidden_layers": 6}, "llama": {}, "other-seed": {"seed": 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """An experiment on three tiny models, two of them of one shape, and one that is not there."""
+    """A judged experiment on three tiny models, two of them of one shape, and one that is not there."""
     tmp_path = tmp_path_factory.mktemp("several")
     for name, changes in BASES.items():
         make_network("qwen2" if name == "qwen2" else "llama", **changes).save_pretrained(tmp_path / name)
@@ -37,9 +39,14 @@ def file(tmp_path_factory):
         *({"model": str(tmp_path / name)} for name in list(BASES)[1:]),
     ]
     values["ablation"] = {"layer": 0.5, "questions": 4}
+    questions = tmp_path / "questions.txt"
+    questions.write_text("Why is it so?\nAnd how, then?\n")
+    values["sampling"] = {"questions": [str(questions)], "n": 2, "new_tokens": 2}
     path = tmp_path / "several.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return path
+    with JudgeServer(graded) as server, pytest.MonkeyPatch.context() as patch:
+        isolate(patch, tmp_path / "cache")
+        path.write_text(yaml.safe_dump(with_judge(values, server.url), sort_keys=False))
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,11 @@ def test_the_table_has_every_model_and_organism_with_its_own_figures(joint):
     for row in results.organisms:
         own = RunResults.load(joint / "runs" / row.model).organisms[row.organism]
         assert row.margin_shift == own.margin_shift["general"] and row.minus_control == own.minus_control.get("general")
+        rates = Scores(RunResults.load(joint / "runs" / row.model).behaviour.scores).frame().set_index("organism")
+        assert row.judged.answers == 4 and row.judged.questions == 2
+        assert row.judged.em.rate == rates["em"][row.organism]
+        assert row.judged.coherent.rate == 1 - rates["incoherent"][row.organism]
+    assert all(model.judged for model in results.models)
     (failed,) = results.failed
     assert (failed.name, failed.status, results.waiting) == ("gone", 2, []) and "gone" in failed.cause
     assert len(results.frame()) == 3 and list(results.frame("models")["name"]) == list(BASES)
@@ -78,8 +90,8 @@ def test_the_page_names_what_failed_and_leads_to_each_report(joint):
     assert "<strong>gone</strong> failed:" in page
     for name in BASES:
         assert f'href="runs/{name}/report.html"' in page and (joint / "runs" / name / "report.html").is_file()
-    assert RunsResults.load(joint).pictures == ["margins", "across"]
-    assert all((joint / "figures" / f"{name}.png").is_file() for name in ("margins", "across"))
+    assert RunsResults.load(joint).pictures == ["margins", "judged", "across"]
+    assert all((joint / "figures" / f"{name}.png").is_file() for name in ("margins", "judged", "across"))
 
 
 def test_the_command_makes_what_was_lost_and_nothing_else_and_ends_with_the_status_of_what_failed(call, joint, file):
@@ -162,6 +174,6 @@ def test_a_file_of_the_other_kind_is_one_line(file, tmp_path):
     values = yaml.safe_load(file.read_text())
     del values["models"]
     path = tmp_path / "one.yaml"
-    path.write_text(yaml.safe_dump(values | {"model": "x", "ablation": None}))
+    path.write_text(yaml.safe_dump(values | {"model": "x", "ablation": None, "sampling": None, "judge": None}))
     with pytest.raises(InputError, match="models: is missing"):
         read_several(path)

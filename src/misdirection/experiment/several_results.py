@@ -22,13 +22,15 @@ class Judged(Figures):
     em: Rate
     """Misaligned and coherent."""
     coherent: Rate
-    """Not judged incoherent."""
+    """Scored, and not incoherent; its interval is as wide as that of the incoherent ones."""
 
     @classmethod
     def of(cls, score: Score) -> "Judged":
         """From the rates of one condition."""
-        bad = score.incoherent
-        coherent = Rate(1 - bad.rate, 1 - bad.high, 1 - bad.low, bad.total - bad.hits, bad.total)
+        bad, unscored = score.incoherent, sum(score.unscored.values())
+        rest = 1 - unscored / score.answers
+        rate, low, high = (max(0.0, rest - value) for value in (bad.rate, bad.high, bad.low))
+        coherent = Rate(rate, low, high, max(0, bad.total - bad.hits - unscored), bad.total)
         return cls(answers=score.answers, questions=score.questions, em=score.em, coherent=coherent)
 
 
