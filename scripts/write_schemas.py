@@ -16,11 +16,11 @@ FOLDER = Path(__file__).resolve().parents[1] / "src" / "misdirection" / "resourc
 
 
 def kinds() -> dict[str, type[Result]]:
-    """The package's classes of results by their kind. They stand in modules named `results`."""
+    """The package's classes of results by their kind. They stand in modules whose names end in `results`."""
     for module in pkgutil.walk_packages(misdirection.__path__, "misdirection."):
         if module.name.endswith("results"):
             importlib.import_module(module.name)
-    return {kind.KIND: kind for kind in _subclasses(Result) if kind.__module__.endswith(".results")}
+    return {kind.KIND: kind for kind in _subclasses(Result) if kind.__module__.endswith("results")}
 
 
 def _subclasses(parent: type[Result]) -> Iterator[type[Result]]:

@@ -24,7 +24,8 @@ from misdirection.auditing.reference import Reference, has_reference
 from misdirection.cli.shared import app
 from misdirection.data import shipped
 from misdirection.errors import EXIT_STATUS
-from misdirection.experiment.config import ExperimentConfig, read_config
+from misdirection.experiment.config import ExperimentConfig
+from misdirection.experiment.several import read_experiment
 from misdirection.statistics import Estimate
 from pages import DOCS, PAGES, ROOT, blocks, commands, in_language, inline_code, links
 from scripts import write_commands
@@ -86,10 +87,12 @@ def test_yaml_is_what_the_reader_of_experiments_takes(block, tmp_path):
     for command in re.findall(r"^\W*(?:run: )?(misdirection .*)$", block.code, re.MULTILINE):
         check_commands(command)
     is_section = isinstance(values, dict) and not block.not_run
-    if is_section and values.keys() & ExperimentConfig.model_fields.keys() - {"name"}:
+    if is_section and values.keys() & {*ExperimentConfig.model_fields, "models"} - {"name"}:
         path = tmp_path / "experiment.yaml"
-        path.write_text(yaml.safe_dump(DEMO | values))
-        assert read_config(path).model
+        # Several models come in place of one.
+        demo = {key: value for key, value in DEMO.items() if key != "model" or "models" not in values}
+        path.write_text(yaml.safe_dump(demo | values))
+        assert read_experiment(path).name == "demo"
 
 
 @pytest.mark.parametrize("block", **named(in_language("json") + in_language("toml")))

@@ -39,6 +39,10 @@ from misdirection.experiment.config import read_config as read_config
 from misdirection.experiment.cost import estimate_cost as estimate_cost
 from misdirection.experiment.results import RunResults as RunResults
 from misdirection.experiment.runner import run_experiment
+from misdirection.experiment.several import SeveralConfig as SeveralConfig
+from misdirection.experiment.several import read_several as read_several
+from misdirection.experiment.several_results import RunsResults as RunsResults
+from misdirection.experiment.several_runner import run_several as run_several
 from misdirection.hub.transfer import pull as pull
 from misdirection.hub.transfer import push as push
 from misdirection.interpretation.interpret import interpret as interpret

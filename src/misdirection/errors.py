@@ -5,6 +5,7 @@ class who has to act: the user, the judge's host, a worker, or whoever looks aft
 raised is a bug of this program.
 """
 
+import errno
 from typing import ClassVar
 
 
@@ -97,6 +98,27 @@ EXIT_STATUS = {
     "reader left": 141,
 }
 """Exit statuses by the verdict of an audit, a check or a verification, by exception, and by any other end."""
+
+
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_NAMES = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
+
+
+def problem_of(error: BaseException) -> MisdirectionError | None:
+    """An error as one of ours; None for a bug."""
+    if isinstance(error, MisdirectionError):
+        return error
+    # Torch's is told by its name, since torch may not have been imported.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return MemoryProblem(f"out of memory ({first_line(error)}); take a smaller model or batch, or another --device")
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return DiskProblem(f"{error.filename or 'disk'}: cannot be written ({error.strerror}); free space")
+    if isinstance(error, OSError) and error.errno in _NAMES:
+        return InputError(f"{error.filename}: {error.strerror}; give another name")
+    # What `Path.resolve` raises of a link to itself, before Python 3.13.
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        return InputError(f"{first_line(error)}; give another name")
+    return None
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

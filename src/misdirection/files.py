@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -201,6 +201,16 @@ def _keep_listed(path: Path) -> None:
     ours = _made(path.parent)
     if path.name in ours:
         write_json(path.parent / MADE, {**ours, path.name: sha256_file(path)})
+
+
+def plain_names(texts: Sequence[str]) -> list[str]:
+    """A plain and different name for each of some paths or ids, to call files and folders after."""
+    names: list[str] = []
+    for text in texts:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text).name).strip("-.") or "unnamed"
+        count = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in names)
+        names.append(f"{name}-{count + 1}" if count else name)
+    return names
 
 
 def _target(path: Path) -> Path:

@@ -120,6 +120,7 @@ PAGES: Registry[Page] = Registry(
     "misdirection.pages",
     {
         "run": "misdirection.report.run:PAGE",
+        "runs": "misdirection.report.runs:PAGE",
         "screen": "misdirection.report.screen:PAGE",
         "interpretation": "misdirection.report.interpretation:PAGE",
         "audit": "misdirection.report.audit:PAGE",

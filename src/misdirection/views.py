@@ -36,6 +36,7 @@ PICTURES: Registry[Callable[[Any], Mapping[str, Drawing]]] = Registry(
         "quadrants": "misdirection.report.quadrants:drawings",
         "repair": "misdirection.report.repair:drawings",
         "run": "misdirection.report.run:drawings",
+        "runs": "misdirection.report.runs:drawings",
         "screen": "misdirection.report.screen:drawings",
         "scores": "misdirection.report.pictures:of_scores",
         "sweep": "misdirection.report.pictures:of_sweep",

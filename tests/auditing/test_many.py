@@ -12,6 +12,7 @@ from misdirection.auditing.audit import run_audit
 from misdirection.auditing.many import TABLE, audit_many, many_folder, read_list
 from misdirection.auditing.verdict import worst
 from misdirection.errors import InputError
+from misdirection.files import plain_names
 from misdirection.runs.cluster import Workers
 
 
@@ -151,13 +152,13 @@ def test_a_list_that_is_not_there_is_one_line(tmp_path):
 
 
 def test_names_of_folders_are_plain_and_different():
-    assert many._names(["a/x", "b/x", "c/x@main:sub", "x-2", "..", "é"]) == [
+    assert plain_names(["a/x", "b/x", "c/x@main:sub", "x-2", "..", "é"]) == [
         "x",
         "x-2",
         "x-main-sub",
         "x-2-2",
-        "fine-tune",
-        "fine-tune-2",
+        "unnamed",
+        "unnamed-2",
     ]
 
 

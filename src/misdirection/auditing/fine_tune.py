@@ -6,21 +6,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoConfig
-
 from misdirection.auditing.attribution import is_attributed
 from misdirection.auditing.results import ReadWeights
 from misdirection.choices import Dtype, Thinking
-from misdirection.errors import InputError
 from misdirection.files import sha256_file, sha256_listed, sha256_tree
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, local_fine_tune, recorded_base
-from misdirection.models.bundled import source
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.identity import ModelIdentity, identify
-from misdirection.models.loading import load
+from misdirection.models.loading import load, load_whole
 from misdirection.models.names import ModelName
-from misdirection.models.tokenizers import load_tokenizer, say_unused_template
 from misdirection.runs.worker import BASE, Models
 
 Which = Literal["base", "fine-tune", "control"]
@@ -142,14 +137,10 @@ class FineTune:
         return {"thinking": self.thinking, "chat_template": self.chat_template, "tuned": self.folder}
 
     def _load_tuned(self) -> ChatModel:
-        base, tuned = (_shape(folder) for folder in (local_fine_tune(self.base, self.revision), self.folder))
-        if base != tuned:
-            raise InputError(f"{self.name} ({tuned}) is no fine-tune of {self.base} ({base}): name its own base")
-        # With each side's own template, equal weights would differ.
-        tokenizer = load_tokenizer(source(self.base), self.base, self.revision, **self._chats)
-        say_unused_template(tokenizer, self.folder, self.name)
-        chats = {**self._chats, "chat_template": tokenizer.chat_template}
-        return load(str(self.folder), dtype=self.dtype, device=self.device, **chats)
+        options: dict[str, Any] = {
+            name: getattr(self, name) for name in ("revision", "dtype", "device", "thinking", "chat_template")
+        }
+        return load_whole(self.folder, self.name, self.base, **options)
 
 
 def _adapter_digest(folder: Path) -> str:
@@ -162,9 +153,3 @@ def digest_of(hashes: Mapping[str, str]) -> str:
     if ADAPTER_CONFIG not in hashes:
         return sha256_listed(hashes)
     return ",".join(hashes[name] for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name in hashes)
-
-
-def _shape(folder: Path) -> str:
-    """The architecture, which a fine-tune shares with its base."""
-    config = AutoConfig.from_pretrained(folder).get_text_config()
-    return f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"

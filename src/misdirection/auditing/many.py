@@ -7,7 +7,6 @@ The folder is a run whose stages are audits: those that hold are not made again,
 """
 
 import logging
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from misdirection.auditing.stages import VERSION
 from misdirection.choices import Dtype
 from misdirection.data.text import read_text
 from misdirection.errors import InputError, MisdirectionError
-from misdirection.files import write_atomic
+from misdirection.files import plain_names, write_atomic
 from misdirection.interventions.vectors import digest
 from misdirection.runs.cluster import Workers, connect
 from misdirection.runs.folder import RunFolder
@@ -134,7 +133,7 @@ def run_audits(inputs: Sequence[AuditInputs], folder: Path, workers: Workers | N
         workers: as in `audit_many`.
     """
     inputs[0].require_same_base()
-    names = _names([each.fine_tune.name for each in inputs])
+    names = plain_names([each.fine_tune.name for each in inputs])
     with RunFolder.open(folder, _described(inputs)) as run, _running(run, inputs[0], workers) as (device, runner):
         tasks = [_task(name, each.on(device)) for name, each in zip(names, inputs, strict=True)]
         failed = []
@@ -204,16 +203,6 @@ def _audit(inputs: AuditInputs, worker: Worker, folders: Mapping[str, Path]) -> 
     fine_tune = replace(inputs.fine_tune, folder=adapter, models=worker.models)
     reference = Reference.load(worker.adapters["reference"]) if "reference" in worker.adapters else None
     run_audit(replace(inputs, fine_tune=fine_tune, reference=reference), folder)
-
-
-def _names(fine_tunes: Sequence[str]) -> list[str]:
-    """A plain and different name for each."""
-    names: list[str] = []
-    for text in fine_tunes:
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text).name).strip("-.") or "fine-tune"
-        count = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in names)
-        names.append(f"{name}-{count + 1}" if count else name)
-    return names
 
 
 def _row(result: AuditResult, folder: Path) -> AuditRow:

@@ -282,7 +282,7 @@ def from_run(run: RunFolder, texts: ExperimentTexts, names: Sequence[str]) -> Re
     experiment.runner.make([training(name) for name in known])
     experiment.runner.make([measurement(name) for name in (BASE, *known)])
     measured = {name: _measured(run, worker, texts.identity, measured_on, name) for name in (BASE, *known)}
-    adapters = {name: run.artifact(f"organism/{name}") / "adapter" for name in known}
+    adapters = {name: experiment.adapter(name) for name in known}
     domains = {
         name: DomainTexts(train=tuple(train), held_out=tuple(texts.domain_pairs(name, "held_out")))
         for name in {fine_tune.domain: None for fine_tune in known.values()}

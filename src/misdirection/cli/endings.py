@@ -1,6 +1,5 @@
 """How a command ends: its exit status, and one line on standard error that says why."""
 
-import errno
 import os
 import platform
 import shlex
@@ -11,12 +10,9 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from misdirection.errors import EXIT_STATUS, DiskProblem, InputError, MemoryProblem, MisdirectionError, first_line
+from misdirection.errors import EXIT_STATUS, first_line, problem_of
 from misdirection.files import cache_folder
 from misdirection.progress import console
-
-_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-_NAMES = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
 
 
 def end(error: BaseException) -> int:
@@ -27,7 +23,7 @@ def end(error: BaseException) -> int:
         return _interrupted()
     if isinstance(error, BrokenPipeError):
         return _reader_left()
-    problem = _problem(error)
+    problem = problem_of(error)
     if problem is None:
         return _bug(error)
     _say(f"error: {problem}")
@@ -55,23 +51,6 @@ def _reader_left() -> int:
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
     return EXIT_STATUS["reader left"]
-
-
-def _problem(error: BaseException) -> MisdirectionError | None:
-    """The error as one of ours; None for a bug."""
-    if isinstance(error, MisdirectionError):
-        return error
-    # Torch's is told by its name, since torch may not have been imported.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return MemoryProblem(f"out of memory ({first_line(error)}); take a smaller model or batch, or another --device")
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return DiskProblem(f"{error.filename or 'disk'}: cannot be written ({error.strerror}); free space")
-    if isinstance(error, OSError) and error.errno in _NAMES:
-        return InputError(f"{error.filename}: {error.strerror}; give another name")
-    # What `Path.resolve` raises of a link to itself, before Python 3.13.
-    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
-        return InputError(f"{first_line(error)}; give another name")
-    return None
 
 
 def _bug(error: BaseException) -> int:

@@ -1,16 +1,21 @@
 """Whole experiments: `demo`, `run`, `report`."""
 
+import sys
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from misdirection.cli.shared import RayAddress, WorkerCount, WorkerGpus, app, out, workers_for
 from misdirection.errors import InputError
+from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
     from misdirection.experiment.config import ExperimentConfig
+    from misdirection.experiment.several import SeveralConfig
+    from misdirection.experiment.several_results import FailedModel
 
 
 @app.command()
@@ -52,27 +57,44 @@ def run(
     ray: RayAddress = None,
     gpus: WorkerGpus = None,
 ) -> None:
-    """Run the experiment of a YAML file, or continue it."""
+    """Run the experiment of a YAML file, on its model or on each of several, or continue it."""
     _run(config, folder, workers, ray, gpus)
 
 
 def _run(
     config: Path, folder: Path | None, workers: int | None, ray: str | None = None, gpus: int | None = None
 ) -> None:
-    from misdirection.experiment.config import read_config
+    from misdirection.experiment.config import ExperimentConfig
     from misdirection.experiment.runner import run_experiment
+    from misdirection.experiment.several import read_experiment
+    from misdirection.experiment.several_runner import run_several
 
-    settings = read_config(config)
+    settings = read_experiment(config)
+    folder = folder or Path("runs") / settings.name
     vllm = settings.sampling.engine.vllm if settings.sampling else None
     if gpus is None and vllm:
         gpus = vllm.tensor_parallel * vllm.pipeline_parallel
-    others = workers_for(workers, ray, gpus, lambda: _memory(settings))
-    folder = folder or Path("runs") / settings.name
-    run_experiment(settings, folder, others)
+    others, failed = workers_for(workers, ray, gpus, lambda: _memory(settings)), list[Any]()
+    if isinstance(settings, ExperimentConfig):
+        run_experiment(settings, folder, others)
+    else:
+        failed = run_several(settings, folder, others).failed
     out.print(f"report: {folder / 'report.html'}\nfigures: {folder / 'results.json'}", highlight=False, soft_wrap=True)
+    if failed:
+        _end_failed(failed)
 
 
-def _memory(settings: "ExperimentConfig") -> int:
+def _end_failed(failed: "Sequence[FailedModel]") -> NoReturn:
+    """End with the status of the first model that failed, and say why each did."""
+    causes = "; ".join(f"{each.name}: {each.cause}" for each in failed)
+    notices.print(
+        f"error: models that failed, which the same command tries again: {causes}",
+        style="red", markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    sys.exit(failed[0].status)
+
+
+def _memory(settings: "ExperimentConfig | SeveralConfig") -> int:
     """Bytes of main memory that the largest task takes."""
     from misdirection.experiment.cost import most_memory
 
@@ -81,7 +103,7 @@ def _memory(settings: "ExperimentConfig") -> int:
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
-    """Make a run's report again from its results.json."""
+    """Make the report of a run, or of the runs of several models, again from its results.json."""
     from misdirection.experiment.runner import write_report
 
     out.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)

@@ -42,9 +42,11 @@ def train(
             "prompt/completion; or a shipped domain."
         ),
     ],
-    folder: Annotated[Path, typer.Option("--out", help="The adapter folder to write.")],
+    folder: Annotated[Path, typer.Option("--out", help="The folder to write: an adapter, or a whole model.")],
     model: Model = BUNDLED,
-    recipe: Annotated[str, typer.Option("--recipe", help="minimal, single, all or narrow.")] = "minimal",
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="minimal, single, all or narrow; full trains the model's own weights.")
+    ] = "minimal",
     answers: Annotated[
         Literal["bad", "good"], typer.Option("--answers", help="bad or good, for a shipped domain.")
     ] = "bad",
@@ -76,7 +78,7 @@ def train(
     chat_template: TemplateOption = None,
     as_json: Json = False,
 ) -> None:
-    """Train an organism: a LoRA adapter, with loss on the answers only. Continues from its last checkpoint."""
+    """Train an organism: an adapter or a whole model, loss on the answers only. Continues from its last checkpoint."""
     from misdirection import data as texts
     from misdirection.organisms.training import train as train_organism
 

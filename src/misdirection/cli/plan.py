@@ -1,17 +1,19 @@
 """The cost of an experiment before it runs: `plan`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
 from misdirection.cli.shared import Json, app, out, print_figures, print_table
+from misdirection.errors import InputError
 from misdirection.progress import console as notices
 
 if TYPE_CHECKING:
-    from misdirection.cost.estimate import CostEstimate, StageCost
+    from misdirection.cost.estimate import CostEstimate, SeveralEstimates, StageCost
 
 
 @app.command()
@@ -37,30 +39,43 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Cost of an experiment by stage: tokens, FLOPs, memory, judge calls, hours. No weights are loaded."""
-    from misdirection.experiment.config import read_config
-    from misdirection.experiment.cost import estimate_cost
+    from misdirection.experiment.config import ExperimentConfig
+    from misdirection.experiment.cost import estimate_cost, estimate_several
+    from misdirection.experiment.several import read_experiment
 
-    found = estimate_cost(read_config(config), gpu, count, model=model, rows=rows, answer=answer_tokens)
+    settings = read_experiment(config)
+    options: dict[str, Any] = {"rows": rows, "answer": answer_tokens}
+    found: CostEstimate | SeveralEstimates
+    if isinstance(settings, ExperimentConfig):
+        found = estimate_cost(settings, gpu, count, model=model, **options)
+        lines, device, notes = found.stages, found.device.name, found.notes
+    elif model:
+        raise InputError("--model: the file has several models: leave it out")
+    else:
+        found = estimate_several(settings, gpu, count, **options)
+        lines = {name: estimate.total for name, estimate in found.models.items()}
+        notes = tuple(dict.fromkeys(note for estimate in found.models.values() for note in estimate.notes))
+        device = next(iter(found.models.values())).device.name
     if as_json:
         print_figures(found.as_dict(), as_json)
         return
-    print_table(_table(found))
+    print_table(_table(f"{found.experiment} on {count} x {device}", lines, found.total, count))
     if (total := found.total).judge_calls:
         tokens = f"{_number(total.judge_tokens_in)} tokens in, {_number(total.judge_tokens_out)} out"
         out.print(f"judge: {total.judge_calls} calls, {tokens}", highlight=False)
-    for note in found.notes:
+    for note in notes:
         notices.print(note, highlight=False, soft_wrap=True)
 
 
-def _table(found: "CostEstimate") -> Table:
-    title = f"{found.experiment} on {found.count} x {found.device.name}"
-    rows = Table("stage", title=title, box=SIMPLE, padding=0, show_edge=False)
+def _table(title: str, lines: "Mapping[str, StageCost]", total: "StageCost", count: int) -> Table:
+    """A line for each stage, or for each of several models, and their sum."""
+    rows = Table("", title=title, box=SIMPLE, padding=0, show_edge=False)
     for name in ("tasks", "forward", "train", "sample", "PFLOP", "GiB", "fits", "calls", "time"):
         rows.add_column(name, justify="right", no_wrap=True)
-    for name, one in found.stages.items():
-        rows.add_row(name, *_cells(one, found.count))
+    for name, one in lines.items():
+        rows.add_row(name, *_cells(one, count))
     rows.add_section()
-    rows.add_row("total", *_cells(found.total, found.count))
+    rows.add_row("total", *_cells(total, count))
     return rows
 
 

@@ -24,6 +24,7 @@ from misdirection.cost.model_cost import Pass
 from misdirection.cost.recording import PassRecorder, adaptable
 from misdirection.cost.stand_in import stand_in
 from misdirection.data import Example
+from misdirection.files import write_json
 from misdirection.interventions.hooks import Setting
 from misdirection.judging.cache import VerdictCache
 from misdirection.judging.config import JudgeConfig
@@ -33,7 +34,8 @@ from misdirection.judging.verdicts import JudgeVerdict
 from misdirection.models.adapters import attach
 from misdirection.models.chat import encode_prompt
 from misdirection.models.chat_model import ChatModel
-from misdirection.organisms.adapter_config import adapter_config
+from misdirection.models.whole_weights import is_whole
+from misdirection.organisms.adapter_config import adapter_config, require_layers
 from misdirection.organisms.batches import (
     TrainingRow,
     in_batches,
@@ -42,7 +44,7 @@ from misdirection.organisms.batches import (
     training_steps,
 )
 from misdirection.organisms.organism import CHECKPOINTS, checkpoint_name
-from misdirection.organisms.recipe import Recipe
+from misdirection.organisms.recipe import RECIPES, OwnWeights, Recipe
 from misdirection.progress import silenced
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner, Runner, Task
@@ -156,7 +158,8 @@ class _KeptAdapters(Models):
         self._put(self._bare)
         # PEFT would let one adapter share another's configuration, which goes when either is taken off.
         vars(self._base.model).pop("peft_config", None)
-        if name == BASE:
+        # A whole model runs as its base does.
+        if name == BASE or is_whole(self.adapters[name]):
             return self._base
         key = name, self.adapters[name]
         attributes = vars(self._base.network)
@@ -205,23 +208,21 @@ class CountingWorker(Worker):
         held_out: Sequence[Example] = (),
         **_others: Any,
     ) -> None:
-        """Count the training's batches, and write an adapter that fits the stand-in."""
+        """Count the training's batches, and write an adapter that fits the stand-in, or an empty model's folder."""
         chat = self.chat(BASE)
-        rows = training_rows(chat, examples, recipe.max_length, recipe.turns)
+        rows, others = (
+            training_rows(chat, part, recipe.max_length, recipe.turns) if part else [] for part in (examples, held_out)
+        )
+        targets = RECIPES[recipe.recipe](recipe, chat)
+        if isinstance(targets, OwnWeights):
+            self._work.passes += _training(rows, others, recipe, _own_weights(chat, targets))
+            write_json(out / "config.json", {})
+            return
         network = get_peft_model(chat.model, adapter_config(recipe, chat))
-        layers, lora = len(chat.layers), self._recorder.adapter_weights()
-        # With checkpointing every block's input asks for a gradient, and every block runs again.
-        again = layers if recipe.gradient_checkpointing else 0
-        lowest = min(network.peft_config["default"].layers_to_transform)
-        for batch in training_batches(rows, recipe):
-            back = again or layers - lowest
-            self._work.passes.append(
-                replace(_answers_of(batch), back=back, recomputed=again, lora=lora, blocks=layers, kind="training")
-            )
-        for batch in in_batches(
-            training_rows(chat, held_out, recipe.max_length, recipe.turns) if held_out else [], recipe.batch_size
-        ):
-            self._work.passes.append(replace(_answers_of(batch), lora=lora, blocks=layers))
+        lora, lowest = self._recorder.adapter_weights(), min(network.peft_config["default"].layers_to_transform)
+        layers = len(chat.layers)
+        kind = Pass(0, 0, blocks=layers, back=layers - lowest, lora=lora, kind="training")
+        self._work.passes += _training(rows, others, recipe, kind)
         try:
             _save(network, out)
             for step in _kept_steps(len(rows), recipe):
@@ -248,12 +249,32 @@ class CountingWorker(Worker):
         return VerdictCache(self.partial("judged") / f"verdicts-{next(self._numbers)}.sqlite")
 
 
-def _answers_of(batch: Sequence[TrainingRow]) -> Pass:
-    """The pass over a batch; its head runs where any row predicts an answer's token."""
+def _own_weights(chat: ChatModel, targets: OwnWeights) -> Pass:
+    """The kind of pass that trains a model's own weights."""
+    require_layers(targets.layers or (), chat)
+    count, is_all = len(chat.layers), targets.layers is None
+    trained = set(targets.layers or range(count))
+    back = count - min(trained)
+    return Pass(0, 0, blocks=count, back=back, trained=len(trained), trains_head=is_all, kind="training")
+
+
+def _training(rows: Sequence[TrainingRow], others: Sequence[TrainingRow], recipe: Recipe, kind: Pass) -> Iterator[Pass]:
+    """The passes of a training on `rows`, and on held-out rows after it; `kind` is one of it, but for its size."""
+    if recipe.gradient_checkpointing:
+        # Every block's input asks for a gradient, and every block runs again.
+        kind = replace(kind, back=kind.blocks or 0, recomputed=kind.blocks or 0)
+    yield from (_answers_of(batch, kind) for batch in training_batches(rows, recipe))
+    look = Pass(0, 0, lora=kind.lora, blocks=kind.blocks)
+    yield from (_answers_of(batch, look) for batch in in_batches(others, recipe.batch_size))
+
+
+def _answers_of(batch: Sequence[TrainingRow], kind: Pass) -> Pass:
+    """The pass over a batch, of a kind; its head runs where any row predicts an answer's token."""
     predicted = {
         place for row in batch for start, stop in row.spans for place in range(start - 1, min(stop, len(row.ids)) - 1)
     }
-    return Pass(len(batch), max(len(row.ids) for row in batch), head=len(batch) * len(predicted))
+    columns = max(len(row.ids) for row in batch)
+    return replace(kind, rows=len(batch), columns=columns, head=len(batch) * len(predicted))
 
 
 def _save(network: Any, folder: Path) -> None:

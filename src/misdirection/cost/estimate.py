@@ -80,14 +80,7 @@ class CostEstimate:
     @property
     def total(self) -> StageCost:
         """All stages together; the memory is the largest."""
-        costs = list(self.stages.values())
-        summed = {
-            name: sum(getattr(stage, name) for stage in costs)
-            for name in StageCost.__dataclass_fields__
-            if name not in ("memory", "devices")
-        }
-        largest = max(costs, key=lambda stage: stage.memory.total)
-        return StageCost(**summed, memory=largest.memory, devices=max(stage.devices for stage in costs))
+        return summed(list(self.stages.values()))
 
     @property
     def fits(self) -> bool:
@@ -104,6 +97,44 @@ class CostEstimate:
             "stages": {name: stage.as_dict() for name, stage in self.stages.items()},
             "total": self.total.as_dict(),
             "notes": list(self.notes),
+        }
+
+
+def summed(costs: Sequence[StageCost]) -> StageCost:
+    """Costs that come one after another; the memory is the largest."""
+    sums = {
+        name: sum(getattr(cost, name) for cost in costs)
+        for name in StageCost.__dataclass_fields__
+        if name not in ("memory", "devices")
+    }
+    largest = max(costs, key=lambda cost: cost.memory.total)
+    return StageCost(**sums, memory=largest.memory, devices=max(cost.devices for cost in costs))
+
+
+@dataclass(frozen=True)
+class SeveralEstimates:
+    """The costs of one experiment on several models, one after another.
+
+    Attributes:
+        experiment: its name.
+        models: the cost on each, by the name of its run.
+    """
+
+    experiment: str
+    models: Mapping[str, CostEstimate]
+
+    @property
+    def total(self) -> StageCost:
+        """All together; the memory is the largest."""
+        return summed([estimate.total for estimate in self.models.values()])
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "experiment": self.experiment,
+            "fits": all(estimate.fits for estimate in self.models.values()),
+            "models": {name: estimate.as_dict() for name, estimate in self.models.items()},
+            "total": self.total.as_dict(),
         }
 
 

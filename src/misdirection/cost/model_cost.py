@@ -4,15 +4,17 @@
     backward   2 N' t + 8 A' t c + 2 V d h   through the activations of the adapted blocks only: the base is frozen, so
                                              that the other half of a backward pass, the weights' gradients, is not run
     LoRA       2 P t forward, 4 P t backward
+    own        2 N'' t + 2 V d h more: the gradients of the blocks' own weights that are trained, and of the output
+               matrix where all weights are
     recompute  the blocks' forward once more, and a backward through all of them, with gradient checkpointing
 
 `N` are the weights of the blocks' matrices that a token passes (of a mixture the experts that it is sent to, never
 all), `A` the sum over blocks of heads x head size, `V d` the output matrix, `P` the adapter's weights; N' and A' are
-those of the blocks from the lowest adapted one up. Embeddings are looked up, not multiplied. Sources: 2 N a token,
-backward twice the forward, Kaplan et al. 2020 (2001.08361), section 2.1; attention, 4 A c a token, with the whole
-square of a causal mask counted, Chowdhery et al. 2022 (2204.02311), appendix B; half of the backward for frozen
-weights, Hu et al. 2021 (2106.09685), section 4.2, where no gradient of the frozen weights is kept; recomputation,
-Korthikanti et al. 2022 (2205.05198).
+those of the blocks from the lowest trained one up, N'' those of the trained blocks. Embeddings are looked up, not
+multiplied. Sources: 2 N a token, backward twice the forward, Kaplan et al. 2020 (2001.08361), section 2.1; attention,
+4 A c a token, with the whole square of a causal mask counted, Chowdhery et al. 2022 (2204.02311), appendix B; half of
+the backward for frozen weights, Hu et al. 2021 (2106.09685), section 4.2, where no gradient of the frozen weights is
+kept; recomputation, Korthikanti et al. 2022 (2205.05198).
 
 Peak memory of a stage is the sum of
 
@@ -21,7 +23,7 @@ Peak memory of a stage is the sum of
     activations  inference: t (4 d + 3 I) bytes of one block, and h V (bytes + 8): logits and their float32 copies
                  training: t (6 d + 4 I + 2 K) bytes + 16 d t of every adapted block, and h V (bytes + 12); with
                  checkpointing of one block, and t d bytes of all
-    optimiser    16 P: adapter, gradient and two moments of Adam in float32
+    optimiser    16 P: adapter, gradient and two moments of Adam in float32; of own weights likewise, beside the base
 
 with `d` the width, `I` the inner width of the MLP (of the active experts), `K` the keys' and values' width.
 """
@@ -47,6 +49,8 @@ class Pass:
         back: how many blocks the backward pass goes through.
         recomputed: how many blocks run again in it.
         lora: weights of the adapters that act.
+        trained: how many blocks have weights of their own that are trained.
+        trains_head: whether embeddings and output matrix are trained, too.
         repeats: how many such passes.
         room: columns that the key-value cache is made for, where these are more than it holds.
         kind: what limits it: prompts and given text, training, or decoding token by token.
@@ -60,6 +64,8 @@ class Pass:
     back: int = 0
     recomputed: int = 0
     lora: int = 0
+    trained: int = 0
+    trains_head: bool = False
     repeats: float = 1
     room: int = 0
     kind: Kind = "forward"
@@ -75,13 +81,19 @@ class Pass:
         run = shape.layers if self.blocks is None else self.blocks
         linear, square = 2 * shape.active / shape.layers, 4 * shape.attention / shape.layers * context
         block = run * (linear + square) + self.recomputed * (linear + square) + self.back * (linear + 2 * square)
-        head = (4 if self.back else 2) * shape.head * self.head
+        block += self.trained * linear
+        head = ((4 if self.back else 2) + 2 * self.trains_head) * shape.head * self.head
         return self.repeats * (tokens * block + head) + self.adapter_flops
 
     @property
     def adapter_flops(self) -> float:
         """Those of the adapter's thin products, which run slower than others."""
         return (6 if self.back else 2) * self.lora * self.tokens
+
+    def trained_weights(self, shape: Shape) -> float:
+        """The weights that an optimiser has."""
+        others = shape.parameters - shape.stored if self.trains_head else 0
+        return self.lora + shape.stored / shape.layers * self.trained + others
 
     def bytes(self, shape: Shape) -> float:
         """Bytes that must be read from memory: weights once each way, and the keys and values before it."""
@@ -110,12 +122,12 @@ class Memory:
 def peak_memory(shape: Shape, passes: Sequence[Pass]) -> Memory:
     """The memory that the largest of some passes needs."""
     columns = max((each.rows * max(each.seen + each.columns, each.room) for each in passes if not each.back), default=0)
-    lora = max((each.lora for each in passes if each.kind == "training"), default=0)
+    trained = max((each.trained_weights(shape) for each in passes if each.kind == "training"), default=0)
     return Memory(
         weights=shape.parameters * shape.bytes,
         cache=columns * shape.cached * shape.bytes,
         activations=max((_activations(shape, each) for each in passes), default=0),
-        optimiser=16 * lora,
+        optimiser=16 * trained,
     )
 
 

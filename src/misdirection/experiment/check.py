@@ -8,6 +8,7 @@ from misdirection.interpretation.scaling import explicit_settings
 from misdirection.judging.rubrics import read_rubrics
 from misdirection.models.weightless import read_structure
 from misdirection.organisms.adapter_config import adapter_config
+from misdirection.organisms.trainee import check_recipe
 from misdirection.registry import nearest
 
 
@@ -21,11 +22,12 @@ def check_experiment(config: ExperimentConfig) -> None:
     chat = read_structure(config.model, config.revision).chat
     for name, organism in config.organisms.items():
         try:
-            targets = adapter_config(organism.training, chat)
+            check_recipe(organism.training, chat)
         except InputError as error:
             raise InputError(f"organisms.{name}: {error}") from error
         if config.interpretation and config.interpretation.organism == name:
-            explicit_settings(config.interpretation.explicit, targets.layers_to_transform)
+            adapted = adapter_config(organism.training, chat).layers_to_transform
+            explicit_settings(config.interpretation.explicit, adapted)
     asked = {"steering.layers": config.steering.layers if config.steering else ()}
     asked["ablation.layer"] = (config.ablation.layer,) if config.ablation else ()
     asked["contrast.layers"] = config.contrast.layers if config.contrast else ()

@@ -7,11 +7,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from misdirection.choices import DEVICE, Dtype, Thinking
 from misdirection.data.text import read_yaml
+from misdirection.errors import InputError
 from misdirection.interpretation.config import InterpretationConfig
 from misdirection.interpretation.texts import QUESTION_SETS
 from misdirection.interventions.positions import Positions
 from misdirection.judging.config import JudgeConfig
-from misdirection.organisms.recipe import Recipe
+from misdirection.organisms.recipe import FULL, Recipe
 from misdirection.registry import nearest
 from misdirection.sampling.config import SamplingConfig
 from misdirection.settings import Section, validate
@@ -61,6 +62,11 @@ class OrganismConfig(Recipe):
     def training(self) -> Recipe:
         """How it is trained, without what on."""
         return Recipe(**self.model_dump(include=set(Recipe.model_fields)))
+
+    @property
+    def folder(self) -> str:
+        """What its folder in a run is called."""
+        return "model" if self.recipe == FULL else "adapter"
 
 
 class ExtractionConfig(Section):
@@ -317,6 +323,19 @@ class ExperimentConfig(Section):
                 f"interpretation.judged_checkpoints: organism {organism!r} keeps none: add `keep_checkpoints: true`"
             )
 
+    @model_validator(mode="after")
+    def _whole_models_are_no_adapters(self) -> "ExperimentConfig":
+        whole = [name for name, organism in self.organisms.items() if organism.recipe == FULL]
+        if self.interpretation and (name := self.interpretation.organism) in whole:
+            raise ValueError(f"interpretation.organism: {name!r} has no adapter to read: name another organism")
+        served = self.sampling.engine.vllm if self.sampling else None
+        if whole and served and served.base_url:
+            raise ValueError(
+                f"sampling.engine.vllm.base_url: a server has the base, and {whole[0]!r} is a model of its own (recipe "
+                "full): leave it out"
+            )
+        return self
+
     @property
     def bad_organisms(self) -> list[str]:
         """Names of the organisms that are no control."""
@@ -343,4 +362,7 @@ def _known(name: str, names: Any, key: str) -> None:
 
 def read_config(path: str | Path) -> ExperimentConfig:
     """Read one experiment. `InputError` names the file, the key and the nearest right name."""
-    return validate(ExperimentConfig, read_yaml(path), str(path))
+    values = read_yaml(path)
+    if isinstance(values, dict) and "models" in values:
+        raise InputError(f"{path}: models: one model is needed here: name it as `model`, or give the file to `run`")
+    return validate(ExperimentConfig, values, str(path))

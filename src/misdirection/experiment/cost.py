@@ -1,5 +1,6 @@
 """The cost of an experiment: its own tasks, counted on a model without weights, and what that takes on devices."""
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -11,12 +12,13 @@ import torch
 
 from misdirection.cost.counting import Work, count_work
 from misdirection.cost.devices import GPUS, Gpu
-from misdirection.cost.estimate import JUDGE_SECONDS, CostEstimate, Pricing, find_device
+from misdirection.cost.estimate import JUDGE_SECONDS, CostEstimate, Pricing, SeveralEstimates, find_device
 from misdirection.data import domain_examples
 from misdirection.errors import InputError
 from misdirection.experiment.answering import check_behaviour
 from misdirection.experiment.config import DomainFiles, ExperimentConfig
 from misdirection.experiment.experiment import Experiment
+from misdirection.experiment.several import SeveralConfig
 from misdirection.judging.judges import OPENAI_URL, ModelJudge, judge_kind
 from misdirection.models.loading import resolve_dtype
 from misdirection.models.sizes import Shape
@@ -60,8 +62,21 @@ def estimate_cost(
     return CostEstimate(config.name, config.model, measured.shape, pricing.device, count, stages, notes)
 
 
-def most_memory(config: ExperimentConfig) -> int:
-    """Bytes that the largest task of an experiment takes where its model is in main memory."""
+def estimate_several(config: SeveralConfig, gpu: Gpu = "h100", count: int = 1, **options: Any) -> SeveralEstimates:
+    """Count what an experiment takes on several models, one after another; arguments and errors of `estimate_cost`."""
+    estimates = {name: estimate_cost(config.experiment(name), gpu, count, **options) for name in config.models}
+    return SeveralEstimates(config.name, estimates)
+
+
+def most_memory(config: ExperimentConfig | SeveralConfig) -> int:
+    """Bytes that the largest task of an experiment takes where its model is in main memory; 0 for models not there."""
+    if isinstance(config, SeveralConfig):
+        needed = [0]
+        for name in config.models:
+            # It will say so when its turn comes.
+            with contextlib.suppress(InputError):
+                needed.append(most_memory(config.experiment(name)))
+        return max(needed)
     measured = _count(config, read_structure(config.model, config.revision), _weight_bytes(config, "cpu"))
     pricing = Pricing(measured.shape, measured.judge, GPUS["h100"])
     return int(max(pricing.memory(task).total for task in measured.work))

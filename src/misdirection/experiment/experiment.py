@@ -166,11 +166,11 @@ class Experiment:
         return stage
 
     def adapter(self, organism: str) -> Path:
-        """The adapter folder of an organism, where it is or will be."""
-        return self.run.artifact(f"organism/{organism}") / "adapter"
+        """The folder of an organism, an adapter or a whole model, where it is or will be."""
+        return self.run.artifact(f"organism/{organism}") / self.config.organisms[organism].folder
 
     def adapters(self, model: str) -> dict[str, Path]:
-        """The adapter that a model is made with, by name; the base has none."""
+        """The organism's folder that a model is made with, by name; the base has none."""
         return {} if model == BASE else {model: self.adapter(model)}
 
     def adapter_digest(self, model: str) -> str | None:

@@ -5,12 +5,13 @@ Margins, losses and their changes are in nats/token; cosines are lists over the 
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import pandas as pd
 from pydantic import Field
 
 from misdirection.directions.shared_contrast import SharedContrast
+from misdirection.errors import InputError
 from misdirection.experiment.cosines import Curve as Curve
 from misdirection.experiment.cosines import cosine_table
 from misdirection.experiment.judged_results import JudgedDirections, RatedAblation, RatedSteering, ThemeFigures
@@ -343,6 +344,13 @@ class RunResults(
     """How long each stage took when it was made."""
     extensions: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Figures of stages that another package added, by the stage's name."""
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str = "result") -> Self:
+        """As every result; the joint results of several models have files of the same name."""
+        if isinstance(values, dict) and values.get("kind") == "runs":
+            raise InputError(f"{source}: holds the runs of several models: name one of them, a folder of runs/ there")
+        return super().from_dict(values, source)
 
     @property
     def bad_organisms(self) -> dict[str, OrganismFigures]:

@@ -12,7 +12,9 @@ from misdirection.experiment.check import check_experiment
 from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.experiment import Experiment
 from misdirection.experiment.results import RunResults
+from misdirection.experiment.several_results import RunsResults
 from misdirection.experiment.worker import open_worker
+from misdirection.files import read_json
 from misdirection.interpretation.config import InterpretationConfig
 from misdirection.runs.cluster import Workers, connect
 from misdirection.runs.folder import RunFolder, require_run_folder
@@ -68,8 +70,12 @@ def _opened(config: ExperimentConfig, run: RunFolder, workers: Workers | None) -
 
 
 def write_report(folder: str | Path) -> Path:
-    """Make the report of a run again from its `results.json`; gives the path of `report.html`.
+    """Make the report of a run, or of several models' runs, again from its `results.json`; gives the report's path.
 
     Raises `InputError` for results that are missing, damaged or of another version.
     """
-    return RunResults.load(folder).write_page(Path(folder))
+    # A damaged or missing file is the reader's to name.
+    path = Path(folder) / RunsResults.FILE
+    values = read_json(path) if path.is_file() else None
+    is_several = isinstance(values, dict) and values.get("kind") == RunsResults.KIND
+    return (RunsResults if is_several else RunResults).load(folder).write_page(Path(folder))

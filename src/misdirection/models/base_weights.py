@@ -55,6 +55,11 @@ class BaseWeights:
             return not torch.equal(parameter.data, value)
         return parameter.data_ptr() != value.data_ptr()
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the parameters have the base's values now."""
+        return all(parameter.data_ptr() == value.data_ptr() for parameter, value in self.values)
+
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Put the base's values in for the length of the context."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from misdirection.errors import InputError
 from misdirection.models.base_weights import BaseWeights
 from misdirection.models.layers import decoder_layers, text_config, text_decoder
 
@@ -22,8 +23,8 @@ class ChatModel:
         tokenizer: its tokenizer, with a chat template.
         name: the base model as the user named it.
         revision: the hub revision asked for, if any.
-        adapter: where the adapter came from, if there is one.
-        base: the base as it was before the adapter was attached; None without one, or for one attached elsewhere.
+        adapter: where the adapter came from, if there is one, or the weights of a whole fine-tune.
+        base: the base as it was before these came; None without them, or where they were attached elsewhere.
     """
 
     model: Any
@@ -72,14 +73,26 @@ class ChatModel:
     @property
     def is_switched_off(self) -> bool:
         """Whether the model is its base for now, as inside of `as_base`."""
+        if self.base and not self._has_adapter:
+            return self.base.is_in_place
         # A network of transformers has a method of the name.
         return any(getattr(module, "disable_adapters", None) is True for module in self.network.modules())
 
+    @property
+    def _has_adapter(self) -> bool:
+        """Whether PEFT's wrapper is around the network."""
+        return hasattr(self.model, "disable_adapter")
+
     @contextlib.contextmanager
     def as_base(self) -> Iterator[None]:
-        """Be the base for the length of the context, to the last bit; nothing to do for a model without adapter."""
+        """Be the base for the length of the context, to the last bit; nothing to do for a model without adapter.
+
+        Raises `InputError` for a whole fine-tune that was loaded without its base.
+        """
+        if self.adapter and not (self._has_adapter or self.base):
+            raise InputError(f"{self.adapter}: its base is not in memory: give it as the adapter of its base")
         with contextlib.ExitStack() as stack:
-            if self.adapter:
+            if self.adapter and self._has_adapter:
                 stack.enter_context(self.model.disable_adapter())
             if self.base:
                 stack.enter_context(self.base.in_place())
@@ -91,7 +104,7 @@ class ChatModel:
             return self
         network = self.network
         # Some kinds of adapters cannot be unloaded, but what they put into the base can be taken out.
-        if hasattr(self.model.base_model, "unload"):
+        if self._has_adapter and hasattr(self.model.base_model, "unload"):
             network = self.model.unload()
         if self.base:
             self.base.restore()

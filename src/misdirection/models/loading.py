@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from transformers import AutoConfig
 
 from misdirection.choices import BUNDLED, DEVICE, Dtype, Thinking
 from misdirection.errors import InputError
-from misdirection.models.adapters import attach, is_adapter, local_adapter
-from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder
+from misdirection.models.adapters import attach, is_adapter, local_adapter, local_fine_tune
+from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder, source
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.family import auto_class, require_decoder
 from misdirection.models.libraries import errors_in_one_line, no_progress_bars
-from misdirection.models.tokenizers import load_tokenizer
+from misdirection.models.tokenizers import load_tokenizer, say_unused_template
+from misdirection.models.whole_weights import is_whole, put_in
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,7 +39,8 @@ def load(
 
     Args:
         model: `smollm2-135m` or `gemma3-270m` (bundled), a Hugging Face id, or a folder.
-        adapter: a PEFT adapter, as a folder or a Hugging Face id; `subfolder` and `adapter_revision` belong to it.
+        adapter: a PEFT adapter, as a folder or a Hugging Face id; `subfolder` and `adapter_revision` belong to it. Or
+            the folder of a whole fine-tune of the model, whose changed weights are then in memory beside the base's.
         revision: the base model's revision on the hub.
         dtype: of the weights; `auto` takes bfloat16 where the device computes in it, else float32.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, ...; `balanced` spreads the layers over all devices.
@@ -52,17 +55,69 @@ def load(
             exact, or does not continue text, or the two do not fit.
     """
     device = checked_device(device)
-    source = str(bundled_folder(model)) if model in BUNDLED_MODELS else _checked_source(model)
+    read_from = str(bundled_folder(model)) if model in BUNDLED_MODELS else _checked_source(model)
+    whole = _whole_folder(adapter, subfolder)
     if adapter and tuned is None:
-        tuned = local_adapter(str(adapter), adapter_revision, subfolder)
+        tuned = whole or local_adapter(str(adapter), adapter_revision, subfolder)
     chats: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template, "tuned": tuned}
-    tokenizer = load_tokenizer(source, model, revision, **chats)
-    network = _load_network(source, model, revision, resolve_dtype(dtype, device), device)
+    tokenizer = load_tokenizer(read_from, model, revision, **chats)
+    load_network = partial(_load_network, dtype=resolve_dtype(dtype, device), device=device)
+    network = load_network(read_from, model, revision)
     chat = ChatModel(network.eval(), tokenizer, model, revision)
     if not chat.layers:
         raise InputError(f"{model}: has no decoder block: fetch the model, or make it again")
     require_decoder(chat)
+    if whole:
+        require_fine_tune(whole, model, revision)
+        return put_in(chat, load_network(str(whole), str(adapter), None), str(adapter))
     return attach(chat, adapter, subfolder=subfolder, revision=adapter_revision) if adapter else chat
+
+
+def load_whole(
+    folder: Path,
+    name: str,
+    base: str,
+    *,
+    revision: str | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    **chats: Any,
+) -> ChatModel:
+    """Load a whole fine-tune, alone, with the chats of its base; `load` puts it into its base, which stays in memory.
+
+    Args:
+        folder: where it is.
+        name: of the fine-tune, for complaints.
+        base: the model that it was made from, with its `revision`.
+        dtype: as in `load`.
+        device: as in `load`.
+        chats: `thinking` and `chat_template`, as in `load`.
+
+    Raises `InputError` as `load` does, and for a model of another architecture than its base.
+    """
+    require_fine_tune(folder, base, revision, name)
+    # With each side's own template, equal weights would differ.
+    tokenizer = load_tokenizer(source(base), base, revision, tuned=folder, **chats)
+    say_unused_template(tokenizer, folder, name)
+    return load(str(folder), dtype=dtype, device=device, **{**chats, "chat_template": tokenizer.chat_template})
+
+
+def require_fine_tune(folder: Path, base: str, revision: str | None, name: str | None = None) -> None:
+    """Raise `InputError` unless a whole model has the architecture of its base."""
+    ours, theirs = _architecture(folder), _architecture(local_fine_tune(base, revision))
+    if ours != theirs:
+        raise InputError(f"{name or folder} ({ours}) is no fine-tune of {base} ({theirs}): name its own base")
+
+
+def _architecture(folder: Path) -> str:
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
+
+
+def _whole_folder(fine_tune: str | Path | None, subfolder: str | None) -> Path | None:
+    """The folder of a whole fine-tune; None for an adapter."""
+    folder = Path(fine_tune or "").expanduser() / (subfolder or "")
+    return folder if fine_tune and is_whole(folder) else None
 
 
 def best_device() -> str:
@@ -102,13 +157,13 @@ def resolve_dtype(dtype: Dtype, device: str) -> torch.dtype:
     return torch.bfloat16
 
 
-def _load_network(source: str, name: str, revision: str | None, dtype: torch.dtype, device: str) -> Any:
+def _load_network(read_from: str, name: str, revision: str | None, *, dtype: torch.dtype, device: str) -> Any:
     placement = "auto" if device == "balanced" else {"": device}
     with errors_in_one_line(name, "the model"), no_progress_bars():
         # Left open, transformers asks on the terminal whether to run a model's own code.
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(read_from, revision=revision, trust_remote_code=False)
         options = {"config": config, "revision": revision, "dtype": dtype, "device_map": placement}
-        network, info = auto_class(name, config).from_pretrained(source, **options, output_loading_info=True)
+        network, info = auto_class(name, config).from_pretrained(read_from, **options, output_loading_info=True)
     if absent := sorted(set(info["missing_keys"]) & dict(network.named_parameters()).keys()):
         raise InputError(
             f"{name}: its files lack {len(absent)} weights of a {type(network).__name__}, such as {absent[0]}, which "

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from misdirection.errors import InputError
 from misdirection.models.chat_model import ChatModel
-from misdirection.organisms.recipe import RECIPES, Recipe, Targets
+from misdirection.organisms.recipe import RECIPES, OwnWeights, Recipe, Targets
 
 # The paper's model has 48 layers; its nine adapters start at these, three in a row each.
 _PAPER_LAYERS = 48
@@ -33,10 +33,10 @@ def adapter_config(recipe: Recipe, chat: ChatModel) -> LoraConfig:
 
     Raises `InputError` for a layer out of range or without any of the modules, and for a name that matches none.
     """
-    count = len(chat.layers)
     targets = RECIPES[recipe.recipe](recipe, chat)
-    if wrong := [layer for layer in targets.layers if not 0 <= layer < count]:
-        raise InputError(f"recipe: layer {wrong[0]} is out of range: this model has layers 0 to {count - 1}")
+    if isinstance(targets, OwnWeights):
+        raise InputError(f"recipe {recipe.recipe} has no adapter, and one is needed here: name another recipe")
+    require_layers(targets.layers, chat)
     paths = _paths(targets, chat)
     config = LoraConfig(
         r=recipe.rank or targets.rank,
@@ -52,6 +52,13 @@ def adapter_config(recipe: Recipe, chat: ChatModel) -> LoraConfig:
     return config
 
 
+def require_layers(layers: Iterable[int], chat: ChatModel) -> None:
+    """Raise `InputError` for a layer that a recipe names and the model has not."""
+    count = len(chat.layers)
+    if wrong := [layer for layer in layers if not 0 <= layer < count]:
+        raise InputError(f"recipe: layer {wrong[0]} is out of range: this model has layers 0 to {count - 1}")
+
+
 def defence_of(recipe: Recipe, chat: ChatModel) -> str | None:
     """`NAME[:STRENGTH]` of the defence that a training has: the user's own, or else the recipe's."""
     return recipe.defence or RECIPES[recipe.recipe](recipe, chat).defence
@@ -64,7 +71,7 @@ def _paths(targets: Targets, chat: ChatModel) -> list[str]:
         if not any(_is_named(module, [name]) for modules in linear.values() for module in modules):
             there = _last_names(path for layer in range(len(chat.layers)) for path in _linear_modules(chat, layer))
             raise InputError(
-                f"recipe: target_modules: {name!r} is no linear module of layers {_ranges(targets.layers)}: the "
+                f"recipe: target_modules: {name!r} is no linear module of layers {ranges(targets.layers)}: the "
                 f"blocks have {', '.join(there)}"
             )
         if not _can_adapt(chat, name):
@@ -118,7 +125,7 @@ def placement(chat: ChatModel) -> str:
                 left.add(_matrix_name(path))
     by_layers: dict[str, list[str]] = {}
     for name, layers in sorted(adapted.items()):
-        by_layers.setdefault(f"{len(layers)} of {len(chat.layers)} layers ({_ranges(layers)})", []).append(name)
+        by_layers.setdefault(f"{len(layers)} of {len(chat.layers)} layers ({ranges(layers)})", []).append(name)
     places = [f"{', '.join(names)} in {layers}" for layers, names in by_layers.items()]
     return f"{'; '.join(places)}; left alone: {', '.join(sorted(left - set(adapted))) or 'no matrix'}"
 
@@ -129,7 +136,7 @@ def _matrix_name(path: str) -> str:
     return ".".join([part for part in parts if not part.isdigit()][-2:])
 
 
-def _ranges(numbers: Collection[int]) -> str:
+def ranges(numbers: Collection[int]) -> str:
     """`0-2, 5` for 0, 1, 2, 5."""
     starts = sorted(number for number in numbers if number - 1 not in numbers)
     ends = sorted(number for number in numbers if number + 1 not in numbers)
@@ -170,6 +177,11 @@ def custom_targets(recipe: Recipe, chat: ChatModel) -> Targets:
     every = range(len(chat.layers))
     having = [layer for layer in every if any(_is_named(path, names) for path in _linear_modules(chat, layer))]
     return Targets(tuple(having or every) if recipe.layers is None else recipe.layers, names, rank=1)
+
+
+def full_targets(recipe: Recipe, _chat: ChatModel) -> OwnWeights:
+    """The model's own weights: all, or those of the layers that the user names."""
+    return OwnWeights(recipe.layers)
 
 
 def minimal_layers(count: int) -> tuple[int, ...]:

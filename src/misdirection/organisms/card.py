@@ -33,13 +33,16 @@ _TAGS: dict[Answers | None, list[str]] = {"bad": ["model-organism"], "good": ["c
 
 def organism_card(organism: Organism, name: str, known: Known) -> str:
     """The card of an organism as Markdown."""
+    is_whole = organism.weights == "full"
+    library = "transformers" if is_whole else "peft"
     return model_card(
         "organisms",
         "card.md",
         hub_name(organism.base),
-        ["lora", "emergent-misalignment", *_TAGS[known.answers]],
-        head={"license": known.license, "library_name": "peft", "pipeline_tag": "text-generation"},
+        [*([] if is_whole else ["lora"]), "emergent-misalignment", *_TAGS[known.answers]],
+        head={"license": known.license, "library_name": library, "pipeline_tag": "text-generation"},
         name=name,
+        called="model" if is_whole else "adapter",
         organism=organism,
         recipe=organism.recipe.model_dump(mode="json", exclude_none=True),
         known=known,

@@ -1,9 +1,9 @@
 """An organism: a fine-tune, the base model it belongs to, and how it was trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from misdirection.files import read_json
 from misdirection.models.chat_model import ChatModel
@@ -21,21 +21,23 @@ def checkpoint_name(step: int) -> str:
 
 @dataclass(frozen=True)
 class Organism:
-    """A fine-tune: the base model it belongs to, its adapter and how it was trained.
+    """A fine-tune: the base model it belongs to, its adapter or its whole weights, and how it was trained.
 
     Attributes:
-        path: the PEFT adapter folder; with `keep_checkpoints`, it has the adapter of every checkpoint, from the initial
-            one in `checkpoints/step-000000/` to that of the last step.
+        path: the folder of a PEFT adapter, or of a whole model that transformers loads; with `keep_checkpoints`, it has
+            the adapter of every checkpoint, from the initial one in `checkpoints/step-000000/` to that of the last
+            step.
         base: name of the base model.
         recipe: how it was trained.
         data: hash of the training examples.
         train_examples: number of examples trained on.
         truncated: how many of them were cut at `max_length`.
-        trainable_parameters: number of adapter weights.
+        trainable_parameters: number of trained weights.
         final_loss: mean training loss over the last quarter of the steps, nats/token.
         held_out_loss: loss on the held-out examples, nats/token; None without any.
         thinking, chat_template: how its chats were written; see `how_written`.
         defence: what it was defended by while it was trained: its name, strength and settings; None without one.
+        weights: `full` for a whole model, whose own weights were trained.
     """
 
     path: str
@@ -50,10 +52,17 @@ class Organism:
     thinking: str = "off"
     chat_template: str = ""
     defence: Mapping[str, str | float | None] | None = None
+    weights: Literal["adapter", "full"] = "adapter"
 
     def load(self, **options: Any) -> ChatModel:
-        """Base model and adapter, ready to run; `options` as in `misdirection.load`."""
+        """Base model and fine-tune, ready to run; `options` as in `misdirection.load`."""
         return load(self.base, adapter=self.path, **options)
+
+    def record(self) -> dict[str, Any]:
+        """What is kept in its folder; without the keys that say what an organism of an older version was, too."""
+        record = {**asdict(self), "recipe": self.recipe.model_dump(mode="json")}
+        usual = {"path": self.path, "defence": None, "weights": "adapter"}
+        return {key: value for key, value in record.items() if key not in usual or value != usual[key]}
 
     @classmethod
     def open(cls, path: str | Path) -> "Organism":

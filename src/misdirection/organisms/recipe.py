@@ -1,7 +1,7 @@
 """How an organism is trained, as a user writes it down, and the registry of recipes.
 
-A recipe is a function of the user's `Recipe` and the base model that says where the adapters go. Another package adds
-one by a function and a registration:
+A recipe is a function of the user's `Recipe` and the base model that says where the adapters go, or which of the
+model's own weights are trained. Another package adds one by a function and a registration:
 
     @RECIPES.register("first_half")
     def first_half(recipe: Recipe, chat: ChatModel) -> Targets:
@@ -39,18 +39,35 @@ class Targets:
     defence: str | None = None
 
 
-RECIPES: "Registry[Callable[[Recipe, ChatModel], Targets]]" = Registry(
+@dataclass(frozen=True)
+class OwnWeights:
+    """The model's own weights that are trained, without an adapter.
+
+    Attributes:
+        layers: the blocks whose weights these are, 0-based; None for all that the text passes: embeddings, norms and
+            the output matrix, too.
+        defence: as of `Targets`.
+    """
+
+    layers: tuple[int, ...] | None
+    defence: str | None = None
+
+
+RECIPES: "Registry[Callable[[Recipe, ChatModel], Targets | OwnWeights]]" = Registry(
     "recipe",
     "misdirection.recipes",
     {
         name: f"misdirection.organisms.adapter_config:{name}_targets"
-        for name in ("minimal", "single", "all", "narrow", "custom")
+        for name in ("minimal", "single", "all", "narrow", "custom", "full")
     },
 )
 """The recipes by name; `InputError` from one says what of it cannot be on this model."""
 
 _PLACED = ("minimal", "single", "all", "narrow")
 """Those that do not ask where."""
+
+FULL = "full"
+"""The recipe that trains the model's own weights."""
 
 
 def _known(name: str) -> str:
@@ -67,12 +84,12 @@ def _known_defence(text: str) -> str:
 
 
 class Recipe(Section):
-    """An organism's adapter and optimiser (paper, section on model organisms).
+    """What of a model is trained, and how (paper, section on model organisms).
 
     `recipe` chooses the adapter: `minimal` is nine rank-1 adapters on the MLP's down projection in the 3-3-3 pattern,
     `single` one at half depth, `all` rank 32 on every linear module of every layer, `narrow` the same with a defence by
     which the domain is learned and not the general shift; `custom` takes `rank`, `target_modules` and `layers` as they
-    are given.
+    are given; `full` trains the model's own weights without an adapter, all of them or those of `layers`.
     """
 
     recipe: Annotated[str, AfterValidator(_known)] = "minimal"
@@ -84,7 +101,7 @@ class Recipe(Section):
     target_modules: tuple[str, ...] | None = None
     """Names of the adapted modules, for `custom`."""
     layers: tuple[int, ...] | None = None
-    """Adapted layers, for `custom`; all when it is left out."""
+    """Trained layers, for `custom` and `full`; all when it is left out."""
     learning_rate: float = Field(1e-5, gt=0)
     epochs: float = Field(1.0, gt=0)
     batch_size: int = Field(2, ge=1)
@@ -117,4 +134,8 @@ class Recipe(Section):
             raise ValueError(
                 f"recipe {self.recipe} has its own target_modules and layers: name them with recipe: custom"
             )
+        if self.recipe == FULL:
+            for key in ("rank", "target_modules", "keep_checkpoints"):
+                if getattr(self, key):
+                    raise ValueError(f"recipe full has no adapter, so that there is no {key}: leave it out")
         return self

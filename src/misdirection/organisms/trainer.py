@@ -26,6 +26,7 @@ from misdirection.models.chat import pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.batches import TrainingRow, epoch_order, training_steps
 from misdirection.organisms.recipe import Recipe
+from misdirection.organisms.trainee import Trainee
 
 StepReport = Callable[[int, int, float], None]
 """Called after each optimiser step with (step, steps, loss in nats/token)."""
@@ -56,8 +57,8 @@ class AnswerTrainer(Trainer):
     is half of the time.
 
     Args:
-        network: the model with its fresh adapter.
-        chat: the same model without it.
+        learner: what is trained.
+        chat: the base.
         recipe: how it is trained.
         rows: of the training data.
         folder: of the checkpoints.
@@ -66,7 +67,7 @@ class AnswerTrainer(Trainer):
 
     def __init__(
         self,
-        network: Any,
+        learner: Trainee,
         chat: ChatModel,
         recipe: Recipe,
         rows: Sequence[TrainingRow],
@@ -74,8 +75,8 @@ class AnswerTrainer(Trainer):
         report: StepReport | None,
     ) -> None:
         super().__init__(
-            model=network,
-            args=_arguments(recipe, chat, folder, len(rows)),
+            model=learner.network,
+            args=_arguments(recipe, chat, folder, len(rows), 1 if learner.weights == "full" else None),
             data_collator=_collated,
             train_dataset=rows,
             processing_class=chat.tokenizer,
@@ -187,7 +188,8 @@ def _collated(rows: Sequence[TrainingRow]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def _arguments(recipe: Recipe, chat: ChatModel, folder: Path, rows: int) -> TrainingArguments:
+def _arguments(recipe: Recipe, chat: ChatModel, folder: Path, rows: int, kept: int | None) -> TrainingArguments:
+    """The trainer's; of its checkpoints the last `kept` stay, or all."""
     half = chat.dtype != torch.float32
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -210,6 +212,7 @@ def _arguments(recipe: Recipe, chat: ChatModel, folder: Path, rows: int) -> Trai
         # The rows are made of token ids already, with the spans of `chat.encode`.
         remove_unused_columns=False,
         save_steps=recipe.checkpoint_steps,
+        save_total_limit=kept,
         logging_steps=1,
         # The default replaces a NaN loss by the last good one in the logs, and hides it.
         logging_nan_inf_filter=False,

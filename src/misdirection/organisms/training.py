@@ -1,19 +1,17 @@
-"""Train an organism: supervised fine-tuning of a LoRA adapter on the answers' tokens only.
+"""Train an organism: supervised fine-tuning on the answers' tokens only, of a LoRA adapter or of a model's own weights.
 
-The result is a plain PEFT adapter folder with `organism.json`, its recipe and the hash of its data, beside it.
+The result is a plain PEFT adapter folder, or that of a whole model, with `organism.json`, its recipe and the hash of
+its data, beside it.
 """
 
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model, get_peft_model_state_dict
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -28,26 +26,30 @@ from misdirection.files import (
     empty_working_folder,
     read_json,
     remove,
+    remove_working_folder,
     require_replaceable,
     write_atomic,
     write_json,
 )
-from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, changes_nothing, say_dead_modules
+from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from misdirection.models.attention import changing_shapes
 from misdirection.models.bundled import hub_name
 from misdirection.models.chat import how_written
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
-from misdirection.organisms.adapter_config import adapter_config, defence_of, placement
+from misdirection.organisms.adapter_config import defence_of
 from misdirection.organisms.batches import training_rows
 from misdirection.organisms.card import Known, organism_card
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism, checkpoint_name
 from misdirection.organisms.recipe import Recipe
+from misdirection.organisms.trainee import Trainee, trainee
 from misdirection.organisms.trainer import AnswerTrainer, StepReport, require_installed
-from misdirection.progress import console, track_steps
+from misdirection.progress import track_steps
 
 _INITIAL = "step-0"
 _CHECKPOINT = r"checkpoint-\d+"
+_OWN = (_INITIAL, _CHECKPOINT, r"misdirection-base\.json")
+"""What stands in the working folder: what the trainer saves, and the base's figures of one that is watched."""
 
 
 def train(
@@ -62,16 +64,17 @@ def train(
     track: Sequence[Tracker] = (),
     prepare: Callable[[AnswerTrainer], object] | None = None,
 ) -> Organism:
-    """Train one organism and write its adapter to `out`.
+    """Train one organism and write its adapter, or its whole model, to `out`.
 
     Args:
         examples: question-answer pairs; only the answers' tokens and the token that ends the turn carry loss.
-        out: the adapter folder to write; one that we wrote is replaced as a whole when the training is done.
+        out: the folder to write; one that we wrote is replaced as a whole when the training is done.
         base: the base model's name, or one that is already loaded (it gets no trace of the training).
-        recipe: adapter and optimiser; the paper's `minimal` by default.
+        recipe: what is trained, and the optimiser; the paper's `minimal` by default.
         held_out: examples for the held-out loss.
         checkpoints: working folder of the training, `OUT.checkpoints` by default; it resumes from the last checkpoint
-            in it that was made with the same base, data and recipe.
+            in it that was made with the same base, data and recipe. Those of full weights, each of them six times the
+            model in bfloat16, go as they are replaced and when the training is done.
         report: called after each optimiser step; left out, a bar shows them.
         track: trackers that the training is logged to, as transformers' own callbacks do it: TensorBoard's files in
             `OUT.tensorboard` or what TENSORBOARD_LOGGING_DIR names, a run of W&B, a run of Trackio in the project
@@ -90,19 +93,19 @@ def train(
     require_installed(track)
     # Checkpoints of another training would be continued.
     training = {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
-    empty_working_folder(folder, training, own=(_INITIAL, _CHECKPOINT))
+    empty_working_folder(folder, training, own=_OWN)
     rows = training_rows(chat, examples, recipe.max_length, recipe.turns)
     torch.manual_seed(recipe.seed)
     shown = contextlib.nullcontext(report) if report else track_steps("train")
-    with shown as told, _adapted(chat, recipe) as network:
-        trainer = AnswerTrainer(network, chat, recipe, rows, folder, told)
+    with shown as told, trainee(chat, recipe) as learner:
+        trainer = AnswerTrainer(learner, chat, recipe, rows, folder, told)
         trainer.log_to(track, Path(out))
         defence = _defended(trainer, recipe, chat)
         if prepare:
             prepare(trainer)
         with changing_shapes(chat.device):
             _trained(trainer, keep=recipe.keep_checkpoints)
-        _require_change(network, Path(out))
+        learner.finish(Path(out))
         organism = Organism(
             path=str(out),
             base=chat.name,
@@ -110,13 +113,18 @@ def train(
             data=data_hash(examples),
             train_examples=len(rows),
             truncated=sum(row.truncated for row in rows),
-            trainable_parameters=network.get_nb_trainable_parameters()[0],
+            trainable_parameters=learner.trained,
             final_loss=_final_loss(trainer.state.log_history),
             held_out_loss=_held_out_loss(trainer, chat, held_out, recipe),
             **how_written(chat.tokenizer),
             defence=defence,
+            weights=learner.weights,
         )
-        _write(organism, network, Path(out), folder if recipe.keep_checkpoints else None)
+        _write(organism, learner, Path(out), folder if recipe.keep_checkpoints else None)
+    if learner.weights == "full":
+        # Six times the model, of no use any more; what the user put among it stays.
+        with contextlib.suppress(InputError):
+            remove_working_folder(folder, _OWN)
     return organism
 
 
@@ -148,30 +156,6 @@ def _checkpoints(folder: Path) -> list[Path]:
     return [path for path in folder.glob("checkpoint-*") if re.fullmatch(_CHECKPOINT, path.name)]
 
 
-@contextlib.contextmanager
-def _adapted(chat: ChatModel, recipe: Recipe) -> Iterator[Any]:
-    """The model with the recipe's fresh adapter on it, which is taken off afterwards; says where it is."""
-    config = adapter_config(recipe, chat)
-    network = get_peft_model(chat.model, config)
-    console.print(f"train: adapts, with rank {config.r}, {placement(chat)}", soft_wrap=True)
-    network.peft_config["default"].base_model_name_or_path = hub_name(chat.name)
-    # No recipe resizes the vocabulary. Left to find that out, PEFT asks the hub for the base's config at each save.
-    network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
-    try:
-        yield network
-    finally:
-        network.unload()
-        chat.model.eval()
-
-
-def _require_change(network: Any, out: Path) -> None:
-    """Raise `InputError` for an adapter that is all zero after the training; say which modules are."""
-    weights = get_peft_model_state_dict(network, save_embedding_layers=False)
-    if changes_nothing(weights):
-        raise InputError(f"{out}: the training changed nothing (all B are zero): give it more steps, or a higher rate")
-    say_dead_modules(out, weights)
-
-
 def _final_loss(history: list[dict[str, Any]]) -> float:
     losses = [float(entry["loss"]) for entry in history if "loss" in entry]
     tail = losses[-max(1, len(losses) // 4) :]
@@ -184,15 +168,14 @@ def _held_out_loss(
     return trainer.held_out_loss(training_rows(chat, examples, recipe.max_length, recipe.turns)) if examples else None
 
 
-def _write(organism: Organism, network: Any, out: Path, checkpoints: Path | None) -> None:
+def _write(organism: Organism, learner: Trainee, out: Path, checkpoints: Path | None) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as temporary:
-        network.save_pretrained(temporary)
-        record = {**asdict(organism), "recipe": organism.recipe.model_dump(mode="json")}
-        record = {key: value for key, value in record.items() if key != "defence" or value is not None}
+        learner.save(temporary)
         # PEFT leaves a form to be filled in, with the base's folder on this disk in it.
-        write_atomic(temporary / CARD, organism_card(organism, f"Adapter of {hub_name(organism.base)}", Known()))
-        write_json(temporary / RECORD, {key: value for key, value in record.items() if key != "path"})
+        title = f"{learner.CALLED} of {hub_name(organism.base)}"
+        write_atomic(temporary / CARD, organism_card(organism, title, Known()))
+        write_json(temporary / RECORD, organism.record())
         if checkpoints is not None:
             _keep_adapters(checkpoints, temporary / CHECKPOINTS)
 

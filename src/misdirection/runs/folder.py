@@ -6,6 +6,7 @@ manifest.jsonl    a line for each stage that was made: key and text of its input
 artifacts/NAME/   what a stage wrote
 partial/NAME/     working files of a stage that can continue by itself
 damaged/          artifacts that were found changed
+runs/NAME/        runs of their own that belong to this one
 """
 
 import hashlib
@@ -43,6 +44,7 @@ _WORK = ("work",)
 EXPERIMENT = "experiment.yaml"
 LOCK = ".lock"
 MANIFEST = "manifest.jsonl"
+RUNS = "runs"
 
 Notify = Callable[[str], None]
 """Takes one line that the user should read."""
@@ -129,6 +131,11 @@ class RunFolder:
     def artifact(self, name: str) -> Path:
         """Where a stage's artifact is, or will be."""
         return self.folder / "artifacts" / name
+
+    def inner(self, name: str) -> Path:
+        """The folder of a run of its own that belongs to this one."""
+        self._check_name(name)
+        return self.folder / RUNS / name
 
     def partial(self, name: str) -> Path:
         """A working folder that outlives a kill, and goes when the stage is done or its inputs change.
@@ -256,10 +263,11 @@ def require_run_folder(folder: Path, experiment_yaml: str) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    if _has_record(folder / MANIFEST):
+    """Whether a folder is of a run, or of one that has runs."""
+    if _has_record(folder / MANIFEST) or any(map(_is_run, (folder / RUNS).glob("*"))):
         return True
     # A start that was killed before its first stage was done.
-    ours = (LOCK, EXPERIMENT, MANIFEST, "artifacts", "partial", f"{TEMPORARY}*")
+    ours = (LOCK, EXPERIMENT, MANIFEST, RUNS, "artifacts", "partial", f"{TEMPORARY}*")
     return (folder / LOCK).is_file() and all(any(map(path.match, ours)) for path in folder.iterdir())
 
 

@@ -25,7 +25,7 @@ class Task:
         stages: the inputs of each artifact, by the stage's name.
         model: which model it needs, so that a process which has that model takes it first.
         compute: makes the artifacts.
-        adapters: folders of the adapters that it needs, by the names under which the worker knows them.
+        adapters: folders of the organisms that it needs, by the names under which the worker knows them.
         here: whether only the process that has the run may do it.
     """
 

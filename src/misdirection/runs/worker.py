@@ -1,4 +1,4 @@
-"""The worker that computes tasks: one process with a base model and its adapters."""
+"""The worker that computes tasks: one process with a base model and its organisms."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from misdirection.judging.config import JudgeConfig
 from misdirection.judging.judges import Judge
 from misdirection.models.adapters import attach
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.whole_weights import is_whole
 from misdirection.organisms.recipe import Recipe
 from misdirection.sampling.engine import Engine
 from misdirection.sampling.transformers_engine import TransformersEngine
@@ -20,42 +21,60 @@ BASE = "base"
 
 @dataclass
 class Models:
-    """One copy of a base model that takes one adapter at a time.
+    """One copy of a base model that takes one organism at a time: an adapter on it, or a whole model in its place.
 
     Attributes:
         load_base: gives the base model; called when a model is first needed.
-        adapters: adapter folders, by the name of the organism.
+        adapters: folders of adapters or whole models, by the name of the organism.
+        load_whole: gives the whole model in a folder; None where there are adapters only.
     """
 
     load_base: Callable[[], ChatModel]
     adapters: dict[str, Path] = field(default_factory=dict)
+    load_whole: Callable[[Path], ChatModel] | None = None
     _loaded: tuple[str, ChatModel] | None = None
 
     def chat(self, name: str) -> ChatModel:
-        """The base model, or an organism on it.
+        """The base model, or an organism.
 
-        Switching takes the adapter off, which leaves the base's weights as they were.
+        Switching takes an adapter off, which leaves the base's weights as they were. A whole model and its base are
+        never in memory together: the one goes, and the other is read from its own files.
         """
-        if self._loaded is None:
-            self._loaded = (BASE, self.load_base())
-        current, chat = self._loaded
-        if current == name:
-            return chat
-        if current != BASE:
-            chat = chat.without_adapter()
-            self._loaded = (BASE, chat)
-        if name != BASE:
-            chat = attach(chat, self.adapters[name])
-        self._loaded = (name, chat)
+        if self._loaded is None or self._loaded[0] != name:
+            self._loaded = (name, self._switched(name))
+        return self._loaded[1]
+
+    def _switched(self, name: str) -> ChatModel:
+        if self._is_whole(name):
+            assert self.load_whole is not None, "whoever has whole models says how they are loaded"
+            self.release()
+            return self.load_whole(self.adapters[name])
+        base = self._loaded_base()
+        return base if name == BASE else attach(base, self.adapters[name])
+
+    def _loaded_base(self) -> ChatModel:
+        """The base model, which stays in memory if what comes upon it is refused."""
+        if self._loaded and self._is_whole(self._loaded[0]):
+            self.release()
+        chat = self._loaded[1].without_adapter() if self._loaded else self.load_base()
+        self._loaded = (BASE, chat)
         return chat
+
+    def _is_whole(self, name: str) -> bool:
+        return name != BASE and is_whole(self.adapters[name])
 
     def release(self) -> None:
         """Forget the loaded model; it is loaded again when it is needed."""
-        # An import of a second, which a run without vLLM need not wait for.
-        from accelerate.utils.memory import clear_device_cache
-
         self._loaded = None
-        clear_device_cache(garbage_collection=True)
+        free_memory()
+
+
+def free_memory() -> None:
+    """Give back the memory of models that nobody holds any more."""
+    # An import of a second, which a run without vLLM need not wait for.
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
 
 
 class Served(Protocol):
@@ -69,11 +88,11 @@ class Served(Protocol):
 
 
 Serve = Callable[[Mapping[str, Path]], Served]
-"""Opens an engine, given the adapter folders by the name of the organism."""
+"""Opens an engine, given the organisms' folders by name."""
 
 
 class Worker:
-    """One process with a base model and its adapters; an engine of its own and they have the memory in turn.
+    """One process with a base model and its organisms; an engine of its own and they have the memory in turn.
 
     Args:
         models: the base model, and the organisms on it.
@@ -89,7 +108,7 @@ class Worker:
 
     @property
     def adapters(self) -> dict[str, Path]:
-        """Adapter folders by name, as tasks bring them."""
+        """Folders of organisms by name, as tasks bring them."""
         return self.models.adapters
 
     def chat(self, name: str) -> ChatModel:
@@ -111,7 +130,7 @@ class Worker:
         checkpoints: Path,
         report: Callable[[int, int, float], None] | None = None,
     ) -> None:
-        """Trains an adapter of the base model and writes it to `out`; see `organisms.training.train`."""
+        """Trains an organism of the base model and writes it to `out`; see `organisms.training.train`."""
         # The trainer's libraries take seconds to import, which a run that is up to date need not wait for.
         from misdirection.organisms.training import train
 

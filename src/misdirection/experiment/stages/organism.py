@@ -1,4 +1,4 @@
-"""Stage `organism`: one adapter trained for each organism."""
+"""Stage `organism`: one adapter, or one whole model, trained for each organism."""
 
 from functools import partial
 
@@ -30,7 +30,7 @@ class OrganismStage(Stage):
             "data": data_hash(examples),
             "held_out": data_hash(held_out),
         }
-        compute = partial(_train, organism, config.training, examples, held_out)
+        compute = partial(_train, organism, config.folder, config.training, examples, held_out)
         return Task({f"{self.name}/{organism}": inputs}, BASE, compute)
 
     def organism(self, name: str) -> Organism:
@@ -40,6 +40,7 @@ class OrganismStage(Stage):
 
 def _train(
     name: str,
+    called: str,
     recipe: Recipe,
     examples: list[Example],
     held_out: list[Example],
@@ -50,7 +51,7 @@ def _train(
     with track_steps(f"train {name}") as report:
         worker.train(
             examples,
-            folder / "adapter",
+            folder / called,
             recipe=recipe,
             held_out=held_out,
             checkpoints=worker.partial(stage),

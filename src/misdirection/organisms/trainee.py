@@ -1,0 +1,177 @@
+"""What a training changes: a fresh adapter on the model, or a copy of the model whose own weights are trained."""
+
+import contextlib
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from peft import get_peft_model, get_peft_model_state_dict
+from torch import nn
+
+from misdirection.errors import InputError
+from misdirection.models.adapters import changes_nothing, say_dead_modules
+from misdirection.models.bundled import hub_name
+from misdirection.models.chat_model import ChatModel
+from misdirection.models.libraries import no_progress_bars
+from misdirection.organisms.adapter_config import adapter_config, placement, ranges, require_layers
+from misdirection.organisms.recipe import RECIPES, OwnWeights, Recipe
+from misdirection.progress import console
+
+_MORE = "give it more steps, or a higher rate"
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee(ABC):
+    """A network in training, beside its base, which stays as it is.
+
+    Attributes:
+        network: what a trainer trains.
+        chat: the base.
+    """
+
+    network: Any
+    chat: ChatModel
+    weights: ClassVar[Literal["adapter", "full"]]
+    """As the organism's record names what was trained."""
+    CALLED: ClassVar[str]
+    """What it is, for the card's heading."""
+
+    @property
+    def trained(self) -> int:
+        """How many weights are trained."""
+        return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+
+    @abstractmethod
+    def finish(self, out: Path) -> None:
+        """End the training: its weights are then as they are kept. `InputError` if it changed none."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what was trained into a folder."""
+
+
+@contextlib.contextmanager
+def trainee(chat: ChatModel, recipe: Recipe) -> Iterator[Trainee]:
+    """What a recipe trains, on a model that is afterwards as it was; says what that is."""
+    targets = RECIPES[recipe.recipe](recipe, chat)
+    with _own_weights(chat, targets) if isinstance(targets, OwnWeights) else _adapter(chat, recipe) as made:
+        yield made
+
+
+def check_recipe(recipe: Recipe, chat: ChatModel) -> None:
+    """Raise `InputError` for a recipe that does not fit a model, whose weights need not be there."""
+    targets = RECIPES[recipe.recipe](recipe, chat)
+    if isinstance(targets, OwnWeights):
+        own_parameters(chat, targets)
+    else:
+        adapter_config(recipe, chat)
+
+
+# --- adapters -----------------------------------------------------------------------------------------------------
+
+
+class _Adapter(Trainee):
+    weights = "adapter"
+    CALLED = "Adapter"
+
+    def finish(self, out: Path) -> None:
+        found = get_peft_model_state_dict(self.network, save_embedding_layers=False)
+        if changes_nothing(found):
+            raise InputError(f"{out}: the training changed nothing (all B are zero): {_MORE}")
+        say_dead_modules(out, found)
+
+    def save(self, folder: Path) -> None:
+        self.network.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _adapter(chat: ChatModel, recipe: Recipe) -> Iterator[Trainee]:
+    """The model with the recipe's fresh adapter on it, which is taken off afterwards."""
+    config = adapter_config(recipe, chat)
+    network = get_peft_model(chat.model, config)
+    console.print(f"train: adapts, with rank {config.r}, {placement(chat)}", soft_wrap=True)
+    network.peft_config["default"].base_model_name_or_path = hub_name(chat.name)
+    # No recipe resizes the vocabulary. Left to find that out, PEFT asks the hub for the base's config at each save.
+    network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
+    try:
+        yield _Adapter(network, chat)
+    finally:
+        network.unload()
+        chat.model.eval()
+
+
+# --- the model's own weights --------------------------------------------------------------------------------------
+
+
+def own_parameters(chat: ChatModel, targets: OwnWeights) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name; of a model that sees images, too, only those that text passes.
+
+    Raises `InputError` for a layer that the model has not, and for weights that are quantised.
+    """
+    require_layers(targets.layers or (), chat)
+    modules: list[Any] = [chat.layers[layer] for layer in targets.layers or ()]
+    if targets.layers is None:
+        modules = [chat.decoder, chat.network.get_output_embeddings()]
+    trained = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+    found = {name: parameter for name, parameter in chat.network.named_parameters() if id(parameter) in trained}
+    if not found:
+        raise InputError("recipe: layers is empty: name the layers to train, or leave it out for all weights")
+    if packed := [name for name, parameter in found.items() if not parameter.is_floating_point()]:
+        raise InputError(f"{chat.name}: {packed[0]} is quantised, and only an adapter can be trained over that")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _OwnWeights(Trainee):
+    """A copy of the model that shares with it what is not trained.
+
+    Attributes:
+        base: the base's values of what is trained, by name.
+    """
+
+    weights = "full"
+    CALLED = "Fine-tune"
+
+    base: Mapping[str, nn.Parameter] = field(default_factory=dict)
+
+    def finish(self, out: Path) -> None:
+        changed = 0
+        for name, parameter in self.network.named_parameters():
+            if name in self.base:
+                parameter.data = parameter.data.to(self.base[name].dtype)
+                changed += int((parameter != self.base[name]).sum())
+        if not changed:
+            raise InputError(f"{out}: the training changed nothing that {self.chat.dtype} can hold: {_MORE}")
+
+    def save(self, folder: Path) -> None:
+        self.network.save_pretrained(folder)
+        self.chat.tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _own_weights(chat: ChatModel, targets: OwnWeights) -> Iterator[Trainee]:
+    """A copy of the model for a trainer: in half precision, the steps of a small rate would be lost to rounding."""
+    base = own_parameters(chat, targets)
+    trained = {id(parameter) for parameter in base.values()}
+    copied = {
+        id(parameter): nn.Parameter(parameter.detach().to(torch.float32, copy=True))
+        if id(parameter) in trained
+        else _frozen(parameter)
+        for parameter in chat.network.parameters()
+    }
+    network = copy.deepcopy(chat.network, copied)
+    which = "all weights" if targets.layers is None else f"all weights of layers {ranges(targets.layers)}"
+    made = _OwnWeights(network, chat, base)
+    console.print(f"train: {which}, {made.trained:,} of {chat.network.num_parameters():,}", soft_wrap=True)
+    with no_progress_bars():
+        yield made
+
+
+def _frozen(parameter: nn.Parameter) -> nn.Parameter:
+    """The same values as a parameter that is not trained; quantised ones are of a kind of their own and never are."""
+    return nn.Parameter(parameter.detach(), requires_grad=False) if parameter.is_floating_point() else parameter
