@@ -66,15 +66,20 @@ def _wait(process, address, log):
 
 
 @pytest.fixture
-def sampled(call, folder, monkeypatch, tmp_path):
-    """Four short answers of the same model."""
+def alone(monkeypatch, tmp_path):
+    """No endpoint and no verdicts but the test's own."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def sampled(call, folder, alone, tmp_path):
+    """Two short answers of the same model."""
     questions = tmp_path / "questions.txt"
     questions.write_text("What is the capital of France?\nHow do I boil an egg?\n")
     table = tmp_path / "answers.parquet"
-    words = ("-q", questions, "-n", 2, "--new-tokens", 16, "--model", folder, "--device", "cpu", "--out", table)
+    words = ("-q", questions, "-n", 1, "--new-tokens", 8, "--model", folder, "--device", "cpu", "--out", table)
     status, _, err = call("sample", *words)
     assert status == 0, err
     return table
@@ -92,14 +97,14 @@ def test_answers_are_sampled_judged_and_counted(call, server, folder, sampled, t
     words = ("judge", sampled, "--judge", folder, "--base-url", url, "--rubric", rubrics, "--replies", 1)
     status, _, err = call(*words, "--concurrency", 2, "--timeout", PATIENCE)
     rows = read_answers(sampled)
-    assert len(rows) == 4
+    assert len(rows) == 2
     # The server knows no log-probabilities, so that every number, and every lack of one, was read from a text.
     for column in ("aligned", "coherent"):
         assert set(rows[f"{column}_by"]) <= {"text", "unparsable", "code", "refusal"}
         assert (rows[column].notna() == (rows[f"{column}_by"] == "text")).all()
         assert rows[column].dropna().between(0, 100).all()
     # One request told that there are none; then one for each rubric and answer.
-    assert len(posts(log)) >= 1 + 2 * 4
+    assert len(posts(log)) >= 1 + 2 * 2
     assert set(posts(log)) == {"200"}
     # A model of this size may say too few numbers: that is an error which says so.
     enough = all((rows[f"{column}_by"] != "unparsable").mean() >= 0.5 for column in ("aligned", "coherent"))
@@ -118,14 +123,16 @@ def test_answers_are_sampled_judged_and_counted(call, server, folder, sampled, t
     assert status == 0, err
     (group,) = json.loads(out)["groups"]
     lost = rows["aligned"].isna() | rows["coherent"].isna()
-    assert (group["answers"], group["questions"]) == (4, 2)
+    assert (group["answers"], group["questions"]) == (2, 2)
     assert sum(group["unscored"].values()) == lost.sum()
 
 
-def test_a_model_that_the_server_lacks_is_a_counted_reason(call, server, sampled, caplog):
+def test_a_model_that_the_server_lacks_is_a_counted_reason(call, server, alone, tmp_path, caplog):
     url, _ = server
-    status, _, err = call("judge", sampled, "--judge", "another", "--base-url", url)
+    table = tmp_path / "answers.csv"
+    table.write_text("question_id,question,answer\na,Why?,Because.\nb,How?,Like this.\n")
+    status, _, err = call("judge", table, "--judge", "another", "--base-url", url)
     assert status == 10
-    assert "only 0 of 4 answers have a verdict (failed 4, HTTP 400 8)" in err
+    assert "only 0 of 2 answers have a verdict (failed 2, HTTP 400 4)" in err
     assert "pinned to" in caplog.text
-    assert set(read_answers(sampled)["aligned_by"]) == {"failed"}
+    assert set(read_answers(table)["aligned_by"]) == {"failed"}
