@@ -16,10 +16,12 @@ from bundles.conftest import KEY
 from misdirection.bundles import bundle as bundling
 from misdirection.bundles import contents
 from misdirection.bundles.bundle import bundle
+from misdirection.bundles.folders import named_files
 from misdirection.bundles.redaction import Redaction
 from misdirection.bundles.results import Bundle
 from misdirection.bundles.verify import verify
 from misdirection.errors import InputError
+from misdirection.experiment.results import RunResults
 from misdirection.files import TEMPORARY, WRITTEN, sha256_file, sha256_tree
 from misdirection.runs.folder import RunFolder
 from misdirection.sampling.answers import read_answers
@@ -192,3 +194,9 @@ def test_a_reference_has_hashes_alone(audit, tmp_path):
     verified = verify(tmp_path / "out.zip")
     assert (verified.verdict, verified.of, verified.recomputed) == ("holds", "reference", 0)
     assert any("holds texts and measurements" in each.reason for each in verified.not_recomputed)
+
+
+def test_a_calibration_is_an_input_of_a_run():
+    settings = {"domains": {}, "judge": {"model": "m", "calibration": "calibration.json"}}
+    assert named_files(RunResults, settings) == {"judge/calibration": "calibration.json"}
+    assert named_files(RunResults, {"domains": {}, "judge": None}) == {}
