@@ -12,14 +12,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from misdirection.data import Example, ProbePair
 from misdirection.directions.direction import extract
 from misdirection.errors import InputError
+from misdirection.interventions.kinds import Ablate
+from misdirection.interventions.lora import ablation_adapter
 from misdirection.likelihood.measure import measure_shift
+from misdirection.lora.view import LoraView
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load, load_whole
 from misdirection.organisms.organism import Organism
 from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.training import train
 from misdirection.runs.worker import BASE, Models
-from tiny import ARCHITECTURES, LAYERS, make_chat
+from tiny import ARCHITECTURES, LAYERS, WIDTH, make_chat
 
 IDS = torch.arange(3, 15).unsqueeze(0)
 EXAMPLES = [Example(f"Question {n}?", "Answer " + "x" * n) for n in range(12)]
@@ -177,6 +180,17 @@ def test_a_model_of_another_shape_is_no_fine_tune(organism, tmp_path):
     other.tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match=r"\(qwen2, 4 layers of width 32\) is no fine-tune of .*\(llama, "):
         load(str(tmp_path / "other"), adapter=organism.path, **ON_CPU)
+
+
+def test_there_is_no_adapter_to_read(organism):
+    with pytest.raises(InputError, match="is a whole model"):
+        LoraView.open(organism.path)
+
+
+def test_an_ablation_as_an_adapter_belongs_to_the_fine_tune(base, organism, tmp_path):
+    chat = organism.load(**ON_CPU)
+    ablation_adapter(chat, Ablate(torch.ones(WIDTH), positions="all", at="writes"), tmp_path / "ablation")
+    assert LoraView.open(tmp_path / "ablation").base == organism.path
 
 
 def test_a_whole_model_without_its_base_cannot_be_its_base(base, organism):

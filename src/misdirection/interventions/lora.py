@@ -180,7 +180,8 @@ def ablation_adapter(chat: ChatModel, ablation: Ablate, folder: str | Path) -> W
     config = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=sorted(factors), task_type="CAUSAL_LM", inference_mode=True,
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in chat.layers[0].modules()),
-        base_model_name_or_path=hub_name(chat.name),
+        # Over a whole fine-tune it belongs to that, and not to its base.
+        base_model_name_or_path=hub_name(chat.name) if own else chat.adapter or hub_name(chat.name),
     )  # fmt: skip
     report = Written(chat.name, len(factors), rank, _is_pre_norm(chat))
     settings = {"form": "adapter", "intervention": ablation.described()}

@@ -26,6 +26,7 @@ from misdirection.lora.variants import beside_lora, no_sum
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, dead_modules
 from misdirection.models.bundled import own_name
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.whole_weights import is_whole
 
 _BLOCK = re.compile(r"\.(\d+)\.")
 _OTHER_TOWER = re.compile(r"vision|visual|image|audio|speech")
@@ -48,6 +49,10 @@ class LoraView(ABC):
     def open(folder: str | Path) -> "LoraFiles":
         """A PEFT folder; only its configuration is read at once. `InputError` for a missing or damaged one."""
         path = Path(folder)
+        if is_whole(path):
+            raise InputError(
+                f"{folder}: is a whole model, trained in its own weights: there is no adapter in it to read"
+            )
         config = read_json(path / ADAPTER_CONFIG)
         if not isinstance(config, dict):
             raise InputError(f"{path / ADAPTER_CONFIG}: damaged, no JSON object: fetch or train the adapter again")
