@@ -167,7 +167,7 @@ class Experiment:
 
     def adapter(self, organism: str) -> Path:
         """The folder of an organism, an adapter or a whole model, where it is or will be."""
-        return self.run.artifact(f"organism/{organism}") / self.config.organisms[organism].folder
+        return self.run.artifact(f"organism/{organism}") / self.config.trained[organism].folder
 
     def adapters(self, model: str) -> dict[str, Path]:
         """The organism's folder that a model is made with, by name; the base has none."""
