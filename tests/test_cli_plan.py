@@ -21,9 +21,12 @@ def test_a_table_of_the_stages(call, config):
 
 
 def test_one_object_for_programs(call, config):
-    status, out, _ = call("plan", config, "--gpu", "4090", "--json")
+    prices = ("--hour-price", 2.5, "--judge-price", 2, 8)
+    status, out, _ = call("plan", config, "--gpu", "4090", "--count", 3, *prices, "--json")
     assert status == 0
     found = json.loads(out)
+    # All three devices are paid for until the last task is done; nobody judges.
+    assert found["dollars"] == {"devices": pytest.approx(found["total"]["hours"] * 3 * 2.5), "judge": 0.0}
     assert found["device"]["name"] == "4090"
     assert found["fits"] is True
     margin = found["stages"]["margin"]

@@ -36,9 +36,17 @@ def plan(
         int | None,
         typer.Option("--answer-tokens", min=1, help="Mean length of a sampled answer; default: the longest allowed."),
     ] = None,
+    hour_price: Annotated[
+        float | None, typer.Option("--hour-price", min=0, help="Dollars for one device and hour; adds what it costs.")
+    ] = None,
+    judge_price: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--judge-price", help="Dollars for a million tokens that the judge reads, and writes: IN OUT."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Cost of an experiment by stage: tokens, FLOPs, memory, judge calls, hours. No weights are loaded."""
+    from misdirection.cost.estimate import dollars
     from misdirection.experiment.config import ExperimentConfig
     from misdirection.experiment.cost import estimate_cost, estimate_several
     from misdirection.experiment.several import read_experiment
@@ -56,13 +64,17 @@ def plan(
         lines = {name: estimate.total for name, estimate in found.models.items()}
         notes = tuple(dict.fromkeys(note for estimate in found.models.values() for note in estimate.notes))
         device = next(iter(found.models.values())).device.name
+    paid = dollars(found.total, count, hour=hour_price, tokens=judge_price)
     if as_json:
-        print_figures(found.as_dict(), as_json)
+        print_figures(found.as_dict() | ({"dollars": paid} if paid else {}), as_json)
         return
     print_table(_table(f"{found.experiment} on {count} x {device}", lines, found.total, count))
     if (total := found.total).judge_calls:
         tokens = f"{_number(total.judge_tokens_in)} tokens in, {_number(total.judge_tokens_out)} out"
         out.print(f"judge: {total.judge_calls} calls, {tokens}", highlight=False)
+    if paid:
+        parts = ", ".join(f"{name} ${amount:,.2f}" for name, amount in paid.items())
+        out.print(f"cost: {parts}", highlight=False)
     for note in notes:
         notices.print(note, highlight=False, soft_wrap=True)
 

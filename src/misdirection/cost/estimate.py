@@ -111,6 +111,23 @@ def summed(costs: Sequence[StageCost]) -> StageCost:
     return StageCost(**sums, memory=largest.memory, devices=max(cost.devices for cost in costs))
 
 
+def dollars(
+    total: StageCost, count: int, *, hour: float | None = None, tokens: tuple[float, float] | None = None
+) -> dict[str, float]:
+    """What an experiment costs at prices of one's own, by what is paid; nothing for what has no price.
+
+    Args:
+        total: of all stages.
+        count: devices, each of which is paid for as long as the experiment takes.
+        hour: price of one device for an hour.
+        tokens: prices of a million tokens that a judge's endpoint reads, and that it writes.
+    """
+    paid = {} if hour is None else {"devices": total.hours * count * hour}
+    if tokens is not None:
+        paid["judge"] = (total.judge_tokens_in * tokens[0] + total.judge_tokens_out * tokens[1]) / 1e6
+    return paid
+
+
 @dataclass(frozen=True)
 class SeveralEstimates:
     """The costs of one experiment on several models, one after another.
