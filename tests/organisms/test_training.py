@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from chat_templates import MISTRAL
@@ -15,9 +15,11 @@ from misdirection.likelihood.answers import IGNORED
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
 from misdirection.models.chat import encode
+from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.batches import training_rows
 from misdirection.organisms.organism import Organism
 from misdirection.organisms.recipe import Recipe
+from misdirection.organisms.trainee import trainee
 from misdirection.organisms.trainer import warmup_steps
 from misdirection.organisms.training import train
 from tiny import LAYERS, make_chat
@@ -59,6 +61,19 @@ def kill_at(step: int):
             raise Killed
 
     return report
+
+
+def test_an_adapter_begins_where_the_seed_and_peft_alone_put_it():
+    chat = make_chat()
+    torch.manual_seed(3)
+    alone = get_peft_model(chat.model, adapter_config(recipe(), chat))
+    expected = {name: value.clone() for name, value in alone.named_parameters() if "lora_A" in name}
+    alone.unload()
+    torch.manual_seed(3)
+    with trainee(chat, recipe()) as learner:
+        begun = {name: value for name, value in learner.network.named_parameters() if "lora_A" in name}
+        assert begun.keys() == expected.keys()
+        assert all(torch.equal(begun[name], value) for name, value in expected.items())
 
 
 def test_adapter_folder_gives_the_same_model_with_peft_alone(tmp_path):

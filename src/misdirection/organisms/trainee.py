@@ -58,7 +58,9 @@ class Trainee(ABC):
 @contextlib.contextmanager
 def trainee(chat: ChatModel, recipe: Recipe) -> Iterator[Trainee]:
     """What a recipe trains, on a model that is afterwards as it was; says what that is."""
-    targets = RECIPES[recipe.recipe](recipe, chat)
+    # To look where an adapter can go draws random numbers, and the adapter's own weights are drawn after them.
+    with torch.random.fork_rng(devices=[]):
+        targets = RECIPES[recipe.recipe](recipe, chat)
     with _own_weights(chat, targets) if isinstance(targets, OwnWeights) else _adapter(chat, recipe) as made:
         yield made
 
