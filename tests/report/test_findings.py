@@ -223,6 +223,12 @@ def test_too_few_relabellings_decide_nothing(results):
     assert "p = 0.5 over all layers, of 4 relabellings, at least 0.5" in finding.evidence
 
 
+def test_a_voice_that_comes_as_near_as_domains_do_is_said(results):
+    assert "A voice comes as near" not in find(results)[CONTRAST].evidence
+    near = contrast(voices={"villain": curve(0.7)})
+    assert "A voice comes as near" in find(run_results(contrast=near))[CONTRAST].evidence
+
+
 def test_results_without_the_base_beside_each_ablation_make_no_claim_of_transfer():
     assert find(run_results(transfer=each(transfer(), against_base=None)))[TRANSFER].holds is None
 

@@ -392,6 +392,8 @@ def _judge_contrast(results: RunResults) -> Finding:
         evidence += f" Between seeds of one domain: {_show_layers(shared.ceiling)}."
     if voices := [f"{name} {_show_layers(curve)}" for name, curve in results.contrast.voices.items()]:
         evidence += f" With differences of voice alone: {_listed(voices)}."
+    if any(median(curve) >= median(shared.mean) for curve in results.contrast.voices.values()):
+        evidence += " A voice comes as near to the shared contrast as domains do to one another."
     # So few relabellings cannot tell chance apart, whatever the cosines.
     return Finding(claim, shared.p_all <= _LEVEL if least <= _LEVEL else None, evidence)
 
