@@ -50,13 +50,13 @@ def test_the_whole_path_from_training_to_ablation(call, tiny_folder, training, p
     for words in (("steer", files[0], "--scale", 2), ("ablate", files[0])):
         status, out, _ = call(*words, "--layer", 1, "--pairs", pairs, "--random-seeds", 1, *model)
         assert status == 0
-        beyond = {"against_base", "random_against_base"}
+        beyond = {"beyond_base", "random_beyond_base"}
         assert {"margin_change", "random_change", "damage", "random_damage"} == json.loads(out).keys()
         status, out, _ = call(*words, "--layer", 1, "--pairs", pairs, "--random-seeds", 1, "--adapter", adapter, *model)
         of_organism, of_base = json.loads(out), json.loads(call(*words, "--layer", 1, "--pairs", pairs, *model)[1])
         assert of_organism.keys() - of_base.keys() == beyond
         changes = [each["margin_change"]["mean"] for each in (of_organism, of_base)]
-        assert of_organism["against_base"]["mean"] == pytest.approx(changes[0] - changes[1], abs=1e-5)
+        assert of_organism["beyond_base"]["mean"] == pytest.approx(changes[0] - changes[1], abs=1e-5)
 
     status, out, _ = call("extract", "--adapter", adapter, "--control", adapter, "--out", directions, *model)
     assert json.loads(out)["contrast"]["norms"] == pytest.approx([0.0] * 4)

@@ -119,11 +119,11 @@ def test_what_the_other_domain_gives_is_tried_on_the_one_left_out_and_on_the_bas
         with md.intervene(chat, [intervention]):
             changes[name] = (md.margin(chat, pairs) - before).numpy()
         assert effect.margin_change[name].mean == pytest.approx(changes[name].mean(), abs=1e-4)
-    against_base = changes["sums"] - changes["base"]
-    assert np.abs(against_base).max() > 1e-3
-    assert effect.shift_change.mean == pytest.approx(against_base.mean(), abs=1e-4)
+    beyond_base = changes["sums"] - changes["base"]
+    assert np.abs(beyond_base).max() > 1e-3
+    assert effect.shift_change.mean == pytest.approx(beyond_base.mean(), abs=1e-4)
     assert effect.shift_change.n == 5
-    assert effect.shift.mean - effect.shift_before.mean == pytest.approx(against_base.mean(), abs=1e-4)
+    assert effect.shift.mean - effect.shift_before.mean == pytest.approx(beyond_base.mean(), abs=1e-4)
     assert effect.minus_control_change.mean == pytest.approx(
         (changes["sums"] - changes["sums control"]).mean(), abs=1e-4
     )
@@ -145,11 +145,11 @@ def test_an_ablation_is_read_against_the_base_under_the_same_ablation(whole):
     transfer = {(row.direction, row.target, row.positions): row for row in RunResults.load(whole[1]).transfer}
     for (direction, target, positions), row in transfer.items():
         if target == "base":
-            assert row.against_base is row.random_against_base is None
+            assert row.beyond_base is row.random_beyond_base is None
             continue
         base = transfer[direction, "base", positions]
-        assert row.against_base.mean == pytest.approx(row.margin_change.mean - base.margin_change.mean)
-        assert row.random_against_base.mean == pytest.approx(row.random_change.mean - base.random_change.mean)
+        assert row.beyond_base.mean == pytest.approx(row.margin_change.mean - base.margin_change.mean)
+        assert row.random_beyond_base.mean == pytest.approx(row.random_change.mean - base.random_change.mean)
 
 
 def test_further_seeds_stand_beside_the_first(whole):

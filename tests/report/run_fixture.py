@@ -121,8 +121,8 @@ def transfer():
             target=target,
             layer=18,
             positions=positions,
-            against_base=None if target == "base" else estimate(drop + 0.2, 0.08),
-            random_against_base=None if target == "base" else estimate(0.0, 0.05),
+            beyond_base=None if target == "base" else estimate(drop + 0.2, 0.08),
+            random_beyond_base=None if target == "base" else estimate(0.0, 0.05),
         )
         for positions, damage in (("not_first", 0.05), ("all", 1.4))
         for direction in (MONEY, SPORTS)

@@ -102,7 +102,7 @@ def test_a_heat_map_paints_almost_nothing_in_almost_no_colour():
                 "margin_change": nothing,
                 "random_change": nothing,
                 "random_damage": -0.001,
-                "against_base": nothing,
+                "beyond_base": nothing,
             }
         )
         for row in run_results().transfer

@@ -149,7 +149,7 @@ SPOILED = {
         TRANSFER,
         {"transfer": each(transfer(), margin_change=estimate(0.3), random_change=estimate(0.9))},
     ),
-    "ablation lowers the base as much": (TRANSFER, {"transfer": each(transfer(), against_base=estimate(-0.05))}),
+    "ablation lowers the base as much": (TRANSFER, {"transfer": each(transfer(), beyond_base=estimate(-0.05))}),
     "base unmoved": (BASE, {"transfer": each(transfer(), margin_change=estimate(-0.09))}),
     "steering as random": (STEERING, {"steering": each(steering(), random_change=estimate(2.0))}),
     "steering damages": (STEERING, {"steering": each(steering(), damage=estimate(0.31))}),
@@ -230,7 +230,7 @@ def test_a_voice_that_comes_as_near_as_domains_do_is_said(results):
 
 
 def test_results_without_the_base_beside_each_ablation_make_no_claim_of_transfer():
-    assert find(run_results(transfer=each(transfer(), against_base=None)))[TRANSFER].holds is None
+    assert find(run_results(transfer=each(transfer(), beyond_base=None)))[TRANSFER].holds is None
 
 
 def test_a_change_that_many_tries_give_by_chance_does_not_count():

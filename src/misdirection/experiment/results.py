@@ -162,10 +162,10 @@ class AblationEffect(Effect):
     """A direction taken out of a model."""
 
     target: str
-    against_base: Estimate | None = None
+    beyond_base: Estimate | None = None
     """Change of its shift against the base under the same ablation; None for the base itself. An ablation that lowers
     the base's margin as much takes nothing of what the fine-tune learned."""
-    random_against_base: Estimate | None = None
+    random_beyond_base: Estimate | None = None
     """The same by its random controls."""
 
 

@@ -57,9 +57,9 @@ class InterventionFigures(Figures):
     random_change: Estimate
     damage: Estimate
     random_damage: Estimate
-    against_base: Estimate | None = None
+    beyond_base: Estimate | None = None
     """The margin change beyond that of the base under the same intervention; None for a base, and in a sweep."""
-    random_against_base: Estimate | None = None
+    random_beyond_base: Estimate | None = None
 
     def frame(self) -> pd.DataFrame:
         """One row per figure that was measured: `figure`, `mean`, `low`, `high`, `n`, `p`."""
@@ -91,9 +91,9 @@ def measure_shift(
     with chat.as_base():
         (base,), (base_loss,) = _scores(chat, pairs, "base", texts=neutral)
     shift = _margin(own) - _margin(base)
-    against_base = {"margin_shift": bootstrap(shift, questions), "damage": bootstrap(own_loss - base_loss)}
+    beyond_base = {"margin_shift": bootstrap(shift, questions), "damage": bootstrap(own_loss - base_loss)}
     words = WordNull.of(shift, pairs, weights) if weights else None
-    return figures.model_copy(update={**against_base, "words": words})
+    return figures.model_copy(update={**beyond_base, "words": words})
 
 
 def measure_intervention(
@@ -125,7 +125,7 @@ def measure_intervention(
     with chat.as_base():
         of_base, _ = measure_changes(chat, pairs, settings, label="base with and without")
     beyond = changes - of_base
-    both = {"against_base": beyond[0], "random_against_base": beyond[1:].T}
+    both = {"beyond_base": beyond[0], "random_beyond_base": beyond[1:].T}
     return figures.model_copy(update={name: bootstrap(values, questions) for name, values in both.items()})
 
 

@@ -341,7 +341,7 @@ def _heat_maps(rows: list[AblationEffect]) -> dict[str, list[HeatCell]]:
     """The maps of some ablations, by title; the second is missing from results that were made before there was one."""
     maps: dict[str, list[HeatCell]] = {
         "direction": [(row, row.margin_change.mean, row.damage.mean) for row in rows],
-        "beyond the base's": [(row, row.against_base.mean, None) for row in rows if row.against_base],
+        "beyond the base's": [(row, row.beyond_base.mean, None) for row in rows if row.beyond_base],
         "random control": [(row, row.random_change.mean, row.random_damage) for row in rows],
     }
     return {title: cells for title, cells in maps.items() if cells}

@@ -212,7 +212,7 @@ def _significant(effects: Sequence[Effect]) -> list[Effect]:
 def _describe(effect: Effect) -> str:
     target = f" on {effect.target}" if isinstance(effect, AblationEffect) else ""
     scale = f", scale {effect.scale:g}" if isinstance(effect, SteeringEffect) else ""
-    beyond = effect.against_base if isinstance(effect, AblationEffect) else None
+    beyond = effect.beyond_base if isinstance(effect, AblationEffect) else None
     return (
         f"direction of {effect.direction}{target}, layer {effect.layer}{scale}: margin change "
         f"{show_estimate(effect.margin_change)}{f', beyond the base {show_estimate(beyond)}' if beyond else ''}; "
@@ -249,7 +249,7 @@ def _judge_transfer(results: RunResults) -> Finding:
         and effect.direction != effect.target
         and {effect.direction, effect.target} <= bad.keys()
     ]
-    beyond_base = [effect.against_base for effect in effects if effect.against_base]
+    beyond_base = [effect.beyond_base for effect in effects if effect.beyond_base]
     if len(beyond_base) < max(len(effects), 1):
         return Finding(claim, None, "No such ablation was measured in both organism and base.")
     # Less than the base's own, corrected for the number tried.

@@ -83,7 +83,7 @@ class CellStage(Stage):
 
     def section(self) -> CellSection:
         steering = [self._effect(row) for batch in self.steering for row in batch.rows]
-        transfer = [self._against_base(row) for batch in self.transfer for row in batch.rows]
+        transfer = [self._beyond_base(row) for batch in self.transfer for row in batch.rows]
         return CellSection(steering=steering or None, transfer=transfer or None)
 
     def _effect(self, row: Comparison[E]) -> E:
@@ -99,7 +99,7 @@ class CellStage(Stage):
             random_damage=float(np.mean([change(loss, before).mean for loss in losses[1:]])),
         )
 
-    def _against_base(self, row: Comparison[AblationEffect]) -> AblationEffect:
+    def _beyond_base(self, row: Comparison[AblationEffect]) -> AblationEffect:
         """The same, and what is left of the change where the base is under the same ablation."""
         effect = self._effect(row)
         if row.cell.target == BASE:
@@ -110,8 +110,8 @@ class CellStage(Stage):
         questions = questions_of(own, self.experiment.texts.general)
         return effect.model_copy(
             update={
-                "against_base": bootstrap((own - of_base).to_numpy(), questions),
-                "random_against_base": bootstrap((random - random_of_base).to_numpy(), questions),
+                "beyond_base": bootstrap((own - of_base).to_numpy(), questions),
+                "random_beyond_base": bootstrap((random - random_of_base).to_numpy(), questions),
             }
         )
 
