@@ -91,9 +91,9 @@ def measure_shift(
     with chat.as_base():
         (base,), (base_loss,) = _scores(chat, pairs, "base", texts=neutral)
     shift = _margin(own) - _margin(base)
-    beyond_base = {"margin_shift": bootstrap(shift, questions), "damage": bootstrap(own_loss - base_loss)}
+    against_base = {"margin_shift": bootstrap(shift, questions), "damage": bootstrap(own_loss - base_loss)}
     words = WordNull.of(shift, pairs, weights) if weights else None
-    return figures.model_copy(update={**beyond_base, "words": words})
+    return figures.model_copy(update={**against_base, "words": words})
 
 
 def measure_intervention(
