@@ -89,8 +89,10 @@ def test_yaml_is_what_the_reader_of_experiments_takes(block, tmp_path):
     is_section = isinstance(values, dict) and not block.not_run
     if is_section and values.keys() & {*ExperimentConfig.model_fields, "models"} - {"name"}:
         path = tmp_path / "experiment.yaml"
-        # Several models come in place of one.
-        demo = {key: value for key, value in DEMO.items() if key != "model" or "models" not in values}
+        # Several models come in place of one, and other organisms need not have controls.
+        replaced = {"models": "model", "organisms": "contrast"}
+        gone = {key for new, key in replaced.items() if new in values}
+        demo = {key: value for key, value in DEMO.items() if key not in gone}
         path.write_text(yaml.safe_dump(demo | values))
         assert read_experiment(path).name == "demo"
 

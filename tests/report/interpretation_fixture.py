@@ -180,7 +180,7 @@ def judged_steps() -> tuple[JudgedStep, ...]:
 
     def score(hits: int) -> Score:
         rest = {"em_among_coherent": None, "repetitive": rate(0), "truncated": None, "unscored": {}}
-        return Score(group={}, answers=40, questions=8, em=rate(hits), incoherent=rate(4), **rest)
+        return Score(group={}, answers=40, questions=8, em=rate(hits), incoherent=rate(4), code=None, **rest)
 
     return tuple(JudgedStep(step=step, score=score(hits)) for step, hits in ((0, 0), (20, 3), (60, 12)))
 

@@ -19,6 +19,7 @@ SECTIONS = [
     "organisms",
     "margin",
     "convergence",
+    "contrast",
     "steering",
     "transfer",
     "tradeoff",
@@ -70,7 +71,7 @@ def test_the_file_fetches_nothing(results, tmp_path):
 
 def test_every_image_has_words_for_it(results, tmp_path):
     images = re.findall(r"<img [^>]*>", page_of(results, tmp_path))
-    assert len(images) == 5
+    assert len(images) == 6
     assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
 
 
