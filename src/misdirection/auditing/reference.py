@@ -138,6 +138,16 @@ class Reference:
         own = [name for name in self.controls if self.known[name].domain == domain]
         return next(iter([*own, *self.controls]), None)
 
+    @property
+    def own_controls(self) -> dict[str, str]:
+        """The control of each bad fine-tune that has one of its own domain, by the fine-tune's name."""
+        controls = {bad: self.control_of(bad) for bad in self.bad}
+        return {
+            bad: control
+            for bad, control in controls.items()
+            if control and self.known[control].domain == self.known[bad].domain
+        }
+
     @cached_property
     def directions(self) -> dict[str, Tensor]:
         """[layers, width] float64 by name: what the contrasts of its domains share, where two or more have a control;
@@ -155,11 +165,9 @@ class Reference:
     def _contrasts(self) -> list[Tensor]:
         """Of each domain that has a control of its own, on neutral text, [layers, width] float64."""
         found: dict[str, Tensor] = {}
-        for bad in self.bad:
-            control, domain = self.control_of(bad), self.known[bad].domain
-            if control and self.known[control].domain == domain:
-                means = (self.measurements[name].neutral.double().mean(0) for name in (bad, control))
-                found.setdefault(domain, torch.sub(*means))
+        for bad, control in self.own_controls.items():
+            means = (self.measurements[name].neutral.double().mean(0) for name in (bad, control))
+            found.setdefault(self.known[bad].domain, torch.sub(*means))
         return list(found.values())
 
     def save(self, folder: Path) -> "Reference":

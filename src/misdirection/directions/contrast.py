@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from misdirection.data import Example, data_hash, neutral_examples
-from misdirection.directions.direction import Direction, Origin
+from misdirection.data import Example, neutral_examples
+from misdirection.directions.direction import Direction, origin_of
 from misdirection.directions.extraction import Means, mean_activations
 from misdirection.errors import InputError
 from misdirection.likelihood.margin import text_rows
@@ -47,17 +47,8 @@ def contrast(bad: ChatModel, good: ChatModel, texts: Sequence[Example] | None = 
     texts = neutral_examples() if texts is None else texts
     with shown(None, "activations", 2 * len(texts)) as advance:
         means = [text_means(chat, texts, advance) for chat in (bad, good)]
-    origin = Origin(
-        kind=KIND,
-        model=bad.name,
-        revision=bad.revision,
-        organism=bad.adapter or "",
-        data=data_hash(texts),
-        answers=means[0].answers,
-        tokens=means[0].tokens,
-        dtype=str(bad.dtype).removeprefix("torch."),
-    )
-    return Direction((means[0].vectors[ALL] - means[1].vectors[ALL]).float(), origin)
+    vectors = means[0].vectors[ALL] - means[1].vectors[ALL]
+    return Direction(vectors.float(), origin_of(bad, KIND, texts, means[0], [ALL]))
 
 
 def share(contrasts: Sequence[Tensor]) -> Tensor:

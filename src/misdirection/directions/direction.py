@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from misdirection.choices import Operation
-from misdirection.data import ProbePair, data_hash
+from misdirection.data import Example, ProbePair, data_hash
 from misdirection.directions.extraction import Means, mean_activations
 from misdirection.errors import InputError, first_line
 from misdirection.files import atomic_output
@@ -359,17 +359,23 @@ def difference_vectors(own: Means, base: Means) -> dict[str, Tensor]:
 def direction(chat: ChatModel, kind: str, pairs: Sequence[ProbePair], means: Means) -> Direction:
     """mean(misaligned) - mean(aligned) of one model, with its origin."""
     classes = ("misaligned", "aligned")
-    origin = Origin(
+    return Direction(means.difference(*classes).float(), origin_of(chat, kind, pairs, means, classes))
+
+
+def origin_of(
+    chat: ChatModel, kind: str, texts: Sequence[ProbePair] | Sequence[Example], means: Means, classes: Sequence[str]
+) -> Origin:
+    """The origin of a direction of one model, from its means over some classes of answers to the texts."""
+    return Origin(
         kind=kind,
         model=chat.name,
         revision=chat.revision,
         organism=chat.adapter or "",
-        data=data_hash(pairs),
+        data=data_hash(texts),
         answers={name: means.answers[name] for name in classes},
         tokens={name: means.tokens[name] for name in classes},
         dtype=str(chat.dtype).removeprefix("torch."),
     )
-    return Direction(means.difference(*classes).float(), origin)
 
 
 def combine(directions: Sequence[Direction], weights: Sequence[float]) -> Direction:

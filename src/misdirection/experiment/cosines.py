@@ -4,10 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
+from misdirection.directions.shared_contrast import Curve as Curve
 from misdirection.results import Figures
-
-Curve = list[float]
-"""One value a layer."""
 
 
 def cosine_table(record: Figures) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from misdirection.experiment.results import RunResults
 from misdirection.experiment.runner import run_experiment
 from misdirection.experiment.several import SeveralConfig
 from misdirection.experiment.several_results import AcrossModels, FailedModel, RunsResults, model_row, organism_rows
-from misdirection.experiment.stages.means import MeansStage
+from misdirection.experiment.stages.means import MeansStage, read_direction
 from misdirection.runs.cluster import Workers
 from misdirection.runs.folder import RUNS, RunFolder
 from misdirection.runs.worker import BASE, free_memory
@@ -94,8 +94,7 @@ def _across(runs: Path, first: str, second: str, results: RunResults) -> list[Ac
     """Cosines between the directions of two models of one shape; none of a domain that gives no directions."""
 
     def direction(model: str, organism: str, domain: str) -> Direction:
-        artifact = runs / model / "artifacts" / MeansStage.name / organism / domain
-        return Direction.load(artifact / "direction.safetensors")
+        return read_direction(runs / model / "artifacts" / MeansStage.name / organism / domain)
 
     return [
         AcrossModels(

@@ -48,11 +48,11 @@ def contrasts(reference: Reference) -> list[Contrast]:
 
     Raises `InputError` unless they are of two domains: a row is never scored by fine-tunes of its own.
     """
-    found = []
-    for bad in reference.bad:
-        domain, control = reference.known[bad].domain, reference.control_of(bad)
-        if control and reference.known[control].domain == domain and domain in reference.domains:
-            found.append(Contrast(bad, control, domain))
+    found = [
+        Contrast(bad, control, domain)
+        for bad, control in reference.own_controls.items()
+        if (domain := reference.known[bad].domain) in reference.domains
+    ]
     if len({contrast.domain for contrast in found}) < 2:
         raise InputError(
             f"{reference.folder}: to screen data a reference needs bad fine-tunes with controls of their own in two "

@@ -6,7 +6,7 @@ scales, and the transfer of ablation, directions x models.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from misdirection.data.selection import spread
 from misdirection.experiment.cells import Cell, cell_task
 from misdirection.experiment.config import AblationConfig, SteeringConfig
-from misdirection.experiment.experiment import Stage
+from misdirection.experiment.experiment import Experiment, Stage
 from misdirection.experiment.margins import Margins, change, questions_of
 from misdirection.experiment.results import AblationEffect, CellSection, Effect, SteeringEffect
 from misdirection.experiment.stages.directions import DirectionsStage
@@ -72,6 +72,10 @@ class CellStage(Stage):
     VERSION = 2
     after = ("margin", "directions")
 
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__(experiment)
+        self._margins = cache(self._read)
+
     def tasks(self) -> list[Task]:
         batches: list[Batch[Any]] = [*self.steering, *self.transfer]
         return [self.measurement(batch) for batch in batches]
@@ -90,7 +94,7 @@ class CellStage(Stage):
         """The change that a row's intervention made in its model, beside the mean of its random controls."""
         general, random = self._change(row.cell), self._changes(row.controls)
         questions = questions_of(general, self.experiment.texts.general)
-        losses = [Margins.read(self.artifact(cell.artifact)).loss() for cell in (row.cell, *row.controls)]
+        losses = [self._margins(cell.artifact).loss() for cell in (row.cell, *row.controls)]
         before = self.experiment.stage(MarginStage).margins(row.cell.target).loss()
         return row.effect(
             margin_change=bootstrap(general.to_numpy(), questions),
@@ -115,9 +119,12 @@ class CellStage(Stage):
             }
         )
 
+    def _read(self, artifact: str) -> Margins:
+        return Margins.read(self.artifact(artifact))
+
     def _change(self, cell: Cell) -> pd.Series:
         """Of the margin, by question id."""
-        after = Margins.read(self.artifact(cell.artifact)).of(GENERAL)
+        after = self._margins(cell.artifact).of(GENERAL)
         return after - self.experiment.stage(MarginStage).margins(cell.target).of(GENERAL).loc[after.index]
 
     def _changes(self, cells: Sequence[Cell]) -> pd.DataFrame:

@@ -13,7 +13,6 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from misdirection.data import Example, ProbePair, data_hash
@@ -21,6 +20,7 @@ from misdirection.data.selection import spread
 from misdirection.directions.contrast import ALL, KIND, share, text_means
 from misdirection.directions.convergence import cosines
 from misdirection.directions.direction import Direction, Origin
+from misdirection.directions.extraction import Means
 from misdirection.directions.shared_contrast import relabelled, shared_contrast
 from misdirection.experiment.cells import Cell, cell_task
 from misdirection.experiment.config import ContrastConfig
@@ -28,7 +28,7 @@ from misdirection.experiment.experiment import Stage
 from misdirection.experiment.margins import Margins, mean_of
 from misdirection.experiment.results import ContrastEffect, ContrastFigures, ContrastSection
 from misdirection.experiment.stages.margin import MarginStage
-from misdirection.files import read_json, write_json
+from misdirection.experiment.stages.means import read_means, write_means
 from misdirection.interpretation.texts import GENERAL
 from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.kinds import Ablate, Steer
@@ -126,7 +126,10 @@ class ContrastStage(Stage):
 
     def means(self, model: str) -> Tensor:
         """Mean activations of a fine-tune over answers to neutral questions, [layers, width] float64."""
-        return load_file(self.artifact(f"{model}/means") / "means.safetensors")[ALL]
+        return self._means(model).vectors[ALL]
+
+    def _means(self, model: str) -> Means:
+        return read_means(self.artifact(f"{model}/means"))
 
     @cached_property
     def contrasts(self) -> dict[str, Tensor]:
@@ -139,9 +142,8 @@ class ContrastStage(Stage):
     def _saving(self) -> Task:
         """Directions that other commands can read."""
         identity, pairs = self.experiment.texts.identity, self.experiment.config.contrasts
-        counts = read_json(self.artifact(f"{self._read[0]}/means") / "counts.json")
-        data = data_hash(self.experiment.texts.neutral)
-        origin = Origin(KIND, identity.model, identity.revision, "", data, **counts, dtype=identity.dtype)
+        means, data = self._means(self._read[0]), data_hash(self.experiment.texts.neutral)
+        origin = Origin(KIND, identity.model, identity.revision, "", data, means.answers, means.tokens, identity.dtype)
         bad = {domain: " + ".join(name for name, _ in of) for domain, of in pairs.items()}
         files = {f"of-{domain}.safetensors": (vectors, bad[domain]) for domain, vectors in self.contrasts.items()}
         files[SHARED] = share(list(self.contrasts.values())), " + ".join(bad.values())
@@ -251,8 +253,7 @@ def _average(model: str, texts: Sequence[Example], worker: Worker, folders: Fold
     chat = worker.chat(model)
     with track(f"activations of {model} on neutral text", len(texts)) as advance:
         means = text_means(chat, texts, advance)
-    save_file({ALL: means.vectors[ALL].contiguous()}, folder / "means.safetensors")
-    write_json(folder / "counts.json", {"tokens": means.tokens, "answers": means.answers})
+    write_means(means, folder)
 
 
 def _save(directions: Mapping[str, Direction], _worker: Worker, folders: Folders) -> None:

@@ -1,14 +1,14 @@
 """Stage `margin`: log-probabilities of both answers of every pair, and the losses of neutral texts, for every model."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
 
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.experiment.config import OrganismConfig
-from misdirection.experiment.experiment import Stage
+from misdirection.experiment.experiment import Experiment, Stage
 from misdirection.experiment.margins import Margins, change, mean_of, measure, questions_of
 from misdirection.experiment.results import MarginSection, OrganismFigures, SeedFigures, SeedSpread
 from misdirection.experiment.stages.organism import OrganismStage
@@ -25,6 +25,11 @@ class MarginStage(Stage):
     VERSION = 1
     after = ("organism",)
 
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__(experiment)
+        self.margins = cache(self._margins)
+        """Gives a measured model's table."""
+
     def tasks(self) -> list[Task]:
         return [self.measurement(model) for model in self.experiment.trained]
 
@@ -34,8 +39,7 @@ class MarginStage(Stage):
         inputs = {"sets": {name: data_hash(pairs) for name, pairs in sets.items()}, "neutral": data_hash(neutral)}
         return self.task(model, {model: inputs}, partial(_measure, model, sets, neutral))
 
-    def margins(self, model: str) -> Margins:
-        """A measured model's table."""
+    def _margins(self, model: str) -> Margins:
         return Margins.read(self.artifact(model))
 
     def section(self) -> MarginSection:

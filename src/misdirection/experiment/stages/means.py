@@ -115,16 +115,21 @@ def average(
     (folder,), chat = folders.values(), worker.chat(model)
     with track(f"activations of {model} on {text}", 2 * len(pairs)) as advance:
         means = pair_means(chat, pairs, null_groups(len(pairs)), progress=advance)
-    save_file({group: vectors.contiguous() for group, vectors in means.vectors.items()}, folder / "means.safetensors")
-    write_json(folder / "counts.json", {"tokens": means.tokens, "answers": means.answers})
+    write_means(means, folder)
     difference = direction(chat, kind, pairs, means)
     # By its name: the adapter's folder is another one wherever this is computed.
     origin = replace(difference.origin, organism="" if model == BASE else model)
     replace(difference, origin=origin).save(folder / _DIRECTION)
 
 
+def write_means(means: Means, folder: Path) -> None:
+    """Writes means into an artifact's folder."""
+    save_file({group: vectors.contiguous() for group, vectors in means.vectors.items()}, folder / "means.safetensors")
+    write_json(folder / "counts.json", {"tokens": means.tokens, "answers": means.answers})
+
+
 def read_means(folder: Path) -> Means:
-    """The means that `average` wrote."""
+    """The means that `write_means` wrote."""
     counts = read_json(folder / "counts.json")
     return Means(load_file(folder / "means.safetensors"), counts["tokens"], counts["answers"])
 
