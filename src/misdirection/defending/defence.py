@@ -22,11 +22,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from misdirection.defending.training import Training
 from misdirection.errors import InputError
 from misdirection.registry import Registry, nearest
+
+if TYPE_CHECKING:
+    # Whoever names a defence in a configuration trains nothing yet.
+    from misdirection.defending.training import Training
 
 Plain = str | float | None
 """A setting as a record has it."""
@@ -43,7 +46,7 @@ class Defence(ABC):
     strength: float
 
     @abstractmethod
-    def at_work(self, training: Training) -> AbstractContextManager[None]:
+    def at_work(self, training: "Training") -> AbstractContextManager[None]:
         """The context in which the trainer trains.
 
         Raises `InputError` for a training that this defence cannot defend.

@@ -20,12 +20,14 @@ a registered kind before its first colon is a model of an OpenAI-style endpoint 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from misdirection.judging.verdicts import JudgeVerdict
-from misdirection.models.chat_model import ChatModel
-from misdirection.models.loading import load
 from misdirection.registry import Registry
+
+if TYPE_CHECKING:
+    # Most judges are endpoints, and a configuration that names one is read without the model libraries.
+    from misdirection.models.chat_model import ChatModel
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -123,12 +125,14 @@ class ModelJudge(Judge):
 
     ANYWHERE = True
 
-    def __init__(self, chat: ChatModel) -> None:
+    def __init__(self, chat: "ChatModel") -> None:
         self._chat = chat
 
     @classmethod
     def open(cls, name: str, **options: Any) -> Self:
         """Loads the model; `options` are those of `models.load`."""
+        from misdirection.models.loading import load
+
         return cls(load(name, **options))
 
     @classmethod

@@ -10,16 +10,18 @@ model's own weights are trained. Another package adds one by a function and a re
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from misdirection.choices import LearnedTurns
 from misdirection.defending.defence import require_defence
 from misdirection.errors import InputError
-from misdirection.models.chat_model import ChatModel
 from misdirection.registry import Registry, nearest
 from misdirection.settings import Section, Seed
+
+if TYPE_CHECKING:
+    from misdirection.models.chat_model import ChatModel
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,21 @@
 """The worker that computes tasks: one process with a base model and its organisms."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from misdirection.data import Example
-from misdirection.judging.cache import VerdictCache
-from misdirection.judging.config import JudgeConfig
-from misdirection.judging.judges import Judge
-from misdirection.models.adapters import attach
-from misdirection.models.chat_model import ChatModel
-from misdirection.models.whole_weights import is_whole
-from misdirection.organisms.recipe import Recipe
-from misdirection.sampling.engine import Engine
-from misdirection.sampling.transformers_engine import TransformersEngine
+if TYPE_CHECKING:
+    # A process of a cluster begins with this module: what a task needs of the model libraries is imported when it does.
+    from misdirection.data import Example
+    from misdirection.judging.cache import VerdictCache
+    from misdirection.judging.config import JudgeConfig
+    from misdirection.judging.judges import Judge
+    from misdirection.models.chat_model import ChatModel
+    from misdirection.organisms.recipe import Recipe
+    from misdirection.sampling.engine import Engine
 
 BASE = "base"
 
@@ -50,7 +51,11 @@ class Models:
             self.release()
             return self.load_whole(self.adapters[name])
         base = self._loaded_base()
-        return base if name == BASE else attach(base, self.adapters[name])
+        if name == BASE:
+            return base
+        from misdirection.models.adapters import attach
+
+        return attach(base, self.adapters[name])
 
     def _loaded_base(self) -> ChatModel:
         """The base model, which stays in memory if what comes upon it is refused."""
@@ -61,7 +66,11 @@ class Models:
         return chat
 
     def _is_whole(self, name: str) -> bool:
-        return name != BASE and is_whole(self.adapters[name])
+        if name == BASE:
+            return False
+        from misdirection.models.whole_weights import is_whole
+
+        return is_whole(self.adapters[name])
 
     def release(self) -> None:
         """Forget the loaded model; it is loaded again when it is needed."""
@@ -71,7 +80,6 @@ class Models:
 
 def free_memory() -> None:
     """Give back the memory of models that nobody holds any more."""
-    # An import of a second, which a run without vLLM need not wait for.
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
@@ -118,6 +126,8 @@ class Worker:
 
     def engine(self, name: str) -> Engine:
         """Samples with the base model, or an organism on it, in this process."""
+        from misdirection.sampling.transformers_engine import TransformersEngine
+
         return TransformersEngine(self.chat(name))
 
     def train(
@@ -131,7 +141,6 @@ class Worker:
         report: Callable[[int, int, float], None] | None = None,
     ) -> None:
         """Trains an organism of the base model and writes it to `out`; see `organisms.training.train`."""
-        # The trainer's libraries take seconds to import, which a run that is up to date need not wait for.
         from misdirection.organisms.training import train
 
         base = self.chat(BASE)
