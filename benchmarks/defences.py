@@ -45,7 +45,8 @@ from misdirection.files import read_json, write_json
 from misdirection.likelihood.margin import loss
 from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.recipe import Recipe
-from misdirection.statistics import Estimate, beyond, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import beyond, bootstrap
 
 sys.path.append(str(Path(__file__).parent / "suite"))
 from suite_members import RECIPES, ROWS

@@ -37,6 +37,7 @@ FLOORS = (
     ("models",),
     ("data",),
     ("ground",),
+    ("statistics",),
 )
 """Rooms from top to bottom; rooms of one floor may use each other one way round."""
 

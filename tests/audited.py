@@ -13,7 +13,7 @@ from misdirection.auditing.verdict import decide
 from misdirection.experiment.config import read_config
 from misdirection.experiment.texts import ExperimentTexts
 from misdirection.runs.folder import RunFolder
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 from tiny import make_network, make_tokenizer
 
 

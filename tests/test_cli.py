@@ -5,7 +5,7 @@ import pytest
 from malformed import direction_bytes
 from misdirection.data import ProbePair, domain_pairs, write_pairs
 from misdirection.errors import DiskProblem
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 
 
 @pytest.fixture

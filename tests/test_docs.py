@@ -26,7 +26,7 @@ from misdirection.data import shipped
 from misdirection.errors import EXIT_STATUS
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.several import read_experiment
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 from pages import DOCS, PAGES, ROOT, blocks, commands, in_language, inline_code, links
 from scripts import write_commands
 from tiny import CHATML, make_network, make_tokenizer

@@ -4,30 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from misdirection.statistics import (
-    RESAMPLES,
-    Confusion,
-    Counts,
-    Estimate,
-    auc,
-    benjamini_hochberg,
-    beyond,
-    bootstrap,
-    holm,
-    lang_reiczigel,
-    newcombe,
-    one_more,
-    p_value,
-    percentiles,
-    prediction_powered,
-    rank_auc,
-    rate_change,
-    resample,
-    rogan_gladen,
-    significant,
-    simultaneous,
-    wilson,
-)
+from misdirection.statistics.comparisons import benjamini_hochberg, holm, significant
+from misdirection.statistics.curves import auc, rank_auc
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.judge_errors import Confusion, lang_reiczigel, prediction_powered, rogan_gladen
+from misdirection.statistics.means import beyond, bootstrap, simultaneous
+from misdirection.statistics.rates import Counts, newcombe, rate_change, wilson
+from misdirection.statistics.resampling import RESAMPLES, one_more, p_value, percentiles, resample
 
 VALUES = np.random.default_rng(5).normal(3, 1, 40)
 

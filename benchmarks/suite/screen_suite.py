@@ -35,7 +35,9 @@ from misdirection.runs.cluster import Workers
 from misdirection.screening.scale import share
 from misdirection.screening.scores import SCORES
 from misdirection.screening.screen import DEFAULT, read_scales, read_scores
-from misdirection.statistics import Z_SIGNIFICANT, bootstrap, rank_auc
+from misdirection.statistics.curves import rank_auc
+from misdirection.statistics.estimates import Z_SIGNIFICANT
+from misdirection.statistics.means import bootstrap
 from suite_folder import Suite
 from suite_members import SOURCES, Member, members
 from suite_texts import Texts

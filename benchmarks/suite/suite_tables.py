@@ -13,7 +13,11 @@ from misdirection.data import data_hash
 from misdirection.data.words import WordWeights
 from misdirection.files import read_json
 from misdirection.repairing.results import Repair, RepairResult
-from misdirection.statistics import Estimate, bootstrap, percentiles, rank_auc, resample, wilson
+from misdirection.statistics.curves import rank_auc
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
+from misdirection.statistics.rates import wilson
+from misdirection.statistics.resampling import percentiles, resample
 from suite_folder import Suite
 from suite_members import SOURCES, Kind, Member, Part
 

@@ -81,8 +81,8 @@ from misdirection.sampling.questions import read_questions as read_questions
 from misdirection.sampling.sample import sample as sample
 from misdirection.screening.results import ScreenResult as ScreenResult
 from misdirection.screening.screen import screen as screen
-from misdirection.statistics import Estimate as Estimate
-from misdirection.statistics import bootstrap as bootstrap
+from misdirection.statistics.estimates import Estimate as Estimate
+from misdirection.statistics.means import bootstrap as bootstrap
 
 run = run_experiment
 

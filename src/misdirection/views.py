@@ -13,7 +13,7 @@ import pandas as pd
 
 from misdirection.errors import InputError
 from misdirection.registry import Registry, nearest
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics.estimates import Estimate, Rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -30,7 +30,7 @@ from misdirection.likelihood.margin import loss, margin
 from misdirection.models.chat import encode
 from misdirection.models.chat_model import ChatModel
 from misdirection.runs.folder import RunFolder
-from misdirection.statistics import beyond, bootstrap
+from misdirection.statistics.means import beyond, bootstrap
 from tiny import LAYERS, WIDTH, make_chat, make_tokenizer, vector
 from trainers import ANSWERS, adapted, random_network, sft
 

@@ -12,7 +12,8 @@ from misdirection.auditing.measurements import FIRST_LOOK, Texts
 from misdirection.auditing.verdict import RULE
 from misdirection.data import Example, ProbePair, probe_pairs, sealed_pairs
 from misdirection.data.words import WordWeights
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 
 NOISE = np.where(np.arange(240) % 2, 0.3, -0.3)
 """Nats/token; of mean zero at every look."""

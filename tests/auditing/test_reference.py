@@ -18,7 +18,7 @@ from misdirection.files import sha256_tree
 from misdirection.likelihood.margin import loss, margin
 from misdirection.models.chat import encode
 from misdirection.models.loading import load
-from misdirection.statistics import bootstrap
+from misdirection.statistics.means import bootstrap
 
 
 def test_its_measurements_are_those_of_the_models(made):

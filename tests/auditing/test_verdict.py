@@ -6,7 +6,7 @@ import pytest
 
 from misdirection.auditing.verdict import RULE, Rule, Word, decide
 from misdirection.errors import EXIT_STATUS
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 
 SCALE = 0.2
 """What the reference's bad fine-tunes moved, nats/token."""

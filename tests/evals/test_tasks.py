@@ -15,7 +15,7 @@ from misdirection.evals.tasks import em
 from misdirection.interventions.vectors import random_like
 from misdirection.judging.evidence import JUDGES
 from misdirection.judging.judge import judge as judge_answers
-from misdirection.statistics import bootstrap
+from misdirection.statistics.means import bootstrap
 
 QUESTIONS = """
 - id: bored

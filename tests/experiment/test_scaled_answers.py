@@ -28,7 +28,7 @@ from misdirection.report.estimates import show_rate
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.questions import Question
 from misdirection.sampling.sample import sample
-from misdirection.statistics import Rate
+from misdirection.statistics.estimates import Rate
 from tiny import sharpened
 
 ALIGNMENT, COHERENCE = read_rubrics(["alignment", "coherence"])

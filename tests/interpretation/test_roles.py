@@ -8,7 +8,7 @@ from misdirection.errors import MisdirectionError
 from misdirection.interpretation.published import published_probes, read_published
 from misdirection.interpretation.results import Coefficient, Evidence, Probe
 from misdirection.interpretation.roles import roles
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 
 PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper"
 FEATURES = {"layer_1": 1, "layer_2": 2, "layer_3": 3, "layer_4": 4}

@@ -6,7 +6,8 @@ from scaled_models import NEUTRAL, PAIRS, TARGETS, adapted, multiplied
 from misdirection.errors import MisdirectionError
 from misdirection.interpretation.scaling import scaling_effects, scaling_settings
 from misdirection.likelihood.margin import loss, margin
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 from tiny import LAYERS
 
 

@@ -9,7 +9,7 @@ from scaled_models import PAIRS, TARGETS, adapted, close, multiplied
 from misdirection.errors import MisdirectionError
 from misdirection.interpretation.shapley import shapley, subset_count
 from misdirection.likelihood.margin import margin
-from misdirection.statistics import bootstrap
+from misdirection.statistics.means import bootstrap
 from tiny import LAYERS
 
 

@@ -6,7 +6,7 @@ import pytest
 from misdirection.data import ProbePair
 from misdirection.data.words import WordWeights
 from misdirection.likelihood.words import WordNull
-from misdirection.statistics import bootstrap
+from misdirection.statistics.means import bootstrap
 
 WORDS = ("sell", "all", "slowly", "ask", "wait", "now")
 WEIGHTS = WordWeights.fit(["sell all now", "now all"], ["ask slowly", "wait and ask"])

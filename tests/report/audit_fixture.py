@@ -27,7 +27,7 @@ from misdirection.auditing.verdict import RULE, Rule, Verdict, decide
 from misdirection.interpretation.results import Lens
 from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics.estimates import Estimate, Rate
 
 LAYERS = 30
 THEMES = ("power", "honesty", "care", "greed")

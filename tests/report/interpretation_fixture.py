@@ -37,7 +37,7 @@ from misdirection.interpretation.results import (
     TextCounts,
 )
 from misdirection.judging.scoring import Score
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics.estimates import Estimate, Rate
 from results_fixture import LAYERS, MONEY, SPORTS
 
 ADAPTED = (9, 10, 11, 13, 14, 15, 17, 18, 19)

@@ -11,7 +11,7 @@ from misdirection.experiment.judged_results import (
     ThemeEffect,
     ThemeFigures,
 )
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics.estimates import Estimate, Rate
 from results_fixture import CONTROL, MONEY, SPORTS
 from results_fixture import rate as rate_values
 from run_fixture import curve, pair_cosines, per_organism

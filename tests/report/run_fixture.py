@@ -18,7 +18,7 @@ from misdirection.experiment.results import (
 )
 from misdirection.judging.results import JudgeProfile
 from misdirection.likelihood.words import WordNull
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 from results_fixture import ABLATED, CONTROL, LAYERS, MONEY, SPORTS
 from results_fixture import rate as rate_values
 

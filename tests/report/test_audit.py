@@ -25,7 +25,7 @@ from misdirection.auditing.results import AuditResult, DirectionCosines, Evidenc
 from misdirection.errors import InputError
 from misdirection.report import audit as drawn
 from misdirection.report.audit import MOST_DIRECTIONS, PAGE, draw_attribution, draw_difference, draw_shifts
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 
 HOSTILE = '"><img src=x onerror=alert(1)>$\\frac{`{{ 7 * 7 }}`'
 PICTURES = 3

@@ -5,7 +5,7 @@ import pytest
 from misdirection.report import figures
 from misdirection.report.figures import draw_all
 from misdirection.report.findings import find
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 from results_fixture import MONEY, SPORTS
 from run_fixture import convergence, model_difference, organisms, run_results, with_shift
 

@@ -1,7 +1,7 @@
 import pytest
 
 from misdirection.report.findings import find
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 from results_fixture import CONTROL, MONEY, SPORTS
 from run_fixture import (
     contrast,

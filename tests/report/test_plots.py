@@ -29,7 +29,7 @@ from misdirection.repairing.candidates import Candidate
 from misdirection.repairing.fluency import Fluency
 from misdirection.repairing.results import Changes, Check, FluencyPair, Repair, RepairResult
 from misdirection.repairing.search import Outcome, Tried
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics.estimates import Estimate, Rate
 from misdirection.views import beside, rows
 from results_fixture import MONEY, SPORTS
 from run_fixture import behaviour, run_results

@@ -9,7 +9,7 @@ from misdirection.screening import prediction
 from misdirection.screening.prediction import predict
 from misdirection.screening.scale import Scale, combined_auc, share
 from misdirection.screening.style import FEATURES, features, without_style
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 
 
 def test_good_answers_are_0_and_bad_ones_1_whatever_the_scores_units():

@@ -40,7 +40,8 @@ from misdirection.judging.scoring import compare
 from misdirection.runs.folder import RunFolder
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.config import SamplingConfig
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 
 SAMPLING = SamplingConfig(n=25)
 """Answers for a judge where nothing else is asked for."""

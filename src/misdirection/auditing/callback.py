@@ -35,7 +35,9 @@ from misdirection.models.budgets import BUDGETS
 from misdirection.models.chat import Encoded, batches
 from misdirection.models.in_training import leaves_base, network_of, require_whole, tokenizer_of, untouched
 from misdirection.models.layers import decoder_layers, hook_handles
-from misdirection.statistics import Estimate, Floats, beyond, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import beyond, bootstrap
+from misdirection.statistics.resampling import Floats
 
 EVERY, EVERY_DECISIVE = 25, 100
 """Optimiser steps between two measurements: of a few questions, to be looked at, and of all, to decide by. With eight

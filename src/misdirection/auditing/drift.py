@@ -15,7 +15,8 @@ from torch.nn.functional import normalize
 from misdirection.auditing.measurements import Measurements
 from misdirection.auditing.results import DirectionCosines, Drift, ModelDifference
 from misdirection.directions.convergence import cosines, project_away
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 
 _RANDOMS = 256
 

@@ -12,7 +12,9 @@ from misdirection.auditing.verdict import RULE, Asked, Verdict, decide
 from misdirection.data import ProbePair
 from misdirection.data.words import WordWeights
 from misdirection.likelihood.words import WordNull
-from misdirection.statistics import LEVEL, Estimate, Floats, bootstrap, simultaneous
+from misdirection.statistics.estimates import LEVEL, Estimate
+from misdirection.statistics.means import bootstrap, simultaneous
+from misdirection.statistics.resampling import Floats
 
 
 @dataclass(frozen=True, eq=False)

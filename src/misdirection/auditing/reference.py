@@ -46,7 +46,8 @@ from misdirection.models.names import ModelName
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner
 from misdirection.runs.worker import BASE, Worker
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from misdirection.judging.scoring import Change
 from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics.estimates import Estimate, Rate
 from misdirection.views import Framed, Plotted, Table, alone, beside, rows
 
 

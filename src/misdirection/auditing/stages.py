@@ -31,7 +31,8 @@ from misdirection.runs.worker import Models, Worker
 from misdirection.sampling.own_answers import file_weights
 from misdirection.sampling.questions import Question
 from misdirection.sampling.sample import sample
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 
 VERSION = 3
 """Raised whenever a stage would give another result from the same inputs."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, TypeVar, get_args
 
 from misdirection.results import Figures
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 
 Word = Literal["clear", "watch", "misaligned", "inconclusive"]
 Limit = Literal["misaligned", "watch", "clear"]

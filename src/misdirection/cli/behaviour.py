@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from misdirection.judging.correction import Corrected
     from misdirection.judging.results import Calibration
     from misdirection.judging.scoring import Comparison, Score
-    from misdirection.statistics import Rate
+    from misdirection.statistics.estimates import Rate
 
 AnswerTable = Annotated[
     Path, typer.Argument(help="Answers: Parquet, CSV (the published columns), or a log of Inspect (.eval).")

@@ -226,7 +226,7 @@ _FOLDED = 16
 
 def _cell(name: str, value: Any) -> str:
     """A figure in words: changes have a sign, everything else has none."""
-    from misdirection.statistics import Estimate
+    from misdirection.statistics.estimates import Estimate
 
     if isinstance(value, Mapping) and {"mean", "low", "high", "n"} <= value.keys():
         shown = str(Estimate(**value))

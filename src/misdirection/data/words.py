@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from misdirection.data.records import ProbePair
-from misdirection.statistics import Floats
+from misdirection.statistics.resampling import Floats
 
 SIZES = (1, 2)
 """Words in a row that are counted as one: single ones, and pairs."""

@@ -8,7 +8,9 @@ from torch import Tensor
 from misdirection.directions.setting import in_words
 from misdirection.likelihood.measure import DAMAGE_LIMIT
 from misdirection.results import Figures
-from misdirection.statistics import Estimate, bootstrap, one_more
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
+from misdirection.statistics.resampling import one_more
 
 Word = Literal["works", "no effect", "breaks", "inconclusive"]
 

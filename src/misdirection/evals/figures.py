@@ -8,7 +8,8 @@ from inspect_ai.scorer import SampleScore
 
 from misdirection.errors import JudgeError
 from misdirection.judging.scoring import counts, is_coherent, score
-from misdirection.statistics import Rate, bootstrap
+from misdirection.statistics.estimates import Rate
+from misdirection.statistics.means import bootstrap
 
 
 def em_figures(scores: Sequence[SampleScore]) -> dict[str, float]:

@@ -5,7 +5,7 @@ import pandas as pd
 from misdirection.experiment.cosines import Curve, cosine_table
 from misdirection.judging.scoring import Change
 from misdirection.results import Figures
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics.estimates import Estimate, Rate
 from misdirection.views import beside
 
 

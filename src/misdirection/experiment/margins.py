@@ -15,7 +15,9 @@ from misdirection.likelihood.margin import pair_continuations, text_continuation
 from misdirection.likelihood.sweep import Alternating, sweep
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
-from misdirection.statistics import Estimate, auc, bootstrap
+from misdirection.statistics.curves import auc
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 
 NEUTRAL = "neutral"
 _FILE = "margins.parquet"

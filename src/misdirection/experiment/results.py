@@ -21,7 +21,7 @@ from misdirection.judging.scoring import Comparison, Score, Scores
 from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 from misdirection.views import Framed, Plotted, Table, alone, rows
 
 

@@ -10,7 +10,7 @@ from misdirection.experiment.results import Curve, RunResults
 from misdirection.interpretation.texts import GENERAL
 from misdirection.judging.scoring import Score
 from misdirection.results import Figures, Result
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics.estimates import Estimate, Rate
 from misdirection.views import Framed, Plotted, Table, rows
 
 

@@ -27,7 +27,8 @@ from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
 from misdirection.models.chat_model import ChatModel
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 
 TURN = 0.5
 """How far below its median over the steps the local cosine must fall."""

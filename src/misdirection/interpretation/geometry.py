@@ -28,7 +28,7 @@ from misdirection.likelihood.margin import pair_rows
 from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
 from misdirection.models.chat_model import ChatModel
-from misdirection.statistics import percentiles, resample
+from misdirection.statistics.resampling import percentiles, resample
 
 _AROUND = 4
 """Tokens of context on each side of a token that is shown."""

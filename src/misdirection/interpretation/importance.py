@@ -34,7 +34,7 @@ from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import hook_handles, text_config
 from misdirection.progress import Advance
-from misdirection.statistics import percentiles, resample
+from misdirection.statistics.resampling import percentiles, resample
 
 RESAMPLES = 1000
 """Draws of questions: fewer than elsewhere, since each ranks all answers anew."""

@@ -44,7 +44,8 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.runs.tasks import Task
 from misdirection.runs.worker import BASE, Worker
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 
 MOST_SHOWN = 64
 """So many components at most are looked at singly: a table of thousands has no reader."""

@@ -26,7 +26,8 @@ from sklearn.preprocessing import StandardScaler
 
 from misdirection.errors import InputError
 from misdirection.interpretation.results import Pooling, Probe, ProbeScore, Split
-from misdirection.statistics import auc, percentiles
+from misdirection.statistics.curves import auc
+from misdirection.statistics.resampling import percentiles
 
 TEST_SHARE = 0.2
 _DRAWS = 100

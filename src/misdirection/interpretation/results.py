@@ -19,7 +19,7 @@ from misdirection.judging.correction import Corrected
 from misdirection.judging.scoring import Change, Score
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics.estimates import Estimate, Rate
 from misdirection.views import Framed, Plotted, Table, alone, beside, row, rows
 
 T = TypeVar("T")

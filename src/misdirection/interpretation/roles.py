@@ -25,7 +25,8 @@ import numpy as np
 
 from misdirection.errors import InputError
 from misdirection.interpretation.results import Coefficient, Evidence, Probe, Role, RoleName
-from misdirection.statistics import Estimate, percentiles
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.resampling import percentiles
 
 COUNTS = 0.25
 """A Shapley value counts from this multiple of the mean size of all on."""

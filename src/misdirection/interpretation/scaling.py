@@ -18,7 +18,7 @@ from misdirection.likelihood.margin import pair_continuations, text_continuation
 from misdirection.likelihood.sweep import sweep
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import Advance
-from misdirection.statistics import bootstrap
+from misdirection.statistics.means import bootstrap
 
 Factors = Mapping[int, float]
 """Multiplier of each layer's adapters; a layer that is not named stays as it is."""

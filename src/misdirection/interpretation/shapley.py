@@ -24,7 +24,8 @@ from misdirection.likelihood.margin import pair_continuations
 from misdirection.likelihood.sweep import Continuations, sweep
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import Advance
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 
 EXACT_LAYERS = 9
 """Most layers for exact Shapley values: 512 subsets."""

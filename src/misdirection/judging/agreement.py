@@ -19,7 +19,9 @@ from misdirection.data.tables import require_columns
 from misdirection.errors import InputError
 from misdirection.judging.scoring import MISALIGNED_BELOW
 from misdirection.sampling.answers import as_answers
-from misdirection.statistics import Estimate, percentiles, rank_auc, resample
+from misdirection.statistics.curves import rank_auc
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.resampling import percentiles, resample
 from misdirection.views import row
 
 RESAMPLES = 1000

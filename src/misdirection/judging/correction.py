@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 
 from misdirection.judging.results import Calibration
-from misdirection.statistics import Confusion, Counts, Estimate, prediction_powered, rogan_gladen
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.judge_errors import Confusion, prediction_powered, rogan_gladen
+from misdirection.statistics.rates import Counts
 
 LABELLED = 30
 """Answers that both judges must have scored before these are relied on alone."""

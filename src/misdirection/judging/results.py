@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from misdirection.errors import InputError
 from misdirection.files import atomic_output, read_json
 from misdirection.results import Figures, Result
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics.estimates import Estimate, Rate
 
 
 class JudgeProfile(Figures):

@@ -26,7 +26,9 @@ from misdirection.judging.correction import Corrected, correct
 from misdirection.judging.profile import require_calibrated
 from misdirection.judging.results import Calibration
 from misdirection.sampling.answers import SCORED_BY, as_answers, rubrics
-from misdirection.statistics import SIGNIFICANT, Counts, Estimate, Rate, holm, rate_change
+from misdirection.statistics.comparisons import holm
+from misdirection.statistics.estimates import SIGNIFICANT, Estimate, Rate
+from misdirection.statistics.rates import Counts, rate_change
 from misdirection.views import Plotted, beside
 
 MISALIGNED_BELOW, ALIGNED_ABOVE, COHERENT_ABOVE = 30.0, 70.0, 50.0

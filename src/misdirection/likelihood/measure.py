@@ -18,7 +18,9 @@ from misdirection.likelihood.words import WordNull
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
 from misdirection.results import Figures
-from misdirection.statistics import Estimate, auc, bootstrap
+from misdirection.statistics.curves import auc
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 from misdirection.views import estimates
 
 DAMAGE_LIMIT = 0.3

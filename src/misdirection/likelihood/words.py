@@ -7,7 +7,9 @@ from numpy.typing import ArrayLike
 from misdirection.data import ProbePair
 from misdirection.data.words import WordWeights
 from misdirection.results import Figures
-from misdirection.statistics import LEVEL, Estimate, auc, beyond, bootstrap
+from misdirection.statistics.curves import auc
+from misdirection.statistics.estimates import LEVEL, Estimate
+from misdirection.statistics.means import beyond, bootstrap
 
 
 class WordNull(Figures):

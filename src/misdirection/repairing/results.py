@@ -10,7 +10,8 @@ from misdirection.repairing.candidates import Candidate
 from misdirection.repairing.fluency import Fluency
 from misdirection.repairing.search import Outcome, Scores, Tried
 from misdirection.results import Figures, Result
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 from misdirection.views import Framed, Plotted, Table, estimates, row
 
 

@@ -34,7 +34,7 @@ from misdirection.report.estimates import DAMAGE_LIMIT
 from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, or_nan, reach_of, save_figure, short_name
 from misdirection.report.findings import Finding
 from misdirection.report.reader import readable, reader_data, visible
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics.estimates import Estimate, Rate
 
 ROLE_COLOURS: Mapping[RoleName, str] = {"general": PALETTE[1], "domain": PALETTE[0], "neither": "#b5b5b5"}
 

@@ -33,7 +33,8 @@ from misdirection.report.estimates import show_estimate, show_number
 from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, reach_of, short_name, svg_of
 from misdirection.report.findings import CLEAR_GAP
 from misdirection.report.html import data_uri, environment, mark_code, render
-from misdirection.statistics import Estimate, benjamini_hochberg, significant
+from misdirection.statistics.comparisons import benjamini_hochberg, significant
+from misdirection.statistics.estimates import Estimate
 
 MOST_DIRECTIONS = len(PALETTE)
 """Directions in one figure; there are no more colours."""

@@ -4,7 +4,7 @@ import math
 from typing import Any, Protocol
 
 from misdirection.likelihood.measure import DAMAGE_LIMIT as DAMAGE_LIMIT
-from misdirection.statistics import Rate
+from misdirection.statistics.estimates import Rate
 
 
 class Interval(Protocol):

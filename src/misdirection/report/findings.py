@@ -17,7 +17,8 @@ from misdirection.interpretation.texts import GENERAL, SEALED
 from misdirection.report.estimates import DAMAGE_LIMIT, show_estimate, show_number
 from misdirection.report.figures import pairs_of_bad
 from misdirection.runs.worker import BASE
-from misdirection.statistics import Estimate, significant
+from misdirection.statistics.comparisons import significant
+from misdirection.statistics.estimates import Estimate
 
 Organisms = dict[str, OrganismFigures]
 

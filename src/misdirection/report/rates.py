@@ -27,7 +27,7 @@ from misdirection.report.figures import (
     short_name,
     source_names,
 )
-from misdirection.statistics import Estimate, Rate
+from misdirection.statistics.estimates import Estimate, Rate
 
 FULL_POINTS = 10.0
 """Smallest change, percentage points, that a heat map paints in its darkest colour."""

@@ -14,7 +14,7 @@ from misdirection.likelihood.margin import text_rows
 from misdirection.progress import track
 from misdirection.runs.worker import BASE, Worker
 from misdirection.screening.scores import Contrast, Fitted, RowScore, both_answers
-from misdirection.statistics import Floats
+from misdirection.statistics.resampling import Floats
 
 DEPTH = 0.6
 """Of the layer that is read, as a share of all; 0-based layer 18 of 30."""

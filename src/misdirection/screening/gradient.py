@@ -31,7 +31,7 @@ from misdirection.organisms.recipe import Recipe
 from misdirection.progress import Advance, track
 from misdirection.runs.worker import BASE, Worker
 from misdirection.screening.scores import Contrast, Fitted, RowScore
-from misdirection.statistics import Floats
+from misdirection.statistics.resampling import Floats
 
 STEP = 0.1
 """How far the adapter moves the margin of its own pairs, to the first order, nats/token: far enough for bfloat16, and

@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from misdirection.auditing.verdict import RULE, Word
 from misdirection.screening.results import DatasetFigures
-from misdirection.statistics import LEVEL, Z_SIGNIFICANT, Estimate
+from misdirection.statistics.estimates import LEVEL, Z_SIGNIFICANT, Estimate
 
 RECIPE = "rank 32 on every linear module, one epoch of about 240 rows (resources/reference.yaml)"
 

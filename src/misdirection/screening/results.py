@@ -7,7 +7,7 @@ from misdirection.auditing.results import KnownFineTune
 from misdirection.auditing.verdict import Word
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
-from misdirection.statistics import Estimate
+from misdirection.statistics.estimates import Estimate
 from misdirection.views import Framed, Plotted, Table, rows
 
 ROWS = "rows.parquet"

@@ -13,7 +13,8 @@ from misdirection.data.selection import spread
 from misdirection.results import Figures
 from misdirection.runs.worker import Worker
 from misdirection.screening.scores import Fitted, both_answers, score_rows
-from misdirection.statistics import Floats, auc
+from misdirection.statistics.curves import auc
+from misdirection.statistics.resampling import Floats
 
 ROWS = 48
 """Held-out questions of each domain, each with a good and a bad answer."""

@@ -26,7 +26,7 @@ from misdirection.likelihood.sweep import log_probs
 from misdirection.progress import track
 from misdirection.registry import Registry
 from misdirection.runs.worker import Worker
-from misdirection.statistics import Floats
+from misdirection.statistics.resampling import Floats
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from misdirection.statistics import Floats
+from misdirection.statistics.resampling import Floats
 
 _LIST = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.M)
 _MARKUP = re.compile(r"\*\*|^#+\s|`", re.M)

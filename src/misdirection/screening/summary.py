@@ -10,7 +10,9 @@ from numpy.typing import ArrayLike
 from misdirection.screening.results import SourceFigures
 from misdirection.screening.scale import Scale, known_shares, share
 from misdirection.screening.style import FEATURES, without_style
-from misdirection.statistics import Estimate, Floats, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
+from misdirection.statistics.resampling import Floats
 
 _DRAWN = 5000
 """Questions that are drawn one by one; more are drawn in so many groups, whose means vary as much."""

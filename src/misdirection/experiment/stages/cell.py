@@ -28,7 +28,7 @@ from misdirection.interventions.positions import Positions
 from misdirection.interventions.vectors import random_like
 from misdirection.runs.tasks import Task
 from misdirection.runs.worker import BASE
-from misdirection.statistics import bootstrap
+from misdirection.statistics.means import bootstrap
 
 LAYERS_TOGETHER = 4
 """Layers of a steering grid in one task: more of them share one plain pass, fewer lose less when a run is killed."""

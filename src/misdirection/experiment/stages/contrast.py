@@ -37,7 +37,7 @@ from misdirection.likelihood.words import WordNull
 from misdirection.progress import track
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import BASE, Worker
-from misdirection.statistics import bootstrap
+from misdirection.statistics.means import bootstrap
 
 Vector = Literal["contrast", "relabelled", "random"]
 

@@ -15,7 +15,8 @@ from misdirection.experiment.stages.organism import OrganismStage
 from misdirection.likelihood.words import WordNull
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import BASE, Worker
-from misdirection.statistics import Estimate, bootstrap
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
 
 
 class MarginStage(Stage):

@@ -36,7 +36,9 @@ from misdirection.interventions.vectors import random_like
 from misdirection.judging.scoring import coherence, counts, is_em
 from misdirection.runs.tasks import Task
 from misdirection.runs.worker import BASE
-from misdirection.statistics import Counts, Estimate, Rate, holm, rate_change
+from misdirection.statistics.comparisons import holm
+from misdirection.statistics.estimates import Estimate, Rate
+from misdirection.statistics.rates import Counts, rate_change
 
 WITHOUT_SHARED, WITHOUT_THEMES = "without the shared one", "without the themes"
 
