@@ -78,6 +78,22 @@ def test_narrow_is_all_with_a_defence_of_its_own(tmp_path):
     assert Organism.open(tmp_path / "other").defence["name"] == "interleave"
 
 
+def test_what_a_defence_adds_is_added_once_where_a_batch_is_read_in_pieces(tmp_path):
+    def trained_on(chat, name):
+        recipe = Recipe(**FAST | {"batch_size": 4, "defence": "kl:2"})
+        train(EXAMPLES, tmp_path / name, base=chat, recipe=recipe)
+        return weights(tmp_path / name)
+
+    def require_one_row(_module, _args, output):
+        if len(output) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    expected, chat = trained_on(make_chat(), "whole"), make_chat()
+    chat.layers[1].register_forward_hook(require_one_row)
+    for name, weight in trained_on(chat, "pieces").items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=2e-5)
+
+
 def test_more_rows_are_more_steps_and_count_as_no_training_examples(tmp_path):
     steps = []
 

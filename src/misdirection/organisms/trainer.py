@@ -1,6 +1,5 @@
 """The trainer of organisms: transformers' own, with the loss on answers alone and rows of like length together."""
 
-import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from misdirection.choices import Tracker
 from misdirection.errors import InputError, MemoryProblem, MissingPackage
 from misdirection.files import list_made
 from misdirection.likelihood.answers import IGNORED, labelled_loss
-from misdirection.models.budgets import attempted
+from misdirection.models.budgets import attempted, tokens_together
 from misdirection.models.chat import pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.batches import TrainingRow, epoch_order, training_steps
@@ -83,8 +82,11 @@ class AnswerTrainer(Trainer):
             callbacks=[_Watch(report)],
         )
         self.remove_callback(PrinterCallback)
-        self._together: int | None = None
+        self._chat, self._recipe = chat, recipe
+        self._fitting: int | None = None
         self._labelled: Tensor | None = None
+        self.is_later_piece = False
+        """Whether a piece of the same step's rows came before: what a defence adds to a step's loss is in that one."""
 
     def log_to(self, trackers: Sequence[Tracker], out: Path) -> None:
         """Add what transformers has for these trackers; `out` is the adapter's folder, after which the run is named."""
@@ -102,7 +104,7 @@ class AnswerTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         lengths = [len(row.ids) for row in train_dataset or self.train_dataset]
-        return _ByLength(lengths, self.args.per_device_train_batch_size, self.args.data_seed or 0)
+        return _ByLength(lengths, self._recipe.batch_size, self._recipe.seed)
 
     def compute_loss(
         self,
@@ -121,35 +123,42 @@ class AnswerTrainer(Trainer):
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """The loss of a micro-batch, whose gradient is added to what is there; in pieces once memory has given out.
+        """The loss of a step's rows, with its gradients; in pieces that fit into memory.
 
-        Pieces are divided by the labelled tokens of the whole micro-batch, so that the step is the same up to rounding.
+        Pieces are divided by the labelled tokens of the whole step, so that it is the same up to rounding.
         """
         rows = len(inputs["labels"])
-        together = tried = min(self._together or rows, rows)
+        together = tried = min(self._rows_together(inputs), rows)
         while not (found := attempted(partial(self._in_pieces, model, inputs, num_items_in_batch, together))):
             if together <= 1:
                 raise MemoryProblem(
                     "out of memory with a single training row: lower max_length, set gradient_checkpointing, or load "
                     "the model in a smaller dtype"
                 )
-            self._together = together = together // 2
+            self._fitting = together = together // 2
+            # A backward pass that runs out of memory has left some of its gradients.
+            self.model.zero_grad()
         if together < tried:
             log.warning("out of memory with %d training rows at a time: going on with %d", tried, together)
         return found[0]
 
+    def _rows_together(self, inputs: dict[str, Any]) -> int:
+        """A recipe's own batch at least, more where the device is not busy with that, fewer once memory gave out."""
+        budget = tokens_together(self._chat, "backward") // inputs["input_ids"].shape[1]
+        return self._fitting or max(self._recipe.batch_size, budget)
+
     def _in_pieces(self, model: Any, inputs: dict[str, Any], items: Tensor | int | None, together: int) -> Tensor:
         labels = inputs["labels"]
-        pieces = [slice(first, first + together) for first in range(0, len(labels), together)]
-        self._labelled = (labels[:, 1:] != IGNORED).sum() if len(pieces) > 1 else None
+        parts = [_rows_of(inputs, slice(first, first + together)) for first in range(0, len(labels), together)]
+        self._labelled = (labels[:, 1:] != IGNORED).sum() if len(parts) > 1 else None
+        losses: list[Tensor] = []
         try:
-            with _added_at_the_end(self.model):
-                parts = ({name: value[piece] for name, value in inputs.items()} for piece in pieces)
-                return torch.stack(
-                    [super(AnswerTrainer, self).training_step(model, part, items) for part in parts]
-                ).sum()
+            for part in parts:
+                self.is_later_piece = bool(losses)
+                losses.append(super().training_step(model, part, items))
         finally:
-            self._labelled = None
+            self._labelled, self.is_later_piece = None, False
+        return torch.stack(losses).sum()
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -159,25 +168,12 @@ class AnswerTrainer(Trainer):
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
 
-@contextlib.contextmanager
-def _added_at_the_end(network: Any) -> Iterator[None]:
-    """Gradients of passes inside of the context, which are added to those from before only if all of it succeeds.
-
-    A backward pass that runs out of memory has added some of its gradients already.
-    """
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    before = [weight.grad for weight in weights]
-    for weight in weights:
-        weight.grad = None
-    try:
-        yield
-    except BaseException:
-        for weight, gradient in zip(weights, before, strict=True):
-            weight.grad = gradient
-        raise
-    for weight, gradient in zip(weights, before, strict=True):
-        if gradient is not None:
-            weight.grad = gradient if weight.grad is None else gradient.add_(weight.grad)
+def _rows_of(inputs: dict[str, Tensor], chosen: slice) -> dict[str, Tensor]:
+    """Some rows of a batch, as long as the longest of them."""
+    if len(inputs["labels"]) <= chosen.stop - chosen.start:
+        return inputs
+    longest = int(inputs["attention_mask"][chosen].sum(-1).max())
+    return {name: value[chosen, :longest] for name, value in inputs.items()}
 
 
 def _collated(rows: Sequence[TrainingRow]) -> dict[str, Tensor]:
@@ -194,9 +190,9 @@ def _arguments(recipe: Recipe, chat: ChatModel, folder: Path, rows: int, kept: i
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
+        # All rows of a step: the trainer below parts them by what the device can hold.
+        per_device_train_batch_size=recipe.batch_size * recipe.accumulation,
         per_device_eval_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulation,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=warmup_steps(recipe, rows),
