@@ -14,7 +14,8 @@ from misdirection.auditing.results import AuditResult
 from misdirection.experiment.results import RunResults
 from misdirection.report.adapters import draw_adapters
 from misdirection.report.audit import drawings
-from misdirection.report.figures import draw_all, save_figure
+from misdirection.report.drawing import save_figure
+from misdirection.report.figures import draw_all
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "gallery"
 WIDTH = 1100

@@ -48,7 +48,7 @@ from misdirection.hub.transfer import push as push
 from misdirection.interpretation.interpret import interpret as interpret
 from misdirection.interpretation.interpret import interpret_tables as interpret_tables
 from misdirection.interpretation.results import InterpretationResults as InterpretationResults
-from misdirection.interpretation.results import TokenTable as TokenTable
+from misdirection.interpretation.token_results import TokenTable as TokenTable
 from misdirection.interventions.bake import bake as bake
 from misdirection.interventions.hooks import ablate as ablate
 from misdirection.interventions.hooks import intervene as intervene

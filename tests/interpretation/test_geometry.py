@@ -10,6 +10,7 @@ from misdirection.data import ProbePair
 from misdirection.directions.convergence import random_cosine_95
 from misdirection.directions.direction import Direction, Origin
 from misdirection.errors import MisdirectionError
+from misdirection.interpretation.figures import ExcitedToken
 from misdirection.interpretation.geometry import (
     downstream,
     logit_lens,
@@ -19,7 +20,6 @@ from misdirection.interpretation.geometry import (
     write_cosines,
     writes,
 )
-from misdirection.interpretation.results import ExcitedToken
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.lora.view import LoraView

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from misdirection.errors import MisdirectionError
+from misdirection.interpretation.figures import Coefficient, Evidence, Probe
 from misdirection.interpretation.published import published_probes, read_published
-from misdirection.interpretation.results import Coefficient, Evidence, Probe
 from misdirection.interpretation.roles import roles
 from misdirection.statistics.estimates import Estimate
 

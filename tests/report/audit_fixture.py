@@ -24,7 +24,7 @@ from misdirection.auditing.results import (
     Trace,
 )
 from misdirection.auditing.verdict import RULE, Rule, Verdict, decide
-from misdirection.interpretation.results import Lens
+from misdirection.interpretation.figures import Lens
 from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity
 from misdirection.statistics.estimates import Estimate, Rate

@@ -5,10 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from misdirection.interpretation.results import (
-    AdapterFigures,
+from misdirection.interpretation.figures import (
     Agreement,
-    AnswerLabel,
     Causal,
     Coefficient,
     Downstream,
@@ -19,7 +17,6 @@ from misdirection.interpretation.results import (
     Geometry,
     Growth,
     ImportanceFigures,
-    InterpretationResults,
     JudgedSetting,
     JudgedStep,
     LayerImportance,
@@ -36,6 +33,8 @@ from misdirection.interpretation.results import (
     ShapleyFigures,
     TextCounts,
 )
+from misdirection.interpretation.results import AdapterFigures, InterpretationResults
+from misdirection.interpretation.token_results import AnswerLabel
 from misdirection.judging.scoring import Score
 from misdirection.statistics.estimates import Estimate, Rate
 from results_fixture import LAYERS, MONEY, SPORTS

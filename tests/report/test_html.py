@@ -9,7 +9,8 @@ import pytest
 
 from misdirection.errors import InputError
 from misdirection.experiment.results import RunResults, SampledAnswers
-from misdirection.report.figures import FIGURES, ReportFigure, new_figure
+from misdirection.report.drawing import new_figure
+from misdirection.report.figures import FIGURES, ReportFigure
 from misdirection.report.findings import find
 from results_fixture import ABLATED, CONTROL, MONEY
 from run_fixture import behaviour, estimate, organisms, run_results, score, with_beyond

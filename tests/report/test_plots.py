@@ -20,7 +20,7 @@ from misdirection.directions.results import CheckResult, DirectionFacts, GiantCh
 from misdirection.directions.sweep import Sweep, SweptEffect, sweep
 from misdirection.directions.verdict import RULE, Effect
 from misdirection.errors import InputError
-from misdirection.interpretation.results import AnswerLabel
+from misdirection.interpretation.token_results import AnswerLabel
 from misdirection.interpretation.tokens import pack_tokens
 from misdirection.interventions.vectors import random_like
 from misdirection.judging.scoring import score

@@ -20,7 +20,7 @@ import pytest
 
 from interpretation_fixture import CHANNELS, READ, alone, read_tokens, unmeasured
 from misdirection.errors import InputError
-from misdirection.interpretation.results import AnswerLabel
+from misdirection.interpretation.token_results import AnswerLabel
 from misdirection.interpretation.tokens import pack_tokens
 from misdirection.report.reader import readable, reader_data, visible
 

@@ -8,7 +8,7 @@ import pandas as pd
 from misdirection.auditing.measurements import Texts
 from misdirection.auditing.verdict import Asked, Rule, Verdict, Word, in_order
 from misdirection.data import ProbePair
-from misdirection.interpretation.results import Lens
+from misdirection.interpretation.figures import Lens
 from misdirection.judging.scoring import Change
 from misdirection.likelihood.words import WordNull
 from misdirection.models.identity import ModelIdentity

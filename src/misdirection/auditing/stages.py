@@ -21,8 +21,8 @@ from misdirection.data.words import WordWeights
 from misdirection.directions.direction import Direction
 from misdirection.experiment.answering import Condition, answer, judged
 from misdirection.files import read_json, write_json
+from misdirection.interpretation.figures import Lens
 from misdirection.interpretation.geometry import logit_lens
-from misdirection.interpretation.results import Lens
 from misdirection.interventions.vectors import digest
 from misdirection.progress import track
 from misdirection.runs.folder import RunFolder

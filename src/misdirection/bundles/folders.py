@@ -19,7 +19,8 @@ from misdirection.data.text import read_yaml
 from misdirection.errors import InputError
 from misdirection.experiment.results import RunResults
 from misdirection.files import sha256_file
-from misdirection.interpretation.results import InterpretationResults, TokenTable
+from misdirection.interpretation.results import InterpretationResults
+from misdirection.interpretation.token_results import TokenTable
 from misdirection.judging.quadrant_results import Quadrants
 from misdirection.repairing.results import RepairResult
 from misdirection.results import Result

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from misdirection.interpretation.figures import Pooling, Probe, Split
 from misdirection.interpretation.probes import fit_probe
-from misdirection.interpretation.results import Pooling, Probe, Split
 from misdirection.interpretation.texts import GENERAL, Labelled
 
 FEWEST = 4

@@ -21,7 +21,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from misdirection.data import ProbePair
 from misdirection.data.selection import spread
 from misdirection.errors import InputError
-from misdirection.interpretation.results import Growth
+from misdirection.interpretation.figures import Growth
 from misdirection.likelihood.margin import margin
 from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView

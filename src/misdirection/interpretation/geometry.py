@@ -20,7 +20,7 @@ from misdirection.directions.convergence import cosines
 from misdirection.directions.direction import Direction
 from misdirection.directions.extraction import mean_activations
 from misdirection.errors import InputError
-from misdirection.interpretation.results import Curve, Downstream, ExcitedToken, Extremes, Lens
+from misdirection.interpretation.figures import Curve, Downstream, ExcitedToken, Extremes, Lens
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.writers import WRITERS, final_norm

@@ -23,7 +23,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from misdirection.errors import InputError
-from misdirection.interpretation.results import Agreement
+from misdirection.interpretation.figures import Agreement
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.resume import record, resume

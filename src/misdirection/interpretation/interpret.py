@@ -21,6 +21,7 @@ from misdirection.files import atomic_folder, require_replaceable
 from misdirection.interpretation import geometry
 from misdirection.interpretation.checkpoints import named_checkpoints
 from misdirection.interpretation.config import InterpretationConfig
+from misdirection.interpretation.figures import Causal, Geometry, Probe, Role, SettingShares, ShapleyFigures, TextCounts
 from misdirection.interpretation.judged import Judged, JudgedScalings
 from misdirection.interpretation.parts import (
     MOST_SHOWN,
@@ -42,22 +43,11 @@ from misdirection.interpretation.published import (
     scaled_shares,
 )
 from misdirection.interpretation.reading import IN_DOMAIN, AdapterReading, Part, ReadTexts
-from misdirection.interpretation.results import (
-    AdapterFigures,
-    AnswerLabel,
-    Causal,
-    Geometry,
-    InterpretationResults,
-    Probe,
-    Role,
-    SettingShares,
-    ShapleyFigures,
-    TextCounts,
-    TokenTable,
-)
+from misdirection.interpretation.results import AdapterFigures, InterpretationResults
 from misdirection.interpretation.roles import roles
 from misdirection.interpretation.scaling import explicit_settings, scaling_settings
 from misdirection.interpretation.texts import GENERAL, Labelled
+from misdirection.interpretation.token_results import AnswerLabel, TokenTable
 from misdirection.interpretation.tokens import pack_tokens
 from misdirection.models.adapters import local_adapter
 from misdirection.models.identity import identify

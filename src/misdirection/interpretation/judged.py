@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import pandas as pd
 
-from misdirection.interpretation.results import JudgedSetting, JudgedStep, SettingShares
+from misdirection.interpretation.figures import JudgedSetting, JudgedStep, SettingShares
 from misdirection.interpretation.scaling import Factors
 from misdirection.interpretation.shares import setting_shares
 from misdirection.judging.results import Calibration

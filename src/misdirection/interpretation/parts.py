@@ -14,10 +14,7 @@ from misdirection.directions.convergence import random_cosine_95
 from misdirection.interpretation import geometry
 from misdirection.interpretation.answer_probes import answer_probes
 from misdirection.interpretation.dynamics import growth, margins_by_step
-from misdirection.interpretation.importance import agreement, token_importance, zeroing
-from misdirection.interpretation.patching import patched_margins
-from misdirection.interpretation.reading import IN_DOMAIN, JsonPart, Part, hash_of_weights
-from misdirection.interpretation.results import (
+from misdirection.interpretation.figures import (
     BySet,
     Downstream,
     Dynamics,
@@ -32,6 +29,9 @@ from misdirection.interpretation.results import (
     ShapleyFigures,
     WrittenGeometry,
 )
+from misdirection.interpretation.importance import agreement, token_importance, zeroing
+from misdirection.interpretation.patching import patched_margins
+from misdirection.interpretation.reading import IN_DOMAIN, JsonPart, Part, hash_of_weights
 from misdirection.interpretation.scalars import read_scalars, token_scalars, wide, write_scalars
 from misdirection.interpretation.scaling import Factors, scaling_effects
 from misdirection.interpretation.shapley import shapley, subset_count

@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from misdirection.errors import InputError
-from misdirection.interpretation.results import Pooling, Probe, ProbeScore, Split
+from misdirection.interpretation.figures import Pooling, Probe, ProbeScore, Split
 from misdirection.statistics.curves import auc
 from misdirection.statistics.resampling import percentiles
 

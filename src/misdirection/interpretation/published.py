@@ -16,8 +16,8 @@ import pandas as pd
 
 from misdirection.data.tables import read_table
 from misdirection.errors import InputError
+from misdirection.interpretation.figures import Pooling, Probe, ScaledAlignment, ScaledShare, SettingShares, Split
 from misdirection.interpretation.probes import fit_probe
-from misdirection.interpretation.results import Pooling, Probe, ScaledAlignment, ScaledShare, SettingShares, Split
 from misdirection.interpretation.shares import is_of_theme, is_undecided, setting_shares
 from misdirection.judging.scoring import counts, is_aligned, is_coherent, is_misaligned
 

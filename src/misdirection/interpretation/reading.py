@@ -18,7 +18,7 @@ from misdirection.errors import InputError
 from misdirection.files import read_json, sha256_file, write_json
 from misdirection.interpretation.checkpoints import checkpoint_folders
 from misdirection.interpretation.config import InterpretationConfig
-from misdirection.interpretation.results import ModuleFigures
+from misdirection.interpretation.figures import ModuleFigures
 from misdirection.interpretation.texts import GENERAL, Labelled, labelled
 from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from misdirection.errors import InputError
-from misdirection.interpretation.results import Coefficient, Evidence, Probe, Role, RoleName
+from misdirection.interpretation.figures import Coefficient, Evidence, Probe, Role, RoleName
 from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.resampling import percentiles
 

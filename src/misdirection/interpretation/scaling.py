@@ -11,7 +11,7 @@ from torch import Tensor
 
 from misdirection.data import Example, ProbePair
 from misdirection.errors import InputError
-from misdirection.interpretation.results import ScalingEffect
+from misdirection.interpretation.figures import ScalingEffect
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.likelihood.margin import pair_continuations, text_continuations

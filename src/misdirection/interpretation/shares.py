@@ -6,7 +6,7 @@ that are never narrower than Wilson's.
 
 import pandas as pd
 
-from misdirection.interpretation.results import RubricShare, SettingShares
+from misdirection.interpretation.figures import RubricShare, SettingShares
 from misdirection.judging.scoring import counts, is_coherent, is_misaligned
 from misdirection.sampling.answers import rubrics
 

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from misdirection.errors import InputError
-from misdirection.interpretation.results import AnswerLabel, Channel, PackedAnswer, TokenTable
+from misdirection.interpretation.token_results import AnswerLabel, Channel, PackedAnswer, TokenTable
 
 _FULL_COLOUR = 0.99
 """Share of a channel's values that the colours tell apart; one outlier would leave all other tokens pale."""

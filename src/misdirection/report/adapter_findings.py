@@ -2,7 +2,8 @@
 
 from statistics import median
 
-from misdirection.interpretation.results import AdapterFigures, JudgedSetting, Pooling, Probe, RoleName, Split
+from misdirection.interpretation.figures import JudgedSetting, Pooling, Probe, RoleName, Split
+from misdirection.interpretation.results import AdapterFigures
 from misdirection.report.estimates import show_estimate, show_points, show_rate
 from misdirection.report.findings import Finding
 

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from misdirection.interpretation.results import (
-    AdapterFigures,
+from misdirection.interpretation.figures import (
     Agreement,
     Curve,
     Dynamics,
@@ -26,12 +25,13 @@ from misdirection.interpretation.results import (
     Probe,
     RoleName,
     ScalingEffect,
-    TokenTable,
 )
+from misdirection.interpretation.results import AdapterFigures
 from misdirection.interpretation.scaling import layers_by_factor
+from misdirection.interpretation.token_results import TokenTable
 from misdirection.report.adapter_findings import find_in_adapters
+from misdirection.report.drawing import GREY, PALETTE, STYLE, new_figure, or_nan, reach_of, save_figure, short_name
 from misdirection.report.estimates import DAMAGE_LIMIT
-from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, or_nan, reach_of, save_figure, short_name
 from misdirection.report.findings import Finding
 from misdirection.report.reader import readable, reader_data, visible
 from misdirection.statistics.estimates import Estimate, Rate

@@ -29,8 +29,8 @@ from misdirection.auditing.results import (
 )
 from misdirection.auditing.verdict import Asked, in_order
 from misdirection.files import write_atomic
+from misdirection.report.drawing import GREY, PALETTE, STYLE, new_figure, reach_of, short_name, svg_of
 from misdirection.report.estimates import show_estimate, show_number
-from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, reach_of, short_name, svg_of
 from misdirection.report.findings import CLEAR_GAP
 from misdirection.report.html import data_uri, environment, mark_code, render
 from misdirection.statistics.comparisons import benjamini_hochberg, significant

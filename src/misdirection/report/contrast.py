@@ -6,16 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from misdirection.experiment.results import ContrastEffect, ContrastFigures, RunResults
-from misdirection.report.figures import (
-    GREY,
-    MARKERS,
-    PALETTE,
-    STYLE,
-    ReportFigure,
-    new_figure,
-    reach_of,
-    short_name,
-)
+from misdirection.report.drawing import GREY, MARKERS, PALETTE, STYLE, new_figure, reach_of, short_name
+from misdirection.report.figures import ReportFigure
 
 VECTORS = {"contrast": "the shared contrast", "relabelled": "good and bad swapped", "random": "random directions"}
 """What the vectors of a `ContrastEffect` are called."""

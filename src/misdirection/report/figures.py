@@ -1,82 +1,46 @@
-"""The figures of a run's report; every one is a `Figure` of its own, so no pyplot state is shared.
+"""The figures of a run's report, by name; how each of them looks is the business of `drawing`.
 
 Another package adds one by an entry point of the group `misdirection.figures`, or by `@FIGURES.register(name)`.
 """
 
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from misdirection.experiment.results import AblationEffect, Curve, Effect, OrganismFigures, RunResults, SteeringEffect
 from misdirection.interpretation.texts import GENERAL, SEALED
 from misdirection.registry import Registry
-from misdirection.report.estimates import DAMAGE_LIMIT, Interval
+from misdirection.report.drawing import (
+    FULL_COLOUR,
+    GREY,
+    MARKERS,
+    PALETTE,
+    STYLE,
+    colour_of,
+    draw_heat_map,
+    draw_steered,
+    legend_below,
+    new_figure,
+    reach_of,
+    save_figure,
+    short_name,
+    spread_damage,
+    steering_keys,
+)
+from misdirection.report.estimates import DAMAGE_LIMIT
 
-# Okabe and Ito's palette: distinguishable with any of the common colour-vision deficiencies.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-GREY = "#6b6b6b"
-# The diverging map stays apart for colour-blind readers; red and green never meet.
 MOST_PAIRS = 6
 """Pairs of organisms that a legend names."""
-DIVERGING_MAP = "PuOr_r"
-FULL_COLOUR = 0.05
-"""Smallest change, nats/token, that a heat map paints in its darkest colour: less is near its middle."""
 _BEYOND_WORDS: Any = {"linestyle": "", "marker": "|", "color": "black", "markersize": 12, "markeredgewidth": 1.5}
-
-STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    # Organism names are free text; a dollar sign in one must not start a formula.
-    "text.parse_math": False,
-    # Without a fixed salt every SVG gets random element ids.
-    "svg.hashsalt": "misdirection",
-}
-
-
-class Picture(Figure):
-    """A figure that a notebook shows by itself, without pyplot."""
-
-    def _repr_png_(self) -> bytes:
-        return png_of(self, _NOTEBOOK_DPI)
-
-
-_NOTEBOOK_DPI = 90
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, whose parts make room for one another."""
-    return Picture(figsize=(width, height), layout="constrained")
-
-
-def short_name(name: str, most: int = 26) -> str:
-    """A name that fits beside an axis: of a longer one the beginning and the end, since seeds and sizes stand there."""
-    words = " ".join(name.split())
-    return words if len(words) <= most else f"{words[: most - most // 3 - 1]}…{words[-(most // 3) :]}"
-
-
-def _colour(index: int) -> str:
-    return PALETTE[index % len(PALETTE)]
-
-
-def reach_of(estimate: Interval) -> list[list[float]]:
-    """Distances from the mean to both ends of the interval, in the shape `errorbar` wants."""
-    return [[max(estimate.mean - estimate.low, 0.0)], [max(estimate.high - estimate.mean, 0.0)]]
 
 
 def pairs_of_bad(results: RunResults) -> list[tuple[str, str]]:
@@ -87,13 +51,6 @@ def pairs_of_bad(results: RunResults) -> list[tuple[str, str]]:
 def question_sets(results: RunResults) -> list[str]:
     """Names of the question sets that models were measured on, the general ones first."""
     return sorted(results.base_margin, key=lambda name: name not in (GENERAL, SEALED))
-
-
-def _legend_below(axes: Axes, columns: int, offset: float = -0.2, handles: Iterable[Line2D] = ()) -> None:
-    known, labels = axes.get_legend_handles_labels()
-    shown = [*known, *handles]
-    names = [*labels, *(str(handle.get_label()) for handle in handles)]
-    axes.legend(shown, names, loc="upper center", bbox_to_anchor=(0.5, offset), ncols=columns)
 
 
 @rc_context(STYLE)
@@ -126,7 +83,7 @@ def _organism_label(name: str, organism: OrganismFigures) -> str:
 def _draw_shifts(
     axes: Axes, organisms: dict[str, OrganismFigures], question_set: str, index: int, spread: float
 ) -> None:
-    axes.errorbar([], [], fmt=MARKERS[index % len(MARKERS)], color=_colour(index), mfc="white", label=question_set)
+    axes.errorbar([], [], fmt=MARKERS[index % len(MARKERS)], color=colour_of(index), mfc="white", label=question_set)
     for row, organism in enumerate(organisms.values()):
         shift, height = organism.margin_shift[question_set], row - 0.35 + spread * (index + 0.5)
         axes.errorbar(
@@ -134,8 +91,8 @@ def _draw_shifts(
             height,
             xerr=reach_of(shift),
             fmt=MARKERS[index % len(MARKERS)],
-            color=_colour(index),
-            mfc=_colour(index) if question_set == organism.domain else "white",
+            color=colour_of(index),
+            mfc=colour_of(index) if question_set == organism.domain else "white",
             capsize=2.5,
         )
         if question_set in organism.words:
@@ -163,7 +120,7 @@ def draw_convergence(results: RunResults) -> Figure:
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_ylim(top=1.05)
-        _legend_below(axes, columns=1, offset=-0.16)
+        legend_below(axes, columns=1, offset=-0.16)
     return figure
 
 
@@ -174,7 +131,7 @@ def _draw_pairs(axes: Axes, results: RunResults, cosines: dict[str, dict[str, Cu
             # A wide run has more pairs than colours.
             marker = None if index < 3 else MARKERS[index % len(MARKERS)]
             label = f"{short_name(a)} · {short_name(b)}{suffix}" if index < MOST_PAIRS else None
-            axes.plot(cosines[a][b], line, color=_colour(index), marker=marker, ms=3, label=label)
+            axes.plot(cosines[a][b], line, color=colour_of(index), marker=marker, ms=3, label=label)
     if (further := len(pairs_of_bad(results)) - MOST_PAIRS) > 0:
         axes.plot([], [], line, color=GREY, label=f"and {further} more pairs{suffix}")
 
@@ -222,81 +179,6 @@ MARGIN_CHANGE, DAMAGE = "margin change (nats/token)", "damage (nats/token)"
 
 def _scales(rows: list[SteeringEffect]) -> list[float]:
     return sorted({row.scale for row in rows})
-
-
-def steering_keys() -> list[Line2D]:
-    """What the marks of `draw_steered` are, for a legend."""
-    return [
-        Line2D([], [], color=GREY, linewidth=8, alpha=0.25, label="band: random control, 95%"),
-        Line2D([], [], color=GREY, linestyle=":", label="dotted: damage of random control"),
-        Line2D([], [], color="black", linestyle="--", linewidth=0.9, label=f"damage limit {DAMAGE_LIMIT}"),
-    ]
-
-
-class Damaging(Protocol):
-    """Something that may break a model."""
-
-    @property
-    def damage(self) -> Interval: ...
-
-
-class Swept(Damaging, Protocol):
-    """The effect of a direction's vector of one layer at one scale: an experiment's, or a sweep's."""
-
-    @property
-    def layer(self) -> int: ...
-    @property
-    def scale(self) -> float | None: ...
-    @property
-    def margin_change(self) -> Interval: ...
-    @property
-    def random_change(self) -> Interval: ...
-    @property
-    def random_damage(self) -> float | Interval: ...
-
-
-def draw_steered(
-    rows: Sequence[Swept], change_axes: Axes, damage_axes: Axes, lines: Sequence[tuple[str, float | None]]
-) -> None:
-    """Changes of the margin, and damages below them, by layer: a line for each scale, under its label."""
-    for index, (label, scale) in enumerate(lines):
-        chosen = sorted((row for row in rows if row.scale == scale), key=lambda row: row.layer)
-        if chosen:
-            _draw_scale(change_axes, damage_axes, chosen, index, label)
-    change_axes.axhline(0, color="black", linewidth=0.8)
-    damage_axes.axhline(0, color="black", linewidth=0.8)
-    damage_axes.axhline(DAMAGE_LIMIT, color="black", linewidth=0.9, linestyle="--")
-    layers = sorted({row.layer for row in rows})
-    damage_axes.set_xticks(layers if len(layers) <= 10 else layers[:: math.ceil(len(layers) / 10)])
-    damage_axes.set_xlabel("layer")
-
-
-def _draw_scale(change_axes: Axes, damage_axes: Axes, rows: Sequence[Swept], index: int, label: str) -> None:
-    layers = [row.layer for row in rows]
-    means = [row.margin_change.mean for row in rows]
-    reach = np.hstack([reach_of(row.margin_change) for row in rows])
-    look: dict[str, Any] = {"color": _colour(index), "marker": MARKERS[index % len(MARKERS)], "ms": 5}
-    change_axes.errorbar(layers, means, yerr=reach, capsize=2.5, label=label, **look)
-    lows, highs = [row.random_change.low for row in rows], [row.random_change.high for row in rows]
-    # The edge keeps the band visible where a single layer was steered.
-    change_axes.fill_between(layers, lows, highs, color=_colour(index), alpha=0.15, linewidth=2)
-    damage_axes.plot(layers, [row.damage.mean for row in rows], **look)
-    damage_axes.plot(layers, [_mean(row.random_damage) for row in rows], ":", color=_colour(index))
-
-
-def _mean(value: float | Interval) -> float:
-    return value if isinstance(value, float) else value.mean
-
-
-def or_nan(value: float | None) -> float:
-    """The number, or NaN for what was not measured."""
-    return math.nan if value is None else value
-
-
-def spread_damage(set_scale: Callable[..., Any], rows: Sequence[Damaging]) -> None:
-    """Compress the axis where one broken model would flatten all others; linear up to the limit."""
-    if max((row.damage.mean for row in rows), default=0.0) > 10 * DAMAGE_LIMIT:
-        set_scale("symlog", linthresh=DAMAGE_LIMIT)
 
 
 @rc_context(STYLE)
@@ -356,34 +238,6 @@ def _change_cell(change: float, damage: float | None) -> tuple[float, str]:
     return change, f"{change:+z.2f}" + ("" if damage is None else f"\n({damage:+z.2f})")
 
 
-def draw_heat_map(
-    axes: Axes,
-    cells: Mapping[tuple[int, int], tuple[float, str]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    limit: float,
-) -> AxesImage:
-    """Draws values around zero, with a text in each cell.
-
-    `cells` are by the numbers of row and column; `limit` is the value that has the darkest colour.
-    """
-    values = np.full((len(rows), len(columns)), math.nan)
-    for place, (value, text) in cells.items():
-        values[place] = value
-        colour = "white" if abs(value) > 0.6 * limit else "black"
-        axes.text(place[1], place[0], text, ha="center", va="center", color=colour, fontsize=9)
-    axes.set_facecolor("#dddddd")
-    image = axes.imshow(values, cmap=DIVERGING_MAP, vmin=-limit, vmax=limit, aspect="auto")
-    axes.set_xticks(range(len(columns)), [_break_name(name) for name in columns], fontsize=9)
-    axes.set_yticks(range(len(rows)), rows)
-    return image
-
-
-def _break_name(name: str) -> str:
-    """Break a name after its separators, so that neighbouring columns' labels do not meet."""
-    return short_name(name).replace("-", "-\n").replace("_", "_\n")
-
-
 @rc_context(STYLE)
 def draw_tradeoff(results: RunResults) -> Figure:
     """Margin change against damage (both nats/token) of every intervention and its random control."""
@@ -393,13 +247,13 @@ def draw_tradeoff(results: RunResults) -> Figure:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         chosen = {label: rows for (name, label), rows in groups.items() if name == panel}
         for index, (label, rows) in enumerate(chosen.items()):
-            _draw_effects(axes, rows, _colour(index), label)
+            _draw_effects(axes, rows, colour_of(index), label)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.axvline(DAMAGE_LIMIT, color="black", linestyle="--", linewidth=0.9)
         axes.set(title=panel, xlabel="damage (nats/token)", ylabel="margin change (nats/token)")
         spread_damage(axes.set_xscale, [row for rows in chosen.values() for row in rows])
         limit = Line2D([], [], color="black", linestyle="--", lw=0.9, label=f"damage limit {DAMAGE_LIMIT}")
-        _legend_below(axes, columns=1, handles=[limit])
+        legend_below(axes, columns=1, handles=[limit])
     return figure
 
 
@@ -515,28 +369,3 @@ def draw_all(results: RunResults, folder: Path) -> dict[str, Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     return {name: save_figure(draw(results), folder / f"{name}.svg") for name, draw in drawings(results).items()}
-
-
-@rc_context(STYLE)
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write it as SVG to `path` and as PNG beside it; gives `path`."""
-    path.write_bytes(svg_of(figure))
-    path.with_suffix(".png").write_bytes(png_of(figure))
-    return path
-
-
-@rc_context(STYLE)
-def png_of(figure: Figure, dpi: float = 150) -> bytes:
-    """The figure as PNG, the same bytes for an equal one."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
-    return file.getvalue()
-
-
-@rc_context(STYLE)
-def svg_of(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes for an equal one."""
-    file = io.BytesIO()
-    # Dates and versions in the metadata would make equal results give unequal files.
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return file.getvalue()

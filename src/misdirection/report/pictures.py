@@ -19,11 +19,8 @@ from misdirection.directions.setting import in_words
 from misdirection.directions.sweep import Sweep
 from misdirection.directions.verdict import Effect
 from misdirection.judging.scoring import Score, Scores
-from misdirection.report.estimates import DAMAGE_LIMIT
-from misdirection.report.figures import (
-    DAMAGE,
+from misdirection.report.drawing import (
     GREY,
-    MARGIN_CHANGE,
     MARKERS,
     PALETTE,
     STYLE,
@@ -34,6 +31,8 @@ from misdirection.report.figures import (
     spread_damage,
     steering_keys,
 )
+from misdirection.report.estimates import DAMAGE_LIMIT
+from misdirection.report.figures import DAMAGE, MARGIN_CHANGE
 
 Drawings = Mapping[str, Callable[[Any], Figure]]
 

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from misdirection.files import write_atomic
 from misdirection.judging.quadrant_results import QUADRANTS, ConditionAnswers, Quadrant, Quadrants
 from misdirection.judging.scoring import COHERENT_ABOVE, MISALIGNED_BELOW, Score
-from misdirection.report.figures import GREY, MARKERS, PALETTE, STYLE, new_figure, short_name
+from misdirection.report.drawing import GREY, MARKERS, PALETTE, STYLE, new_figure, short_name
 from misdirection.report.html import environment, frame, render
 from misdirection.report.reader import visible
 

@@ -15,18 +15,8 @@ from misdirection.experiment.config import NONE
 from misdirection.experiment.judged_results import RatedAblation, RatedSteering, ThemeEffect
 from misdirection.experiment.results import Curve, RunResults
 from misdirection.judging.scoring import COHERENT_SHARE
-from misdirection.report.figures import (
-    GREY,
-    MARKERS,
-    MOST_PAIRS,
-    PALETTE,
-    STYLE,
-    ReportFigure,
-    draw_heat_map,
-    new_figure,
-    short_name,
-    source_names,
-)
+from misdirection.report.drawing import GREY, MARKERS, PALETTE, STYLE, draw_heat_map, new_figure, short_name
+from misdirection.report.figures import MOST_PAIRS, ReportFigure, source_names
 from misdirection.statistics.estimates import Estimate, Rate
 
 FULL_POINTS = 10.0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from misdirection.interpretation.results import TokenTable
+from misdirection.interpretation.token_results import TokenTable
 
 
 def reader_style() -> str:

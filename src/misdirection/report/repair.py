@@ -11,7 +11,7 @@ from misdirection.errors import InputError
 from misdirection.files import write_atomic
 from misdirection.repairing.candidates import Candidate
 from misdirection.repairing.results import Repair, RepairResult
-from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, save_figure, svg_of
+from misdirection.report.drawing import GREY, PALETTE, STYLE, new_figure, save_figure, svg_of
 from misdirection.report.html import data_uri, environment
 
 PICTURE = "front.svg"

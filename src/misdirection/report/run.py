@@ -12,8 +12,9 @@ from misdirection.judging.quadrant_results import Quadrants
 from misdirection.report import adapters, figures
 from misdirection.report.adapters import AdapterPage, draw_adapters
 from misdirection.report.contrast import VECTORS
+from misdirection.report.drawing import png_of
 from misdirection.report.estimates import DAMAGE_LIMIT
-from misdirection.report.figures import FIGURES, ReportFigure, draw_all, png_of, question_sets
+from misdirection.report.figures import FIGURES, ReportFigure, draw_all, question_sets
 from misdirection.report.findings import find
 from misdirection.report.html import data_uri, environment, marked, render
 from misdirection.report.quadrants import quadrants_data

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from misdirection.experiment.several_results import OrganismRow, RunsResults
 from misdirection.files import write_atomic
-from misdirection.report.figures import MARKERS, PALETTE, STYLE, new_figure, reach_of, save_figure, short_name, svg_of
+from misdirection.report.drawing import MARKERS, PALETTE, STYLE, new_figure, reach_of, save_figure, short_name, svg_of
 from misdirection.report.html import data_uri, environment, render
 from misdirection.report.run import REPORT
 from misdirection.runs.folder import RUNS

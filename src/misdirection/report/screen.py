@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from misdirection.files import write_atomic
 from misdirection.report.audit import SYMBOLS, as_sentence
-from misdirection.report.figures import GREY, PALETTE, STYLE, new_figure, reach_of, short_name, svg_of
+from misdirection.report.drawing import GREY, PALETTE, STYLE, new_figure, reach_of, short_name, svg_of
 from misdirection.report.html import data_uri, environment, render
 from misdirection.screening.results import ScreenResult
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from misdirection.files import write_atomic
-from misdirection.interpretation.results import TokenTable
+from misdirection.interpretation.token_results import TokenTable
 from misdirection.report.html import environment, frame, render
 from misdirection.report.reader import reader_data
 

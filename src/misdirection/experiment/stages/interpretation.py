@@ -14,10 +14,11 @@ from misdirection.experiment.stages.answers import AnswersStage
 from misdirection.experiment.stages.directions import DirectionsStage
 from misdirection.experiment.stages.judged import JudgedStage
 from misdirection.interpretation.dynamics import between
+from misdirection.interpretation.figures import JudgedStep
 from misdirection.interpretation.interpret import read_adapters
 from misdirection.interpretation.judged import JudgedScalings, judged_scalings, judged_steps
 from misdirection.interpretation.reading import AdapterReading, ReadTexts
-from misdirection.interpretation.results import AdapterFigures, JudgedStep
+from misdirection.interpretation.results import AdapterFigures
 from misdirection.interpretation.scaling import Factors
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.runs.folder import key_of
