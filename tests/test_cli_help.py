@@ -42,9 +42,17 @@ def test_the_version_is_the_packages(call):
     assert call("--version")[:2] == (0, f"misdirection {version('misdirection')}\n")
 
 
+def imported_by(code):
+    script = f"import json, sys; {code}; print(json.dumps(sorted(sys.modules)))"
+    return json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
+
+
 @pytest.mark.parametrize("code", ["import misdirection", "import misdirection.cli"])
 def test_neither_help_nor_the_package_imports_what_is_slow(code):
     heavy = {"torch", "transformers", "pydantic", "pandas", "numpy", "scipy", "sklearn"}
-    script = f"import json, sys; {code}; print(json.dumps(sorted(sys.modules)))"
-    imported = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
-    assert heavy.isdisjoint(imported)
+    assert heavy.isdisjoint(imported_by(code))
+
+
+@pytest.mark.parametrize("module", ["runs.actor", "runs.ray_workers", "organisms.recipe", "judging.config"])
+def test_a_worker_and_a_configuration_begin_without_the_model_libraries(module):
+    assert {"torch", "transformers", "peft", "scipy"}.isdisjoint(imported_by(f"import misdirection.{module}"))
