@@ -41,6 +41,7 @@ def _draw_cosines(axes: Axes, contrast: ContrastFigures) -> None:
     for index, (name, curve) in enumerate(contrast.voices.items(), start=1):
         axes.plot(curve, "-.", color=PALETTE[index % len(PALETTE)], label=f"difference of voice: {short_name(name)}")
     axes.axhline(0, color="black", linewidth=0.8)
+    axes.locator_params(axis="x", integer=True)
     axes.set(title="what bad answers train beyond good ones", xlabel="layer", ylabel="cosine")
 
 
