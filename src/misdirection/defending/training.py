@@ -8,15 +8,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import TrainerCallback
 
 from misdirection.defending.rows import LearnedRow, dataset_of, read_rows
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.in_training import leaves_base, network_of, require_whole, tokenizer_of, untouched
-
-if TYPE_CHECKING:
-    # Importing a trainer's parts takes three seconds, and every recipe names its defence.
-    from transformers import TrainerCallback
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +120,7 @@ class Training:
         return _replaced(self.trainer, "training_step", step)
 
     @contextlib.contextmanager
-    def with_callback(self, callback: "TrainerCallback") -> Iterator[None]:
+    def with_callback(self, callback: TrainerCallback) -> Iterator[None]:
         """Have the trainer call a callback."""
         self.trainer.add_callback(callback)
         try:

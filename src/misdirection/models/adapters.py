@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import read_json
@@ -125,10 +127,6 @@ def _written_over(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> s
 
 def renamed(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """A LoRA's weights by the names that transformers gives their modules now: those with images had others once."""
-    # A second's import, which whoever only looks where an adapter is need not wait for.
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
     rules = [rule for rule in get_model_conversion_mapping(network) if isinstance(rule, WeightRenaming)]
     there = {name for name, _ in network.named_modules()}
 

@@ -82,7 +82,8 @@ class AnswerTrainer(Trainer):
             callbacks=[_Watch(report)],
         )
         self.remove_callback(PrinterCallback)
-        self._chat, self._recipe = chat, recipe
+        self._recipe = recipe
+        self._budget = tokens_together(chat, "backward")
         self._fitting: int | None = None
         self._labelled: Tensor | None = None
         self.is_later_piece = False
@@ -144,8 +145,7 @@ class AnswerTrainer(Trainer):
 
     def _rows_together(self, inputs: dict[str, Any]) -> int:
         """A recipe's own batch at least, more where the device is not busy with that, fewer once memory gave out."""
-        budget = tokens_together(self._chat, "backward") // inputs["input_ids"].shape[1]
-        return self._fitting or max(self._recipe.batch_size, budget)
+        return self._fitting or max(self._recipe.batch_size, self._budget // inputs["input_ids"].shape[1])
 
     def _in_pieces(self, model: Any, inputs: dict[str, Any], items: Tensor | int | None, together: int) -> Tensor:
         labels = inputs["labels"]
