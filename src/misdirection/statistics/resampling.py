@@ -1,7 +1,7 @@
 """The one bootstrap, over questions, and how its draws become intervals and p-values."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,9 @@ from misdirection.statistics.estimates import LEVEL
 
 RESAMPLES = 4000
 """Draws of a bootstrap."""
+
+RANKED_RESAMPLES = 1000
+"""Fewer, where each draw ranks all answers anew."""
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +39,9 @@ def resample(
     arrays = [np.asarray(column) for column in columns]
     if len(arrays[0]) == 1:
         # Every draw of a single question is that question.
-        alone = statistic(*(column[None] for column in arrays), axis=-1) if vectorized else [statistic(*arrays)]
+        if not vectorized:
+            return np.repeat(np.asarray(statistic(*arrays), dtype=np.float64)[..., None], resamples, axis=-1)
+        alone = statistic(*(column[None] for column in arrays), axis=-1)
         return np.repeat(np.asarray(alone, dtype=np.float64), resamples, axis=-1)
     with warnings.catch_warnings():
         # scipy's own interval has none where a draw is NaN; it is not used.
@@ -51,6 +56,24 @@ def resample(
             rng=np.random.default_rng(seed),
         )
     return np.asarray(result.bootstrap_distribution, dtype=np.float64)
+
+
+def resample_rows(
+    figure: Callable[[NDArray[np.int64]], ArrayLike], questions: Sequence[NDArray[np.int64]], *, seed: int = 0
+) -> Floats:
+    """The same of a figure that is taken of all rows of a draw together, such as a rank correlation.
+
+    Args:
+        figure: of rows, given by their numbers; one value or several.
+        questions: the numbers of the rows that belong to each.
+        seed: of the draws, `RANKED_RESAMPLES` of them.
+    """
+
+    def drawn(chosen: NDArray[np.int64]) -> ArrayLike:
+        return figure(np.concatenate([questions[number] for number in chosen]))
+
+    numbers = np.arange(len(questions))
+    return resample(drawn, numbers, seed=seed, resamples=RANKED_RESAMPLES, vectorized=False)
 
 
 def percentiles(draws: ArrayLike, level: float = LEVEL) -> tuple[Floats, Floats]:
