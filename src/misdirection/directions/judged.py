@@ -19,6 +19,7 @@ from misdirection.data.tables import require_columns
 from misdirection.directions.convergence import project_away, project_span_away
 from misdirection.directions.direction import Direction, direction, pair_means, require_alike
 from misdirection.errors import InputError
+from misdirection.judging.conditions import answers_of
 from misdirection.judging.scoring import is_aligned, is_coherent, is_misaligned
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.thoughts import split_thought
@@ -145,10 +146,7 @@ def own_groups(frame: pd.DataFrame, organism: str, *, theme: Theme | None = None
 def _own(table: pd.DataFrame, organism: str) -> pd.DataFrame:
     """The rows of this organism as it is."""
     require_columns(table, ("organism", "aligned", "coherent"))
-    own = table[table["organism"] == organism]
-    if own.empty:
-        there = ", ".join(sorted(map(str, table["organism"].dropna().unique()))[:20])
-        raise InputError(f"this table has no answers of {organism!r}; it has those of {there}")
+    own = answers_of(table, [organism])
     return own[own["intervention"].fillna("") == ""] if "intervention" in own else own
 
 
