@@ -19,6 +19,7 @@ from misdirection.files import read_json
 from misdirection.interventions.writers import norm_after, post_norms, role
 from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder
 from misdirection.models.layers import decoder_layers, text_config, text_decoder
+from misdirection.models.names import is_local
 from misdirection.models.weightless import network_of, read_config
 
 Part = Literal["writer", "reader", "norm", "embedding", "head", "other"]
@@ -273,7 +274,7 @@ def _folder(name: str, revision: str | None) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
+    if is_local(name):
         raise InputError(f"{name}: no such folder; give a model's folder or a Hugging Face id")
     try:
         return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.gguf", "*.pth", "*.h5"]))

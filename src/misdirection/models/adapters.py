@@ -22,6 +22,7 @@ from misdirection.models.base_weights import BaseWeights
 from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder, own_name
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.libraries import errors_in_one_line
+from misdirection.models.names import is_local
 from misdirection.models.tokenizers import TEMPLATE_FILES, say_unused_template
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -195,7 +196,7 @@ def local_adapter(name: str, revision: str | None = None, subfolder: str | None 
 def local_checkpoints(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
     """The folder on this disk of the adapter folders `step-N` or `checkpoint-N`, fetched from the hub if need be."""
     path = Path(name).expanduser()
-    if path.is_dir() or _is_local(name):
+    if path.is_dir() or is_local(name):
         if not path.is_dir():
             raise InputError(f"{path}: no such folder; give a folder of checkpoints or a Hugging Face id")
         return path
@@ -232,17 +233,12 @@ def _adapter_folder(adapter: str | Path, subfolder: str | None) -> Path | None:
     path = path / subfolder if subfolder else path
     if is_adapter(path):
         return path
-    if path.exists() or _is_local(str(adapter)):
+    if path.exists() or is_local(str(adapter)):
         reason = "no adapter_config.json in this folder" if path.is_dir() else "no such folder"
         if inside := sorted(found.parent.name for found in path.glob(f"*/{ADAPTER_CONFIG}")):
             reason += f", but in {', '.join(inside)} inside of it"
         raise InputError(f"{path}: {reason}; give a PEFT adapter folder or a Hugging Face id")
     return None
-
-
-def _is_local(name: str) -> bool:
-    """Whether a name can be a path alone."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 # --- fit ----------------------------------------------------------------------------------------------------------
