@@ -100,11 +100,6 @@ class LoraView(ABC):
             if reason := no_sum(config, allowed):
                 raise InputError(f"{self.name}: {reason}, so that it is not a sum of components: {instead}")
 
-    def require_nothing_beside(self, instead: str) -> None:
-        """Raise `InputError`, with what to do `instead`, if it holds more than the matrices of a LoRA."""
-        if self.beside:
-            raise InputError(f"{self.name}: holds more than a plain LoRA ({', '.join(self.beside)}): {instead}")
-
 
 # --- files --------------------------------------------------------------------------------------------------------
 
@@ -224,13 +219,16 @@ def write_adapter(
 ) -> None:
     """Write a PEFT folder as a whole, with each of `records` beside it as a JSON file of its name."""
     with atomic_folder(folder) as temporary:
-        save_file({name: value.contiguous() for name, value in weights.items()}, temporary / ADAPTER_WEIGHTS, _FORMAT)
-        write_json(temporary / ADAPTER_CONFIG, dict(config))
+        save_adapter(temporary, config, weights)
         for name, record in records.items():
             write_json(temporary / f"{name}.json", dict(record))
 
 
-_FORMAT = {"format": "pt"}
+def save_adapter(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write the files of an adapter into a folder that is there."""
+    tensors = {name: value.contiguous() for name, value in weights.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    write_json(folder / ADAPTER_CONFIG, dict(config))
 
 
 # --- a loaded model -----------------------------------------------------------------------------------------------
