@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
+from misdirection.interventions.hooks import note_passes
 from misdirection.interventions.positions import TokenPositions
 from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.margin import pair_rows
@@ -55,9 +56,7 @@ def patched(chat: ChatModel, sources: Sequence[Prompt | None], starts: Sequence[
     positions = TokenPositions(rows=len(sources))
     spans = _Spans(positions, lengths.unsqueeze(-1), torch.tensor(starts).unsqueeze(-1))
     with hook_handles() as handles:
-        for whole in (chat.model, chat.model.get_base_model()):
-            handles.callback(whole.register_forward_pre_hook(positions.note_outer, with_kwargs=True).remove)
-        handles.callback(chat.decoder.register_forward_pre_hook(positions.note, with_kwargs=True).remove)
+        note_passes(chat, positions, handles)
         for module, output in outputs.items():
             handles.callback(module.register_forward_hook(spans.replacing(output)).remove)
         yield
