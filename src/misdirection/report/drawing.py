@@ -191,6 +191,12 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
+def save_figures(drawings: Mapping[str, Callable[[Any], Figure]], results: Any, folder: Path) -> dict[str, Path]:
+    """Writes `NAME.svg` and `NAME.png` of each drawing of some results into `folder`; gives the SVG's path by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: save_figure(draw(results), folder / f"{name}.svg") for name, draw in drawings.items()}
+
+
 @rc_context(STYLE)
 def png_of(figure: Figure, dpi: float = 150) -> bytes:
     """The figure as PNG, the same bytes for an equal one."""

@@ -31,7 +31,7 @@ from misdirection.report.drawing import (
     legend_below,
     new_figure,
     reach_of,
-    save_figure,
+    save_figures,
     short_name,
     spread_damage,
     steering_keys,
@@ -363,9 +363,5 @@ def drawings(results: RunResults) -> dict[str, Callable[[RunResults], Figure]]:
 
 
 def draw_all(results: RunResults, folder: Path) -> dict[str, Path]:
-    """Write every figure that applies as SVG and 150-dpi PNG into `folder`.
-
-    Gives the SVG's path by figure name; the PNG lies beside it under the same stem.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    return {name: save_figure(draw(results), folder / f"{name}.svg") for name, draw in drawings(results).items()}
+    """Writes every figure that applies, as `save_figures` does."""
+    return save_figures(drawings(results), results, folder)
