@@ -83,15 +83,15 @@ def percentiles(draws: ArrayLike, level: float = LEVEL) -> tuple[Floats, Floats]
     return low, high
 
 
-def expanded(questions: int, level: float = LEVEL) -> float:
-    """The level that a percentile interval over so few questions takes to hold the mean as often as `level` says.
+def expanded(questions: int) -> float:
+    """The level that a percentile interval over so few questions takes to hold the mean 95 times in a hundred.
 
     Draws of 8 questions vary less than samples of 8 do, and their tails are not normal: percentiles at 95% hold the
     mean 87 to 90 times in a hundred. Those at this level are as far out as Student's t (Hesterberg 2015).
     """
     if questions < 2:
-        return level
-    reach = t.ppf((1 + level) / 2, questions - 1) * np.sqrt(questions / (questions - 1))
+        return LEVEL
+    reach = t.ppf((1 + LEVEL) / 2, questions - 1) * np.sqrt(questions / (questions - 1))
     return float(1 - 2 * norm.sf(reach))
 
 
