@@ -84,10 +84,8 @@ class Effect(Figures):
         lines = zip(changes[1:], vectors, strict=True)
         random = [float(line[first::count].mean()) for line, count in lines for first in range(count)]
         low, high = one_more(random, level)
-        change, beyond = (
-            bootstrap(changes[0], questions),
-            bootstrap(changes[0] - changes[1:].mean(0), questions, level=level),
-        )
+        change = bootstrap(changes[0], questions)
+        beyond = bootstrap(changes[0] - changes[1:].mean(0), questions, level=level)
         damage = bootstrap(damages[0])
         outside, sure = not low <= change.mean <= high, beyond.low > 0 or beyond.high < 0
         return cls(

@@ -208,11 +208,8 @@ class ScalingPart(JsonPart[tuple[ScalingEffect, ...]]):
         return {**texts, "settings": list(self.factors.items())}
 
     def measure(self, worker: Worker) -> tuple[ScalingEffect, ...]:
-        chat, sets, neutral = (
-            worker.chat(self.reading.organism),
-            self.reading.causal_pairs,
-            self.reading.causal_neutral,
-        )
+        chat, sets = worker.chat(self.reading.organism), self.reading.causal_pairs
+        neutral = self.reading.causal_neutral
         texts = sum(len(pairs) for pairs in sets.values()) + len(neutral)
         with track(f"scaled adapters of {self.reading.organism}", (1 + len(self.factors)) * texts) as advance:
             effects = scaling_effects(chat, sets, neutral, self.factors, progress=advance)

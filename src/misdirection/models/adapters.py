@@ -334,10 +334,8 @@ def _require_vocabulary(
     ]
     tokens = config.get("trainable_token_indices") or config.get("token_indices") or []
     listed = list(tokens.values()) if isinstance(tokens, dict) else [tokens]
-    size, needed = (
-        own[0].weight.shape[0],
-        max([*rows, *(number + 1 for numbers in listed for number in numbers)], default=0),
-    )
+    needed = max([*rows, *(number + 1 for numbers in listed for number in numbers)], default=0)
+    size = own[0].weight.shape[0]
     if needed > size:
         raise InputError(
             f"{adapter}: was trained with a vocabulary of {needed} tokens, and {chat.name!r} has {size}: enlarge the "
