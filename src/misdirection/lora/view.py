@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from misdirection.errors import InputError
-from misdirection.files import atomic_folder, read_json, write_json
+from misdirection.files import atomic_folder, write_json
 from misdirection.lora.components import LoraModule, in_order
 from misdirection.lora.variants import beside_lora, no_sum
-from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, dead_modules
+from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, dead_modules, read_adapter_config
 from misdirection.models.bundled import own_name
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.whole_weights import is_whole
@@ -53,10 +53,7 @@ class LoraView(ABC):
             raise InputError(
                 f"{folder}: is a whole model, trained in its own weights: there is no adapter in it to read"
             )
-        config = read_json(path / ADAPTER_CONFIG)
-        if not isinstance(config, dict):
-            raise InputError(f"{path / ADAPTER_CONFIG}: damaged, no JSON object: fetch or train the adapter again")
-        return LoraFiles(path, config)
+        return LoraFiles(path, read_adapter_config(path))
 
     @staticmethod
     def of(chat: ChatModel) -> "LiveLora":

@@ -41,14 +41,15 @@ def is_adapter(path: Path) -> bool:
 
 def recorded_base(folder: Path) -> str | None:
     """The base model that an adapter's own file names, as this package names it."""
-    named = _read_config(folder).get("base_model_name_or_path")
+    named = read_adapter_config(folder).get("base_model_name_or_path")
     return own_name(str(named)) if named else None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """PEFT's configuration in an adapter's folder; `InputError` for a missing or damaged one."""
     config = read_json(folder / ADAPTER_CONFIG)
     if not isinstance(config, dict):
-        raise InputError(f"{folder / ADAPTER_CONFIG}: must be an object, not {type(config).__name__}: make it again")
+        raise InputError(f"{folder / ADAPTER_CONFIG}: damaged, no JSON object: fetch or train the adapter again")
     return config
 
 
@@ -69,7 +70,7 @@ def attach(
 
     folder = local_adapter(str(adapter), revision, subfolder)
     with errors_in_one_line(str(adapter), "the adapter"):
-        _require_known(adapter, _read_config(folder))
+        _require_known(adapter, read_adapter_config(folder))
         peft_config = PeftConfig.from_pretrained(str(folder))
         config = peft_config.to_dict()
         if reason := unmeasured(config):
