@@ -27,6 +27,7 @@ from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
 from misdirection.models.chat_model import ChatModel
+from misdirection.progress import untold
 from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.means import bootstrap
 
@@ -132,10 +133,6 @@ def turn(steps: Sequence[int], local: Sequence[float | None], norms: Sequence[fl
     return least if known[least] <= median(known.values()) - TURN else None
 
 
-def _untold(_pairs: int) -> None:
-    """Steps are counted here, not their pairs."""
-
-
 def margins_by_step(
     chat: ChatModel,
     folders: Mapping[int, Path],
@@ -147,13 +144,13 @@ def margins_by_step(
 
     `chat` is the base model; it has no adapter afterwards. `progress` is told the number of checkpoints done.
     """
-    base = {name: margin(chat, pairs, progress=_untold) for name, pairs in sets.items()}
+    base = {name: margin(chat, pairs, progress=untold) for name, pairs in sets.items()}
     shifts: dict[str, list[Estimate]] = {name: [] for name in sets}
     for folder in folders.values():
         organism = attach(chat, folder)
         try:
             for name, pairs in sets.items():
-                shifts[name].append(bootstrap((margin(organism, pairs, progress=_untold) - base[name]).numpy()))
+                shifts[name].append(bootstrap((margin(organism, pairs, progress=untold) - base[name]).numpy()))
         finally:
             organism.without_adapter()
         if progress:
