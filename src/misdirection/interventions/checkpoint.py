@@ -202,7 +202,7 @@ class Checkpoint:
         if self._is_outside(name) or any(re.search(pattern, name) for pattern in self._unloaded):
             return "other"
         if block := self.block_of(name):
-            return role(block[1]) if block[0] < len(self.blocks) else "other"  # type: ignore[return-value]
+            return role(block[1]) if block[0] < len(self.blocks) else "other"
         if self.is_head(name):
             return "head"
         own = name.split(".")[-2] if "." in name and name.endswith(("weight", "bias")) else name.split(".")[-1]
@@ -210,7 +210,7 @@ class Checkpoint:
             return "embedding"
         if self._outside and own not in self._names:
             return "other"
-        return role(name)  # type: ignore[return-value]
+        return role(name)
 
     @cached_property
     def blocks(self) -> list[nn.Module]:

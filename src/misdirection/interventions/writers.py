@@ -12,10 +12,14 @@ name that is on neither list is an error, never a guess; so is a norm whose plac
 
 import inspect
 import re
+from typing import Literal
 
 from torch import nn
 
 from misdirection.errors import InputError
+
+Role = Literal["writer", "norm", "reader"]
+"""Of a parameter inside of a decoder block."""
 
 WRITERS = frozenset(
     {
@@ -69,8 +73,8 @@ _PRE_NORMS = frozenset(
 """Norms of a block that stand before its matrices."""
 
 
-def role(name: str) -> str:
-    """`writer`, `norm` or `reader` for the name of a parameter inside of a decoder block.
+def role(name: str) -> Role:
+    """The role that is told by the name of a parameter inside of a decoder block.
 
     `name` is dotted and may end in `weight` or `bias`; fused experts are parameters themselves (`experts.down_proj`,
     `experts.down_proj_bias`). Raises `InputError` for a name that is not known.
