@@ -8,7 +8,7 @@ theme adds is to be part of its direction.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +23,7 @@ from misdirection.judging.conditions import answers_of
 from misdirection.judging.scoring import is_aligned, is_coherent, is_misaligned
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.thoughts import split_thought
+from misdirection.progress import Advance
 from misdirection.sampling.answers import as_answers
 
 KIND = "judged_data_difference"
@@ -187,7 +188,7 @@ def judged_direction(
     fewest: int = FEWEST,
     seed: int = 0,
     budget: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance | None = None,
 ) -> Direction:
     """mean(misaligned) - mean(aligned) over the organism's own judged answers, of kind `judged_data_difference`.
 

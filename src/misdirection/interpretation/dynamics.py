@@ -9,7 +9,7 @@ stays near its usual value while B grows one way, and drops where it turns.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,7 @@ from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
 from misdirection.models.chat_model import ChatModel
-from misdirection.progress import untold
+from misdirection.progress import Advance, untold
 from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.means import bootstrap
 
@@ -138,7 +138,7 @@ def margins_by_step(
     folders: Mapping[int, Path],
     sets: Mapping[str, Sequence[ProbePair]],
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance | None = None,
 ) -> dict[str, tuple[Estimate, ...]]:
     """Margin shift against the base at each step, by question set.
 

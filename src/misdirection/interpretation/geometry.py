@@ -5,7 +5,7 @@ what it causes in later layers converges to it. So a cosine at the adapter's own
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from misdirection.likelihood.margin import pair_rows
 from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
 from misdirection.models.chat_model import ChatModel
+from misdirection.progress import Advance
 from misdirection.statistics.resampling import percentiles, resample
 
 _AROUND = 4
@@ -78,12 +79,7 @@ def random_cosine(width: int) -> float:
 
 
 def downstream(
-    chat: ChatModel,
-    pairs: Sequence[ProbePair],
-    direction: Direction,
-    *,
-    name: str,
-    progress: Callable[[int], None] | None = None,
+    chat: ChatModel, pairs: Sequence[ProbePair], direction: Direction, *, name: str, progress: Advance | None = None
 ) -> Downstream:
     """The mean change of activations that each layer's adapters cause, beside a direction, at every later layer.
 
@@ -113,7 +109,7 @@ def downstream(
 
 
 def _by_question(
-    chat: ChatModel, pairs: Sequence[ProbePair], layers: Sequence[int], progress: Callable[[int], None] | None
+    chat: ChatModel, pairs: Sequence[ProbePair], layers: Sequence[int], progress: Advance | None
 ) -> tuple[Tensor, Tensor]:
     """Mean activations [1 + adapted layers, questions, layers, width], the organism's first, and answer tokens."""
     settings: list[Setting] = [(), *([ScaleAdapters({layer: 0.0})] for layer in layers)]
