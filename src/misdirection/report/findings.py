@@ -5,14 +5,7 @@ from dataclasses import dataclass
 from itertools import compress
 from statistics import median
 
-from misdirection.experiment.results import (
-    AblationEffect,
-    Curve,
-    Effect,
-    OrganismFigures,
-    RunResults,
-    SteeringEffect,
-)
+from misdirection.experiment.results import AblationEffect, Curve, Effect, OrganismFigures, RunResults, SteeringEffect
 from misdirection.interpretation.texts import GENERAL, SEALED
 from misdirection.report.estimates import DAMAGE_LIMIT, show_estimate, show_number
 from misdirection.report.figures import pairs_of_bad
