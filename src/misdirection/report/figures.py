@@ -120,7 +120,7 @@ def draw_convergence(results: RunResults) -> Figure:
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_ylim(top=1.05)
-        legend_below(axes, columns=1, offset=-0.16)
+        legend_below(axes, offset=-0.16)
     return figure
 
 
@@ -253,7 +253,7 @@ def draw_tradeoff(results: RunResults) -> Figure:
         axes.set(title=panel, xlabel="damage (nats/token)", ylabel="margin change (nats/token)")
         spread_damage(axes.set_xscale, [row for rows in chosen.values() for row in rows])
         limit = Line2D([], [], color="black", linestyle="--", lw=0.9, label=f"damage limit {DAMAGE_LIMIT}")
-        legend_below(axes, columns=1, handles=[limit])
+        legend_below(axes, handles=[limit])
     return figure
 
 
