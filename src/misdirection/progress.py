@@ -41,6 +41,10 @@ Advance = Callable[[int], None]
 """Called with the number of items just done."""
 
 
+def untold(_done: int) -> None:
+    """The `Advance` of work whose progress somebody else shows."""
+
+
 def shown(progress: Advance | None, label: str, total: int) -> AbstractContextManager[Advance]:
     """The caller's own `progress`; where there is none, `track`."""
     return track(label, total) if progress is None else contextlib.nullcontext(progress)

@@ -148,9 +148,9 @@ def rows(records: Iterable[Any]) -> pd.DataFrame:
     return pd.DataFrame([row(record) for record in records])
 
 
-def estimates(record: Any, name: str = "figure") -> pd.DataFrame:
-    """One row for each estimate of a record, and of the records in it: its name (`words.beyond`), `mean`, `low`, ..."""
-    return pd.DataFrame([{name: path, **alone(estimate)} for path, estimate in _estimates(record, "")])
+def estimates(record: Any) -> pd.DataFrame:
+    """One row for each estimate of a record, and of the records in it: `figure` (`words.beyond`), `mean`, `low`, ..."""
+    return pd.DataFrame([{"figure": path, **alone(estimate)} for path, estimate in _estimates(record, "")])
 
 
 def _estimates(record: Any, prefix: str) -> Iterator[tuple[str, Estimate]]:

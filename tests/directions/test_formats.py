@@ -236,16 +236,6 @@ def test_what_is_no_control_vector_is_refused(tmp_path, tensors, message):
     assert "d.gguf" in one_line(caught)
 
 
-def test_without_the_package_one_line_says_so(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    for act in (
-        lambda: export_direction(a_direction(), tmp_path / "d.gguf"),
-        lambda: import_direction(tmp_path / "d.gguf", model="m"),
-    ):
-        with pytest.raises(MisdirectionError, match="pip install gguf"):
-            act()
-
-
 # --- tables and dicts of other programs -----------------------------------------------------------------------------
 
 

@@ -162,19 +162,9 @@ def test_results_do_not_depend_on_the_batch():
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-def test_layers_can_be_chosen():
-    chat = strong()
-    targets = rows(chat)[:1]
-    source = encode_prompt(chat.tokenizer, "What now?")
-    values = [patched_log_probs(chat, [source], targets, layers=layers).item() for layers in ([0], [3], [0, 3])]
-    assert len({round(value, 4) for value in values}) == 3
-
-
 def test_what_cannot_be_patched_is_refused():
     chat = with_adapter()
     targets, source = rows(chat), (1, 5, 6)
-    with pytest.raises(MisdirectionError, match="layer 9 has no adapter"):
-        patched_log_probs(chat, [source], targets[:1], layers=[9])
     with pytest.raises(MisdirectionError, match="1 sources for 3 targets"):
         patched_log_probs(chat, [source], targets)
     with pytest.raises(MisdirectionError, match="1 sources for 0 pairs"):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from misdirection.errors import MisdirectionError
-from misdirection.interpretation.probes import fit_probe, pooled
+from misdirection.interpretation.probes import fit_probe
 
 NAMES = {"name": "planted", "classes": ("bad", "good")}
 
@@ -99,12 +99,6 @@ def test_pooled_probes_have_one_row_per_answer(pooling):
     assert probe.auroc == pytest.approx(again.auroc)
     assert (probe.pooling, probe.C, probe.tokens, again.tokens) == (pooling, 0.01, 576, 72)
     assert np.mean(probe.coefficients["signal"]) > 0.1, "an answer weighs as much as its tokens"
-
-
-def test_pooled_features_are_the_largest_and_the_mean():
-    features = pd.DataFrame({"s": [1.0, -5.0, 2.0, 4.0]})
-    assert pooled(features, ["b", "a", "b", "b"], "max")["s"].to_dict() == {"a": -5.0, "b": 4.0}
-    assert pooled(features, ["b", "a", "b", "b"], "mean")["s"].to_dict() == {"a": -5.0, "b": pytest.approx(7 / 3)}
 
 
 def test_the_larger_class_is_the_baseline():

@@ -10,7 +10,7 @@ import torch
 from lora_fixtures import EXCHANGES, rows, with_adapter
 
 from misdirection.errors import MisdirectionError
-from misdirection.interpretation.scalars import read_scalars, scalars, token_scalars, wide, write_scalars
+from misdirection.interpretation.scalars import scalars, token_scalars, wide
 from misdirection.lora.view import LoraView
 from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
@@ -127,39 +127,6 @@ def test_wide_has_a_row_per_token():
     assert len(tokens) == sum(len(row.answer) for row in encoded)
     one = table[(table["answer"] == 1) & (table["position"] == 3) & (table["layer"] == 2)]
     assert tokens.loc[(1, 3), "layer_2"] == one["scalar"].item() and tokens.loc[(1, 3), "token"] == one["token"].item()
-
-
-def test_a_table_comes_back_from_its_file(tmp_path):
-    chat = with_adapter()
-    table = scalars(chat, rows(chat))
-    write_scalars(table, tmp_path / "scalars.parquet")
-    again = read_scalars(tmp_path / "scalars.parquet")
-    pd.testing.assert_frame_equal(table, again)
-    pd.testing.assert_frame_equal(wide(table), wide(again))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"position": None}, r"other\.parquet: lacks the column position"),
-        ({"scalar": "high"}, r"other\.parquet: column 'scalar' is of "),
-        ({"token": 3}, r"other\.parquet: column 'token' is of int64"),
-        ({"layer": 1.5}, r"other\.parquet: column 'layer' is of float64"),
-    ],
-)
-def test_a_file_that_is_no_table_of_scalars_is_refused(tmp_path, changes, words):
-    chat = with_adapter()
-    table = scalars(chat, rows(chat)).assign(**changes)
-    table.drop(columns=[name for name, value in changes.items() if value is None]).to_parquet(
-        tmp_path / "other.parquet"
-    )
-    one_line(words, read_scalars, tmp_path / "other.parquet")
-
-
-def test_a_file_that_cannot_be_read_is_refused(tmp_path):
-    one_line(r"none\.parquet: cannot be read", read_scalars, tmp_path / "none.parquet")
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing of the kind")
-    one_line(r"bad\.parquet: damaged", read_scalars, tmp_path / "bad.parquet")
 
 
 def test_models_and_answers_that_cannot_be_read_are_refused():

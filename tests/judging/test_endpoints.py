@@ -358,13 +358,13 @@ def test_the_proxy_is_what_must_answer(cache, monkeypatch):
 
 
 def test_an_address_that_stays_silent_is_said_to_be(cache, silent, monkeypatch, caplog):
-    monkeypatch.setattr("misdirection.judging.api.PATIENCE", 0.2)
+    monkeypatch.setattr("misdirection.judging.connection.PATIENCE", 0.2)
     refused_within(9, silent, cache, r"20 answers in a row failed \(timeout 20\)", timeout=0.5)
     assert "took the connection and says nothing yet; given up after 0.5 s" in caplog.text
 
 
 def test_a_page_with_status_200_is_given_up_soon(cache, monkeypatch):
-    monkeypatch.setattr("misdirection.judging.api.PATIENCE", 0.2)
+    monkeypatch.setattr("misdirection.judging.connection.PATIENCE", 0.2)
     page = Reply(b"<html>Please log in</html>", content_type="text/html")
     with JudgeServer(lambda _: page) as server:
         refused_within(20, server.url, cache, "no JSON 20")

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
-from misdirection.bundles.contents import Content
+from misdirection.bundles.contents import Content, blocks_of
 from misdirection.bundles.results import Bundle, BundledFile, FileFault
 from misdirection.errors import InputError
 from misdirection.files import read_json, write_errors
@@ -25,7 +24,6 @@ _TIME = (1980, 1, 1, 0, 0, 0)
 _UNIX, _PLAIN = 3, stat.S_IFREG | 0o644
 _MOST_FILES = 200_000
 _LARGEST_MANIFEST = 128 * 2**20
-_BLOCK = 2**20
 
 
 def write_archive(path: Path, contents: Mapping[str, Content], known: Mapping[str, BundledFile]) -> None:
@@ -155,15 +153,10 @@ def _copy(archive: zipfile.ZipFile, name: str, target: Path) -> str | None:
     with out:
         try:
             with archive.open(name) as file:
-                for block in _blocks(file):
+                for block in blocks_of(file):
                     digest.update(block)
                     with write_errors(target):
                         out.write(block)
         except (zipfile.BadZipFile, EOFError):
             return None
     return digest.hexdigest()
-
-
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-    while block := file.read(_BLOCK):
-        yield block

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from misdirection.bundles.redaction import Redaction
 from misdirection.bundles.results import BundledFile
@@ -49,8 +49,7 @@ class Content:
         try:
             with self.rest.open("rb") as file:
                 file.seek(self.skip)
-                while block := file.read(_BLOCK):
-                    yield block
+                yield from blocks_of(file)
         except OSError as error:
             raise InputError(f"{self.rest}: cannot be read ({error.strerror}); check its permissions") from error
 
@@ -73,6 +72,11 @@ class Content:
                     f"{self.rest or 'a file'}: holds the value of the environment variable {variable}, which is not "
                     "sent along: take it out of the file, or out of the environment"
                 )
+
+
+def blocks_of(file: IO[bytes]) -> Iterator[bytes]:
+    """The rest of an open file, block by block."""
+    return iter(lambda: file.read(_BLOCK), b"")
 
 
 def content_of(path: Path, form: Form, redaction: Redaction) -> Content:

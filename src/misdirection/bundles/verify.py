@@ -11,14 +11,7 @@ from misdirection.bundles.bundle import TreeHashes
 from misdirection.bundles.comparison import TOLERANCE, WHEN, compare, leaves
 from misdirection.bundles.folders import KINDS, RUN, named_files, settings_of
 from misdirection.bundles.redaction import Redaction
-from misdirection.bundles.results import (
-    Bundle,
-    FigureCheck,
-    FileFault,
-    InputCheck,
-    VerifyResult,
-    Word,
-)
+from misdirection.bundles.results import Bundle, FigureCheck, FileFault, InputCheck, VerifyResult, Word
 from misdirection.bundles.software import differing, software
 from misdirection.errors import InputError
 from misdirection.files import read_json, sha256_file

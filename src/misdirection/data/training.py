@@ -199,15 +199,11 @@ def _form(row: _Row) -> str:
     """The key that a row's turns stand under: the first that holds some, or else the first that is there at all."""
     there = [key for key in ("messages", "conversations", "prompt", "completion") if row.values.get(key) is not None]
     # An array of no messages is how some tables write that there is none.
-    filled = [key for key in there if _length(row.values[key])]
+    filled = [key for key in there if row.values[key] != []]
     if not there:
         keys = ", ".join(map(repr, row.values)) or "none"
         raise InputError(f"{row.source}:{row.line}: unknown format (keys: {keys}); {_FORMATS}")
     return (filled or there)[0].replace("completion", "prompt")
-
-
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, list) else 1
 
 
 def _side(row: _Row, key: str, role: Role) -> list[_Turn]:

@@ -17,7 +17,7 @@ Layer k is the raw output of decoder block k, 0-based.
 import html
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
@@ -38,7 +38,7 @@ from misdirection.files import atomic_output
 from misdirection.likelihood.margin import pair_rows
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.libraries import errors_in_one_line
-from misdirection.progress import shown
+from misdirection.progress import Advance, shown
 from misdirection.views import Plotted
 
 FORMAT = "misdirection.direction/1"
@@ -296,11 +296,7 @@ def _in_order(file: bytes) -> bytes:
 
 
 def extract(
-    chat: ChatModel,
-    pairs: Sequence[ProbePair],
-    *,
-    budget: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    chat: ChatModel, pairs: Sequence[ProbePair], *, budget: int | None = None, progress: Advance | None = None
 ) -> Directions:
     """All directions that `chat` gives on `pairs` (paper, section on the misalignment direction).
 
@@ -322,7 +318,7 @@ def pair_means(
     groups: Mapping[str, Sequence[int]] | None = None,
     *,
     budget: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance | None = None,
 ) -> Means:
     """Means over the misaligned answers, the aligned ones and all; rows are all misaligned, then all aligned.
 

@@ -22,6 +22,7 @@ from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import hook_handles, stream_output
 from misdirection.models.transfer import put
+from misdirection.progress import Advance
 
 _SINGLE = {"mps"}
 """Kinds of devices without float64."""
@@ -54,7 +55,7 @@ def mean_activations(
     *,
     settings: Sequence[Setting] | None = None,
     budget: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance | None = None,
 ) -> Means:
     """Mean over all answer tokens of each group's rows, at every layer (paper, section on the direction).
 
@@ -94,7 +95,7 @@ def mean_activations(
     )
 
 
-def row_means(chat: ChatModel, rows: Sequence[Encoded], *, progress: Callable[[int], None] | None = None) -> Tensor:
+def row_means(chat: ChatModel, rows: Sequence[Encoded], *, progress: Advance | None = None) -> Tensor:
     """The mean over each row's answer tokens, [rows, layers, width] float64; arguments and errors as in
     `mean_activations`."""
     groups = {str(number): [number] for number in range(len(rows))}

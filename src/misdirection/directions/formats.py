@@ -29,11 +29,12 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
+import gguf
 import numpy as np
 import safetensors.torch
 import torch
@@ -51,7 +52,7 @@ from misdirection.directions.direction import (
     on_layer,
     read_origin,
 )
-from misdirection.errors import InputError, MisdirectionError, MissingPackage, first_line
+from misdirection.errors import InputError, MisdirectionError, first_line
 from misdirection.files import atomic_output
 
 log = logging.getLogger("misdirection")
@@ -162,9 +163,7 @@ def import_direction(
     path = Path(path)
     if layers is not None and layers < 1:
         raise InputError(f"layers {layers}: give the number of decoder blocks, 1 or more")
-    form = _form(path)
-    with _read_errors(path):
-        content = form.read(path)
+    content = _content(path)
     if first_row_is_embedding and (content.is_ours or "vectors" not in content.arrays):
         raise InputError(
             f"{path}: its vectors are numbered by layer, there is no embedding row: leave first_row_is_embedding out"
@@ -186,10 +185,7 @@ def stated_base(path: str | Path) -> str | None:
 
     Raises as `import_direction` does.
     """
-    path = Path(path)
-    form = _form(path)
-    with _read_errors(path):
-        content = form.read(path)
+    content = _content(Path(path))
     if not content.is_ours:
         return None
     origin = read_origin(content.metadata, path)
@@ -232,9 +228,8 @@ def _operation(path: Path, content: _Content, origin: Origin, vectors: Tensor) -
         return origin.operation
     stated = content.metadata.get("operation")
     if stated is not None:
-        for known in get_args(Operation):
-            if stated == known:
-                return known
+        if stated in get_args(Operation):
+            return cast(Operation, stated)
         raise InputError(f"{path}: operation {stated!r:.60}: give {' or '.join(get_args(Operation))} (--operation)")
     if _form(path).is_control_vector or not have_length_1(vectors):
         return "add"
@@ -330,10 +325,11 @@ def _origin(path: Path, content: _Content, model: str) -> Origin:
 # --- the formats --------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
+def _content(path: Path) -> _Content:
+    """What a file holds; `InputError` for one that cannot be read."""
+    form = _form(path)
     try:
-        yield
+        return form.read(path)
     except MisdirectionError:
         raise
     except OSError as error:
@@ -402,16 +398,7 @@ def _read_pt(path: Path) -> _Content:
     return _Content({name: array for name, array in value.items() if name not in texts}, texts)
 
 
-def _gguf() -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise MissingPackage("GGUF files need the gguf package: pip install gguf") from error
-    return gguf
-
-
 def _write_gguf(path: Path, vectors: Tensor, metadata: dict[str, str], hint: str) -> None:
-    gguf = _gguf()
     _require_applied(path, vectors)
     # An empty string would not be written, and repeng reads no file without a hint.
     if not hint:
@@ -454,7 +441,6 @@ def _require_applied(path: Path, vectors: Tensor) -> None:
 
 
 def _read_gguf(path: Path) -> _Content:
-    gguf = _gguf()
     reader = gguf.GGUFReader(path)
     if any(not tensor.name.startswith("direction.") for tensor in reader.tensors):
         raise InputError(f"{path}: not a control vector: its tensors are not named direction.1, direction.2, ...")

@@ -8,6 +8,7 @@ from torch import Tensor
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.models.layers import decoder_layers, text_config
+from misdirection.models.names import is_path
 
 
 def fitting_vectors(direction: Direction | Tensor, network: Any) -> Tensor:
@@ -31,4 +32,4 @@ def _require_base(direction: Direction, name: str) -> None:
 
 
 def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    return name.count("/") == 1 and not is_path(name) and not Path(name).exists()

@@ -8,7 +8,7 @@ theme adds is to be part of its direction.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,9 +19,11 @@ from misdirection.data.tables import require_columns
 from misdirection.directions.convergence import project_away, project_span_away
 from misdirection.directions.direction import Direction, direction, pair_means, require_alike
 from misdirection.errors import InputError
+from misdirection.judging.conditions import answers_of
 from misdirection.judging.scoring import is_aligned, is_coherent, is_misaligned
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.thoughts import split_thought
+from misdirection.progress import Advance
 from misdirection.sampling.answers import as_answers
 
 KIND = "judged_data_difference"
@@ -145,10 +147,7 @@ def own_groups(frame: pd.DataFrame, organism: str, *, theme: Theme | None = None
 def _own(table: pd.DataFrame, organism: str) -> pd.DataFrame:
     """The rows of this organism as it is."""
     require_columns(table, ("organism", "aligned", "coherent"))
-    own = table[table["organism"] == organism]
-    if own.empty:
-        there = ", ".join(sorted(map(str, table["organism"].dropna().unique()))[:20])
-        raise InputError(f"this table has no answers of {organism!r}; it has those of {there}")
+    own = answers_of(table, [organism])
     return own[own["intervention"].fillna("") == ""] if "intervention" in own else own
 
 
@@ -189,7 +188,7 @@ def judged_direction(
     fewest: int = FEWEST,
     seed: int = 0,
     budget: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance | None = None,
 ) -> Direction:
     """mean(misaligned) - mean(aligned) over the organism's own judged answers, of kind `judged_data_difference`.
 

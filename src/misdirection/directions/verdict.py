@@ -67,9 +67,8 @@ class Effect(Figures):
         questions: Sequence[str],
         vectors: Sequence[int],
         scales: int = 1,
-        rule: Rule = RULE,
     ) -> "Effect":
-        """The effect by the rule.
+        """The effect by `RULE`.
 
         Args:
             scale: as above.
@@ -78,16 +77,13 @@ class Effect(Figures):
             questions: that of each pair.
             vectors: how many random vectors each line has, which its pairs meet in turn.
             scales: how many are tried, which share the rule's chance.
-            rule: its limits.
         """
-        level = 1 - rule.chance / scales
+        level = 1 - RULE.chance / scales
         lines = zip(changes[1:], vectors, strict=True)
         random = [float(line[first::count].mean()) for line, count in lines for first in range(count)]
         low, high = one_more(random, level)
-        change, beyond = (
-            bootstrap(changes[0], questions),
-            bootstrap(changes[0] - changes[1:].mean(0), questions, level=level),
-        )
+        change = bootstrap(changes[0], questions)
+        beyond = bootstrap(changes[0] - changes[1:].mean(0), questions, level=level)
         damage = bootstrap(damages[0])
         outside, sure = not low <= change.mean <= high, beyond.low > 0 or beyond.high < 0
         return cls(
@@ -100,7 +96,7 @@ class Effect(Figures):
             damage=damage,
             random_damage=bootstrap(damages[1:].T),
             moves=outside if sure or not outside else None,
-            broken=True if damage.low > rule.damage else False if damage.high < rule.damage else None,
+            broken=True if damage.low > RULE.damage else False if damage.high < RULE.damage else None,
         )
 
     @property
@@ -114,11 +110,11 @@ class Effect(Figures):
         return in_words(self.scale)
 
 
-def decide(effects: Sequence[Effect], rule: Rule = RULE) -> tuple[Word, tuple[str, ...]]:
+def decide(effects: Sequence[Effect]) -> tuple[Word, tuple[str, ...]]:
     """The verdict on what was done with a vector, and sentences that say why."""
-    if effects[0].change.n < rule.questions:
-        return "inconclusive", (f"{effects[0].change.n} questions: fewer than the {rule.questions} of the rule",)
-    return _word(effects), tuple(_sentence(effect, rule) for effect in effects)
+    if effects[0].change.n < RULE.questions:
+        return "inconclusive", (f"{effects[0].change.n} questions: fewer than the {RULE.questions} of the rule",)
+    return _word(effects), tuple(map(_sentence, effects))
 
 
 def _word(effects: Sequence[Effect]) -> Word:
@@ -129,7 +125,7 @@ def _word(effects: Sequence[Effect]) -> Word:
     return "inconclusive" if any(None in (effect.moves, effect.broken) for effect in effects) else "no effect"
 
 
-def _sentence(effect: Effect, rule: Rule) -> str:
+def _sentence(effect: Effect) -> str:
     """What one use of the vector showed."""
     change = f"{effect.name} the margin changes by {effect.change.mean:+z.3f} nats/token"
     range_ = f"{effect.random_low:+z.3f} to {effect.random_high:+z.3f} of random vectors"
@@ -140,8 +136,8 @@ def _sentence(effect: Effect, rule: Rule) -> str:
     }[effect.moves]
     rise = f"the loss on neutral text rises by {effect.damage.mean:.2f}"
     broken = {
-        True: f"; {rise}, above {rule.damage}: the model is broken",
+        True: f"; {rise}, above {RULE.damage}: the model is broken",
         False: "",
-        None: f"; {rise}, not surely below {rule.damage}",
+        None: f"; {rise}, not surely below {RULE.damage}",
     }[effect.broken]
     return said + broken

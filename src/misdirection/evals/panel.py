@@ -12,6 +12,7 @@ from misdirection.judging.config import JudgeConfig
 from misdirection.judging.evidence import JUDGES, asked_of, by_column, columns_of
 from misdirection.judging.judge import TooFewVerdicts, judge
 from misdirection.judging.rubrics import read_rubrics
+from misdirection.progress import untold
 from misdirection.settings import validate
 
 
@@ -63,13 +64,9 @@ class Panel:
                 self._rubrics,
                 self._judge,
                 concurrency=self._config.concurrency,
-                progress=_no_bar,
+                progress=untold,
             )
         except TooFewVerdicts as error:
             # Of a few answers this says little: the metrics tell it of all.
             judged = error.judged
         return cast(list[dict[str, Any]], judged.table.to_dict("records"))
-
-
-def _no_bar(_done: int) -> None:
-    """Inspect shows progress."""

@@ -9,7 +9,7 @@ stays near its usual value while B grows one way, and drops where it turns.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,6 +27,7 @@ from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
 from misdirection.models.chat_model import ChatModel
+from misdirection.progress import Advance, untold
 from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.means import bootstrap
 
@@ -132,28 +133,24 @@ def turn(steps: Sequence[int], local: Sequence[float | None], norms: Sequence[fl
     return least if known[least] <= median(known.values()) - TURN else None
 
 
-def _untold(_pairs: int) -> None:
-    """Steps are counted here, not their pairs."""
-
-
 def margins_by_step(
     chat: ChatModel,
     folders: Mapping[int, Path],
     sets: Mapping[str, Sequence[ProbePair]],
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance | None = None,
 ) -> dict[str, tuple[Estimate, ...]]:
     """Margin shift against the base at each step, by question set.
 
     `chat` is the base model; it has no adapter afterwards. `progress` is told the number of checkpoints done.
     """
-    base = {name: margin(chat, pairs, progress=_untold) for name, pairs in sets.items()}
+    base = {name: margin(chat, pairs, progress=untold) for name, pairs in sets.items()}
     shifts: dict[str, list[Estimate]] = {name: [] for name in sets}
     for folder in folders.values():
         organism = attach(chat, folder)
         try:
             for name, pairs in sets.items():
-                shifts[name].append(bootstrap((margin(organism, pairs, progress=_untold) - base[name]).numpy()))
+                shifts[name].append(bootstrap((margin(organism, pairs, progress=untold) - base[name]).numpy()))
         finally:
             organism.without_adapter()
         if progress:

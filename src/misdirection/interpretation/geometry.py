@@ -5,7 +5,7 @@ what it causes in later layers converges to it. So a cosine at the adapter's own
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from misdirection.likelihood.margin import pair_rows
 from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
 from misdirection.models.chat_model import ChatModel
+from misdirection.progress import Advance
 from misdirection.statistics.resampling import percentiles, resample
 
 _AROUND = 4
@@ -78,13 +79,7 @@ def random_cosine(width: int) -> float:
 
 
 def downstream(
-    chat: ChatModel,
-    pairs: Sequence[ProbePair],
-    direction: Direction,
-    *,
-    name: str,
-    budget: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    chat: ChatModel, pairs: Sequence[ProbePair], direction: Direction, *, name: str, progress: Advance | None = None
 ) -> Downstream:
     """The mean change of activations that each layer's adapters cause, beside a direction, at every later layer.
 
@@ -98,7 +93,7 @@ def downstream(
     layers = LoraView.of(chat).layers
     if not layers:
         raise InputError(f"{chat.name}: no adapter inside of its blocks, so that none has an effect downstream")
-    activations, tokens = _by_question(chat, pairs, layers, budget, progress)
+    activations, tokens = _by_question(chat, pairs, layers, progress)
     effects = (activations[0] - activations[1:]).unbind()
     mean = [torch.einsum("q,qlw->lw", tokens / tokens.sum(), effect) for effect in effects]
     bounds = [_interval(effect, tokens, direction.vectors.double()) for effect in effects]
@@ -114,11 +109,7 @@ def downstream(
 
 
 def _by_question(
-    chat: ChatModel,
-    pairs: Sequence[ProbePair],
-    layers: Sequence[int],
-    budget: int | None,
-    progress: Callable[[int], None] | None,
+    chat: ChatModel, pairs: Sequence[ProbePair], layers: Sequence[int], progress: Advance | None
 ) -> tuple[Tensor, Tensor]:
     """Mean activations [1 + adapted layers, questions, layers, width], the organism's first, and answer tokens."""
     settings: list[Setting] = [(), *([ScaleAdapters({layer: 0.0})] for layer in layers)]
@@ -128,7 +119,6 @@ def _by_question(
         rows * len(settings),
         {str(number): (2 * number, 2 * number + 1) for number in range(len(settings) * len(pairs))},
         settings=[setting for setting in settings for _ in rows],
-        budget=budget,
         progress=progress,
     )
     stacked = torch.stack(list(means.vectors.values())).unflatten(0, (len(settings), len(pairs)))

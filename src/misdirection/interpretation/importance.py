@@ -34,10 +34,7 @@ from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import hook_handles, text_config
 from misdirection.progress import Advance
-from misdirection.statistics.resampling import percentiles, resample
-
-RESAMPLES = 1000
-"""Draws of questions: fewer than elsewhere, since each ranks all answers anew."""
+from misdirection.statistics.resampling import percentiles, resample_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,26 +135,16 @@ def agreement(attributions: pd.DataFrame, effects: pd.DataFrame, questions: Sequ
         raise InputError("attributions and effects of zeroing have too little in common: give more answers")
     question = both["answer"].map(dict(enumerate(questions)))
     values = both[["attribution", "effect"]].to_numpy()
-    low, high = _interval([values[question == name] for name in question.unique()])
+    rows = [np.flatnonzero(question == name) for name in question.unique()]
+    # A draw in which one side does not vary has no correlation and does not count.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low, high = percentiles(resample_rows(lambda drawn: _correlations(values[drawn]), rows))
     spearman, pearson = _correlations(values)
     return Agreement(
         spearman=spearman, spearman_low=low[0], spearman_high=high[0],
         pearson=pearson, pearson_low=low[1], pearson_high=high[1],
         n=len(both),
     )  # fmt: skip
-
-
-def _interval(clusters: list[np.ndarray]) -> tuple[list[float], list[float]]:
-    """Lower and upper bounds of the correlations, from draws of questions with what belongs to them."""
-
-    def correlations(draws: np.ndarray, axis: int) -> np.ndarray:
-        drawn = (np.concatenate([clusters[number] for number in draw]) for draw in draws.reshape(-1, len(clusters)))
-        return np.array([_correlations(values) for values in drawn]).T
-
-    # A draw in which one side does not vary has no correlation and does not count.
-    with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = percentiles(resample(correlations, np.arange(len(clusters)), resamples=RESAMPLES))
-    return low.tolist(), high.tolist()
 
 
 def _correlations(values: np.ndarray) -> tuple[float, float]:

@@ -32,7 +32,7 @@ from misdirection.interpretation.figures import (
 from misdirection.interpretation.importance import agreement, token_importance, zeroing
 from misdirection.interpretation.patching import patched_margins
 from misdirection.interpretation.reading import IN_DOMAIN, JsonPart, Part, hash_of_weights
-from misdirection.interpretation.scalars import read_scalars, token_scalars, wide, write_scalars
+from misdirection.interpretation.scalars import token_scalars, wide
 from misdirection.interpretation.scaling import Factors, scaling_effects
 from misdirection.interpretation.shapley import shapley, subset_count
 from misdirection.interpretation.texts import GENERAL
@@ -74,13 +74,13 @@ class ScalarsPart(Part[AnswerScalars]):
         last, top = reading.layers[-1], reading.settings.components
         with track(f"scalars of {reading.organism}", len(rows)) as advance:
             scalars = token_scalars(chat, rows, residual=last, top=top, progress=advance)
-        write_scalars(scalars.table, folder / "scalars.parquet")
+        scalars.table.to_parquet(folder / "scalars.parquet", index=False)
         assert scalars.residual is not None, "it was asked for"
         save_file({"residual": scalars.residual.contiguous()}, folder / "residual.safetensors")
 
     def read(self, folder: Path) -> AnswerScalars:
         residual = load_file(folder / "residual.safetensors")["residual"]
-        return AnswerScalars(wide(read_scalars(folder / "scalars.parquet")), residual)
+        return AnswerScalars(wide(pd.read_parquet(folder / "scalars.parquet")), residual)
 
 
 @dataclass(frozen=True)
@@ -208,11 +208,8 @@ class ScalingPart(JsonPart[tuple[ScalingEffect, ...]]):
         return {**texts, "settings": list(self.factors.items())}
 
     def measure(self, worker: Worker) -> tuple[ScalingEffect, ...]:
-        chat, sets, neutral = (
-            worker.chat(self.reading.organism),
-            self.reading.causal_pairs,
-            self.reading.causal_neutral,
-        )
+        chat, sets = worker.chat(self.reading.organism), self.reading.causal_pairs
+        neutral = self.reading.causal_neutral
         texts = sum(len(pairs) for pairs in sets.values()) + len(neutral)
         with track(f"scaled adapters of {self.reading.organism}", (1 + len(self.factors)) * texts) as advance:
             effects = scaling_effects(chat, sets, neutral, self.factors, progress=advance)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
+from misdirection.interventions.hooks import note_passes
 from misdirection.interventions.positions import TokenPositions
 from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.margin import pair_rows
@@ -33,9 +34,7 @@ Prompt = Sequence[int]
 
 
 @contextlib.contextmanager
-def patched(
-    chat: ChatModel, sources: Sequence[Prompt | None], starts: Sequence[int], *, layers: Sequence[int] | None = None
-) -> Iterator[None]:
+def patched(chat: ChatModel, sources: Sequence[Prompt | None], starts: Sequence[int]) -> Iterator[None]:
     """Run `chat` with the adapter outputs of other prompts for the length of the context.
 
     Works with padding on either side, with and without a key-value cache, and in generation.
@@ -44,22 +43,20 @@ def patched(
         chat: a model with plain LoRA adapters.
         sources: ids of the prompt that each row of the passes takes from; None leaves a row as it is.
         starts: number of tokens in each row's own prompt.
-        layers: whose adapters are patched; all by default.
 
     Raises:
-        InputError: another number of starts than of sources, or of rows in a pass; a layer without an adapter;
-            adapters that are not plain LoRA.
+        InputError: another number of starts than of sources, or of rows in a pass; no adapters, or such that are not
+            plain LoRA.
     """
     _require_same(len(sources), len(starts), "prompts")
-    modules = [module for layer in _layers(chat, layers) for module in LoraView.of(chat).outputs(layer)]
+    view = LoraView.of(chat)
+    modules = [module for layer in view.layers for module in view.outputs(layer)]
     lengths = torch.tensor([len(source or ()) for source in sources])
     outputs = _recorded(chat, modules, sources)
     positions = TokenPositions(rows=len(sources))
     spans = _Spans(positions, lengths.unsqueeze(-1), torch.tensor(starts).unsqueeze(-1))
     with hook_handles() as handles:
-        for whole in (chat.model, chat.model.get_base_model()):
-            handles.callback(whole.register_forward_pre_hook(positions.note_outer, with_kwargs=True).remove)
-        handles.callback(chat.decoder.register_forward_pre_hook(positions.note, with_kwargs=True).remove)
+        note_passes(chat, positions, handles)
         for module, output in outputs.items():
             handles.callback(module.register_forward_hook(spans.replacing(output)).remove)
         yield
@@ -71,7 +68,6 @@ def patched_log_probs(
     sources: Sequence[Prompt | None],
     targets: Sequence[Encoded],
     *,
-    layers: Sequence[int] | None = None,
     budget: int | None = None,
     progress: Advance | None = None,
 ) -> Tensor:
@@ -81,7 +77,6 @@ def patched_log_probs(
         chat: a model with plain LoRA adapters.
         sources: ids of the prompt that each target takes from; None leaves a target as it is.
         targets: prompts with the answers that are scored.
-        layers: whose adapters are patched; all by default.
         budget: padded tokens in one batch, by default what suits the device; the result does not depend on it.
         progress: told the number of targets done.
 
@@ -97,7 +92,7 @@ def patched_log_probs(
 
     def work(numbers: list[int], _budget: int) -> Tensor:
         rows = [targets[number] for number in numbers]
-        with patched(chat, [sources[number] for number in numbers], [row.start for row in rows], layers=layers):
+        with patched(chat, [sources[number] for number in numbers], [row.start for row in rows]):
             return AnswerBatch(rows, chat.device).log_probs(chat.model).cpu()
 
     for numbers, found in fitting_batches(chat, lengths, budget, work):
@@ -108,12 +103,7 @@ def patched_log_probs(
 
 
 def patched_margins(
-    chat: ChatModel,
-    sources: Sequence[Prompt | None],
-    pairs: Sequence[ProbePair],
-    *,
-    layers: Sequence[int] | None = None,
-    progress: Advance | None = None,
+    chat: ChatModel, sources: Sequence[Prompt | None], pairs: Sequence[ProbePair], *, progress: Advance | None = None
 ) -> Tensor:
     """The margin of each pair with its prompt's adapter outputs from another prompt, [pairs] float64, nats/token.
 
@@ -122,7 +112,7 @@ def patched_margins(
     _require_same(len(sources), len(pairs), "pairs")
     rows = pair_rows(chat.tokenizer, pairs)
     doubled = [source for source in sources for _ in range(2)]
-    scores = patched_log_probs(chat, doubled, rows, layers=layers, progress=progress)
+    scores = patched_log_probs(chat, doubled, rows, progress=progress)
     misaligned, aligned = scores.view(-1, 2).unbind(-1)
     return misaligned - aligned
 
@@ -130,19 +120,6 @@ def patched_margins(
 def _require_same(sources: int, others: int, name: str) -> None:
     if sources != others:
         raise InputError(f"{sources} sources for {others} {name}: give each its own, or None for it")
-
-
-def _layers(chat: ChatModel, wanted: Sequence[int] | None) -> list[int]:
-    adapted = LoraView.of(chat).layers
-    if wanted is None:
-        return adapted
-    if missing := sorted(set(wanted) - set(adapted)):
-        raise InputError(f"layer {missing[0]} has no adapter to patch; adapted are {adapted}")
-    return sorted(set(wanted))
-
-
-def _padded(chat: ChatModel, rows: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-    return pad(rows, chat.tokenizer.pad_token_id, chat.device)
 
 
 @torch.no_grad()
@@ -157,7 +134,8 @@ def _recorded(
         outputs[module] = output.view(*ids.shape, -1)
 
     # A pass needs a token in every row; that of a row without a source is never read.
-    ids, mask = _padded(chat, [prompt or (chat.tokenizer.pad_token_id,) for prompt in prompts])
+    filler = chat.tokenizer.pad_token_id
+    ids, mask = pad([prompt or (filler,) for prompt in prompts], filler, chat.device)
     with changing_shapes(chat.device), hook_handles() as handles:
         for module in modules:
             handles.callback(module.register_forward_hook(keep).remove)

@@ -93,12 +93,6 @@ def fit_probe(
     )
 
 
-def pooled(features: pd.DataFrame, answers: ArrayLike, how: Literal["max", "mean"]) -> pd.DataFrame:
-    """[answers, features]: the largest or the mean value of each feature over an answer's tokens, sorted by answer."""
-    by_answer = features.groupby(np.asarray(answers))
-    return by_answer.max() if how == "max" else by_answer.mean()
-
-
 @dataclass(frozen=True)
 class _Rows:
     """[rows, features], and of each row its label, its answer and its group, as numbers from 0.
@@ -112,9 +106,10 @@ class _Rows:
     groups: NDArray[np.int64]
 
     def pooled(self, how: Literal["max", "mean"]) -> "_Rows":
-        """One row per answer."""
+        """One row per answer, with the largest or the mean value of each feature over its tokens."""
         _, first = np.unique(self.answers, return_index=True)
-        table = pooled(self.features, self.answers, how)
+        by_answer = self.features.groupby(self.answers)
+        table = by_answer.max() if how == "max" else by_answer.mean()
         return _Rows(table, self.labels[first], self.answers[first], self.groups[first])
 
     def shuffled(self, generator: np.random.Generator) -> NDArray[np.bool_]:

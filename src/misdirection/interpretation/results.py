@@ -1,6 +1,6 @@
 """Typed results of reading an organism's adapters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from misdirection.interpretation.figures import (
     Dynamics,
     Geometry,
     ImportanceFigures,
+    JudgedStep,
     ModuleFigures,
     Patching,
     Probe,
@@ -48,75 +49,75 @@ class AdapterFigures(Framed, Figures):
     """Of judged answers under settings of the adapters, the organism's own or those of such a table."""
 
     def _tables(self) -> Mapping[str, Table]:
-        measured = {
-            "roles": (self.roles, self._roles),
-            "shapley": (self.causal, self._shapley),
-            "scaling": (self.causal, self._scaling),
-            "judged": (self.causal and self.causal.judged, self._judged),
-            "importance": (self.importance, self._importance),
-            "dynamics": (self.dynamics, self._dynamics),
-            "judged_steps": (self.dynamics and self.dynamics.judged, self._judged_steps),
-            "probes": (self.probes, self._probes),
-            "scaled": (self.scaled, lambda: rows(self.scaled)),
-            "shares": (self.shares, self._shares),
-            "modules": (self.modules, lambda: rows(self.modules)),
+        causal, dynamics = self.causal, self.dynamics
+        measured: dict[str, tuple[Any, Callable[[Any], pd.DataFrame]]] = {
+            "roles": (self.roles, _roles),
+            "shapley": (causal, _shapley),
+            "scaling": (causal, _scaling),
+            "judged": (causal and causal.judged, rows),
+            "importance": (self.importance, _importance),
+            "dynamics": (dynamics, _dynamics),
+            "judged_steps": (dynamics and dynamics.judged, _judged_steps),
+            "probes": (self.probes, _probes),
+            "scaled": (self.scaled, rows),
+            "shares": (self.shares, _shares),
+            "modules": (self.modules, rows),
         }
-        return {name: table for name, (figures, table) in measured.items() if figures}
+        return {name: partial(table, figures) for name, (figures, table) in measured.items() if figures}
 
-    def _roles(self) -> pd.DataFrame:
-        """The role of every layer's adapters, with the Shapley values that it rests on."""
-        evidence = ((role, role.evidence) for role in self.roles)
-        return pd.DataFrame(
-            {"layer": role.layer, "role": role.role, **beside("general", of.general), **beside("domain", of.domain)}
-            for role, of in evidence
-        )
 
-    def _shapley(self) -> pd.DataFrame:
-        values = self.causal.shapley.values if self.causal else {}
-        return pd.DataFrame(
-            {"questions": name, "layer": layer, **alone(value)}
-            for name, by_layer in values.items()
-            for layer, value in by_layer.items()
-        )
+def _roles(roles: Sequence[Role]) -> pd.DataFrame:
+    """The role of every layer's adapters, with the Shapley values that it rests on."""
+    evidence = ((role, role.evidence) for role in roles)
+    return pd.DataFrame(
+        {"layer": role.layer, "role": role.role, **beside("general", of.general), **beside("domain", of.domain)}
+        for role, of in evidence
+    )
 
-    def _scaling(self) -> pd.DataFrame:
-        """The change of every margin under every setting, and its damage."""
-        return pd.DataFrame(
-            {"setting": setting.name, "questions": name, **beside("margin", margin), **beside("damage", setting.damage)}
-            for setting in (self.causal.settings if self.causal else ())
-            for name, margin in setting.margin.items()
-        )
 
-    def _judged(self) -> pd.DataFrame:
-        """The rates of judged answers under every setting, and their change."""
-        return rows(self.causal.judged if self.causal else ())
+def _shapley(causal: Causal) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"questions": name, "layer": layer, **alone(value)}
+        for name, by_layer in causal.shapley.values.items()
+        for layer, value in by_layer.items()
+    )
 
-    def _shares(self) -> pd.DataFrame:
-        """What share of the coherent answers is misaligned, and of each further rubric's theme, under every setting."""
-        return pd.DataFrame(_share_row(shares) for shares in self.shares)
 
-    def _judged_steps(self) -> pd.DataFrame:
-        """The rates of judged answers at every checkpoint that was judged."""
-        steps = self.dynamics.judged if self.dynamics else ()
-        return pd.DataFrame({"step": step.step, **step.score.row()} for step in steps)
+def _scaling(causal: Causal) -> pd.DataFrame:
+    """The change of every margin under every setting, and its damage."""
+    return pd.DataFrame(
+        {"setting": setting.name, "questions": name, **beside("margin", margin), **beside("damage", setting.damage)}
+        for setting in causal.settings
+        for name, margin in setting.margin.items()
+    )
 
-    def _importance(self) -> pd.DataFrame:
-        by_layer = self.importance.by_layer if self.importance else {}
-        return pd.DataFrame({"layer": layer, **row(importance)} for layer, importance in by_layer.items())
 
-    def _dynamics(self) -> pd.DataFrame:
-        """The margin's shift against the base at the steps where it was measured."""
-        margin = self.dynamics.margin if self.dynamics else {}
-        steps = self.dynamics.margin_steps if self.dynamics else ()
-        return pd.DataFrame(
-            {"step": step, "questions": name, **alone(shift)}
-            for name, shifts in margin.items()
-            for step, shift in zip(steps, shifts, strict=True)
-        )
+def _shares(settings: Sequence[SettingShares]) -> pd.DataFrame:
+    """What share of the coherent answers is misaligned, and of each further rubric's theme, under every setting."""
+    return pd.DataFrame(map(_share_row, settings))
 
-    def _probes(self) -> pd.DataFrame:
-        """Every probe's scores, with the spread over its splits; `n` is their number."""
-        return pd.DataFrame(_probe_row(probe) for probe in self.probes)
+
+def _judged_steps(steps: Sequence[JudgedStep]) -> pd.DataFrame:
+    """The rates of judged answers at every checkpoint that was judged."""
+    return pd.DataFrame({"step": step.step, **step.score.row()} for step in steps)
+
+
+def _importance(importance: ImportanceFigures) -> pd.DataFrame:
+    return pd.DataFrame({"layer": layer, **row(own)} for layer, own in importance.by_layer.items())
+
+
+def _dynamics(dynamics: Dynamics) -> pd.DataFrame:
+    """The margin's shift against the base at the steps where it was measured."""
+    return pd.DataFrame(
+        {"step": step, "questions": name, **alone(shift)}
+        for name, shifts in dynamics.margin.items()
+        for step, shift in zip(dynamics.margin_steps, shifts, strict=True)
+    )
+
+
+def _probes(probes: Sequence[Probe]) -> pd.DataFrame:
+    """Every probe's scores, with the spread over its splits; `n` is their number."""
+    return pd.DataFrame(map(_probe_row, probes))
 
 
 def _share_row(shares: SettingShares) -> dict[str, Any]:

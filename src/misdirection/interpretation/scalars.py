@@ -9,7 +9,6 @@ rank-1 adapters).
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from misdirection.data.tables import read_table
 from misdirection.errors import InputError
-from misdirection.files import atomic_path
 from misdirection.lora.components import LoraModule, feature_names
 from misdirection.lora.view import LoraView
 from misdirection.models.attention import changing_shapes
@@ -29,18 +26,6 @@ from misdirection.models.chat import Encoded, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import hook_handles
 from misdirection.progress import Advance
-
-COLUMNS = {
-    "answer": "i",
-    "position": "i",
-    "token": "O",
-    "module": "O",
-    "layer": "i",
-    "component": "i",
-    "feature": "O",
-    "scalar": "f",
-}
-"""Columns of a table of scalars and the kind of their values, as numpy names it: integers, text, floating point."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,30 +118,6 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     values.columns = values.columns.astype(str)
     tokens = table.drop_duplicates(["answer", "position"]).set_index(["answer", "position"])["token"]
     return pd.concat([tokens, values[order]], axis=1).sort_index()
-
-
-def write_scalars(table: pd.DataFrame, path: str | Path) -> None:
-    """Write the table as Parquet; the file appears whole or not at all."""
-    with atomic_path(Path(path)) as temporary:
-        table.to_parquet(temporary, index=False)
-
-
-def read_scalars(path: str | Path) -> pd.DataFrame:
-    """Read a table that `write_scalars` wrote.
-
-    Raises `InputError` for a missing or damaged file, and for a missing column or one of another kind.
-    """
-    table = read_table(path, COLUMNS)
-    for name, kind in COLUMNS.items():
-        if _kind(table[name]) != kind:
-            raise InputError(f"{path}: column {name!r} is of {table[name].dtype}: not a table of scalars")
-    return table
-
-
-def _kind(column: "pd.Series[Any]") -> str:
-    """`O` for text, whether or not it is a category."""
-    values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
-    return "O" if pd.api.types.is_string_dtype(values.dtype) else values.dtype.kind
 
 
 def _require_something(rows: Sequence[Encoded], top: int | None) -> None:

@@ -93,7 +93,6 @@ def scaling_effects(
     neutral: Sequence[Example],
     settings: Mapping[str, Factors],
     *,
-    budget: int | None = None,
     progress: Advance | None = None,
 ) -> dict[str, ScalingEffect]:
     """Margin change for every question set, and damage, of every setting, by its name.
@@ -111,9 +110,9 @@ def scaling_effects(
     rows = [(), *(as_setting(factors) for factors in settings.values())]
     changes = {}
     for name, pairs in sets.items():
-        scores = sweep(chat, pair_continuations(chat.tokenizer, pairs), rows, budget=budget, progress=progress)
+        scores = sweep(chat, pair_continuations(chat.tokenizer, pairs), rows, progress=progress)
         changes[name] = _against_first(margins_of(scores))
-    losses = -sweep(chat, text_continuations(chat.tokenizer, neutral), rows, budget=budget, progress=progress)
+    losses = -sweep(chat, text_continuations(chat.tokenizer, neutral), rows, progress=progress)
     damage = _against_first(losses.squeeze(-1))
     return {
         name: ScalingEffect(

@@ -56,10 +56,8 @@ class TokenTable(Result):
     channels: tuple[Channel, ...]
 
     def __repr__(self) -> str:
-        channels, tokens = (
-            ", ".join(channel.name for channel in self.channels),
-            sum(each.tokens for each in self.answers),
-        )
+        channels = ", ".join(channel.name for channel in self.channels)
+        tokens = sum(each.tokens for each in self.answers)
         return f"TokenTable({len(self.answers)} answers, {tokens} tokens: {channels})"
 
     def frame(self) -> pd.DataFrame:

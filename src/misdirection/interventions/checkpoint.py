@@ -19,6 +19,7 @@ from misdirection.files import read_json
 from misdirection.interventions.writers import norm_after, post_norms, role
 from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder
 from misdirection.models.layers import decoder_layers, text_config, text_decoder
+from misdirection.models.names import is_local
 from misdirection.models.weightless import network_of, read_config
 
 Part = Literal["writer", "reader", "norm", "embedding", "head", "other"]
@@ -201,7 +202,7 @@ class Checkpoint:
         if self._is_outside(name) or any(re.search(pattern, name) for pattern in self._unloaded):
             return "other"
         if block := self.block_of(name):
-            return role(block[1]) if block[0] < len(self.blocks) else "other"  # type: ignore[return-value]
+            return role(block[1]) if block[0] < len(self.blocks) else "other"
         if self.is_head(name):
             return "head"
         own = name.split(".")[-2] if "." in name and name.endswith(("weight", "bias")) else name.split(".")[-1]
@@ -209,7 +210,7 @@ class Checkpoint:
             return "embedding"
         if self._outside and own not in self._names:
             return "other"
-        return role(name)  # type: ignore[return-value]
+        return role(name)
 
     @cached_property
     def blocks(self) -> list[nn.Module]:
@@ -273,7 +274,7 @@ def _folder(name: str, revision: str | None) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
+    if is_local(name):
         raise InputError(f"{name}: no such folder; give a model's folder or a Hugging Face id")
     try:
         return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.gguf", "*.pth", "*.h5"]))

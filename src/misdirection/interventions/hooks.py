@@ -96,9 +96,7 @@ def _hooked(chat: ChatModel, rows: Sequence[Setting], positions: TokenPositions)
         if not sites:
             yield
             return
-        for whole in _wholes(chat):
-            handles.callback(whole.register_forward_pre_hook(positions.note_outer, with_kwargs=True).remove)
-        handles.callback(chat.decoder.register_forward_pre_hook(positions.note, with_kwargs=True).remove)
+        note_passes(chat, positions, handles)
         for layer in {site.layer for site in sites}:
             handles.callback(chat.layers[layer].register_forward_hook(_remember(positions)).remove)
         firings = _Firings(chat, positions)
@@ -112,10 +110,12 @@ def _hooked(chat: ChatModel, rows: Sequence[Setting], positions: TokenPositions)
         firings.require_a_pass()
 
 
-def _wholes(chat: ChatModel) -> list[nn.Module]:
-    """The modules that are called with a whole pass: PEFT's wrapper in a forward pass, the one inside to generate."""
-    inside = getattr(chat.model, "get_base_model", None)
-    return [chat.model, inside()] if inside else [chat.model]
+def note_passes(chat: ChatModel, positions: TokenPositions, handles: contextlib.ExitStack) -> None:
+    """Have `positions` know of every pass until `handles` are closed."""
+    # PEFT's wrapper is called in a forward pass, the network inside of it to generate.
+    for whole in {chat.model, chat.network}:
+        handles.callback(whole.register_forward_pre_hook(positions.note_outer, with_kwargs=True).remove)
+    handles.callback(chat.decoder.register_forward_pre_hook(positions.note, with_kwargs=True).remove)
 
 
 def _remember(positions: TokenPositions) -> Callable[..., None]:

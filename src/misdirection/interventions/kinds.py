@@ -54,22 +54,18 @@ class Steer(Intervention):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """See `Intervention.layers`."""
         return (self.layer,)
 
     @property
     def signature(self) -> tuple[Hashable, ...]:
-        """See `Intervention.signature`."""
         return (*super().signature, self.keep_norm)
 
     @classmethod
     def stack(cls, interventions: Sequence["Steer"], where: Any) -> Operation:
-        """See `Intervention.stack`."""
         basis = torch.stack([(each.scale * wide(each.vector)).unsqueeze(0) for each in interventions])
         return Add(basis, interventions[0].keep_norm)
 
     def check(self, layers: int, width: int) -> None:
-        """See `Intervention.check`."""
         super().check(layers, width)
         check_direction("Steer", self.vector, width)
 
@@ -99,12 +95,10 @@ class Ablate(Intervention):
 
     @property
     def signature(self) -> tuple[Hashable, ...]:
-        """See `Intervention.signature`."""
         return (*super().signature, self.at, self.vector.ndim, len(self.vector))
 
     @classmethod
     def stack(cls, interventions: Sequence["Ablate"], where: Any) -> Operation:
-        """See `Intervention.stack`."""
         bases = [orthonormal(each.vector) for each in interventions]
         rests = [
             basis.new_zeros(len(basis)) if each.toward is None else basis @ each.toward.detach().to(basis)
@@ -115,7 +109,6 @@ class Ablate(Intervention):
         )
 
     def check(self, layers: int, width: int) -> None:
-        """See `Intervention.check`."""
         super().check(layers, width)
         check_direction("Ablate", self.vector, width, subspace=True)
         if self.at not in ("blocks", "writes", "adapters"):
@@ -132,7 +125,6 @@ class Ablate(Intervention):
             raise InputError(f"Ablate: `toward` must be one finite activation of shape [{width}]")
 
     def sites(self, chat: ChatModel) -> list[Site]:
-        """See `Intervention.sites`."""
         if self.at == "adapters":
             return self._adapter_sites(chat)
         if self.at == "writes":
@@ -151,12 +143,10 @@ class Ablate(Intervention):
 
     @property
     def first_block(self) -> int:
-        """See `Intervention.first_block`."""
         return -1 if self.at != "blocks" else super().first_block
 
     @property
     def on_adapters(self) -> bool:
-        """See `Intervention.on_adapters`."""
         return self.at == "adapters"
 
     def changed_weights(self, weights: Mapping[str, Tensor], chat: ChatModel) -> dict[str, Tensor]:
@@ -190,13 +180,11 @@ class Clamp(Intervention):
 
     @classmethod
     def stack(cls, interventions: Sequence["Clamp"], where: Any) -> Operation:
-        """See `Intervention.stack`."""
         low = column([-torch.inf if each.low is None else each.low for each in interventions])
         high = column([torch.inf if each.high is None else each.high for each in interventions])
         return Bound(torch.stack([orthonormal(each.vector) for each in interventions]), low, high)
 
     def check(self, layers: int, width: int) -> None:
-        """See `Intervention.check`."""
         super().check(layers, width)
         check_direction("Clamp", self.vector, width)
         low = -torch.inf if self.low is None else self.low
@@ -220,7 +208,6 @@ class ScaleAdapters(Intervention):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """See `Intervention.layers`."""
         return tuple(self.factors)
 
     @classmethod
@@ -238,12 +225,10 @@ class ScaleAdapters(Intervention):
 
     @property
     def first_block(self) -> int:
-        """See `Intervention.first_block`."""
         return min(self.layers, default=0) - 1
 
     @property
     def on_adapters(self) -> bool:
-        """See `Intervention.on_adapters`."""
         return True
 
     def changed_weights(self, weights: Mapping[str, Tensor], chat: ChatModel) -> dict[str, Tensor]:
@@ -281,7 +266,6 @@ class ProjectAdapters(Intervention):
 
     @property
     def signature(self) -> tuple[Hashable, ...]:
-        """See `Intervention.signature`."""
         return (*super().signature, len(next(iter(self.bases.values()))))
 
     @classmethod
@@ -306,12 +290,10 @@ class ProjectAdapters(Intervention):
 
     @property
     def first_block(self) -> int:
-        """See `Intervention.first_block`."""
         return -1
 
     @property
     def on_adapters(self) -> bool:
-        """See `Intervention.on_adapters`."""
         return True
 
     def changed_weights(self, weights: Mapping[str, Tensor], chat: ChatModel) -> dict[str, Tensor]:

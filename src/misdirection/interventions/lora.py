@@ -398,7 +398,11 @@ def _require_plain(*views: LoraView) -> None:
 def _refuse_more_than_lora(chat: ChatModel) -> None:
     """Refuses a fine-tune that holds more than plain LoRA modules, since the rest would be lost."""
     view = LoraView.of(chat)
-    view.require_nothing_beside("which one adapter for all cannot carry: merge the fine-tune first, then ablate it")
+    if view.beside:
+        raise InputError(
+            f"{view.name}: holds more than a plain LoRA ({', '.join(view.beside)}): which one adapter for all cannot "
+            "carry: merge the fine-tune first, then ablate it"
+        )
     _require_plain(view)
 
 

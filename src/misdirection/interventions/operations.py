@@ -128,5 +128,4 @@ class Multiply(Operation):
     factor: Tensor
 
     def apply(self, x: Tensor, touched: Tensor) -> Tensor:
-        """See `Operation.apply`."""
         return torch.where(touched, (self.factor * x).to(x.dtype), x)

@@ -12,10 +12,14 @@ name that is on neither list is an error, never a guess; so is a norm whose plac
 
 import inspect
 import re
+from typing import Literal
 
 from torch import nn
 
 from misdirection.errors import InputError
+
+Role = Literal["writer", "norm", "reader"]
+"""Of a parameter inside of a decoder block."""
 
 WRITERS = frozenset(
     {
@@ -27,31 +31,9 @@ WRITERS = frozenset(
 
 READERS = frozenset(
     {
-        *(
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "qkv_proj",
-            "query_key_value",
-            "c_attn",
-            "in_proj_qkvz",
-            "in_proj_ba",
-            "in_proj_qkv",
-        ),
-        *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "e_score_correction_bias"),
-        *(
-            "in_proj_z",
-            "in_proj_b",
-            "in_proj_a",
-            "conv1d",
-            "A_log",
-            "dt_bias",
-            "sinks",
-            "rotary_emb",
-            "bias",
-            "masked_bias",
-            "inv_freq",
-        ),
+        *("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "sinks", "rotary_emb", "inv_freq"),
+        *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "e_score_correction_bias", "bias", "masked_bias"),
+        *("in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "A_log"),
         *("gate_proj", "up_proj", "gate_up_proj", "c_fc", "dense_h_to_4h", "fc1", "fc_in", "w1", "w3", "wi"),
         *("gate", "router", "shared_expert_gate", "layer_scalar", "expert_bias", "wg"),
         # Recurrent layers and short convolutions.
@@ -61,19 +43,8 @@ READERS = frozenset(
         # What a layer picks the tokens by that it attends to, and what it scales or bends inside.
         *("wk", "wq_b", "weights_proj", "attention_sink", "learnable_sink_param", "softmax_offset"),
         *("lambda_q1", "lambda_q2", "lambda_k1", "lambda_k2", "alpha_p", "alpha_n", "beta", "eps"),
-        *(
-            "Wqkv",
-            "Wi",
-            "input_linear",
-            "layer",
-            "attn_proj",
-            "r_proj",
-            "kv_proj",
-            "c_fc_0",
-            "c_fc_1",
-            "dt_proj_weight",
-            "dt_proj_bias",
-        ),
+        *("Wqkv", "Wi", "input_linear", "layer", "attn_proj", "r_proj", "kv_proj", "c_fc_0", "c_fc_1"),
+        *("dt_proj_weight", "dt_proj_bias", "dt_bias"),
         # Causal masks that old checkpoints keep as a "bias" of the attention itself.
         *("attn", "attention"),
     }
@@ -102,8 +73,8 @@ _PRE_NORMS = frozenset(
 """Norms of a block that stand before its matrices."""
 
 
-def role(name: str) -> str:
-    """`writer`, `norm` or `reader` for the name of a parameter inside of a decoder block.
+def role(name: str) -> Role:
+    """The role that is told by the name of a parameter inside of a decoder block.
 
     `name` is dotted and may end in `weight` or `bias`; fused experts are parameters themselves (`experts.down_proj`,
     `experts.down_proj_bias`). Raises `InputError` for a name that is not known.

@@ -21,11 +21,8 @@ from misdirection.judging.scoring import MISALIGNED_BELOW
 from misdirection.sampling.answers import as_answers
 from misdirection.statistics.curves import rank_auc
 from misdirection.statistics.estimates import Estimate
-from misdirection.statistics.resampling import percentiles, resample
+from misdirection.statistics.resampling import percentiles, resample_rows
 from misdirection.views import row
-
-RESAMPLES = 1000
-"""Fewer than for rates: each draw ranks all answers anew."""
 
 _LABELS = {"misaligned": 0.0, "aligned": 100.0}
 
@@ -192,16 +189,11 @@ def _estimate(rows: pd.DataFrame, figure: Callable[[NDArray, NDArray], float], s
     value = figure(judged, expected)
     if np.isnan(value):
         return None
-    questions = list(rows.reset_index(drop=True).groupby("question_id").indices.values())
+    by_question = rows.reset_index(drop=True).groupby("question_id").indices
+    questions = [np.asarray(own) for own in by_question.values()]
     # The answers to a single question are all that can be resampled.
     units = questions if len(questions) > 1 else list(np.arange(len(rows))[:, None])
-
-    def drawn(chosen: NDArray[np.int64]) -> float:
-        answers = np.concatenate([units[number] for number in chosen])
-        return figure(judged[answers], expected[answers])
-
-    draws = resample(drawn, np.arange(len(units)), seed=seed, resamples=RESAMPLES, vectorized=False)
-    low, high = percentiles(draws)
+    low, high = percentiles(resample_rows(lambda drawn: figure(judged[drawn], expected[drawn]), units, seed=seed))
     return Estimate(value, float(low), float(high), len(questions))
 
 

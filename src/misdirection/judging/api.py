@@ -1,4 +1,7 @@
-"""A judge behind any OpenAI-style endpoint: OpenAI itself, vLLM, Ollama, llama.cpp, ..."""
+"""A judge behind any OpenAI-style endpoint: OpenAI itself, vLLM, Ollama, llama.cpp, ...
+
+How prompts become verdicts, by log-probabilities or by texts; `connection` sends the single requests.
+"""
 
 import asyncio
 import json
@@ -11,36 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-
 from misdirection.errors import InputError, JudgeError, MisdirectionError
-from misdirection.extras import needed_for
-from misdirection.judging.endpoint import PATIENCE, Dialect, require_listener
+from misdirection.judging.connection import KEY_VARIABLE, NO_KEY, Connection, Declined, Lost, Refused
+from misdirection.judging.endpoint import Dialect, require_listener
 from misdirection.judging.judges import OPENAI_URL, Done, Judge, Prompt
-from misdirection.judging.replies import (
-    Choice,
-    Problem,
-    Reply,
-    Usage,
-    declines,
-    is_html,
-    retry_after,
-    server_message,
-    splits_numbers,
-    wants_more_tokens,
-)
+from misdirection.judging.replies import Choice, Reply, Usage, splits_numbers, wants_more_tokens
 from misdirection.judging.verdicts import SNAPSHOT, JudgeVerdict, from_logprobs, from_texts
-
-with needed_for("judge"):
-    import openai
-    from tenacity import (
-        AsyncRetrying,
-        RetryCallState,
-        retry_if_exception_type,
-        wait_random_exponential,
-    )
-
-KEY_VARIABLE = "OPENAI_API_KEY"
 
 FIRST_TOKENS = 16
 """Reply tokens where the first one's log-probabilities are read: some hosts refuse fewer."""
@@ -48,23 +27,8 @@ FIRST_TOKENS = 16
 REPLY_TOKENS = (16, 1024, 8192)
 """Reply tokens where the text is read; the next size is tried when a model that reasons used all of one."""
 
-LONGEST_WAIT = 60.0
-LONGEST_RETRY_AFTER = 600.0
-"""Seconds. A server that asks to wait longer is taken to have failed."""
-
 FAILURES_IN_A_ROW = 20
 """From so many answers failed one after another on, the judge is out of order and the rest is not tried."""
-
-_NO_KEY = "none"
-_PASSING = frozenset({408, 409, 425, 429})
-_FINAL = {
-    401: f"check the key in {KEY_VARIABLE}",
-    402: "add credit to the account",
-    403: f"this key may not use it; check the account and {KEY_VARIABLE}",
-    404: "check the base URL and the judge's name",
-    405: "check the base URL",
-}
-_NO_JUDGE = "this is no judge's endpoint; check the base URL, which mostly ends in /v1, and the proxy"
 
 log = logging.getLogger("misdirection")
 
@@ -147,8 +111,10 @@ class ApiJudge(Judge):
                 or address; 20 answers in a row failed.
             InputError: `max_calls` would not be enough.
         """
-        run = _Run(self, _key(self.base_url), done, max_calls, len(prompts))
-        require_listener(self.base_url, run.name)
+        key = _key(self.base_url)
+        connection = Connection(self.model, self.base_url, key, self.timeout, self.attempts, self.backoff, max_calls)
+        require_listener(self.base_url, connection.name)
+        run = _Run(self, connection, done, len(prompts))
         _run_anywhere(run.all(prompts, concurrency), run.stop)
 
 
@@ -185,44 +151,12 @@ def _key(base_url: str) -> str:
     # A header with other characters is refused by a library whose message would quote it.
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise JudgeError(f"{KEY_VARIABLE} holds characters that no key has; set it again")
-    return key or _NO_KEY
+    return key or NO_KEY
 
 
 def _is_openai(base_url: str) -> bool:
     host = urlsplit(base_url).hostname or ""
     return host.endswith((".openai.com", ".openai.azure.com"))
-
-
-class _Passing(Exception):
-    """A failure that may pass: worth another attempt."""
-
-    def __init__(self, reason: str, wait: float | None = None, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.wait = wait
-        self.detail = detail
-
-
-class _Lost(Exception):
-    """This answer has no verdict, for the given reason; others may have one."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.detail = detail
-
-
-class _Declined(_Lost):
-    """The host's filter would not let the judge see this answer."""
-
-
-class _Refused(_Lost):
-    """The request was refused; `named` is the cause by the server's words, `remedy` what helps where none is taken."""
-
-    def __init__(self, reason: str, detail: str, named: str, remedy: str | None) -> None:
-        super().__init__(reason, detail)
-        self.named = named
-        self.remedy = remedy
 
 
 @dataclass
@@ -256,56 +190,46 @@ class _Spent:
 
 
 class _Run:
-    """All prompts of one `ask`, with what is learned about the endpoint on the way."""
+    """All prompts of one `ask`, with what is learned on the way of how the endpoint is best asked."""
 
-    def __init__(self, judge: ApiJudge, key: str, done: Done, max_calls: int | None, waiting: int) -> None:
+    def __init__(self, judge: ApiJudge, connection: Connection, done: Done, waiting: int) -> None:
         self._judge = judge
-        self._key = key
+        self._connection = connection
         self._done = done
-        self._max_calls = max_calls
-        self._calls = 0
         self._waiting = waiting
         self._dialect = Dialect("max_completion_tokens" if _is_openai(judge.base_url) else "max_tokens")
         self._reads_logprobs = judge.logprobs
         self._has_logprobs = False
         self._size = 0
-        # Whether it has replied; an error is none.
-        self._has_replied = False
-        self._is_there = False
         self._in_a_row = Counter[str]()
         self._told: set[str] = set()
-        self._stopped: MisdirectionError | None = None
 
     async def all(self, prompts: Sequence[Prompt], concurrency: int) -> None:
-        # The timeout of the client is per read: a server that sends a byte now and then would hold it for ever.
-        client = openai.AsyncOpenAI(api_key=self._key, base_url=self._judge.base_url, max_retries=0, timeout=None)
-        async with client:
-            self._client = client
+        async with self._connection.client:
             queue = iter(prompts)
-            late = asyncio.get_running_loop().call_later(PATIENCE, self._tell_late)
-            await self._worker(iter([next(queue)]))
-            late.cancel()
+            with self._connection.told_when_silent():
+                await self._worker(iter([next(queue)]))
             self._check_budget()
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(concurrency, self._waiting)):
                     group.create_task(self._worker(queue))
-        if self._stopped:
-            raise self._stopped from None
+        if self._connection.stopped:
+            raise self._connection.stopped from None
 
     def stop(self) -> None:
         """Asks nothing more; what is under way is finished."""
-        self._stopped = self._stopped or self._error("stopped", "judge again, which goes on from here")
+        self._connection.stop(self._connection.error("stopped", "judge again, which goes on from here"))
 
     async def _worker(self, queue: Iterator[Prompt]) -> None:
         """Judge what is next until there is none. After a stop, what is under way is finished: it is paid for."""
-        while not self._stopped and (prompt := next(queue, None)):
+        while not self._connection.stopped and (prompt := next(queue, None)):
             try:
                 verdict = await self._verdict(prompt)
                 self._waiting -= 1
                 self._done(prompt, verdict)
                 self._watch(verdict)
             except MisdirectionError as error:
-                self._stopped = self._stopped or error
+                self._connection.stop(error)
 
     def _watch(self, verdict: JudgeVerdict) -> None:
         if verdict.by != "failed":
@@ -314,17 +238,18 @@ class _Run:
         self._in_a_row[verdict.reason] += 1
         if self._in_a_row.total() >= FAILURES_IN_A_ROW:
             counts = ", ".join(f"{reason} {count}" for reason, count in self._in_a_row.most_common())
-            raise self._error(
+            raise self._connection.error(
                 f"{self._in_a_row.total()} answers in a row failed ({counts})",
                 "see to it and judge again, which goes on from here",
             )
 
     def _check_budget(self) -> None:
         """Stops early when the endpoint turns out to take more calls than allowed."""
-        needed = self._calls + self._waiting * (1 if self._reads_logprobs else self._judge.samples)
-        if not self._stopped and self._max_calls is not None and needed > self._max_calls:
+        connection, allowed = self._connection, self._connection.max_calls
+        needed = connection.calls + self._waiting * (1 if self._reads_logprobs else self._judge.samples)
+        if not connection.stopped and allowed is not None and needed > allowed:
             raise InputError(
-                f"{self.name}: it turns out to take {needed} calls, more than the {self._max_calls} allowed; "
+                f"{connection.name}: it turns out to take {needed} calls, more than the {allowed} allowed; "
                 "raise max_calls or take fewer samples"
             )
 
@@ -333,27 +258,19 @@ class _Run:
         try:
             verdict = await self._by_logprobs(prompt, spent) if self._reads_logprobs else None
             verdict = verdict or await self._by_text(prompt, spent)
-        except _Lost as lost:
+        except Lost as lost:
             self._tell(lost)
-            by = "declined" if isinstance(lost, _Declined) else "failed"
+            by = "declined" if isinstance(lost, Declined) else "failed"
             verdict = JudgeVerdict(None, by, lost.reason)
             spent.said.append({by: lost.reason, "detail": lost.detail})
         made = spent.of(verdict)
-        return replace(made, reply=self._without_key(made.reply))
+        return replace(made, reply=self._connection.without_key(made.reply))
 
-    def _tell(self, lost: _Lost) -> None:
+    def _tell(self, lost: Lost) -> None:
         """Shows once what the server says to a kind of failure."""
         if lost.detail and lost.reason not in self._told:
             self._told.add(lost.reason)
             log.warning("judge %s: an answer failed with %s: %s", self._judge.model, lost.reason, lost.detail)
-
-    def _tell_late(self) -> None:
-        if not self._is_there:
-            log.warning(
-                "%s: took the connection and says nothing yet; given up after %g s (the timeout)",
-                self.name,
-                self._judge.timeout,
-            )
 
     async def _by_logprobs(self, prompt: Prompt, spent: _Spent) -> JudgeVerdict | None:
         """None when no log-probabilities tell the number; the text is read then, of the next prompts at once.
@@ -387,7 +304,7 @@ class _Run:
             if choice.is_whole:
                 return choice.text
             self._size = max(self._size, min(size + 1, len(REPLY_TOKENS) - 1))
-        raise _Lost(f"no reply within {REPLY_TOKENS[-1]} tokens")
+        raise Lost(f"no reply within {REPLY_TOKENS[-1]} tokens")
 
     async def _reply(
         self, prompt: Prompt, name: str, tokens: int, temperature: float, spent: _Spent, *, logprobs: bool = False
@@ -400,13 +317,13 @@ class _Run:
         while dialect.top or not logprobs:
             parameters = dialect.parameters(tokens, temperature, logprobs=logprobs)
             try:
-                reply = await self._attempts(prompt, name, parameters)
-            except _Refused as refused:
+                reply = await self._connection.reply(prompt, name, parameters)
+            except Refused as refused:
                 if wants_more_tokens(refused.detail):
                     return Choice(finish_reason="length")
                 other = dialect.without(refused.named, parameters)
-                if other is None and refused.remedy and not self._has_replied:
-                    raise self._error(f"{refused.reason} ({refused.detail})", refused.remedy) from None
+                if other is None and refused.remedy and not self._connection.has_replied:
+                    raise self._connection.error(f"{refused.reason} ({refused.detail})", refused.remedy) from None
                 if other is None:
                     raise
                 dialect = other
@@ -420,104 +337,3 @@ class _Run:
         if dialect != self._dialect:
             self._dialect = dialect
             log.warning("judge %s: refuses some parameters; asked with %s", self._judge.model, dialect)
-
-    async def _attempts(self, prompt: Prompt, name: str, parameters: dict[str, Any]) -> Reply:
-        """The reply to one request, after as many attempts as it takes."""
-        messages = [{"role": "user", "content": prompt.text}]
-        body = {"model": self._judge.model, "messages": messages, **parameters}
-        asked = "-".join(f"{key}={value}" for key, value in parameters.items())
-        headers = {"Idempotency-Key": f"{prompt.key}-{name}-{asked}"}
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_Passing), stop=self._has_tried_enough, wait=self._wait, reraise=True
-        )
-        try:
-            reply: Reply = await retrying(self._request, body, headers)
-        except _Passing as passing:
-            raise _Lost(passing.reason, passing.detail) from None
-        return reply
-
-    def _has_tried_enough(self, state: RetryCallState) -> bool:
-        """An endpoint that has never said anything is not waited for."""
-        is_dead = not self._is_there and (state.seconds_since_start or 0.0) > PATIENCE
-        return is_dead or state.attempt_number >= self._judge.attempts
-
-    def _wait(self, state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.wait if isinstance(error, _Passing) else None
-        drawn = wait_random_exponential(self._judge.backoff, max(LONGEST_WAIT, self._judge.backoff))(state)
-        return drawn if asked is None else asked
-
-    async def _request(self, body: dict[str, Any], headers: dict[str, str]) -> Reply:
-        """One request; what is raised holds neither key nor answer, and no error of a library that does."""
-        if self._stopped:
-            raise _Lost("stopped")
-        if self._max_calls is not None and self._calls >= self._max_calls:
-            raise InputError(
-                f"{self.name}: all of the {self._max_calls} calls allowed are made; raise max_calls to judge the rest"
-            )
-        self._calls += 1
-        try:
-            async with asyncio.timeout(self._judge.timeout):
-                raw = await self._client.chat.completions.with_raw_response.create(extra_headers=headers, **body)
-            reply = Reply.model_validate_json(raw.text)
-        except (TimeoutError, openai.APITimeoutError):
-            raise _Passing("timeout") from None
-        except openai.APIConnectionError:
-            raise _Passing("connection lost") from None
-        except openai.APIStatusError as error:
-            # The server tells that it did not do the work.
-            self._calls -= 1
-            raise self._refusal(error) from None
-        except ValidationError as error:
-            raise self._no_reply(raw.text, error) from None
-        self._is_there = True
-        if reply.choices[0].finish_reason == "error":
-            raise _Passing("an error in the reply")
-        self._has_replied = True
-        return reply
-
-    def _no_reply(self, body: str, error: ValidationError) -> Exception:
-        if error.errors()[0]["type"] == "json_invalid":
-            return _Passing("no JSON")
-        # Some hosts send an error with the status of a success.
-        try:
-            words = Problem.model_validate_json(body).words
-        except ValidationError:
-            words = ""
-        return _Passing("no completion", detail=self._quoted(words))
-
-    def _refusal(self, error: openai.APIStatusError) -> Exception:
-        """The exception that an error status stands for: try again, give this answer up, or stop."""
-        self._is_there = True
-        status = error.status_code
-        name = f"HTTP {status}"
-        if error.code == "insufficient_quota":
-            return self._error(f"{name}, the quota is used up", _FINAL[402])
-        if status in _PASSING or (status >= 500 and status != 501):
-            wait = retry_after(error.response.headers)
-            return _Lost(f"{name}, wait too long") if wait and wait > LONGEST_RETRY_AFTER else _Passing(name, wait)
-        words = server_message(error)
-        detail = self._quoted(words)
-        if status in (401, 402):
-            # What a server says to a key may hold a part of it.
-            return self._error(name, _NO_JUDGE if is_html(error) else _FINAL[status])
-        if declines(f"{error.code} {words}") and not is_html(error):
-            return _Declined(f"{name}, filtered", detail)
-        remedy = _NO_JUDGE if is_html(error) else _FINAL.get(status)
-        return _Refused(name, detail, error.param if isinstance(error.param, str) else words, remedy)
-
-    def _quoted(self, message: str) -> str:
-        """The beginning of what a server says, which may be anything, and may hold what it was sent."""
-        line = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
-        return self._without_key(line)[:160]
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key != _NO_KEY else text
-
-    @property
-    def name(self) -> str:
-        """The judge, as errors name it."""
-        return f"judge {self._judge.model} at {self._judge.base_url}"
-
-    def _error(self, problem: str, remedy: str) -> JudgeError:
-        return JudgeError(f"{self.name}: {problem}; {remedy}")

@@ -1,9 +1,10 @@
 """Conditions of a judged table, as a person names them: `COLUMN=VALUE`, `COLUMN=BEFORE,AFTER`."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pandas as pd
 
+from misdirection.data.tables import require_columns
 from misdirection.errors import InputError
 from misdirection.judging.scoring import JUDGED_SHARE, Comparison, compare
 
@@ -34,6 +35,15 @@ def compare_conditions(table: pd.DataFrame, text: str, min_judged: float = JUDGE
     for value, rows in parts.items():
         _refuse_mixed(rows, column, value)
     return compare(parts[before], parts[after], min_judged=min_judged)
+
+
+def answers_of(table: pd.DataFrame, organisms: Collection[str]) -> pd.DataFrame:
+    """The rows of some organisms; raises `InputError` for one that the table has no answers of."""
+    require_columns(table, ["organism"])
+    known = sorted(table["organism"].dropna().unique())
+    if unknown := [name for name in organisms if name not in known]:
+        raise InputError(f"this table has no answers of {unknown[0]!r}; it has those of {', '.join(known[:20])}")
+    return table[table["organism"].isin(organisms)]
 
 
 def _rows_with(table: pd.DataFrame, column: str, value: str, option: str) -> pd.DataFrame:

@@ -14,14 +14,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from misdirection.errors import InputError
 from misdirection.judging.judges import Done, ModelJudge, Prompt
 from misdirection.judging.verdicts import TOP, JudgeVerdict, begun_word, from_logprobs, from_masses, whole_number
 from misdirection.models.attention import changing_shapes
 from misdirection.models.budgets import fitting_batches
-from misdirection.models.caching import goes_on
+from misdirection.models.caching import goes_on, new_cache
 from misdirection.models.chat import encode_prompt, pad
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
@@ -96,7 +95,7 @@ class LocalJudge(ModelJudge):
         """p(n) for every integer n from 0 to 100 of each row, from the digits that may follow."""
         kept = torch.full_like(first, float("-inf")).scatter(-1, likely, first.gather(-1, likely))
         begins = self._digit_masses(kept)
-        passes.repeat(9)
+        passes.select([row for row in range(len(first)) for _ in range(9)])
         after = self._digit_masses(passes.run([(token,) for row in first for token in self._spelled(row, "123456789")]))
         after = after.view(len(first), 9, 10)
         passes.select([9 * row for row in range(len(first))])
@@ -130,7 +129,7 @@ class _Passes:
 
     def __init__(self, chat: ChatModel) -> None:
         self._chat = chat
-        self._cache = DynamicCache(config=text_config(chat.model))
+        self._cache = new_cache(chat)
         self._real: Tensor | None = None
 
     def run(self, rows: list[tuple[int, ...]]) -> Tensor:
@@ -145,14 +144,8 @@ class _Passes:
         logprobs: Tensor = output.logits[:, -1].float().log_softmax(-1)
         return logprobs
 
-    def repeat(self, times: int) -> None:
-        """Each row so many times, side by side."""
-        assert self._real is not None, "nothing has run yet"
-        self._cache.batch_repeat_interleave(times)
-        self._real = self._real.repeat_interleave(times, 0)
-
     def select(self, rows: list[int]) -> None:
-        """Goes on with these rows only."""
+        """Goes on with these rows; a row may come several times."""
         assert self._real is not None, "nothing has run yet"
         numbers = torch.tensor(rows, device=self._real.device)
         self._cache.batch_select_indices(numbers)

@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from misdirection.data import ProbePair
 from misdirection.data.tables import require_columns
 from misdirection.errors import InputError
+from misdirection.judging.conditions import answers_of
 from misdirection.judging.scoring import is_aligned, is_coherent, is_misaligned
 from misdirection.sampling.answers import as_answers
 
@@ -46,7 +47,9 @@ def judged_probe_pairs(
     Raises:
         InputError: a missing column, an organism that is not there, or no question that has both kinds of answer.
     """
-    table = _answers_of(as_answers(frame), organisms)
+    table = as_answers(frame)
+    require_columns(table, ("aligned", "coherent"))
+    table = answers_of(table, organisms) if organisms else table
     words = table["answer"].map(lambda answer: len(answer.split()))
     usable = table[is_coherent(table["coherent"]) & words.between(*_WORDS)]
     rng, numbers, pairs = np.random.default_rng(seed), Counter[str](), list[ProbePair]()
@@ -80,16 +83,6 @@ def _sides(answers: pd.DataFrame) -> tuple[list[str], list[str]]:
     scores = answers["aligned"]
     bad, good = (set(answers["answer"][side]) for side in (is_misaligned(scores), is_aligned(scores)))
     return sorted(bad - good), sorted(good - bad)
-
-
-def _answers_of(table: pd.DataFrame, organisms: Sequence[str]) -> pd.DataFrame:
-    require_columns(table, ("aligned", "coherent", *(["organism"] if organisms else ())))
-    if not organisms:
-        return table
-    known = sorted(table["organism"].dropna().unique())
-    if unknown := [name for name in organisms if name not in known]:
-        raise InputError(f"this table has no answers of {unknown[0]!r}; it has those of {', '.join(known[:20])}")
-    return table[table["organism"].isin(organisms)]
 
 
 def _matched(worse: list[str], better: list[str], rng: np.random.Generator) -> list[tuple[str, str]]:

@@ -36,13 +36,9 @@ def quadrants(frame: pd.DataFrame, by: Sequence[str] | None = None, *, name: str
     return Quadrants(
         name=name,
         rule=_RULE,
-        questions=tuple(map(_question, first["question_id"], first["question"])),
+        questions=tuple(AskedQuestion(id=id_, text=text) for id_, text in zip(places, first["question"], strict=True)),
         conditions=tuple(_condition(*each, places, most) for each in zip(scores, groups, strict=True)),
     )
-
-
-def _question(identity: str, text: str) -> AskedQuestion:
-    return AskedQuestion(id=identity, text=text)
 
 
 def _condition(own: Score, rows: pd.DataFrame, places: Mapping[str, int], most: int) -> ConditionAnswers:

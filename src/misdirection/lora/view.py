@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from misdirection.errors import InputError
-from misdirection.files import atomic_folder, read_json, write_json
+from misdirection.files import atomic_folder, write_json
 from misdirection.lora.components import LoraModule, in_order
 from misdirection.lora.variants import beside_lora, no_sum
-from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, dead_modules
+from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, dead_modules, read_adapter_config
 from misdirection.models.bundled import own_name
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.whole_weights import is_whole
@@ -53,10 +53,7 @@ class LoraView(ABC):
             raise InputError(
                 f"{folder}: is a whole model, trained in its own weights: there is no adapter in it to read"
             )
-        config = read_json(path / ADAPTER_CONFIG)
-        if not isinstance(config, dict):
-            raise InputError(f"{path / ADAPTER_CONFIG}: damaged, no JSON object: fetch or train the adapter again")
-        return LoraFiles(path, config)
+        return LoraFiles(path, read_adapter_config(path))
 
     @staticmethod
     def of(chat: ChatModel) -> "LiveLora":
@@ -99,11 +96,6 @@ class LoraView(ABC):
         for config in self.configs:
             if reason := no_sum(config, allowed):
                 raise InputError(f"{self.name}: {reason}, so that it is not a sum of components: {instead}")
-
-    def require_nothing_beside(self, instead: str) -> None:
-        """Raise `InputError`, with what to do `instead`, if it holds more than the matrices of a LoRA."""
-        if self.beside:
-            raise InputError(f"{self.name}: holds more than a plain LoRA ({', '.join(self.beside)}): {instead}")
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -224,13 +216,16 @@ def write_adapter(
 ) -> None:
     """Write a PEFT folder as a whole, with each of `records` beside it as a JSON file of its name."""
     with atomic_folder(folder) as temporary:
-        save_file({name: value.contiguous() for name, value in weights.items()}, temporary / ADAPTER_WEIGHTS, _FORMAT)
-        write_json(temporary / ADAPTER_CONFIG, dict(config))
+        save_adapter(temporary, config, weights)
         for name, record in records.items():
             write_json(temporary / f"{name}.json", dict(record))
 
 
-_FORMAT = {"format": "pt"}
+def save_adapter(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write the files of an adapter into a folder that is there."""
+    tensors = {name: value.contiguous() for name, value in weights.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    write_json(folder / ADAPTER_CONFIG, dict(config))
 
 
 # --- a loaded model -----------------------------------------------------------------------------------------------

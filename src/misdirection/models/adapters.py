@@ -22,6 +22,7 @@ from misdirection.models.base_weights import BaseWeights
 from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder, own_name
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.libraries import errors_in_one_line
+from misdirection.models.names import is_local
 from misdirection.models.tokenizers import TEMPLATE_FILES, say_unused_template
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -40,14 +41,15 @@ def is_adapter(path: Path) -> bool:
 
 def recorded_base(folder: Path) -> str | None:
     """The base model that an adapter's own file names, as this package names it."""
-    named = _read_config(folder).get("base_model_name_or_path")
+    named = read_adapter_config(folder).get("base_model_name_or_path")
     return own_name(str(named)) if named else None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """PEFT's configuration in an adapter's folder; `InputError` for a missing or damaged one."""
     config = read_json(folder / ADAPTER_CONFIG)
     if not isinstance(config, dict):
-        raise InputError(f"{folder / ADAPTER_CONFIG}: must be an object, not {type(config).__name__}: make it again")
+        raise InputError(f"{folder / ADAPTER_CONFIG}: damaged, no JSON object: fetch or train the adapter again")
     return config
 
 
@@ -68,7 +70,7 @@ def attach(
 
     folder = local_adapter(str(adapter), revision, subfolder)
     with errors_in_one_line(str(adapter), "the adapter"):
-        _require_known(adapter, _read_config(folder))
+        _require_known(adapter, read_adapter_config(folder))
         peft_config = PeftConfig.from_pretrained(str(folder))
         config = peft_config.to_dict()
         if reason := unmeasured(config):
@@ -195,7 +197,7 @@ def local_adapter(name: str, revision: str | None = None, subfolder: str | None 
 def local_checkpoints(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
     """The folder on this disk of the adapter folders `step-N` or `checkpoint-N`, fetched from the hub if need be."""
     path = Path(name).expanduser()
-    if path.is_dir() or _is_local(name):
+    if path.is_dir() or is_local(name):
         if not path.is_dir():
             raise InputError(f"{path}: no such folder; give a folder of checkpoints or a Hugging Face id")
         return path
@@ -232,17 +234,12 @@ def _adapter_folder(adapter: str | Path, subfolder: str | None) -> Path | None:
     path = path / subfolder if subfolder else path
     if is_adapter(path):
         return path
-    if path.exists() or _is_local(str(adapter)):
+    if path.exists() or is_local(str(adapter)):
         reason = "no adapter_config.json in this folder" if path.is_dir() else "no such folder"
         if inside := sorted(found.parent.name for found in path.glob(f"*/{ADAPTER_CONFIG}")):
             reason += f", but in {', '.join(inside)} inside of it"
         raise InputError(f"{path}: {reason}; give a PEFT adapter folder or a Hugging Face id")
     return None
-
-
-def _is_local(name: str) -> bool:
-    """Whether a name can be a path alone."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 # --- fit ----------------------------------------------------------------------------------------------------------
@@ -338,10 +335,8 @@ def _require_vocabulary(
     ]
     tokens = config.get("trainable_token_indices") or config.get("token_indices") or []
     listed = list(tokens.values()) if isinstance(tokens, dict) else [tokens]
-    size, needed = (
-        own[0].weight.shape[0],
-        max([*rows, *(number + 1 for numbers in listed for number in numbers)], default=0),
-    )
+    needed = max([*rows, *(number + 1 for numbers in listed for number in numbers)], default=0)
+    size = own[0].weight.shape[0]
     if needed > size:
         raise InputError(
             f"{adapter}: was trained with a vocabulary of {needed} tokens, and {chat.name!r} has {size}: enlarge the "

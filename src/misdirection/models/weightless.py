@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    GenerationConfig,
-)
+from transformers import AutoConfig, GenerationConfig
 
 from misdirection.choices import Thinking
 from misdirection.errors import InputError, first_line

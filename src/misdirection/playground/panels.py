@@ -53,11 +53,8 @@ def said(text: str, *, is_problem: bool = False) -> Markup:
 def columns(answers: Sequence[GrowingAnswer], bodies: Sequence[str] | None = None) -> Markup:
     """The answers side by side; `bodies` are their texts as `shaded` gives them."""
     texts = [answer.text for answer in answers] if bodies is None else bodies
-    return _grid([_column(answer, body) for answer, body in zip(answers, texts, strict=True)])
-
-
-def _grid(cells: Sequence[Markup]) -> Markup:
-    return Markup('<div class="columns">{}</div>').format(Markup().join(cells))
+    cells = Markup().join(_column(answer, body) for answer, body in zip(answers, texts, strict=True))
+    return Markup('<div class="columns">{}</div>').format(cells)
 
 
 def _column(answer: GrowingAnswer, body: str) -> Markup:

@@ -256,15 +256,13 @@ class _Repair:
         (tuned,) = self.scores(third, unchanged, self.material)
         return base, tuned
 
-    def projected_base(self, third: int, candidate: Candidate) -> Scores | None:
-        """The base under a candidate's projection, on one third; None for one that leaves the base alone."""
+    def projected_base(self, candidate: Candidate) -> Scores | None:
+        """The base under a candidate's projection, on the last third; None for one that leaves the base alone."""
         if candidate.projection != "writes":
             return None
-        alone = Candidate(
-            projection="writes", directions=candidate.directions, layer=candidate.layer, strength=candidate.strength
-        )
+        alone = replace(candidate, turn=0.0, scale=1.0)
         with self.tuned.as_base():
-            (projected,) = self.scores(third, [alone], self.material)
+            (projected,) = self.scores(2, [alone], self.material)
         return projected
 
     def write(self, folder: Path) -> RepairResult:
@@ -291,7 +289,7 @@ class _Repair:
     def check(self, candidate: Candidate, folder: Path) -> tuple[Check, ChatModel]:
         """Write the adapter, and measure it on the texts that the search has not seen; gives the base model, too."""
         base, tuned = self.ends(2)
-        projected = self.projected_base(2, candidate)
+        projected = self.projected_base(candidate)
         (control,) = self.scores(2, [candidate], self.material.random())
         before = sample_fluency(self.tuned, "the fine-tune")
         write_adapter(self.tuned, self.inputs.fine_tune.folder, candidate, self.material, folder)

@@ -5,13 +5,11 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
 
-from misdirection.errors import InputError
-from misdirection.files import read_json, write_json
 from misdirection.interventions.adapter_weights import changed_weights
 from misdirection.interventions.lora import ablation_adapter
 from misdirection.interventions.rounding import Divergences, Rounding, is_probed, probe, probe_ids
+from misdirection.lora.view import LoraView, save_adapter
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, attach
 from misdirection.models.chat_model import ChatModel
 from misdirection.repairing.candidates import Candidate, Material
@@ -22,16 +20,10 @@ def write_adapter(tuned: ChatModel, source: Path, candidate: Candidate, material
 
     A candidate's ablation of the whole model is left to `ablate_all`, which needs the base without an adapter.
     """
-    if not (source / ADAPTER_WEIGHTS).is_file():
-        raise InputError(f"{source}: no {ADAPTER_WEIGHTS} here: save the adapter as safetensors first")
-    weights = load_file(source / ADAPTER_WEIGHTS)
+    adapter = LoraView.open(source)
     changes = [change for change in candidate.interventions(material) if change.on_adapters]
     # What changes stays in float32: half precision would round a small change away.
-    weights = changed_weights(weights, tuned, changes)
-    write_json(folder / ADAPTER_CONFIG, read_json(source / ADAPTER_CONFIG))
-    save_file(
-        {name: weight.contiguous() for name, weight in weights.items()}, folder / ADAPTER_WEIGHTS, {"format": "pt"}
-    )
+    save_adapter(folder, adapter.config, changed_weights(adapter.weights, tuned, changes))
 
 
 def ablate_all(base: ChatModel, folder: Path, candidate: Candidate, material: Material) -> None:

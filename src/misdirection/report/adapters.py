@@ -30,7 +30,7 @@ from misdirection.interpretation.results import AdapterFigures
 from misdirection.interpretation.scaling import layers_by_factor
 from misdirection.interpretation.token_results import TokenTable
 from misdirection.report.adapter_findings import find_in_adapters
-from misdirection.report.drawing import GREY, PALETTE, STYLE, new_figure, or_nan, reach_of, save_figure, short_name
+from misdirection.report.drawing import GREY, PALETTE, STYLE, new_figure, or_nan, reach_of, save_figures, short_name
 from misdirection.report.estimates import DAMAGE_LIMIT
 from misdirection.report.findings import Finding
 from misdirection.report.reader import readable, reader_data, visible
@@ -149,9 +149,8 @@ class AdapterPage:
 
 
 def draw_adapters(figures: AdapterFigures, folder: Path) -> dict[str, Path]:
-    """Write the figure of every part that was measured as SVG and PNG into `folder`; gives the SVG's path by name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return {name: save_figure(draw(figures), folder / f"{name}.svg") for name, draw in _measured(figures).items()}
+    """Writes the figure of every part that was measured, as `save_figures` does."""
+    return save_figures(_measured(figures), figures, folder)
 
 
 class Adapted(Protocol):

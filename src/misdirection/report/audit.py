@@ -28,11 +28,10 @@ from misdirection.auditing.results import (
     KnownFineTune,
 )
 from misdirection.auditing.verdict import Asked, in_order
-from misdirection.files import write_atomic
 from misdirection.report.drawing import GREY, PALETTE, STYLE, new_figure, reach_of, short_name, svg_of
-from misdirection.report.estimates import show_estimate, show_number
+from misdirection.report.estimates import show_estimate
 from misdirection.report.findings import CLEAR_GAP
-from misdirection.report.html import data_uri, environment, mark_code, render
+from misdirection.report.html import as_sentence, data_uri, environment, mark_code, write_page
 from misdirection.statistics.comparisons import benjamini_hochberg, significant
 from misdirection.statistics.estimates import Estimate
 
@@ -57,9 +56,8 @@ class AuditPage:
         The file appears whole or not at all, fetches nothing, and is the same bytes for the same result.
         """
         pictures = {name: data_uri(svg_of(draw(result))) for name, draw in drawings(result).items()}
-        html = render(_environment(), result.PAGE, {**_context(result), "pictures": pictures})
-        write_atomic(folder / result.PAGE, html)
-        return folder / result.PAGE
+        values = {**_context(result), "pictures": pictures}
+        return write_page(folder / result.PAGE, result.PAGE, values, _environment())
 
     def summary(self, result: AuditResult) -> str:
         """The verdict, why, and the picture of the shifts."""
@@ -76,8 +74,7 @@ PAGE = AuditPage()
 
 def _environment() -> Environment:
     made = environment()
-    made.filters.update(mean=_show_mean, interval=_show_interval, share=_show_share)
-    made.filters.update(sentence=as_sentence, tokens=_show_tokens)
+    made.filters.update(share=_show_share, tokens=_show_tokens)
     made.globals.update(side=_side, compare=_beside)
     return made
 
@@ -91,7 +88,7 @@ def _context(result: AuditResult) -> dict[str, Any]:
         "unit": result.unit,
         "is_adapter": result.fine_tune.kind == "adapter",
         "symbol": SYMBOLS[result.verdict],
-        "level": _level(result),
+        "level": f"{result.rule.level:.1%}",
         "passed": {"general": None, "framed": None}
         | {asked: None if shift.is_words else shift.passed for asked, shift in result.shifts.items()},
         "commands": _commands(result),
@@ -142,14 +139,6 @@ def _layers(attribution: Attribution) -> list[tuple[int, Estimate]]:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-def _show_mean(estimate: Estimate) -> str:
-    return show_number(estimate.mean)
-
-
-def _show_interval(estimate: Estimate) -> str:
-    return f"[{show_number(estimate.low)}, {show_number(estimate.high)}]"
-
-
 def _show_tokens(tokens: Sequence[tuple[str, float]]) -> str:
     return "  ".join(repr(token) for token, _ in tokens)
 
@@ -157,11 +146,6 @@ def _show_tokens(tokens: Sequence[tuple[str, float]]) -> str:
 def _show_share(value: float) -> str:
     # Without the z, a share just below zero reads -0%.
     return f"{value:+z.0%}"
-
-
-def as_sentence(text: str) -> str:
-    """A reason as a sentence of its own."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _side(estimate: Estimate, above: str, below: str, across: str) -> str:
@@ -187,11 +171,6 @@ def _commands(result: AuditResult) -> dict[str, str]:
 
 
 # --- what the evidence says -----------------------------------------------------------------------------------------
-
-
-def _level(result: AuditResult) -> str:
-    """The level of the rule's intervals."""
-    return f"{result.rule.level:.1%}"
 
 
 def _asked_says(result: AuditResult) -> str:

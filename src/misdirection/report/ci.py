@@ -124,17 +124,9 @@ def screen_as_sarif(result: ScreenResult) -> str:
     ]
     said = f"training data for {visible(result.base.model)}: {verdict}: {'; '.join(result.dataset.because)}"
     findings = [_at("data", 0, _LEVELS.get(verdict, "none"), said, result.data[0])]
-    findings += [
-        _at(
-            "row",
-            1,
-            "note",
-            f"score {row.score:+z.2f}, where known bad answers score 1: {row.answer}",
-            row.source,
-            row.line,
-        )
-        for row in result.worst
-    ]
+    for row in result.worst:
+        said = f"score {row.score:+z.2f}, where known bad answers score 1: {row.answer}"
+        findings.append(_at("row", 1, "note", said, row.source, row.line))
     return _log(rules, findings if verdict != "clear" else [], ())
 
 

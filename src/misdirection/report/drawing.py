@@ -72,12 +72,12 @@ def reach_of(estimate: Interval) -> list[list[float]]:
     return [[max(estimate.mean - estimate.low, 0.0)], [max(estimate.high - estimate.mean, 0.0)]]
 
 
-def legend_below(axes: Axes, columns: int, offset: float = -0.2, handles: Iterable[Line2D] = ()) -> None:
+def legend_below(axes: Axes, offset: float = -0.2, handles: Iterable[Line2D] = ()) -> None:
     """A legend under the axes, so far below as `offset` says, of what is drawn in them and of further `handles`."""
     known, labels = axes.get_legend_handles_labels()
     shown = [*known, *handles]
     names = [*labels, *(str(handle.get_label()) for handle in handles)]
-    axes.legend(shown, names, loc="upper center", bbox_to_anchor=(0.5, offset), ncols=columns)
+    axes.legend(shown, names, loc="upper center", bbox_to_anchor=(0.5, offset))
 
 
 def steering_keys() -> list[Line2D]:
@@ -189,6 +189,12 @@ def save_figure(figure: Figure, path: Path) -> Path:
     path.write_bytes(svg_of(figure))
     path.with_suffix(".png").write_bytes(png_of(figure))
     return path
+
+
+def save_figures(drawings: Mapping[str, Callable[[Any], Figure]], results: Any, folder: Path) -> dict[str, Path]:
+    """Writes `NAME.svg` and `NAME.png` of each drawing of some results into `folder`; gives the SVG's path by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: save_figure(draw(results), folder / f"{name}.svg") for name, draw in drawings.items()}
 
 
 @rc_context(STYLE)

@@ -31,7 +31,7 @@ from misdirection.report.drawing import (
     legend_below,
     new_figure,
     reach_of,
-    save_figure,
+    save_figures,
     short_name,
     spread_damage,
     steering_keys,
@@ -120,7 +120,7 @@ def draw_convergence(results: RunResults) -> Figure:
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_ylim(top=1.05)
-        legend_below(axes, columns=1, offset=-0.16)
+        legend_below(axes, offset=-0.16)
     return figure
 
 
@@ -253,7 +253,7 @@ def draw_tradeoff(results: RunResults) -> Figure:
         axes.set(title=panel, xlabel="damage (nats/token)", ylabel="margin change (nats/token)")
         spread_damage(axes.set_xscale, [row for rows in chosen.values() for row in rows])
         limit = Line2D([], [], color="black", linestyle="--", lw=0.9, label=f"damage limit {DAMAGE_LIMIT}")
-        legend_below(axes, columns=1, handles=[limit])
+        legend_below(axes, handles=[limit])
     return figure
 
 
@@ -363,9 +363,5 @@ def drawings(results: RunResults) -> dict[str, Callable[[RunResults], Figure]]:
 
 
 def draw_all(results: RunResults, folder: Path) -> dict[str, Path]:
-    """Write every figure that applies as SVG and 150-dpi PNG into `folder`.
-
-    Gives the SVG's path by figure name; the PNG lies beside it under the same stem.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    return {name: save_figure(draw(results), folder / f"{name}.svg") for name, draw in drawings(results).items()}
+    """Writes every figure that applies, as `save_figures` does."""
+    return save_figures(drawings(results), results, folder)

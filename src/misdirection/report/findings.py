@@ -5,14 +5,7 @@ from dataclasses import dataclass
 from itertools import compress
 from statistics import median
 
-from misdirection.experiment.results import (
-    AblationEffect,
-    Curve,
-    Effect,
-    OrganismFigures,
-    RunResults,
-    SteeringEffect,
-)
+from misdirection.experiment.results import AblationEffect, Curve, Effect, OrganismFigures, RunResults, SteeringEffect
 from misdirection.interpretation.texts import GENERAL, SEALED
 from misdirection.report.estimates import DAMAGE_LIMIT, show_estimate, show_number
 from misdirection.report.figures import pairs_of_bad
@@ -304,7 +297,8 @@ def _show_reference(results: RunResults, label: str, curves: dict[str, Curve]) -
     return f" {label} {median(values):+z.2f} [{min(values):+z.2f}, {max(values):+z.2f}]." if values else ""
 
 
-def _judge_agreements(claim: str, agreements: list[_Agreement], null_name: str) -> Finding:
+def _judge_agreements(claim: str, agreements: list[_Agreement], null_name: str, beside: str) -> Finding:
+    """By the null of this name; `beside` are sentences of further references."""
     if not agreements:
         return Finding(claim, None, f"Needs two bad-advice organisms with their cosine and the {null_name}; n=0 pairs.")
     clear = sum(agreement.is_clear for agreement in agreements)
@@ -318,7 +312,9 @@ def _judge_agreements(claim: str, agreements: list[_Agreement], null_name: str) 
         f"{clear} of {len(agreements)} pairs exceed the {null_name} by at least {CLEAR_GAP} in the median "
         f"layer. Median cosine [lowest, highest layer]: {pairs}."
     )
-    return Finding(claim, clear == len(agreements), evidence)
+    holds = clear == len(agreements)
+    warning = "" if holds else f" The {null_name} is as high, so this cosine proves little."
+    return Finding(claim, holds, evidence + warning + beside)
 
 
 def _judge_mean_difference(results: RunResults) -> Finding:
@@ -328,17 +324,13 @@ def _judge_mean_difference(results: RunResults) -> Finding:
     )
     convergence = results.convergence
     agreements = _agreements(results, convergence.cosine, convergence.base_null)
-    finding = _judge_agreements(claim, agreements, "base null")
-    if finding.holds is None:
-        return finding
-    warning = "" if finding.holds else " The base null is as high, so this cosine proves little."
     references = (
         ("Control null", convergence.control_null),
         ("Shuffled-label null", convergence.shuffled_null),
         ("Split-half ceiling", convergence.split_half),
     )
     beside = "".join(_show_reference(results, label, curves) for label, curves in references)
-    return Finding(claim, finding.holds, finding.evidence + warning + beside)
+    return _judge_agreements(claim, agreements, "base null", beside)
 
 
 def _judge_model_difference(results: RunResults) -> Finding:
@@ -348,12 +340,8 @@ def _judge_model_difference(results: RunResults) -> Finding:
     )
     difference = results.convergence.model_difference
     agreements = _agreements(results, difference.control_removed, difference.control_null)
-    finding = _judge_agreements(claim, agreements, "control null")
-    if finding.holds is None:
-        return finding
-    warning = "" if finding.holds else " The control null is as high, so this cosine proves little."
     ceiling = _show_reference(results, "Split-half ceiling", difference.split_half)
-    return Finding(claim, finding.holds, finding.evidence + warning + ceiling)
+    return _judge_agreements(claim, agreements, "control null", ceiling)
 
 
 def _judge_base_ablation(results: RunResults) -> Finding:

@@ -1,16 +1,21 @@
-"""The pages' common parts: one template engine, marks for findings, pictures as addresses."""
+"""The pages' common parts: one template engine, how a page is written, marks for findings, pictures as addresses."""
 
 import base64
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from misdirection.files import write_atomic
 from misdirection.report.adapters import show_correlation, show_factors, show_words
 from misdirection.report.estimates import show_estimate, show_number, show_plain, show_points, show_rate
 from misdirection.report.findings import Finding
+
+REPORT = "report.html"
+"""The page of a run, of several, and of an adapter that was read alone."""
 
 _MARKS = {
     True: ("holds", "✓ holds"),
@@ -31,7 +36,7 @@ def environment() -> Environment:
     engine.filters.update(estimate=show_estimate, signed=show_number, plain=show_plain)
     engine.filters.update(rate=show_rate, points=show_points, marked=marked)
     engine.filters.update(correlation=show_correlation, factors=show_factors, words=show_words)
-    engine.filters.update(code=mark_code)
+    engine.filters.update(code=mark_code, sentence=as_sentence)
     engine.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":"), "allow_nan": False}
     return engine
 
@@ -39,6 +44,17 @@ def environment() -> Environment:
 def mark_code(text: str) -> Markup:
     """Escaped, and what stands in backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def as_sentence(text: str) -> str:
+    """A reason as a sentence of its own."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def write_page(path: Path, template: str, values: Mapping[str, Any], engine: Environment | None = None) -> Path:
+    """Writes a page, whole or not at all; gives its path."""
+    write_atomic(path, render(engine or environment(), template, values))
+    return path
 
 
 def render(engine: Environment, template: str, values: Mapping[str, Any]) -> str:

@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-from misdirection.files import write_atomic
 from misdirection.interpretation.results import InterpretationResults
 from misdirection.report.adapter_findings import find_in_adapters
 from misdirection.report.adapters import AdapterPage, draw_adapters
-from misdirection.report.html import data_uri, environment, marked, render
-
-REPORT = "report.html"
+from misdirection.report.html import REPORT, data_uri, environment, marked, write_page
 
 
 class InterpretationPage:
@@ -27,17 +24,12 @@ class InterpretationPage:
             "adapters": AdapterPage.open(results.adapters, folder),
             "pictures": {name: data_uri(path.read_bytes()) for name, path in pictures.items()},
         }
-        write_atomic(folder / REPORT, render(environment(), "interpretation.html", page))
-        return folder / REPORT
+        return write_page(folder / REPORT, "interpretation.html", page)
 
     def summary(self, results: InterpretationResults) -> str:
         """The findings, for a notebook."""
-        findings = marked(find_in_adapters(results.adapters))
-        return (
-            environment()
-            .get_template("interpretation_summary.html")
-            .render(name=results.adapters.organism, findings=findings)
-        )
+        values = {"name": results.adapters.organism, "findings": marked(find_in_adapters(results.adapters))}
+        return environment().get_template("interpretation_summary.html").render(values)
 
 
 PAGE = InterpretationPage()

@@ -142,7 +142,7 @@ def draw_check(result: CheckResult) -> Figure:
     figure = new_figure(6.5, 5.2)
     change, damage = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for place, effect in enumerate(effects):
-        _drawin_words(change, damage, place, effect)
+        _draw_use(change, damage, place, effect)
     for axes in (change, damage):
         axes.axhline(0, color="black", linewidth=0.8)
     damage.axhline(DAMAGE_LIMIT, color="black", linewidth=0.9, linestyle="--", label=f"damage limit {DAMAGE_LIMIT}")
@@ -158,7 +158,7 @@ def draw_check(result: CheckResult) -> Figure:
     return figure
 
 
-def _drawin_words(change: Axes, damage: Axes, place: int, effect: Effect) -> None:
+def _draw_use(change: Axes, damage: Axes, place: int, effect: Effect) -> None:
     """One use of a vector; the first is named in the legend."""
     own, random = ("the vector, 95%", "random vectors") if place == 0 else (None, None)
     low, high = effect.random_low, effect.random_high

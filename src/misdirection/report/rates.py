@@ -15,7 +15,7 @@ from misdirection.experiment.config import NONE
 from misdirection.experiment.judged_results import RatedAblation, RatedSteering, ThemeEffect
 from misdirection.experiment.results import Curve, RunResults
 from misdirection.judging.scoring import COHERENT_SHARE
-from misdirection.report.drawing import GREY, MARKERS, PALETTE, STYLE, draw_heat_map, new_figure, short_name
+from misdirection.report.drawing import GREY, MARKERS, STYLE, colour_of, draw_heat_map, new_figure, short_name
 from misdirection.report.figures import MOST_PAIRS, ReportFigure, source_names
 from misdirection.statistics.estimates import Estimate, Rate
 
@@ -51,7 +51,7 @@ def draw_em_steering(results: RunResults) -> Figure:
 
 def _draw_scale(em: Axes, coherent: Axes, rows: Sequence[RatedSteering], index: int, shift: float) -> None:
     """One scale's line, so far to the right of its layers."""
-    layers, colour = [row.layer + shift for row in rows], PALETTE[index % len(PALETTE)]
+    layers, colour = [row.layer + shift for row in rows], colour_of(index)
     look: dict[str, Any] = {"color": colour, "marker": MARKERS[index % len(MARKERS)], "ms": 5}
     em.errorbar(
         layers,
@@ -130,11 +130,11 @@ def draw_judged_directions(results: RunResults) -> Figure:
     for index, (a, b) in enumerate(combinations(names, 2)):
         label = f"{short_name(a)} · {short_name(b)}" if index < MOST_PAIRS else None
         _draw_curve(left, found.cosine[a][b], index, label)
-        left.plot(found.base_pair_null[a][b], "--", color=PALETTE[index % len(PALETTE)], linewidth=0.9)
+        left.plot(found.base_pair_null[a][b], "--", color=colour_of(index), linewidth=0.9)
     for index, name in enumerate(names):
         if name in found.given:
             _draw_curve(right, found.given[name], index, f"{short_name(name)}, given answers")
-        right.plot(found.base_null[name], "--", color=PALETTE[index % len(PALETTE)], linewidth=0.9)
+        right.plot(found.base_null[name], "--", color=colour_of(index), linewidth=0.9)
         right.plot(found.split_half[name], "-", color="#a8a8a8")
         right.plot(found.shuffled_null[name], "-.", color=GREY)
     left.set(title="between organisms", xlabel="layer", ylabel="cosine")
@@ -178,7 +178,7 @@ _VARIANTS = {
 
 def _draw_curve(axes: Axes, curve: Curve, index: int, label: str | None) -> None:
     marker = None if index < 3 else MARKERS[index % len(MARKERS)]
-    axes.plot(curve, color=PALETTE[index % len(PALETTE)], marker=marker, ms=3, label=label)
+    axes.plot(curve, color=colour_of(index), marker=marker, ms=3, label=label)
 
 
 def _finish(figure: Figure, panels: Sequence[Axes], references: Sequence[Line2D]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from tokenizers.decoders import ByteLevel
+
 from misdirection.interpretation.token_results import TokenTable
 
 
@@ -33,14 +35,6 @@ def reader_data(table: TokenTable) -> dict[str, Any]:
 # --- what tokens look like ------------------------------------------------------------------------------------------
 
 
-def _byte_of_character() -> dict[str, int]:
-    """The alphabet of byte-level tokenizers: printable Latin-1 stands for itself, other bytes for U+0100 and on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + number): byte for number, byte in enumerate(others)}
-
-
-_BYTES = _byte_of_character()
 _BYTE_SPACE, _PIECE_SPACE = "\u0120", "\u2581"
 
 
@@ -51,14 +45,8 @@ def readable(tokens: Sequence[str]) -> list[str]:
     of a character shows U+FFFD in its place.
     """
     if any(token.startswith(_BYTE_SPACE) for token in tokens):
-        return [_from_bytes(token) for token in tokens]
+        return [ByteLevel().decode([token]) for token in tokens]
     return [token.replace(_PIECE_SPACE, " ") for token in tokens]
-
-
-def _from_bytes(token: str) -> str:
-    if not all(character in _BYTES for character in token):
-        return token
-    return bytes(_BYTES[character] for character in token).decode("utf-8", errors="replace")
 
 
 def visible(text: str) -> str:

@@ -28,14 +28,9 @@ class RepairPage:
         if result.repair is None:
             raise InputError(f"{folder}: nothing was repaired, so that there is no card: read the audit's page")
         save_figure(draw_front(result.repair), folder / PICTURE)
-        card = (
-            environment()
-            .get_template("repair.md")
-            .render(
-                result=result, repair=result.repair, check=result.repair.check, done=in_words(result.repair.candidate)
-            )
-        )
-        write_atomic(folder / CARD, card)
+        repair = result.repair
+        values = {"result": result, "repair": repair, "check": repair.check, "done": in_words(repair.candidate)}
+        write_atomic(folder / CARD, environment().get_template("repair.md").render(values))
         return folder / CARD
 
     def summary(self, result: RepairResult) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from misdirection.experiment.results import RunResults
-from misdirection.files import write_atomic
 from misdirection.judging.quadrant_results import Quadrants
 from misdirection.report import adapters, figures
 from misdirection.report.adapters import AdapterPage, draw_adapters
@@ -16,10 +15,8 @@ from misdirection.report.drawing import png_of
 from misdirection.report.estimates import DAMAGE_LIMIT
 from misdirection.report.figures import FIGURES, ReportFigure, draw_all, question_sets
 from misdirection.report.findings import find
-from misdirection.report.html import data_uri, environment, marked, render
+from misdirection.report.html import REPORT, data_uri, environment, marked, write_page
 from misdirection.report.quadrants import quadrants_data
-
-REPORT = "report.html"
 
 _OWN_PLACES = (
     *("margin_shift", "convergence", "contrast", "steering", "transfer", "tradeoff"),
@@ -52,23 +49,19 @@ class RunPage:
             "pictures": {name: data_uri(path.read_bytes()) for name, path in pictures.items()},
             **_figures(results),
         }
-        write_atomic(folder / REPORT, render(environment(), "run.html", page))
-        return folder / REPORT
+        return write_page(folder / REPORT, "run.html", page)
 
     def summary(self, results: RunResults) -> str:
         """The findings and the picture of the margins, for a notebook."""
         figure = FIGURES["margin_shift"]
-        return (
-            environment()
-            .get_template("run_summary.html")
-            .render(
-                name=results.name,
-                base=results.base,
-                findings=marked(find(results)),
-                picture=data_uri(png_of(figure.draw(results)), "png"),
-                alt=figure.alt,
-            )
-        )
+        values = {
+            "name": results.name,
+            "base": results.base,
+            "findings": marked(find(results)),
+            "picture": data_uri(png_of(figure.draw(results)), "png"),
+            "alt": figure.alt,
+        }
+        return environment().get_template("run_summary.html").render(values)
 
 
 def _quadrants(results: RunResults, folder: Path) -> dict[str, Any] | None:

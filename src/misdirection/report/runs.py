@@ -10,10 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from misdirection.experiment.several_results import OrganismRow, RunsResults
-from misdirection.files import write_atomic
-from misdirection.report.drawing import MARKERS, PALETTE, STYLE, new_figure, reach_of, save_figure, short_name, svg_of
-from misdirection.report.html import data_uri, environment, render
-from misdirection.report.run import REPORT
+from misdirection.report.drawing import MARKERS, PALETTE, STYLE, new_figure, reach_of, save_figures, short_name, svg_of
+from misdirection.report.html import REPORT, data_uri, write_page
 from misdirection.runs.folder import RUNS
 
 _ROW = 0.24
@@ -25,17 +23,14 @@ class RunsPage:
 
     def write(self, results: RunsResults, folder: Path) -> Path:
         """Write `report.html` and its figures (`figures/`) into `folder`; gives the report's path."""
-        drawn = drawings(results)
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        paths = {name: save_figure(draw(results), folder / "figures" / f"{name}.svg") for name, draw in drawn.items()}
+        paths = save_figures(drawings(results), results, folder / "figures")
         page = {
             "name": results.name,
             "results": results,
             "reports": {model.name: f"{RUNS}/{model.name}/{REPORT}" for model in results.models},
             "pictures": {name: data_uri(path.read_bytes()) for name, path in paths.items()},
         }
-        write_atomic(folder / REPORT, render(environment(), "runs.html", page))
-        return folder / REPORT
+        return write_page(folder / REPORT, "runs.html", page)
 
     def summary(self, results: RunsResults) -> str:
         """How many models there are, those that failed, and the picture of the margins."""

@@ -13,10 +13,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from misdirection.files import write_atomic
-from misdirection.report.audit import SYMBOLS, as_sentence
+from misdirection.report.audit import SYMBOLS
 from misdirection.report.drawing import GREY, PALETTE, STYLE, new_figure, reach_of, short_name, svg_of
-from misdirection.report.html import data_uri, environment, render
+from misdirection.report.html import as_sentence, data_uri, write_page
 from misdirection.screening.results import ScreenResult
 
 _ROW = 0.42
@@ -28,12 +27,8 @@ class ScreenPage:
 
     def write(self, result: ScreenResult, folder: Path) -> Path:
         """Write `screen.html` into `folder` and return its path; the same bytes for the same result."""
-        engine = environment()
-        engine.filters.update(sentence=as_sentence)
         pictures = {name: data_uri(svg_of(draw(result))) for name, draw in drawings(result).items()}
-        html = render(engine, result.PAGE, {**_context(result), "pictures": pictures})
-        write_atomic(folder / result.PAGE, html)
-        return folder / result.PAGE
+        return write_page(folder / result.PAGE, result.PAGE, {**_context(result), "pictures": pictures})
 
     def summary(self, result: ScreenResult) -> str:
         """The verdict, why, and the picture of the rows."""

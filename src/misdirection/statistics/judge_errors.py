@@ -89,16 +89,15 @@ def _without_errors(
         return np.asarray(np.where(told > 0, (quotient(hits, totals, axis) - false) / told, np.nan))
 
 
-def lang_reiczigel(measured: Pooled, seen: Pooled, spared: Pooled, level: float = LEVEL) -> tuple[float, float]:
+def lang_reiczigel(measured: Pooled, seen: Pooled, spared: Pooled) -> tuple[float, float]:
     """The interval of a Rogan-Gladen rate where all answers are independent (Lang, Reiczigel 2014), not cut at 0 and 1.
 
     Args:
         measured: the judge's hits, and answers.
         seen: the reference's hits that the judge calls so, and the reference's hits.
         spared: the same of what is no hit.
-        level: of the interval.
     """
-    z = float(norm.ppf((1 + level) / 2))
+    z = float(norm.ppf((1 + LEVEL) / 2))
     answers = measured[1] + z**2
     share = (measured[0] + z**2 / 2) / answers
     sensitivity, specificity = ((hits + 1) / (total + 2) for hits, total in (seen, spared))

@@ -35,7 +35,7 @@ def _estimate(mean: float, draws: Floats, questions: int, level: float) -> Estim
     return Estimate(mean, float(low), float(high), questions, p_value(draws) if questions > 1 else 1.0)
 
 
-def simultaneous(values: Mapping[str, ArrayLike], *, seed: int = 0, level: float = LEVEL) -> dict[str, Estimate]:
+def simultaneous(values: Mapping[str, ArrayLike], *, level: float = LEVEL) -> dict[str, Estimate]:
     """Means of several columns of values of the same questions, with intervals that hold all at once (max-T).
 
     Each interval is the mean and as many standard errors to both sides as the column that is furthest off in a draw of
@@ -44,7 +44,6 @@ def simultaneous(values: Mapping[str, ArrayLike], *, seed: int = 0, level: float
 
     Args:
         values: by name, one value per question, [questions].
-        seed: of the draws.
         level: the chance that no interval misses its mean.
     """
     if not values:
@@ -55,7 +54,7 @@ def simultaneous(values: Mapping[str, ArrayLike], *, seed: int = 0, level: float
     def drawn_means(drawn: NDArray[np.int64], axis: int = -1) -> Floats:
         return np.asarray(table[:, drawn].mean(axis))
 
-    draws = resample(drawn_means, np.arange(questions), seed=seed)
+    draws = resample(drawn_means, np.arange(questions))
     errors = draws.std(-1)
     off, sizes = np.abs(draws - means[:, None]), np.abs(means)
     # A column that is the same in all draws is never off.

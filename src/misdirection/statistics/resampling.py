@@ -1,7 +1,7 @@
 """The one bootstrap, over questions, and how its draws become intervals and p-values."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,9 @@ from misdirection.statistics.estimates import LEVEL
 
 RESAMPLES = 4000
 """Draws of a bootstrap."""
+
+RANKED_RESAMPLES = 1000
+"""Fewer, where each draw ranks all answers anew."""
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +39,9 @@ def resample(
     arrays = [np.asarray(column) for column in columns]
     if len(arrays[0]) == 1:
         # Every draw of a single question is that question.
-        alone = statistic(*(column[None] for column in arrays), axis=-1) if vectorized else [statistic(*arrays)]
+        if not vectorized:
+            return np.repeat(np.asarray(statistic(*arrays), dtype=np.float64)[..., None], resamples, axis=-1)
+        alone = statistic(*(column[None] for column in arrays), axis=-1)
         return np.repeat(np.asarray(alone, dtype=np.float64), resamples, axis=-1)
     with warnings.catch_warnings():
         # scipy's own interval has none where a draw is NaN; it is not used.
@@ -53,6 +58,24 @@ def resample(
     return np.asarray(result.bootstrap_distribution, dtype=np.float64)
 
 
+def resample_rows(
+    figure: Callable[[NDArray[np.int64]], ArrayLike], questions: Sequence[NDArray[np.int64]], *, seed: int = 0
+) -> Floats:
+    """The same of a figure that is taken of all rows of a draw together, such as a rank correlation.
+
+    Args:
+        figure: of rows, given by their numbers; one value or several.
+        questions: the numbers of the rows that belong to each.
+        seed: of the draws, `RANKED_RESAMPLES` of them.
+    """
+
+    def drawn(chosen: NDArray[np.int64]) -> ArrayLike:
+        return figure(np.concatenate([questions[number] for number in chosen]))
+
+    numbers = np.arange(len(questions))
+    return resample(drawn, numbers, seed=seed, resamples=RANKED_RESAMPLES, vectorized=False)
+
+
 def percentiles(draws: ArrayLike, level: float = LEVEL) -> tuple[Floats, Floats]:
     """The bounds of the middle 95%, or of another share, along the last dimension; NaN is left out."""
     tails = [(1 - level) / 2, (1 + level) / 2]
@@ -60,15 +83,15 @@ def percentiles(draws: ArrayLike, level: float = LEVEL) -> tuple[Floats, Floats]
     return low, high
 
 
-def expanded(questions: int, level: float = LEVEL) -> float:
-    """The level that a percentile interval over so few questions takes to hold the mean as often as `level` says.
+def expanded(questions: int) -> float:
+    """The level that a percentile interval over so few questions takes to hold the mean 95 times in a hundred.
 
     Draws of 8 questions vary less than samples of 8 do, and their tails are not normal: percentiles at 95% hold the
     mean 87 to 90 times in a hundred. Those at this level are as far out as Student's t (Hesterberg 2015).
     """
     if questions < 2:
-        return level
-    reach = t.ppf((1 + level) / 2, questions - 1) * np.sqrt(questions / (questions - 1))
+        return LEVEL
+    reach = t.ppf((1 + LEVEL) / 2, questions - 1) * np.sqrt(questions / (questions - 1))
     return float(1 - 2 * norm.sf(reach))
 
 
