@@ -155,5 +155,5 @@ class _Passes:
         """Goes on with these rows only."""
         assert self._real is not None, "nothing has run yet"
         numbers = torch.tensor(rows, device=self._real.device)
-        self._cache.batch_select_indices(numbers)
+        self._cache.reorder_cache(numbers)
         self._real = self._real[numbers]

@@ -152,7 +152,8 @@ def resolve_dtype(dtype: Dtype, device: str) -> torch.dtype:
         abilities = torch.cpu.get_capabilities()
         fast = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
         return torch.bfloat16 if fast else torch.float32
-    if device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+    # A worker's GPU, of which nothing is known here, is taken to compute in bfloat16.
+    if device.startswith(("cuda", "balanced")) and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         return torch.float16
     return torch.bfloat16
 
