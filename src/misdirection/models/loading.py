@@ -53,6 +53,7 @@ def load(
     Raises:
         InputError: the model or adapter is not there, the model has no chat template, or one whose ids could not be
             exact, or does not continue text, or the two do not fit.
+        NetworkProblem: it is not on this disk, and the Hub does not answer.
     """
     device = checked_device(device)
     read_from = str(bundled_folder(model)) if model in BUNDLED_MODELS else _checked_source(model)
