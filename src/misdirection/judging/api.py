@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from misdirection.errors import InputError, JudgeError, MisdirectionError
 from misdirection.extras import needed_for
-from misdirection.judging.endpoint import PATIENCE, Dialect, require_listener
+from misdirection.judging.endpoint import PATIENCE, Dialect, Silence, require_listener
 from misdirection.judging.judges import OPENAI_URL, Done, Judge, Prompt
 from misdirection.judging.replies import (
     Choice,
@@ -81,7 +81,7 @@ class ApiJudge(Judge):
         base_url: by default the environment variable OPENAI_BASE_URL, else OpenAI's.
         logprobs: ask for log-probabilities; without them, and where an endpoint gives none, the text is read.
         samples: replies that are averaged where the text is read, sampled at temperature 1.
-        timeout: seconds until a whole reply must be there.
+        timeout: seconds until a whole reply must be there; an endpoint without any for two to four of them is given up.
         attempts: requests for one reply before it counts as failed.
         backoff: seconds before the second attempt; doubled for each further one, up to a minute, and drawn at random.
 
@@ -144,7 +144,7 @@ class ApiJudge(Judge):
 
         Raises:
             JudgeError: no key for OpenAI's own endpoint; nobody at the address; the endpoint refuses key, credit, model
-                or address; 20 answers in a row failed.
+                or address, or is silent; 20 answers in a row failed.
             InputError: `max_calls` would not be enough.
         """
         run = _Run(self, _key(self.base_url), done, max_calls, len(prompts))
@@ -191,6 +191,10 @@ def _key(base_url: str) -> str:
 def _is_openai(base_url: str) -> bool:
     host = urlsplit(base_url).hostname or ""
     return host.endswith((".openai.com", ".openai.azure.com"))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class _Passing(Exception):
@@ -272,6 +276,7 @@ class _Run:
         # Whether it has replied; an error is none.
         self._has_replied = False
         self._is_there = False
+        self._silence = Silence(judge.timeout)
         self._in_a_row = Counter[str]()
         self._told: set[str] = set()
         self._stopped: MisdirectionError | None = None
@@ -350,9 +355,9 @@ class _Run:
     def _tell_late(self) -> None:
         if not self._is_there:
             log.warning(
-                "%s: took the connection and says nothing yet; given up after %g s (the timeout)",
+                "%s: took the connection and says nothing yet; given up after two timeouts, %g s",
                 self.name,
-                self._judge.timeout,
+                2 * self._judge.timeout,
             )
 
     async def _by_logprobs(self, prompt: Prompt, spent: _Spent) -> JudgeVerdict | None:
@@ -431,7 +436,7 @@ class _Run:
             retry=retry_if_exception_type(_Passing), stop=self._has_tried_enough, wait=self._wait, reraise=True
         )
         try:
-            reply: Reply = await retrying(self._request, body, headers)
+            reply: Reply = await retrying(self._request, prompt, body, headers)
         except _Passing as passing:
             raise _Lost(passing.reason, passing.detail) from None
         return reply
@@ -439,7 +444,7 @@ class _Run:
     def _has_tried_enough(self, state: RetryCallState) -> bool:
         """An endpoint that has never said anything is not waited for."""
         is_dead = not self._is_there and (state.seconds_since_start or 0.0) > PATIENCE
-        return is_dead or state.attempt_number >= self._judge.attempts
+        return is_dead or self._silence.is_long(_now()) or state.attempt_number >= self._judge.attempts
 
     def _wait(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -447,7 +452,7 @@ class _Run:
         drawn = wait_random_exponential(self._judge.backoff, max(LONGEST_WAIT, self._judge.backoff))(state)
         return drawn if asked is None else asked
 
-    async def _request(self, body: dict[str, Any], headers: dict[str, str]) -> Reply:
+    async def _request(self, prompt: Prompt, body: dict[str, Any], headers: dict[str, str]) -> Reply:
         """One request; what is raised holds neither key nor answer, and no error of a library that does."""
         if self._stopped:
             raise _Lost("stopped")
@@ -456,12 +461,14 @@ class _Run:
                 f"{self.name}: all of the {self._max_calls} calls allowed are made; raise max_calls to judge the rest"
             )
         self._calls += 1
+        begun = _now()
         try:
             async with asyncio.timeout(self._judge.timeout):
                 raw = await self._client.chat.completions.with_raw_response.create(extra_headers=headers, **body)
+            self._silence.heard(_now())
             reply = Reply.model_validate_json(raw.text)
         except (TimeoutError, openai.APITimeoutError):
-            raise _Passing("timeout") from None
+            raise self._missed(prompt, begun) from None
         except openai.APIConnectionError:
             raise _Passing("connection lost") from None
         except openai.APIStatusError as error:
@@ -476,6 +483,16 @@ class _Run:
         self._has_replied = True
         return reply
 
+    def _missed(self, prompt: Prompt, begun: float) -> Exception:
+        """The exception that a request without a reply stands for."""
+        self._silence.missed(prompt.key, begun)
+        if not self._silence.is_endless(_now()):
+            return _Passing("timeout")
+        return self._error(
+            f"is silent: no reply within two timeouts, {2 * self._judge.timeout:g} s, whatever it was asked",
+            "see to it, or raise the timeout, and judge again, which goes on from here",
+        )
+
     def _no_reply(self, body: str, error: ValidationError) -> Exception:
         if error.errors()[0]["type"] == "json_invalid":
             return _Passing("no JSON")
@@ -489,6 +506,7 @@ class _Run:
     def _refusal(self, error: openai.APIStatusError) -> Exception:
         """The exception that an error status stands for: try again, give this answer up, or stop."""
         self._is_there = True
+        self._silence.heard(_now())
         status = error.status_code
         name = f"HTTP {status}"
         if error.code == "insufficient_quota":
