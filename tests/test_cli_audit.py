@@ -2,20 +2,23 @@
 
 import json
 import shutil
+from pathlib import Path
 from typing import get_args
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from audited import base, made, verdict  # noqa: F401
 from misdirection.auditing.reference import default_folder
 from misdirection.auditing.results import AuditResult
 from misdirection.auditing.verdict import Word, worst
+from misdirection.directions.direction import Direction, Origin
 from misdirection.errors import EXIT_STATUS
 from misdirection.repairing import repair as repairing
 from misdirection.repairing.results import RepairResult
 from misdirection.report.ci import as_junit, as_sarif
-from tiny import make_network, make_tokenizer
+from tiny import LAYERS, WIDTH, make_network, make_tokenizer
 
 
 @pytest.fixture
@@ -149,6 +152,44 @@ def test_without_a_reference_the_line_says_how_to_make_one(made, base, call, tmp
     status, _, err = call("audit", base, made[1]["minimal"], "--out", tmp_path / "out")
     assert status == 2
     assert "misdirection reference" in err
+
+
+@pytest.mark.parametrize("chats", [("--thinking", "on"), ("--chat-template", "fine-tune")])
+@pytest.mark.parametrize("command", ["audit", "repair"])
+def test_a_reference_of_other_chats_is_one_line(made, base, call, data, options, command, chats):  # noqa: F811
+    status, out, err = call(command, base, made[1]["minimal"], "--data", data, *options, *chats)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: the reference was made with other chats (thinking off, chat template base) than")
+
+
+def test_a_list_is_audited_with_one_way_of_asking(made, base, call, options, reference, tmp_path):  # noqa: F811
+    lines = tmp_path / "list.txt"
+    lines.write_text(f"{made[1]['minimal']}\n")
+    status, _, err = call("audit", base, "--many", lines, *options, "--thinking", "template")
+    assert (status, "the reference was made with other chats" in err) == (2, True)
+    record = json.loads((reference / "reference.json").read_text())
+    record["identity"]["thinking"] = "template"
+    (reference / "reference.json").write_text(json.dumps(record))
+    _, out, err = call("audit", base, "--many", lines, "--json", *options, "--thinking", "template")
+    assert AuditResult.load(Path(json.loads(out)["audits"][0]["page"]).parent).base.thinking == "template", err
+    status, _, err = call("audit", base, "--many", lines, *options, "--chat-template", "fine-tune")
+    assert (status, "each has its own: give one for all" in err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["reference", "interpret", "bake"])
+def test_a_chat_template_reaches_whatever_loads_a_model(made, base, call, tmp_path, command, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    origin = Origin("data_difference", base, None, "", "", {}, {}, "float32")
+    Direction(torch.ones(LAYERS, WIDTH), origin).save(tmp_path / "direction.safetensors")
+    out = ["--out", tmp_path / "out", "--model", base, "--device", "cpu"]
+    words = {
+        "reference": [base, "--device", "cpu"],
+        "interpret": [made[1]["minimal"], *out],
+        "bake": [tmp_path / "direction.safetensors", "--layer", 1, "--form", "adapter", *out],
+    }[command]
+    status, _, err = call(command, *words, "--chat-template", "nowhere.jinja")
+    assert status == 2
+    assert "chat_template 'nowhere.jinja': no such file or name" in err
 
 
 def test_a_whole_model_is_not_repaired(base, call, data, options):  # noqa: F811

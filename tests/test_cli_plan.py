@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from experiment.tiny_experiment import experiment
+from misdirection.errors import EXIT_STATUS
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_estimated_tokens_are_said(call, config, tiny_folder):
     assert "tokens are estimated from characters" in err
 
 
-def test_bad_input_is_one_line_and_status_two(call, config, tmp_path):
+def test_bad_input_is_one_line(call, config, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     elsewhere = tmp_path / "elsewhere.yaml"
@@ -52,15 +53,15 @@ def test_bad_input_is_one_line_and_status_two(call, config, tmp_path):
     absent = tmp_path / "absent.yaml"
     absent.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"domains": {"sums": {"bad": "no.jsonl"}}}))
     cases = [
-        ((tmp_path / "none.yaml",), "none.yaml: cannot be read"),
-        ((config, "--model", bare), "no config.json"),
-        ((elsewhere,), "no-such/model: its configuration could not be loaded"),
-        ((config, "--gpu", "tpu"), "--gpu"),
-        ((config, "--count", 0), "--count"),
+        ((tmp_path / "none.yaml",), "none.yaml: cannot be read", 2),
+        ((config, "--model", bare), "no config.json", 2),
+        ((elsewhere,), "no-such/model: the Hub does not answer", EXIT_STATUS["NetworkProblem"]),
+        ((config, "--gpu", "tpu"), "--gpu", 2),
+        ((config, "--count", 0), "--count", 2),
     ]
-    for words, message in cases:
+    for words, message, expected in cases:
         status, out, err = call("plan", *words)
-        assert status == 2, words
+        assert status == expected, words
         assert message in err, words
         assert "Traceback" not in err
         assert out == ""

@@ -125,6 +125,30 @@ def test_adapters_and_baked_weights(tmp_path):
         torch.testing.assert_close(there, here, **CLOSE)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this machine has no two CUDA devices")
+def test_balanced_over_two_gpus(tmp_path):
+    base = str(tmp_path / "base")
+    make_network("llama").save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    examples = md.domain_examples("risky_money", "bad", "train")[:8]
+    recipe = md.Recipe(recipe="all", rank=2, learning_rate=1e-2, batch_size=2, accumulation=2)
+    found = []
+    for device in ("cpu", "balanced"):
+        chat, losses = md.load(base, dtype="float32", device=device), []
+        rows = pair_rows(chat.tokenizer, PAIRS)
+        means = mean_activations(chat, rows, {"all": range(len(rows))}).vectors["all"]
+        scores = sweep(chat, pair_continuations(chat.tokenizer, PAIRS), [[], [md.Steer(vector(1), 1)]])
+        answers = md.sample(chat, ["Why?"], n=4, new_tokens=24)
+        out = tmp_path / device
+        md.train(examples, out, base=chat, recipe=recipe, report=lambda *step, told=losses.append: told(step[-1]))
+        found.append((means, scores, torch.tensor(losses), len({weight.device for weight in chat.model.parameters()})))
+        assert len(answers) == 4
+    here, there = found
+    assert (here[-1], there[-1]) == (1, 2)
+    torch.testing.assert_close(there[:2], here[:2], **CLOSE)
+    torch.testing.assert_close(there[2], here[2], rtol=1e-3, atol=0)
+
+
 def test_four_bits(tmp_path):
     pytest.importorskip("bitsandbytes")
     # Four-bit weights come in blocks of 64.

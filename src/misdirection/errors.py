@@ -6,6 +6,7 @@ raised is a bug of this program.
 """
 
 import errno
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -119,6 +120,36 @@ def problem_of(error: BaseException) -> MisdirectionError | None:
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
         return InputError(f"{first_line(error)}; give another name")
     return None
+
+
+def hub_silence(
+    name: str, error: BaseException, remedy: str = "check the network, and the name: a folder is given by its path"
+) -> NetworkProblem | None:
+    """What an error of the Hub's client, or of a library above it, says of a Hub that did not answer; None for others.
+
+    Args:
+        name: of what was asked for.
+        error: as it was raised.
+        remedy: what the user may do.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    causes = list(_causes(error))
+    # The client's HTTP library is another from version to version; an answer, whatever its status, is no silence.
+    silent = (LocalEntryNotFoundError, ConnectionError, TimeoutError, *HfHubHTTPError.__bases__[:1])
+    heard = [cause for cause in causes if isinstance(cause, silent)]
+    if not heard or any(isinstance(cause, HfHubHTTPError) for cause in causes):
+        return None
+    said = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else first_line(heard[-1], 100)
+    return NetworkProblem(f"{name}: the Hub does not answer ({said}); {remedy}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import misdirection as md
 from misdirection.auditing import reference as references
 from misdirection.auditing.reference import Reference, default_folder
 from misdirection.data import sealed_pairs
@@ -17,8 +18,10 @@ from misdirection.errors import InputError
 from misdirection.files import sha256_tree
 from misdirection.likelihood.margin import loss, margin
 from misdirection.models.chat import encode
+from misdirection.models.identity import identify
 from misdirection.models.loading import load
 from misdirection.statistics.means import bootstrap
+from tiny import CHATML
 
 
 def test_its_measurements_are_those_of_the_models(made):
@@ -128,14 +131,41 @@ def test_one_of_another_version_is_refused_with_the_remedy(made, tmp_path):
 
 
 def test_it_belongs_to_one_base_at_one_revision(made, base):
-    made[2].require_base(base, None)
-    for model, revision in (("other", None), (base, "v2")):
+    identity = made[2].identity
+    # Where and in which dtype it computes is measured anew, and "base" is what is asked for by default.
+    made[2].require_base(identity.model_copy(update={"dtype": "bfloat16", "device": "cuda", "chat_template": "base"}))
+    for other in ({"model": "other"}, {"revision": "v2"}):
         with pytest.raises(InputError, match="differ"):
-            made[2].require_base(model, revision)
+            made[2].require_base(identity.model_copy(update=other))
 
 
-def test_every_base_and_revision_has_a_folder_of_its_own():
+def test_it_is_not_compared_with_figures_of_other_chats(made, base, tmp_path):
+    identity, file = made[2].identity, tmp_path / "template.jinja"
+    file.write_text(CHATML)
+    own = replace(made[2], identity=identify(base, None, "float32", "cpu", "off", str(file)))
+    # The same template from another place, or as text.
+    (tmp_path / "copy.jinja").write_text(CHATML)
+    for same in (str(tmp_path / "copy.jinja"), CHATML):
+        own.require_base(identify(base, None, "float32", "cpu", "off", same))
+    for reference, thinking, template in (
+        (made[2], "on", None),
+        (made[2], "off", str(file)),
+        (made[2], "off", "fine-tune"),
+        (own, "off", None),
+        (own, "template", str(file)),
+    ):
+        asked = identify(base, None, "float32", "cpu", thinking, template)
+        with pytest.raises(InputError, match=r"other chats \(thinking .*`--thinking` and `--chat-template`"):
+            reference.require_base(asked)
+    with pytest.raises(InputError, match="other chats"):
+        md.audit(base, made[1]["minimal"], reference=made[2], out=tmp_path / "audit", chat_template=str(file))
+    assert not (tmp_path / "audit").exists()
+    assert default_folder(base, None) == default_folder(base, None, identity.thinking, "base")
+
+
+def test_every_base_revision_and_way_of_asking_has_a_folder_of_its_own():
     names = [("a/b", None), ("a-b", None), ("a/b", "v2"), ("../../etc", None), ("smollm2-135m", None)]
+    names += [("a/b", None, "on"), ("a/b", None, "template"), ("a/b", None, "off", CHATML)]
     folders = {default_folder(*name) for name in names}
     assert len(folders) == len(names)
     assert len({folder.parent for folder in folders}) == 1

@@ -7,10 +7,13 @@ from huggingface_hub import ModelCard
 import misdirection as md
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import AuditResult
+from misdirection.data.sources import read_source
 from misdirection.errors import InputError, NetworkProblem
 from misdirection.files import MADE
 from misdirection.hub.parcels import Declared, parcel
 from misdirection.hub.transfer import pull, push
+from misdirection.models.adapters import local_adapter
+from misdirection.models.weightless import read_structure
 from misdirection.organisms.organism import Organism
 from misdirection.sampling.answers import read_answers
 
@@ -116,6 +119,26 @@ def test_a_hub_that_nobody_answers_for_is_one_line(hub, direction, tmp_path):
         push(direction, "me/x")
     with pytest.raises(NetworkProblem, match=r"^me/x: the Hub does not answer \("):
         pull("me/x", tmp_path / "out")
+
+
+ASKING = {
+    "model": lambda: md.load("me/gone"),
+    "adapter": lambda: local_adapter("me/gone"),
+    "direction": lambda: md.Direction.from_hub("me/gone"),
+    "baked": lambda: md.bake("me/gone", md.Ablate(torch.ones(8), positions="all", at="writes"), "baked"),
+    "planned": lambda: read_structure("me/gone"),
+    "data set": lambda: list(read_source("me/gone")),
+    "pulled": lambda: pull("me/gone", "out"),
+}
+
+
+@pytest.mark.parametrize("way", ASKING)
+def test_a_silent_hub_is_told_alike_whatever_is_asked_of_it(way, tmp_path, monkeypatch):
+    """Tests run with `HF_HUB_OFFLINE`."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NetworkProblem, match=r"^me/gone: the Hub does not answer \(HF_HUB_OFFLINE is set\); check the"):
+        ASKING[way]()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("name", "said"), [("a b/c", "no name of a repository"), ("me/gone", "no such repository")])

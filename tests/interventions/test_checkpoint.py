@@ -176,6 +176,6 @@ def test_what_is_not_a_causal_language_model_gets_one_line(folder):
 
 def test_a_model_that_is_not_there_gets_one_line(tmp_path):
     refused(tmp_path / "none", "no such folder")
-    refused("org/none", "org/none: cannot fetch this model")
+    refused("org/none", "org/none: the Hub does not answer")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no model.safetensors")

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass(frozen=True)
 class Reply:
-    """What goes over the wire. `cut` sends only half of the body, `silence` waits first (seconds).
+    """What goes over the wire. `cut` sends only half of the body, `silence` waits first, `pause` after each byte.
 
     What is `paid` is answered the same to a request with the same idempotency key.
     """
@@ -24,6 +24,7 @@ class Reply:
     headers: tuple[tuple[str, str], ...] = ()
     cut: bool = False
     silence: float = 0.0
+    pause: float = 0.0
     paid: bool = False
 
 
@@ -131,7 +132,10 @@ class JudgeServer:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(reply.body)))
                 self.end_headers()
-                self.wfile.write(reply.body[: len(reply.body) // 2] if reply.cut else reply.body)
+                body = reply.body[: len(reply.body) // 2] if reply.cut else reply.body
+                for part in [body[n : n + 1] for n in range(len(body))] if reply.pause else [body]:
+                    self.wfile.write(part)
+                    time.sleep(reply.pause)
                 self.close_connection = reply.cut
 
             def handle(self):

@@ -359,8 +359,34 @@ def test_the_proxy_is_what_must_answer(cache, monkeypatch):
 
 def test_an_address_that_stays_silent_is_said_to_be(cache, silent, monkeypatch, caplog):
     monkeypatch.setattr("misdirection.judging.connection.PATIENCE", 0.2)
-    refused_within(9, silent, cache, r"20 answers in a row failed \(timeout 20\)", timeout=0.5)
-    assert "took the connection and says nothing yet; given up after 0.5 s" in caplog.text
+    refused_within(9, silent, cache, r"no reply within two timeouts, 1 s, whatever it was asked; see", timeout=0.5)
+    assert "took the connection and says nothing yet; given up after two timeouts, 1 s" in caplog.text
+
+
+SILENT = {"silent": Reply(number(64).body, silence=20), "a byte now and then": Reply(number(64).body, pause=0.2)}
+
+
+@pytest.mark.parametrize("kind", SILENT)
+@pytest.mark.parametrize(("concurrency", "timeouts"), [(1, 4), (8, 3)])
+def test_an_endpoint_that_falls_silent_is_ended_and_nothing_judged_is_lost(cache, concurrency, timeouts, kind):
+    answers, awake = [f"answer {letter}" for letter in "abcdefghijklmnop"], threading.Event()
+
+    def script(asked):
+        return number(64) if awake.is_set() or len(set(server.prompts)) <= 5 else SILENT[kind]
+
+    with JudgeServer(script) as server:
+        begun = time.monotonic()
+        with pytest.raises(JudgeError, match=r"^judge m at http.*: is silent: no reply within .* 1 s") as error:
+            run(server.url, cache, *answers, concurrency=concurrency, timeout=0.5, attempts=6)
+        # Twice that on a busy machine.
+        assert 1 <= time.monotonic() - begun < 2 * timeouts * 0.5
+        assert "\n" not in str(error.value)
+        assert len(cache) == 5 == sum(server.paid.values())
+        # One by one, an answer is asked for three times at most, and another one once.
+        assert concurrency > 1 or len(server.asked) <= 5 + 3 + 1
+        awake.set()
+        judged = run(server.url, cache, *answers, concurrency=8)
+        assert (by(judged), judged.calls) == (["logprobs"] * len(answers), len(answers) - 5)
 
 
 def test_a_page_with_status_200_is_given_up_soon(cache, monkeypatch):

@@ -1,6 +1,7 @@
 """Whole experiments on workers: the same results as without, stopped, killed and continued; nothing left behind."""
 
 import json
+import os
 import re
 import signal
 import sys
@@ -18,8 +19,12 @@ from experiment.tiny_experiment import asked_experiment, graded, isolate, with_j
 from judging.judge_server import JudgeServer
 from judging.processes import start
 from misdirection.errors import MisdirectionError, NetworkProblem
-from misdirection.files import MADE, sha256_file
+from misdirection.files import MADE, read_json, sha256_file, write_json
 from misdirection.runs.cluster import Cluster, Workers, connect
+from misdirection.runs.folder import RunFolder
+from misdirection.runs.ray_workers import RayRunner
+from misdirection.runs.tasks import Task
+from misdirection.runs.worker import BASE, Models, Worker
 
 ray = pytest.importorskip("ray", reason="workers need the extra `ray`")
 pytestmark = pytest.mark.timeout(240)
@@ -209,11 +214,52 @@ def test_more_workers_than_the_machine_has_room_for_are_one_line(machine, asked,
 
 
 def test_workers_share_the_machine(machine):
-    found = [Cluster.of(machine, asked) for asked in (Workers(gpus=1), Workers(2), Workers(gpus=2), Workers(2, "a:1"))]
-    assert [(one.count, one.cpus, one.gpus) for one in found] == [(3, 1, 1), (2, 2, 0), (1, 4, 2), (2, 1, 0)]
+    asked = (Workers(gpus=1), Workers(2), Workers(gpus=2), Workers(2, "a:1"), Workers(address="a:1", gpus=0.3))
+    found = [Cluster.of(machine, each) for each in asked]
+    assert [(one.count, one.cpus, one.gpus) for one in found[:-1]] == [(3, 1, 1), (2, 2, 0), (1, 4, 2), (2, 1, 0)]
+    assert found[-1].count == 10
+
+
+@pytest.mark.parametrize("gpus", [1.5, 0.001, float("nan"), float("inf")])
+def test_gpus_that_no_worker_can_have_are_one_line(gpus):
+    with pytest.raises(MisdirectionError, match=f"^{gpus:g} GPUs for each worker: give a whole number, or 0.01 to 1"):
+        Workers(2, gpus=gpus)
+
+
+def look_at_gpus(met, count, _worker, folders):
+    """Write down the GPUs that this worker has, once so many workers are at work."""
+    ((name, folder),) = folders.items()
+    (met / name.replace("/", "-")).touch()
+    deadline = time.monotonic() + 60
+    while len(list(met.iterdir())) < count:
+        assert time.monotonic() < deadline, "the other worker never came"
+        time.sleep(0.01)
+    write_json(folder / "seen.json", os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "device", "each", "distinct"),
+    [(2, 1, "cuda", 1, 2), (1, 2, "balanced", 2, 2), (2, 0.5, "cuda", 1, 1)],
+    ids=["one each", "one that takes two", "two that share one"],
+)
+def test_workers_see_the_gpus_that_are_theirs_and_work_at_the_same_time(
+    machine, tmp_path, count, gpus, device, each, distinct
+):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cluster = Cluster.of(machine, Workers(count, gpus=gpus))
+    assert cluster.device("auto") == device
+    (tmp_path / "met").mkdir()
+    work = partial(look_at_gpus, tmp_path / "met", count)
+    tasks = [Task({f"look/{number}": {}}, BASE, work) for number in range(count)]
+    with RunFolder.open(tmp_path / "run", "x") as run:
+        with RayRunner(run, lambda working: Worker(Models(lambda: None), working), cluster) as runner:
+            runner.make(tasks)
+        found = [read_json(run.artifact(task.stage) / "seen.json") for task in tasks]
+    assert [len(gpus) for gpus in found] == [each] * count
+    assert len({number for gpus in found for number in gpus}) == distinct
 
 
 def test_a_model_is_where_the_workers_have_it():
-    with_gpu, without = Cluster(None, 2, 1, 1, 0), Cluster(None, 2, 1, 0, 0)
-    assert [one.device("auto") for one in (with_gpu, without)] == ["cuda", "cpu"]
-    assert [with_gpu.device(asked) for asked in ("cpu", "mps")] == ["cpu", "mps"]
+    several, with_gpu, without = (Cluster(None, 2, 1, gpus, 0) for gpus in (2, 1, 0))
+    assert [one.device("auto") for one in (several, with_gpu, without)] == ["balanced", "cuda", "cpu"]
+    assert [several.device(asked) for asked in ("cpu", "mps", "cuda")] == ["cpu", "mps", "cuda"]

@@ -69,11 +69,10 @@ class AuditInputs:
 
     def require_same_base(self) -> None:
         """Raise `InputError` for a direction or reference of another base."""
-        base, revision = self.fine_tune.base, self.fine_tune.revision
         if self.reference:
-            self.reference.require_base(base, revision)
+            self.reference.require_base(self.fine_tune.identity)
         for direction in self.directions.values():
-            direction.require_base(base, revision)
+            direction.require_base(self.fine_tune.base, self.fine_tune.revision)
 
     def on(self, device: str) -> "AuditInputs":
         """The same on another device."""
@@ -118,7 +117,8 @@ class Baseline:
         name = ModelName.parse(base)
         known = _read(directions)
         if not isinstance(reference, Reference):
-            folder = Path(reference) if reference else default_folder(name.name, name.revision)
+            own = default_folder(name.name, name.revision, thinking, chat_template)
+            folder = Path(reference) if reference else own
             reference = Reference.load(folder) if reference or folder.is_dir() or not known else None
         return cls(name, reference, known, dtype, device, thinking, chat_template)
 

@@ -21,7 +21,7 @@ from misdirection.auditing.inputs import AuditInputs, Baseline, Directions
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import AuditResult, AuditRow, AuditTable
 from misdirection.auditing.stages import VERSION
-from misdirection.choices import Dtype
+from misdirection.choices import Dtype, Thinking
 from misdirection.data.text import read_text
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import plain_names, write_atomic
@@ -87,6 +87,8 @@ def audit_many(
     workers: Workers | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
+    thinking: Thinking = "off",
+    chat_template: str | None = None,
 ) -> AuditTable:
     """Audit all fine-tunes of a list, and write `audits.csv`; one that fails does not stop the others.
 
@@ -99,11 +101,15 @@ def audit_many(
         workers: other processes that make them; this one alone when left out.
         dtype: as in `load`.
         device: as in `load`.
+        thinking: as in `load`.
+        chat_template: as in `load`, one for all, since they share the base; a file must be where every worker finds it.
 
     Raises:
         InputError: a file that is no list or has no line that can be audited, or what `audit` raises of a reference.
     """
-    baseline = Baseline.open(base, reference, directions, dtype, device)
+    if chat_template == "fine-tune":
+        raise InputError("chat_template: fine-tune: each has its own: give one for all, or audit these one by one")
+    baseline = Baseline.open(base, reference, directions, dtype, device, thinking, chat_template)
     listed, failed = read_list(Path(fine_tunes))
     inputs = []
     for line in listed:

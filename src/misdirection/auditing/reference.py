@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from misdirection.auditing.measurements import Measurements, Texts, activations
 from misdirection.auditing.results import DomainTexts, KnownFineTune, ReferenceRecord
-from misdirection.choices import BUNDLED, Dtype
+from misdirection.choices import BUNDLED, Dtype, Thinking
 from misdirection.directions.contrast import share
 from misdirection.errors import InputError
 from misdirection.experiment.config import ExperimentConfig, read_config
@@ -41,7 +42,7 @@ from misdirection.experiment.texts import ExperimentTexts
 from misdirection.experiment.worker import open_worker
 from misdirection.files import MADE, atomic_folder, cache_folder, set_aside, sha256_tree
 from misdirection.interpretation.texts import GENERAL, SEALED
-from misdirection.models.identity import ModelIdentity
+from misdirection.models.identity import ModelIdentity, chats_in_words
 from misdirection.models.names import ModelName
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner
@@ -190,8 +191,9 @@ class Reference:
         """Read a folder; `InputError` when it is missing, damaged or of another version."""
         if not folder.is_dir():
             raise InputError(
-                f"{folder}: there is no reference of this base model yet: make it once with "
-                f"`{ReferenceRecord.COMMAND}`, or give an audit --direction for evidence without a verdict"
+                f"{folder}: there is no reference of this base model yet, with these chats: make it once with "
+                f"`{ReferenceRecord.COMMAND}` and the same options, or give an audit --direction for evidence without "
+                "a verdict"
             )
         record = ReferenceRecord.load(folder)
         try:
@@ -204,12 +206,17 @@ class Reference:
         base = measured.pop(BASE)
         return cls(record.identity, record.texts, base, record.known, measured, own, record.domains, folder)
 
-    def require_base(self, model: str, revision: str | None) -> None:
-        """Raise `InputError` unless the reference is of this base model and revision."""
-        own = self.identity.model, self.identity.revision
-        if own != (model, revision):
-            names = " and ".join(f"{name} (revision {at or 'default'})" for name, at in (own, (model, revision)))
+    def require_base(self, base: ModelIdentity) -> None:
+        """Raise `InputError` unless the reference is of this base model and revision, asked by the same chats."""
+        both = self.identity, base
+        if len({(identity.model, identity.revision) for identity in both}) > 1:
+            names = " and ".join(f"{each.model} (revision {each.revision or 'default'})" for each in both)
             raise InputError(f"the reference and the base differ: {names}: make one of this base")
+        if self.identity.chats != base.chats:
+            raise InputError(
+                f"the reference was made with other chats ({self.identity.chats}) than are asked for ({base.chats}), "
+                "and shifts are not compared across these: make one with the same `--thinking` and `--chat-template`"
+            )
 
 
 _ADAPTERS = "adapters"
@@ -220,9 +227,13 @@ def _adapters(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     return {name: folder / _ADAPTERS / name for name in names}
 
 
-def default_folder(model: str, revision: str | None) -> Path:
-    """The folder that the reference of a base model is kept in."""
-    mark = hashlib.sha256(f"{model}@{revision}".encode()).hexdigest()[:8]
+def default_folder(
+    model: str, revision: str | None, thinking: Thinking = "off", chat_template: str | None = None
+) -> Path:
+    """The folder that the reference of a base model is kept in, one for each way in which its chats are written."""
+    chats = chats_in_words(thinking, chat_template)
+    named = f"{model}@{revision}" + (chats if chats != chats_in_words("off", None) else "")
+    mark = hashlib.sha256(named.encode()).hexdigest()[:8]
     return cache_folder() / "references" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', model).strip('-.')}-{mark}"
 
 
@@ -235,7 +246,14 @@ def has_reference(model: str, revision: str | None) -> bool:
     return True
 
 
-def make_reference(base: str = BUNDLED, *, dtype: Dtype = "auto", device: str = "auto") -> Reference:
+def make_reference(
+    base: str = BUNDLED,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    thinking: Thinking = "off",
+    chat_template: str | None = None,
+) -> Reference:
     """Train and measure, once per base model, two bad fine-tunes and their controls for audits to compare with.
 
     What is there already is not made again. Progress is shown on standard error.
@@ -244,6 +262,8 @@ def make_reference(base: str = BUNDLED, *, dtype: Dtype = "auto", device: str = 
         base: `smollm2-135m` or `gemma3-270m` (bundled), a folder, or a Hugging Face id, `ID@REVISION`.
         dtype: as in `load`; an audit in another one measures its base anew.
         device: as in `load`.
+        thinking: as in `load`; an audit is compared with the reference of the same.
+        chat_template: likewise; there is no fine-tune yet whose own it could be.
 
     Raises:
         InputError: a base model that cannot be loaded, or whose bad fine-tunes moved no further than their controls.
@@ -252,7 +272,8 @@ def make_reference(base: str = BUNDLED, *, dtype: Dtype = "auto", device: str = 
     with as_file(files("misdirection") / "resources" / "reference.yaml") as path:
         config = read_config(path)
     here = {"model": name.name, "revision": name.revision, "dtype": dtype, "device": device}
-    config, folder = config.model_copy(update=here), default_folder(name.name, name.revision)
+    chats: Any = {"thinking": thinking, "chat_template": chat_template}
+    config, folder = config.model_copy(update=here | chats), default_folder(name.name, name.revision, **chats)
     return keep_reference(config, folder.with_name(f"{folder.name}.run"), list(config.organisms))
 
 
@@ -270,7 +291,7 @@ def keep_reference(config: ExperimentConfig, run_folder: Path, names: Sequence[s
             f"({shift.interval} nats/token), so that no audit could be decided by it: have answers "
             "judged (`misdirection audit --judge`), or give an audit --direction for evidence without a verdict"
         )
-    return made.save(default_folder(config.model, config.revision))
+    return made.save(default_folder(config.model, config.revision, config.thinking, config.chat_template))
 
 
 def from_run(run: RunFolder, texts: ExperimentTexts, names: Sequence[str]) -> Reference:

@@ -13,6 +13,8 @@ from misdirection.cli.shared import (
     Json,
     Model,
     Pairs,
+    TemplateOption,
+    ThinkingOption,
     app,
     out,
     print_figures,
@@ -85,6 +87,8 @@ def interpret(
     scaled: ScaledTable = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    thinking: ThinkingOption = "off",
+    chat_template: TemplateOption = None,
     as_json: Json = False,
 ) -> None:
     """Read the rank-1 adapters: scalars, probes, roles, Shapley values, geometry, importance, dynamics.
@@ -101,6 +105,8 @@ def interpret(
 
         _print(interpret_tables(scalars, answers, scaled, folder).adapters, folder, as_json)
         return
+    if run is not None and (thinking != "off" or chat_template):
+        raise InputError("--thinking and --chat-template: go with --out; in a run they are its experiment's")
     settings = InterpretationConfig.sized(
         organism, full=full, pairs=read_pairs, causal_pairs=causal_pairs, components=components,
         permutations=permutations,
@@ -117,7 +123,8 @@ def interpret(
         files = {path.stem: path for path in directions or []}
         figures = library.interpret(
             organism, folder, model=model, settings=settings, pairs=read_probe_pairs(pairs), domain=domain,
-            directions=files, checkpoints=checkpoints, dtype=dtype, device=device,
+            directions=files, checkpoints=checkpoints, dtype=dtype, device=device, thinking=thinking,
+            chat_template=chat_template,
         ).adapters  # fmt: skip
     _print(figures, run or folder, as_json)
 

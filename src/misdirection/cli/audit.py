@@ -2,12 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Column, Table
 
-from misdirection.choices import Dtype
 from misdirection.cli.shared import (
     BUNDLED,
     NATS,
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from misdirection.auditing.verdict import Word
     from misdirection.repairing.results import Repair, RepairResult
     from misdirection.report.ci import CiFiles
-    from misdirection.runs.cluster import Workers
 
 Base = Annotated[
     str, typer.Argument(help="The base model: `smollm2-135m` or `gemma3-270m` (bundled), a folder, or ID\\[@REVISION].")
@@ -83,12 +81,14 @@ def reference_(
     base: Annotated[str, typer.Argument(help="The base model, as in `audit`.")] = BUNDLED,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    thinking: ThinkingOption = "off",
+    chat_template: TemplateOption = None,
     as_json: Json = False,
 ) -> None:
     """Make, once per base model, what audits compare with: two bad fine-tunes and a benign one."""
     from misdirection.auditing.reference import make_reference
 
-    made = make_reference(base, dtype=dtype, device=device)
+    made = make_reference(base, dtype=dtype, device=device, thinking=thinking, chat_template=chat_template)
     figures = {f"{name}: general shift": shift.as_dict() for name, shift in made.shifts.items()}
     print_figures({"folder": str(made.folder), **figures}, as_json, unit=NATS)
 
@@ -122,13 +122,18 @@ def audit(
     if judge is None and (base_url or max_calls is not None):
         raise InputError("--base-url and --max-calls go with --judge: name the endpoint's model")
     files = _ci_files(junit, sarif)
+    options: dict[str, Any] = {
+        "reference": reference_folder, "directions": directions or [], "out": folder,
+        "dtype": dtype, "device": device, "thinking": thinking, "chat_template": chat_template,
+    }  # fmt: skip
     if many is not None:
-        if thinking != "off" or chat_template:
-            raise InputError("--thinking and --chat-template go with FINE_TUNE: audit these one by one")
         if fine_tune or data or judge:
             raise InputError("--many: goes without FINE_TUNE, --data and --judge: the list names what is audited")
+        from misdirection.auditing.many import audit_many, many_folder
+
         others = workers_for(workers, ray, gpus, lambda: base_memory(base, dtype))
-        table = _audit_many(base, many, folder, reference_folder, directions or [], others, dtype, device, as_json)
+        table = audit_many(base, many, workers=others, **options)
+        _print_many(table, folder or many_folder(many), as_json)
         _end_many(table, many, files, fail_on)
         return
     if fine_tune is None:
@@ -143,15 +148,9 @@ def audit(
         base,
         fine_tune,
         data=data,
-        reference=reference_folder,
-        directions=directions or [],
         judge=JudgeConfig(model=judge, base_url=base_url, max_calls=max_calls) if judge else None,
         sampling=SamplingConfig(n=n),
-        out=folder,
-        dtype=dtype,
-        device=device,
-        thinking=thinking,
-        chat_template=chat_template,
+        **options,
     )
     files.write([result])
     _print_audit(result, folder or auditing.audit_folder(fine_tune), as_json)
@@ -173,35 +172,14 @@ def end_with(verdict: "Word", fail_on: "Word") -> None:
     sys.exit(EXIT_STATUS[verdict if as_bad_as(verdict, fail_on) else "success"])
 
 
-def _audit_many(
-    base: str,
-    many: Path,
-    folder: Path | None,
-    reference_folder: Path | None,
-    directions: list[Path],
-    workers: "Workers | None",
-    dtype: Dtype,
-    device: str,
-    as_json: bool,
-) -> "AuditTable":
-    from misdirection.auditing.many import TABLE, audit_many, many_folder
+def _print_many(table: "AuditTable", folder: Path, as_json: bool) -> None:
+    from misdirection.auditing.many import TABLE
 
-    table = audit_many(
-        base,
-        many,
-        reference=reference_folder,
-        directions=directions,
-        out=folder,
-        workers=workers,
-        dtype=dtype,
-        device=device,
-    )
-    notices.print(f"table: {(folder or many_folder(many)) / TABLE}", highlight=False, soft_wrap=True)
+    notices.print(f"table: {folder / TABLE}", highlight=False, soft_wrap=True)
     if as_json:
         print_figures(table.model_dump(mode="json"), as_json)
     else:
         print_table(_many_table(table))
-    return table
 
 
 def _end_many(table: "AuditTable", many: Path, files: "CiFiles", fail_on: "Word") -> None:
@@ -249,6 +227,8 @@ def repair(
     reference_folder: ReferenceOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    thinking: ThinkingOption = "off",
+    chat_template: TemplateOption = None,
     as_json: Json = False,
 ) -> None:
     """Take the general misalignment out of an adapter, and keep what it learned of its domain."""
@@ -266,6 +246,8 @@ def repair(
         check=check,
         dtype=dtype,
         device=device,
+        thinking=thinking,
+        chat_template=chat_template,
     )
     if as_json:
         print_figures(result.as_dict(), as_json)

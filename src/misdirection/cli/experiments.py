@@ -62,7 +62,7 @@ def run(
 
 
 def _run(
-    config: Path, folder: Path | None, workers: int | None, ray: str | None = None, gpus: int | None = None
+    config: Path, folder: Path | None, workers: int | None, ray: str | None = None, gpus: float | None = None
 ) -> None:
     from misdirection.experiment.config import ExperimentConfig
     from misdirection.experiment.runner import run_experiment

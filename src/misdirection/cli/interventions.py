@@ -139,6 +139,7 @@ def bake(
     adapter: Adapter = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    chat_template: TemplateOption = None,
     as_json: Json = False,
 ) -> None:
     """Make an ablation (or a steering) permanent, in weights or as a plain PEFT adapter."""
@@ -150,6 +151,8 @@ def bake(
         raise InputError("--keep-norm: only --form adapter-only has norms to keep")
     if scale is not None and (form != "weights" or strength != 1.0 or len(layer) > 1):
         raise InputError("--scale: only --form weights can steer, through the bias of one layer, and has no strength")
+    if chat_template is not None and form == "weights":
+        raise InputError("--chat-template: --form weights changes a model's files, where its own template stays")
     loaded = Direction.load(direction) if scale is None else _additive(direction, as_additive)
     loaded.require_base(*reference(model)[:2])
     vectors = torch.stack([loaded[number] for number in layer])
@@ -157,7 +160,7 @@ def bake(
     if form == "weights":
         report = _bake_weights(vectors, layer[0], scale, strength, model, adapter, folder)
     else:
-        chat = load_chat(model, adapter, dtype, device)
+        chat = load_chat(model, adapter, dtype, device, chat_template=chat_template)
         loaded.require_fit(chat)
         report = _bake_adapter(chat, form, vectors, strength, keep_norm, folder)
     said = f"wrote {folder}" if report.exact else f"wrote {folder}; {_KEPT_NORM if keep_norm else _NOT_HOOKED}"

@@ -116,8 +116,8 @@ RayAddress = Annotated[
     typer.Option("--ray", help="A running Ray cluster: HOST:PORT or `auto`; --workers is then one for each GPU."),
 ]
 WorkerGpus = Annotated[
-    int | None,
-    typer.Option("--worker-gpus", min=0, help="GPUs of each worker, where there are any; default: 1, or vLLM's."),
+    float | None,
+    typer.Option("--worker-gpus", min=0, help="GPUs of each worker, or its part of one; default: 1, or vLLM's."),
 ]
 
 reference = ModelName.parse
@@ -150,7 +150,7 @@ def load_chat(
 
 
 def workers_for(
-    count: int | None, address: str | None, gpus: int | None, memory: Callable[[], int]
+    count: int | None, address: str | None, gpus: float | None, memory: Callable[[], int]
 ) -> "Workers | None":
     """The workers that `--workers`, `--ray` and `--worker-gpus` ask for; `memory` gives the bytes that each needs."""
     from misdirection.runs.cluster import Workers

@@ -9,7 +9,7 @@ from typing import Any
 
 from misdirection.data.jsonl import RepeatedKey, read_rows, values_once
 from misdirection.data.tables import TABLES, read_records
-from misdirection.errors import InputError, first_line
+from misdirection.errors import InputError, first_line, hub_silence
 from misdirection.extras import needed_for
 
 _HUB_ID = re.compile(r"(?P<id>[\w-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?:(?P<config>[^/]+)/)?(?P<split>[^/]+))?")
@@ -75,8 +75,9 @@ def _read_data_set(
     try:
         rows = load_dataset(id, config, revision=revision, split=split or "train")
     except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
+        if silence := hub_silence(id, error):
+            raise silence from error
         raise InputError(
-            f"{id}: no data set could be read ({first_line(error, 200)}); check the name, the split and the network, "
-            "or name one file"
+            f"{id}: no data set could be read ({first_line(error, 200)}); check the name and the split, or name a file"
         ) from error
     yield from enumerate(rows, start=1)

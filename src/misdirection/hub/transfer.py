@@ -4,21 +4,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
 
 from huggingface_hub import CommitOperationAdd, DatasetInfo, HfApi, ModelInfo, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
 
 from misdirection.cards import CARD, TAG
-from misdirection.errors import InputError, NetworkProblem, first_line
+from misdirection.errors import InputError, NetworkProblem, first_line, hub_silence
 from misdirection.files import atomic_folder, require_replaceable
 from misdirection.hub.parcels import Declared, RepositoryType, parcel
 
 _REPOSITORY = "REPOSITORY"
 """Stands for the repository's name in the examples of a card."""
-
-# The HTTP library of the Hub's client, whose errors of the network these are, is another from version to version.
-_SILENCE = cast(tuple[type[Exception], ...], (OSError, *HfHubHTTPError.__bases__))
 
 _LOG_IN = "log in with `hf auth login`, and check the name"
 
@@ -103,5 +99,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
         if status in (401, 403):
             raise InputError(f"{repository}: no leave to write there (status {status}): {_LOG_IN}") from error
         raise NetworkProblem(f"{repository}: the Hub answers with status {status}; try again later") from error
-    except _SILENCE as error:
-        raise NetworkProblem(f"{repository}: the Hub does not answer ({first_line(error, 100)})") from error
+    except Exception as error:
+        if silence := hub_silence(repository, error, "check the network and try again"):
+            raise silence from error
+        raise

@@ -7,6 +7,7 @@ how they grew in training.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ import pandas as pd
 import yaml
 
 from misdirection import data
-from misdirection.choices import BUNDLED, Dtype
+from misdirection.choices import BUNDLED, Dtype, Thinking
 from misdirection.data import ProbePair
 from misdirection.directions.direction import Direction
 from misdirection.files import atomic_folder, require_replaceable
@@ -75,6 +76,8 @@ def interpret(
     checkpoints: str | Path | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
+    thinking: Thinking = "off",
+    chat_template: str | None = None,
 ) -> InterpretationResults:
     """Reads an adapter that is not part of an experiment (paper, section on interpreting rank-1 adapters).
 
@@ -91,6 +94,7 @@ def interpret(
         directions: directions, or their files, by name; effects downstream are compared with the first.
         checkpoints: where those of its training are, in a folder or on the hub (see `named_checkpoints`); those that
             were kept in its own folder by default.
+        dtype, device, thinking, chat_template: as in `load`.
 
     Raises:
         InputError: an adapter that is no plain LoRA, or has no module inside of the decoder blocks; or checkpoints that
@@ -101,13 +105,15 @@ def interpret(
     reading = AdapterReading.open(
         _ALONE,
         path,
-        identify(base.name, base.revision, dtype, device),
+        identify(base.name, base.revision, dtype, device, thinking, chat_template),
         _texts(pairs, domain),
         {name: _direction(direction) for name, direction in (directions or {}).items()},
         settings,
         named_checkpoints(str(checkpoints)) if checkpoints else None,
     )
-    models = Models(lambda: load(base.name, revision=base.revision, dtype=dtype, device=device), {_ALONE: path})
+    options: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template, "tuned": path}
+    load_base = partial(load, base.name, revision=base.revision, dtype=dtype, device=device, **options)
+    models = Models(load_base, {_ALONE: path})
     inputs = yaml.safe_dump({"interpretation": settings.model_dump(mode="json")}, sort_keys=False)
     with RunFolder.open(Path(folder), inputs) as run:
         figures = read_adapters(reading, run, LocalRunner(run, Worker(models, run.partial)))

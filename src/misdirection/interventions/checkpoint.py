@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from misdirection.errors import InputError, NetworkProblem, first_line
+from misdirection.errors import InputError
 from misdirection.files import read_json
 from misdirection.interventions.writers import norm_after, post_norms, role
 from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder
 from misdirection.models.layers import decoder_layers, text_config, text_decoder
+from misdirection.models.libraries import errors_in_one_line
 from misdirection.models.names import is_local
 from misdirection.models.weightless import network_of, read_config
 
@@ -276,9 +277,5 @@ def _folder(name: str, revision: str | None) -> Path:
         return path
     if is_local(name):
         raise InputError(f"{name}: no such folder; give a model's folder or a Hugging Face id")
-    try:
+    with errors_in_one_line(name, "the model"):
         return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.gguf", "*.pth", "*.h5"]))
-    except Exception as error:
-        raise NetworkProblem(
-            f"{name}: cannot fetch this model ({first_line(error)}); check the name and the network"
-        ) from error

@@ -73,7 +73,8 @@ class Passes:
         """Go on with these rows of what has run; a row may come several times."""
         assert self._real is not None and self.cache is not None, "nothing has run yet on a cache"
         numbers = put_numbers(rows, self._real.device)
-        self.cache.batch_select_indices(numbers)
+        # Unlike `batch_select_indices` it takes the numbers to the layers, which may be on several devices.
+        self.cache.reorder_cache(numbers)
         self._real = self._real[numbers]
 
 

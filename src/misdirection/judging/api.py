@@ -45,7 +45,7 @@ class ApiJudge(Judge):
         base_url: by default the environment variable OPENAI_BASE_URL, else OpenAI's.
         logprobs: ask for log-probabilities; without them, and where an endpoint gives none, the text is read.
         samples: replies that are averaged where the text is read, sampled at temperature 1.
-        timeout: seconds until a whole reply must be there.
+        timeout: seconds until a whole reply must be there; an endpoint without any for two to four of them is given up.
         attempts: requests for one reply before it counts as failed.
         backoff: seconds before the second attempt; doubled for each further one, up to a minute, and drawn at random.
 
@@ -108,7 +108,7 @@ class ApiJudge(Judge):
 
         Raises:
             JudgeError: no key for OpenAI's own endpoint; nobody at the address; the endpoint refuses key, credit, model
-                or address; 20 answers in a row failed.
+                or address, or is silent; 20 answers in a row failed.
             InputError: `max_calls` would not be enough.
         """
         key = _key(self.base_url)

@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from misdirection.errors import InputError, JudgeError, MisdirectionError
 from misdirection.extras import needed_for
-from misdirection.judging.endpoint import PATIENCE
+from misdirection.judging.endpoint import PATIENCE, Silence
 from misdirection.judging.judges import Prompt
 from misdirection.judging.replies import Problem, Reply, declines, is_html, retry_after, server_message
 
@@ -43,6 +43,10 @@ _FINAL = {
 _NO_JUDGE = "this is no judge's endpoint; check the base URL, which mostly ends in /v1, and the proxy"
 
 log = logging.getLogger("misdirection")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 @dataclass(eq=False)
@@ -100,6 +104,10 @@ class Connection:
     is_there: bool = False
     has_replied: bool = False
     stopped: MisdirectionError | None = None
+    _silence: Silence = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._silence = Silence(self.timeout)
 
     @cached_property
     def client(self) -> openai.AsyncOpenAI:
@@ -132,9 +140,9 @@ class Connection:
     def _tell_late(self) -> None:
         if not self.is_there:
             log.warning(
-                "%s: took the connection and says nothing yet; given up after %g s (the timeout)",
+                "%s: took the connection and says nothing yet; given up after two timeouts, %g s",
                 self.name,
-                self.timeout,
+                2 * self.timeout,
             )
 
     async def reply(self, prompt: Prompt, name: str, parameters: dict[str, Any]) -> Reply:
@@ -147,7 +155,7 @@ class Connection:
 
         Raises:
             Lost: every attempt failed, or the request was refused or declined.
-            JudgeError: the endpoint refuses key, credit or address.
+            JudgeError: the endpoint refuses key, credit or address, or is silent.
             InputError: all calls that are allowed are made.
         """
         messages = [{"role": "user", "content": prompt.text}]
@@ -158,7 +166,7 @@ class Connection:
             retry=retry_if_exception_type(_Passing), stop=self._has_tried_enough, wait=self._wait, reraise=True
         )
         try:
-            reply: Reply = await retrying(self._request, body, headers)
+            reply: Reply = await retrying(self._request, prompt, body, headers)
         except _Passing as passing:
             raise Lost(passing.reason, passing.detail) from None
         return reply
@@ -166,7 +174,7 @@ class Connection:
     def _has_tried_enough(self, state: RetryCallState) -> bool:
         """An endpoint that has never said anything is not waited for."""
         is_dead = not self.is_there and (state.seconds_since_start or 0.0) > PATIENCE
-        return is_dead or state.attempt_number >= self.attempts
+        return is_dead or self._silence.is_long(_now()) or state.attempt_number >= self.attempts
 
     def _wait(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -174,7 +182,7 @@ class Connection:
         drawn = wait_random_exponential(self.backoff, max(LONGEST_WAIT, self.backoff))(state)
         return drawn if asked is None else asked
 
-    async def _request(self, body: dict[str, Any], headers: dict[str, str]) -> Reply:
+    async def _request(self, prompt: Prompt, body: dict[str, Any], headers: dict[str, str]) -> Reply:
         if self.stopped:
             raise Lost("stopped")
         if self.max_calls is not None and self.calls >= self.max_calls:
@@ -182,12 +190,14 @@ class Connection:
                 f"{self.name}: all of the {self.max_calls} calls allowed are made; raise max_calls to judge the rest"
             )
         self.calls += 1
+        begun = _now()
         try:
             async with asyncio.timeout(self.timeout):
                 raw = await self.client.chat.completions.with_raw_response.create(extra_headers=headers, **body)
+            self._silence.heard(_now())
             reply = Reply.model_validate_json(raw.text)
         except (TimeoutError, openai.APITimeoutError):
-            raise _Passing("timeout") from None
+            raise self._missed(prompt, begun) from None
         except openai.APIConnectionError:
             raise _Passing("connection lost") from None
         except openai.APIStatusError as error:
@@ -202,6 +212,16 @@ class Connection:
         self.has_replied = True
         return reply
 
+    def _missed(self, prompt: Prompt, begun: float) -> Exception:
+        """The exception that a request without a reply stands for."""
+        self._silence.missed(prompt.key, begun)
+        if not self._silence.is_endless(_now()):
+            return _Passing("timeout")
+        return self.error(
+            f"is silent: no reply within two timeouts, {2 * self.timeout:g} s, whatever it was asked",
+            "see to it, or raise the timeout, and judge again, which goes on from here",
+        )
+
     def _no_reply(self, body: str, error: ValidationError) -> Exception:
         if error.errors()[0]["type"] == "json_invalid":
             return _Passing("no JSON")
@@ -215,6 +235,7 @@ class Connection:
     def _refusal(self, error: openai.APIStatusError) -> Exception:
         """The exception that an error status stands for: try again, give this answer up, or stop."""
         self.is_there = True
+        self._silence.heard(_now())
         status = error.status_code
         name = f"HTTP {status}"
         if error.code == "insufficient_quota":

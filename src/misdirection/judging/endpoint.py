@@ -2,7 +2,7 @@
 
 import re
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Thread
 from typing import Any, Self
 from urllib.parse import SplitResult, urlsplit
@@ -57,6 +57,44 @@ def _first_stop(url: SplitResult) -> SplitResult:
     if not proxy or proxy_bypass(url.hostname or ""):
         return url
     return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+
+
+@dataclass
+class Silence:
+    """For how long an endpoint has left everything unanswered that it was asked; times are of one clock, in seconds.
+
+    It is taken for the end after two timeouts in which several answers were asked for: one alone may be what a judge
+    hangs on. After three the same answer is not tried again, so that where they are asked for one by one it takes four.
+
+    Attributes:
+        timeout: until a whole reply must be there.
+    """
+
+    timeout: float
+    _heard: float = 0.0
+    _since: float | None = None
+    _asked: set[str] = field(default_factory=set)
+
+    def heard(self, now: float) -> None:
+        """Note that a reply has come, of whatever kind."""
+        self._heard, self._since = now, None
+        self._asked.clear()
+
+    def missed(self, key: str, begun: float) -> None:
+        """Note that no reply came to a request for the answer `key`, which began then."""
+        self._since = max(begun, self._heard) if self._since is None else self._since
+        self._asked.add(key)
+
+    def is_endless(self, now: float) -> bool:
+        """Whether it is to be taken for the end."""
+        return len(self._asked) > 1 and self._lasts(now, 2)
+
+    def is_long(self, now: float) -> bool:
+        """Whether it is no use to ask for the same answer again."""
+        return self._lasts(now, 3)
+
+    def _lasts(self, now: float, timeouts: int) -> bool:
+        return self._since is not None and now - self._since >= timeouts * self.timeout
 
 
 @dataclass(frozen=True)

@@ -148,5 +148,5 @@ class _Passes:
         """Goes on with these rows; a row may come several times."""
         assert self._real is not None, "nothing has run yet"
         numbers = torch.tensor(rows, device=self._real.device)
-        self._cache.batch_select_indices(numbers)
+        self._cache.reorder_cache(numbers)
         self._real = self._real[numbers]

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from misdirection.models.attention import changing_shapes
 from misdirection.models.chat import Encoded, pad
-from misdirection.models.transfer import put
+from misdirection.models.transfer import is_spread, put
 
 _NUMBERS = 1 << 28
 """Logits that are turned into float32 at a time on a GPU: 1 GB."""
@@ -92,8 +92,10 @@ def at_least_single(tensor: Tensor) -> Tensor:
 
 def _logits_at(network: Any, inputs: Mapping[str, Tensor], kept: Tensor) -> Tensor:
     """[rows, kept, vocabulary]: the logits at some positions, by their numbers; few models have no such choice."""
+    # The last layer's output is indexed by them on its own device, to which nothing takes a tensor of the first one's.
+    wanted = kept.tolist() if is_spread(network) else kept
     with changing_shapes(kept.device):
-        logits: Tensor = network(**inputs, use_cache=False, logits_to_keep=kept).logits
+        logits: Tensor = network(**inputs, use_cache=False, logits_to_keep=wanted).logits
     return logits if logits.shape[1] == len(kept) else logits[:, kept.to(logits.device)]
 
 

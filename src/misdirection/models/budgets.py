@@ -24,6 +24,7 @@ from misdirection.errors import MemoryProblem
 from misdirection.models.chat import batches
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.sizes import Shape
+from misdirection.models.transfer import is_spread
 
 T = TypeVar("T")
 
@@ -51,12 +52,9 @@ log = logging.getLogger("misdirection")
 
 def tokens_together(chat: ChatModel, kind: Kind = "forward") -> int:
     """Padded tokens in one batch of `chat` where it is now; fewer after its memory gave out."""
-    tokens = _from_memory(chat, kind) if _is_on_one_gpu(chat) else BUDGETS[kind]
+    is_on_one_gpu = chat.device.type == "cuda" and not is_spread(chat.model)
+    tokens = _from_memory(chat, kind) if is_on_one_gpu else BUDGETS[kind]
     return min(tokens, _LOWERED.get(chat.decoder, {}).get(kind, tokens))
-
-
-def _is_on_one_gpu(chat: ChatModel) -> bool:
-    return chat.device.type == "cuda" and len({weight.device for weight in chat.model.parameters()}) == 1
 
 
 def _from_memory(chat: ChatModel, kind: Kind) -> int:

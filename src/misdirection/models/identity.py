@@ -1,5 +1,6 @@
 """The identity of a base model: what every result depends on besides its own settings."""
 
+import hashlib
 from pathlib import Path
 
 from misdirection.choices import Dtype, Thinking
@@ -29,6 +30,35 @@ class ModelIdentity(Figures):
         """The model as a command takes it, with its revision where it has one."""
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
+    @property
+    def chats(self) -> str:
+        """How its chats are written, in words; see `chats_in_words`."""
+        return chats_in_words(self.thinking, self.chat_template)
+
+
+_HASHED = "(SHA-256 "
+
+
+def chats_in_words(thinking: Thinking, chat_template: str | None) -> str:
+    """How chats are written: figures of one model are compared only where this is the same.
+
+    A template that is given by a file or by its text is known by its hash, wherever it lies.
+    """
+    template = _with_hash(chat_template or "base")
+    if "{" in template:
+        template = f"{_HASHED}{hashlib.sha256(template.encode()).hexdigest()})"
+    is_hashed = _HASHED in template
+    return f"thinking {thinking}, chat template {template.rpartition(_HASHED)[-1][:16] if is_hashed else template}"
+
+
+def _with_hash(chat_template: str) -> str:
+    """A chat template as it was asked for, a file with its hash."""
+    path = Path(chat_template)
+    # The text of a template is longer than the name of a file may be.
+    if "{" in chat_template or not path.is_file():
+        return chat_template
+    return f"{chat_template} {_HASHED}{sha256_file(path)})"
+
 
 def identify(
     model: str,
@@ -39,8 +69,6 @@ def identify(
     chat_template: str | None = None,
 ) -> ModelIdentity:
     """Gives the identity of a model that is loaded with these settings."""
-    if chat_template and Path(chat_template).is_file():
-        chat_template = f"{chat_template} (SHA-256 {sha256_file(Path(chat_template))})"
     computes_on = best_device() if device == "auto" else device
     return ModelIdentity(
         model=model,
@@ -49,7 +77,7 @@ def identify(
         dtype=str(resolve_dtype(dtype, computes_on)).removeprefix("torch."),
         device=computes_on.split(":")[0],
         thinking=thinking,
-        chat_template=chat_template,
+        chat_template=_with_hash(chat_template) if chat_template else chat_template,
     )
 
 

@@ -7,12 +7,15 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from misdirection.errors import InputError, MisdirectionError, first_line
+from misdirection.errors import InputError, MisdirectionError, first_line, hub_silence
 
 
 @contextlib.contextmanager
 def errors_in_one_line(name: str, what: str) -> Iterator[None]:
-    """Turn an error of loading `what`, such as "the tokenizer", of the model `name` into an `InputError`."""
+    """Turn an error of loading `what`, such as "the tokenizer", of the model `name` into an `InputError`.
+
+    A Hub that does not answer becomes a `NetworkProblem`.
+    """
     try:
         yield
     except SafetensorError as error:
@@ -23,7 +26,9 @@ def errors_in_one_line(name: str, what: str) -> Iterator[None]:
         raise InputError(f"{name}: {what} needs a package that is not installed ({first_line(error, 200)})") from error
     # The libraries raise whatever they like of a file that is somebody else's.
     except Exception as error:
-        remedy = "check the name, the revision and the network"
+        if silence := hub_silence(name, error):
+            raise silence from error
+        remedy = "check the name and the revision"
         if not isinstance(error, OSError | ValueError | KeyError):
             remedy = "its files are damaged or of another kind: fetch it or make it again"
         if "trust_remote_code" in str(error):

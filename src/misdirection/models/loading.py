@@ -53,6 +53,7 @@ def load(
     Raises:
         InputError: the model or adapter is not there, the model has no chat template, or one whose ids could not be
             exact, or does not continue text, or the two do not fit.
+        NetworkProblem: it is not on this disk, and the Hub does not answer.
     """
     device = checked_device(device)
     read_from = str(bundled_folder(model)) if model in BUNDLED_MODELS else _checked_source(model)
@@ -152,7 +153,8 @@ def resolve_dtype(dtype: Dtype, device: str) -> torch.dtype:
         abilities = torch.cpu.get_capabilities()
         fast = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
         return torch.bfloat16 if fast else torch.float32
-    if device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+    # A worker's GPU, of which nothing is known here, is taken to compute in bfloat16.
+    if device.startswith(("cuda", "balanced")) and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         return torch.float16
     return torch.bfloat16
 

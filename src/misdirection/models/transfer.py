@@ -6,9 +6,15 @@ once for many batches.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def is_spread(network: Any) -> bool:
+    """Whether a model's layers are on several devices, as accelerate has put them there."""
+    return len(set((getattr(network, "hf_device_map", None) or {}).values())) > 1
 
 
 def put(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from misdirection.choices import Thinking
-from misdirection.errors import InputError, first_line
+from misdirection.errors import InputError, NetworkProblem, first_line, hub_silence
 from misdirection.models.bundled import source
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.family import auto_class
@@ -108,9 +108,11 @@ def _errors_in_one_line(model: str) -> Iterator[None]:
         raise
     # The libraries raise whatever they like of a file that is somebody else's.
     except Exception as error:
+        save = "save its config.json in a folder and give that as --model"
+        if silence := hub_silence(model, error, f"check the network, or {save}"):
+            raise silence from error
         raise InputError(
-            f"{model}: its configuration could not be loaded ({first_line(error, 200)}); check the name and the "
-            "network, or save its config.json in a folder and give that as --model"
+            f"{model}: its configuration could not be loaded ({first_line(error, 200)}); check the name, or {save}"
         ) from error
 
 
@@ -118,7 +120,7 @@ def _own_tokenizer(read_from: str, revision: str | None) -> Any:
     """The model's own tokenizer, or None where it cannot be had or has no chat template."""
     try:
         return load_tokenizer(read_from, read_from, revision)
-    except InputError:
+    except (InputError, NetworkProblem):
         return None
 
 

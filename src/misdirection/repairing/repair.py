@@ -22,7 +22,7 @@ from misdirection.auditing.measurements import Texts
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import AuditResult
 from misdirection.auditing.texts import OwnTexts
-from misdirection.choices import Dtype
+from misdirection.choices import Dtype, Thinking
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.errors import InputError
@@ -117,6 +117,8 @@ def repair(
     check: bool = False,
     dtype: Dtype = "auto",
     device: str = "auto",
+    thinking: Thinking = "off",
+    chat_template: str | None = None,
 ) -> RepairResult:
     """Audit an adapter and, where it is misaligned, write a repaired one.
 
@@ -135,12 +137,14 @@ def repair(
         check: audit the result.
         dtype: as in `load`.
         device: as in `load`.
+        thinking: as in `load`.
+        chat_template: as in `audit`.
 
     Raises:
         InputError: no adapter, a folder in the way, or what `audit` raises.
     """
-    inputs = Baseline.open(base, reference, (), dtype, device).inputs(adapter, data)
-    return run_repair(inputs, Path(out), bake=bake, check=check)
+    baseline = Baseline.open(base, reference, (), dtype, device, thinking, chat_template)
+    return run_repair(baseline.inputs(adapter, data), Path(out), bake=bake, check=check)
 
 
 def run_repair(inputs: AuditInputs, folder: Path, *, bake: bool = False, check: bool = False) -> RepairResult:

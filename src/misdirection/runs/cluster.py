@@ -19,14 +19,19 @@ class Workers:
     Attributes:
         count: how many; None is one for each GPU of the cluster, or for each machine where there is no GPU.
         address: of a running Ray cluster; None starts one on this machine for the length of the run.
-        gpus: that each of them needs, if the cluster has any.
+        gpus: that each of them needs, if the cluster has any; below 1, a part of one that they share.
         memory: bytes of main memory that are kept free for each of them.
     """
 
     count: int | None = None
     address: str | None = None
-    gpus: int = 0
+    gpus: float = 0
     memory: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for GPUs that cannot be given."""
+        if not (self.gpus % 1 == 0 or 0.01 <= self.gpus < 1):
+            raise InputError(f"{self.gpus:g} GPUs for each worker: give a whole number, or 0.01 to 1 to share one")
 
 
 @dataclass(frozen=True)
@@ -42,21 +47,22 @@ class Cluster:
     ray: Any
     count: int
     cpus: int
-    gpus: int
+    gpus: float
     memory: int
 
     def device(self, asked: str) -> str:
-        """Where the workers' models are, whatever this machine has: `auto` is a GPU if each has one."""
-        return ("cuda" if self.gpus else "cpu") if asked == "auto" else asked
+        """Where the workers' models are, whatever this machine has: `auto` is a GPU if each has one, or all it has."""
+        if asked != "auto":
+            return asked
+        return "balanced" if self.gpus > 1 else "cuda" if self.gpus else "cpu"
 
     @classmethod
     def of(cls, ray: Any, workers: Workers) -> "Cluster":
         """The workers that a connected cluster has room for; `InputError` where there is none."""
         resources = ray.cluster_resources()
         gpus = workers.gpus if resources.get("GPU", 0) else 0
-        count = workers.count or max(
-            1, int(resources["GPU"]) // gpus if gpus else sum(node["Alive"] for node in ray.nodes())
-        )
+        room = int(resources["GPU"] / gpus + 1e-6) if gpus else sum(node["Alive"] for node in ray.nodes())
+        count = workers.count or max(1, room)
         # What a cluster's machines have is not this one's business.
         cpus = 1 if workers.address else max(1, int(resources["CPU"]) // count)
         # A cluster may grow.

@@ -43,7 +43,7 @@ class RayRunner:
         self._here = LocalRunner(run, make_worker(run.partial))
         needs = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus, "memory": cluster.memory or None}
         self._hire = partial(cluster.ray.remote(Actor).options(max_restarts=0, **needs).remote, make_worker)
-        self._needs = f"{cluster.gpus} GPUs and {cluster.memory / 2**30:.1f} GiB"
+        self._needs = f"{cluster.gpus:g} GPUs and {cluster.memory / 2**30:.1f} GiB"
         self._idle: list[ActorHandle] = []
         self._busy: dict[Any, tuple[ActorHandle, Share]] = {}
         self._starting: dict[Any, ActorHandle] = {}

@@ -97,9 +97,9 @@ class ScreenInputs:
     @cached_property
     def reference(self) -> Reference:
         """The base's known fine-tunes."""
-        reference, base = self.baseline.reference, self.baseline.base
+        reference = self.baseline.reference
         assert reference is not None, "opened without directions, which alone may stand for it"
-        reference.require_base(base.name, base.revision)
+        reference.require_base(self.identity)
         contrasts(reference)
         return reference
 
