@@ -290,6 +290,29 @@ def test_layers_below_the_first_adapter_have_no_gradient_graph(tmp_path):
     assert seen == {0: {False}, 1: {False}, 2: {True}, 3: {True}}
 
 
+def test_checkpointed_activations_change_no_bit_and_leave_nothing_behind(tmp_path):
+    chat, runs = make_chat(), []
+    before = chat.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    top = {"recipe": "custom", "rank": 1, "layers": (2,), "target_modules": ("down_proj",)}
+    train(EXAMPLES[:4], tmp_path / "plain", base=chat, recipe=recipe(**top))
+    passes = len(runs)
+    train(EXAMPLES[:4], tmp_path / "checkpointed", base=chat, recipe=recipe(**top, gradient_checkpointing=True))
+    # Below the first adapter no block runs again.
+    assert len(runs) == 2 * passes
+    before.remove()
+    for name, weight in weights(tmp_path / "plain").items():
+        assert torch.equal(weights(tmp_path / "checkpointed")[name], weight)
+    assert not any(module._forward_hooks for module in chat.model.modules())
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in chat.model.modules())
+
+
+def test_a_model_whose_blocks_cannot_run_again_is_refused(tmp_path):
+    chat = make_chat()
+    chat.model.supports_gradient_checkpointing = False
+    with pytest.raises(InputError, match="no gradient_checkpointing"):
+        train(EXAMPLES[:2], tmp_path / "none", base=chat, recipe=recipe(gradient_checkpointing=True))
+
+
 def test_checkpoints_of_another_training_are_not_continued(tmp_path):
     chat, out = make_chat(), tmp_path / "organism"
     few = Recipe(learning_rate=1e-2, batch_size=1, accumulation=1, warmup_steps=0, checkpoint_steps=1)

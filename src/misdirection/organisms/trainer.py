@@ -20,10 +20,10 @@ from misdirection.choices import Tracker
 from misdirection.errors import InputError, MemoryProblem, MissingPackage
 from misdirection.files import list_made
 from misdirection.likelihood.answers import IGNORED, labelled_loss
-from misdirection.models.budgets import attempted, tokens_together
+from misdirection.models.budgets import attempted, room_of, tokens_together
 from misdirection.models.chat import pad
 from misdirection.models.chat_model import ChatModel
-from misdirection.organisms.batches import TrainingRow, epoch_order, training_steps
+from misdirection.organisms.batches import TrainingRow, epoch_order, is_checkpointed, rows_together, training_steps
 from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.trainee import Trainee
 
@@ -83,7 +83,10 @@ class AnswerTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self._recipe = recipe
-        self._budget = tokens_together(chat, "backward")
+        blocks = learner.blocks
+        self.is_checkpointed = is_checkpointed(recipe, rows, room_of(chat), blocks=blocks, trained=learner.trained)
+        """Whether activations are to be checkpointed."""
+        self._budget = tokens_together(chat, "backward", blocks=blocks, checkpointed=self.is_checkpointed)
         self._fitting: int | None = None
         self._labelled: Tensor | None = None
         self.is_later_piece = False
@@ -129,7 +132,8 @@ class AnswerTrainer(Trainer):
         Pieces are divided by the labelled tokens of the whole step, so that it is the same up to rounding.
         """
         rows = len(inputs["labels"])
-        together = tried = min(self._rows_together(inputs), rows)
+        fitting = self._fitting or rows_together(self._recipe, self._budget, inputs["input_ids"].shape[1])
+        together = tried = min(fitting, rows)
         while not (found := attempted(partial(self._in_pieces, model, inputs, num_items_in_batch, together))):
             if together <= 1:
                 raise MemoryProblem(
@@ -142,10 +146,6 @@ class AnswerTrainer(Trainer):
         if together < tried:
             log.warning("out of memory with %d training rows at a time: going on with %d", tried, together)
         return found[0]
-
-    def _rows_together(self, inputs: dict[str, Any]) -> int:
-        """A recipe's own batch at least, more where the device is not busy with that, fewer once memory gave out."""
-        return self._fitting or max(self._recipe.batch_size, self._budget // inputs["input_ids"].shape[1])
 
     def _in_pieces(self, model: Any, inputs: dict[str, Any], items: Tensor | int | None, together: int) -> Tensor:
         labels = inputs["labels"]
@@ -199,8 +199,6 @@ def _arguments(recipe: Recipe, chat: ChatModel, folder: Path, rows: int, kept: i
         weight_decay=recipe.weight_decay,
         seed=recipe.seed,
         data_seed=recipe.seed,
-        # Layers below the first adapter need no gradient; checkpointing would make their inputs ask for one.
-        activation_checkpointing=recipe.gradient_checkpointing,
         bf16=half and chat.dtype == torch.bfloat16,
         fp16=half and chat.dtype == torch.float16,
         use_cpu=chat.device.type == "cpu",
