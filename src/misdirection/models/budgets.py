@@ -26,7 +26,7 @@ from torch import nn
 from misdirection.errors import MemoryProblem
 from misdirection.models.chat import batches
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.sizes import TRAINED_BYTES, Shape
+from misdirection.models.sizes import PLACES, TRAINED_BYTES, Shape
 
 T = TypeVar("T")
 
@@ -92,14 +92,17 @@ class GpuRoom(Room):
 
     def tokens(self, kind: Kind = "forward", *, blocks: int | None = None, checkpointed: bool = False) -> int:
         """See `Room`."""
-        shape = self.shape
+        shape, given = self.shape, SHARE * self.left
         if kind == "forward":
             # Every token may be one that predicts, and stays in the key-value cache.
             each = shape.token_bytes + shape.cached * shape.bytes + shape.logit_bytes
         else:
             each = shape.kept_bytes(blocks or shape.layers, checkpointed=checkpointed) + shape.logit_bytes_back
+            if checkpointed:
+                # Logits of some places at a time.
+                each, given = each - shape.logit_bytes_back, given - PLACES * shape.logit_bytes_back
         busy = max(BUDGETS["forward"], BUSY / shape.parameters)
-        return max(1, int(min(SHARE * self.left / each, busy, MOST)))
+        return max(1, int(min(given / each, busy, MOST)))
 
     def sampled_rows(self, columns: int) -> int:
         """See `Room`."""

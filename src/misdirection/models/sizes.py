@@ -12,6 +12,9 @@ from misdirection.models.layers import decoder_layers, text_config
 TRAINED_BYTES = 16
 """Of a weight in training: itself, its gradient and the two moments of Adam, in float32."""
 
+PLACES = 512
+"""At so many places at a time the output matrix runs where activations are checkpointed on a GPU."""
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -1,5 +1,6 @@
 """The trainer of organisms: transformers' own, with the loss on answers alone and rows of like length together."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
@@ -19,7 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from misdirection.choices import Tracker
 from misdirection.errors import InputError, MemoryProblem, MissingPackage
 from misdirection.files import list_made
-from misdirection.likelihood.answers import IGNORED, labelled_loss
+from misdirection.likelihood.answers import IGNORED, bare_head, labelled_loss
 from misdirection.models.budgets import attempted, room_of, tokens_together
 from misdirection.models.chat import pad
 from misdirection.models.chat_model import ChatModel
@@ -86,6 +87,10 @@ class AnswerTrainer(Trainer):
         blocks = learner.blocks
         self.is_checkpointed = is_checkpointed(recipe, rows, room_of(chat), blocks=blocks, trained=learner.trained)
         """Whether activations are to be checkpointed."""
+        self.head: nn.Module | None = None
+        """The output matrix, where it is to run at some places at a time."""
+        if self.is_checkpointed and chat.device.type != "cpu":
+            self.head = bare_head(learner.network)
         self._budget = tokens_together(chat, "backward", blocks=blocks, checkpointed=self.is_checkpointed)
         self._fitting: int | None = None
         self._labelled: Tensor | None = None
@@ -119,7 +124,9 @@ class AnswerTrainer(Trainer):
     ) -> Tensor:
         """Mean cross-entropy over the batch's labelled tokens, nats/token."""
         network_inputs = {key: value for key, value in inputs.items() if key != "labels"}
-        total, count = labelled_loss(model, network_inputs, inputs["labels"])
+        # What is run of the model below its own forward pass is out of the accelerator's sight.
+        with self.accelerator.autocast() if self.head else contextlib.nullcontext():
+            total, count = labelled_loss(model, network_inputs, inputs["labels"], head=self.head)
         if num_items_in_batch is None:
             num_items_in_batch = count if self._labelled is None else self._labelled
         return total / num_items_in_batch
