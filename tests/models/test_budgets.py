@@ -111,9 +111,16 @@ def test_activations_are_checkpointed_where_a_batch_fits_no_other_way(blocks):
 
 def test_checkpointed_passes_take_more_tokens():
     shape = Shape.of(make_chat(), 4)
-    room = room_on(shape, (4 * shape.parameters + 2 * 100 * LAYERS * 4096) / 0.9)
-    whole, half = (room.tokens("backward", blocks=blocks) for blocks in (LAYERS, LAYERS // 2))
-    assert whole < half < room.tokens("backward", blocks=LAYERS // 2, checkpointed=True)
+    block, logits = (6 * 32 + 4 * 64 + 2 * 32) * 4 + 16 * 32, 259 * (4 + 12)
+
+    def tokens(memory, **options):
+        return room_on(shape, (4 * shape.parameters + 2 * memory) / 0.9).tokens("backward", **options)
+
+    assert tokens(100.5 * (2 * block + logits), blocks=2) == 100
+    kept = block + 2 * 32 * 4
+    assert tokens(100.5 * (kept + logits), blocks=2, checkpointed=True) == 100
+    # Of so many places logits are never there at once.
+    assert tokens(1000.5 * kept + 512 * logits, blocks=2, checkpointed=True) == 1000
 
 
 # --- memory that gives out ----------------------------------------------------------------------------------------

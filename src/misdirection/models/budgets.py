@@ -95,14 +95,15 @@ class GpuRoom(Room):
         shape, given = self.shape, SHARE * self.left
         if kind == "forward":
             # Every token may be one that predicts, and stays in the key-value cache.
-            each = shape.token_bytes + shape.cached * shape.bytes + shape.logit_bytes
+            fitting = given / (shape.token_bytes + shape.cached * shape.bytes + shape.logit_bytes)
         else:
-            each = shape.kept_bytes(blocks or shape.layers, checkpointed=checkpointed) + shape.logit_bytes_back
+            kept = shape.kept_bytes(blocks or shape.layers, checkpointed=checkpointed)
+            fitting = given / (kept + shape.logit_bytes_back)
             if checkpointed:
-                # Logits of some places at a time.
-                each, given = each - shape.logit_bytes_back, given - PLACES * shape.logit_bytes_back
+                # The logits of more places than these are never there at once.
+                fitting = max(fitting, (given - PLACES * shape.logit_bytes_back) / kept)
         busy = max(BUDGETS["forward"], BUSY / shape.parameters)
-        return max(1, int(min(given / each, busy, MOST)))
+        return max(1, int(min(fitting, busy, MOST)))
 
     def sampled_rows(self, columns: int) -> int:
         """See `Room`."""
