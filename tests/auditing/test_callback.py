@@ -1,4 +1,5 @@
 import importlib
+import logging
 import shutil
 import sys
 import types
@@ -320,6 +321,28 @@ def test_a_wrapped_model_is_measured_inside(tmp_path):
         network.model.layers[0].mlp.down_proj.weight *= 9
     callback.on_step_end(trainer.args, trainer.state, trainer.control)
     check(logged(trainer)[0], network, random_network("llama"))
+
+
+def test_smaller_batches_measure_the_same_where_memory_gives_out(tmp_path, caplog):
+    network = adapted(random_network("llama"))
+    trainer = sft(tmp_path, network, max_steps=2)
+    passes = []
+
+    def check_room(_module, args, kwargs):
+        passes.append(kwargs["input_ids"].numel())
+        if passes[-1] > 500 and not network.training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    network.get_base_model().model.register_forward_pre_hook(check_room, with_kwargs=True)
+    watch(trainer, direction=DIRECTION, pairs=PAIRS_HERE, every=2)
+    with caplog.at_level(logging.WARNING, "misdirection"):
+        trainer.train()
+    found = logged(trainer)[2]
+    assert max(passes) > 500
+    assert sum("out of memory" in record.getMessage() for record in caplog.records) == 1
+    del found["drift_random"], found["drift"]
+    wanted = expected(network, random_network("llama"))
+    assert found == pytest.approx({name: wanted[name] for name in found}, abs=1e-5)
 
 
 # --- stop ---------------------------------------------------------------------------------------------------------

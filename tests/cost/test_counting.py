@@ -1,6 +1,8 @@
 """Counted passes against those of a real run of the same tiny experiment, seen by the same hooks."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,8 @@ from misdirection.cost.recording import PassRecorder
 from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.experiment import Experiment
 from misdirection.experiment.worker import open_worker
+from misdirection.models.budgets import room_on
+from misdirection.models.sizes import Shape
 from misdirection.models.weightless import read_structure
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner
@@ -40,10 +44,10 @@ def recorded(config, folder):
         return runner.passes
 
 
-def counted(config):
+def counted(config, room=None):
     """The same, counted."""
     chat = read_structure(config.model).chat
-    work = count_work(chat, lambda run, runner: Experiment(config, run, runner).make_all())
+    work = count_work(chat, lambda run, runner: Experiment(config, run, runner).make_all(), room=room)
     return {task.name: task.passes for task in work}
 
 
@@ -89,7 +93,36 @@ def test_checkpointed_training_runs_its_blocks_again(values, tmp_path):
     for part in ("steering", "ablation", "samples"):
         del values[part]
     real, _ = assert_same(ExperimentConfig.model_validate(values), tmp_path, "organism")
-    assert {each.recomputed for each in real["organism/single"]} == {0, 4}
+    # Held-out rows run once; blocks below the adapter do so, too.
+    assert {each.recomputed for each in real["organism/single"]} == {0, 2}
+
+
+def test_a_gpus_memory_decides_the_batches_that_are_planned(values, tmp_path):
+    values["organisms"] = {"minimal": values["organisms"]["minimal"] | {"gradient_checkpointing": "auto"}}
+    for part in ("steering", "ablation"):
+        del values[part]
+    values["samples"] |= {"questions": ["Hello?", "And why is that so?", "Who?"], "new_tokens": 40}
+    config = ExperimentConfig.model_validate(values)
+    shape = Shape.of(read_structure(config.model).chat, 4)
+    rooms = {memory: room_on(shape, (4 * shape.parameters + 2 * memory) / 0.9) for memory in (2e5, 1e9)}
+    small, large = (counted(config, room) for room in rooms.values())
+    assert {each.recomputed for each in small["organism/minimal"]} == {0, 4}
+    assert {each.recomputed for each in large["organism/minimal"]} == {0}
+    for passes, room in zip((small, large), rooms.values(), strict=True):
+        decoded = [each for each in passes["sampled/minimal"] if each.kind == "decoding"]
+        assert max(each.rows for each in decoded) == min(3, room.sampled_rows(decoded[0].room))
+    assert tokens(small, "sampled") == tokens(large, "sampled")
+
+
+def test_a_step_that_does_not_fit_into_one_pass_is_counted_in_pieces(values, tmp_path):
+    for part in ("steering", "ablation", "samples"):
+        del values[part]
+    values["organisms"] = {"minimal": values["organisms"]["minimal"] | {"batch_size": 2, "accumulation": 10}}
+    long = [{"prompt": f"Q{number}?", "completion": "x" * (60 + number)} for number in range(20)]
+    Path(values["domains"]["sums"]["bad"]).write_text("".join(json.dumps(row) + "\n" for row in long))
+    real, _ = assert_same(ExperimentConfig.model_validate(values), tmp_path, "organism")
+    trained = [each for each in real["organism/minimal"] if each.kind == "training"]
+    assert len(trained) > 1 and max(each.tokens for each in trained) <= 768
 
 
 def test_answers_and_interpretation_are_counted_as_they_run(values, tmp_path):

@@ -1,5 +1,7 @@
 """The log-probability of given answers in whole rows: with gradients, in batches, and beside the sweep's."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -8,7 +10,8 @@ from misdirection.data import Example, ProbePair
 from misdirection.errors import InputError
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Steer
-from misdirection.likelihood.answers import IGNORED, AnswerBatch, labelled_loss, token_log_probs
+from misdirection.likelihood import answers
+from misdirection.likelihood.answers import IGNORED, AnswerBatch, bare_head, labelled_loss, token_log_probs
 from misdirection.likelihood.margin import margin, pair_rows, text_rows
 from misdirection.models.chat import pad
 from tiny import ARCHITECTURES, make_chat, naive_log_prob, sharpened, vector
@@ -101,6 +104,39 @@ def test_labelled_loss_is_that_of_the_labelled_tokens_and_its_gradient_that_of_w
     torch.testing.assert_close(total, -chosen.sum())
     for slope, other in zip(slopes, expected, strict=True):
         torch.testing.assert_close(slope, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_head_that_runs_in_parts_gives_the_same_loss_and_gradients(architecture, monkeypatch):
+    monkeypatch.setattr(answers, "PLACES", 7)
+    base = sharpened(architecture)
+    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    network = get_peft_model(base.model, config)
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    rows = text_rows(base.tokenizer, [Example("Why?", "Because the sky is blue."), Example("So?", "Rain", "Be kind.")])
+    ids, mask = pad([row.ids for row in rows], 0, base.device)
+    labels, _ = pad([(IGNORED,) * row.start + row.ids[row.start :] for row in rows], IGNORED, base.device)
+    head, places = bare_head(network), []
+    assert head is network.get_output_embeddings()
+    head.register_forward_hook(lambda _m, _a, output: places.append(len(output)))
+    found = []
+    for given in (None, head):
+        with torch.enable_grad():
+            total, count = labelled_loss(network, {"input_ids": ids, "attention_mask": mask}, labels, head=given)
+            found.append([total, count, *torch.autograd.grad(total, weights)])
+    assert max(places[1:]) == 7
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_changes_its_logits_has_no_bare_head():
+    assert bare_head(make_chat("gemma2").model) is None
+    scaled = make_chat("llama").model
+
+    def halved(input_ids, **_others):
+        return SimpleNamespace(logits=scaled.lm_head(scaled.model(input_ids).last_hidden_state / 2))
+
+    scaled.forward = halved
+    assert bare_head(scaled) is None
 
 
 def test_no_pair_is_refused():

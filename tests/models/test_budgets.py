@@ -15,8 +15,10 @@ from misdirection.interpretation.importance import zeroing
 from misdirection.likelihood.margin import pair_continuations, pair_rows
 from misdirection.likelihood.sweep import sweep
 from misdirection.models import budgets
-from misdirection.models.budgets import MOST, tokens_together
+from misdirection.models.budgets import MOST, Room, room_of, room_on, tokens_together
 from misdirection.models.sizes import Shape
+from misdirection.organisms.batches import is_checkpointed, training_rows
+from misdirection.sampling import transformers_engine
 from stand_in_gpu import put_on_gpu, stand_in_gpu
 from tiny import LAYERS, make_chat, sharpened, vector
 
@@ -55,6 +57,70 @@ def test_a_large_model_gets_no_more_than_keeps_a_gpu_busy(monkeypatch):
         assert tokens_together(put_on_gpu(chat)) == 3000
         monkeypatch.setattr(budgets, "BUSY", 1.0)
         assert tokens_together(chat) == 2048
+
+
+def test_rows_of_sampling_come_from_the_memory_for_their_keys_values_and_logits(monkeypatch):
+    chat = make_chat()
+    shape = Shape.of(chat, 4)
+    each = 100 * LAYERS * 2 * 16 * 4 + 259 * (4 + 8)
+    assert room_of(chat).sampled_rows(100) == 655
+    assert room_of(chat).sampled_rows(10**6) == 1
+    for rows in (1, 700):
+        memory = (4 * shape.parameters + 2 * (rows + 0.5) * each) / 0.9
+        assert room_on(shape, memory).sampled_rows(100) == rows
+        with stand_in_gpu(memory):
+            assert room_of(put_on_gpu(make_chat())).sampled_rows(100) == rows
+    assert room_on(shape, 80e9).sampled_rows(100) == 4 * 65_536 // 100
+    # What no GPU holds alone is spread over several, with the batches of a processor.
+    assert room_on(shape, 1000).sampled_rows(100) == 655
+    ran = []
+    monkeypatch.setattr(transformers_engine, "room_of", lambda _chat: Few())
+    chat.decoder.register_forward_pre_hook(
+        lambda _m, _a, kwargs: ran.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    md.sample(chat, ["Why?"], n=7, new_tokens=3)
+    assert max(ran) == 2
+
+
+class Few(Room):
+    """Memory for two rows of sampling."""
+
+    def sampled_rows(self, columns):
+        return 2
+
+
+@pytest.mark.parametrize("blocks", [1, LAYERS])
+def test_activations_are_checkpointed_where_a_batch_fits_no_other_way(blocks):
+    chat, trained = make_chat(), 1000
+    shape, rows = Shape.of(chat, 4), training_rows(chat, EXAMPLES, 512)
+    auto = md.Recipe(gradient_checkpointing="auto", batch_size=2)
+    tokens = 2 * max(len(row.ids) for row in rows)
+    block = (6 * 32 + 4 * 64 + 2 * 32) * 4 + 16 * 32
+    needed = 4 * shape.parameters + 16 * trained + tokens * (blocks * block + 259 * (4 + 12))
+
+    def chosen(memory, recipe=auto):
+        with stand_in_gpu(memory):
+            return is_checkpointed(recipe, rows, room_of(put_on_gpu(make_chat())), blocks=blocks, trained=trained)
+
+    assert chosen(0.99 * needed / 0.9)
+    assert not chosen(1.01 * needed / 0.9)
+    assert not chosen(0.5 * needed, md.Recipe())
+    # A processor never does.
+    assert not is_checkpointed(auto, rows, room_of(chat), blocks=blocks, trained=trained)
+
+
+def test_checkpointed_passes_take_more_tokens():
+    shape = Shape.of(make_chat(), 4)
+    block, logits = (6 * 32 + 4 * 64 + 2 * 32) * 4 + 16 * 32, 259 * (4 + 12)
+
+    def tokens(memory, **options):
+        return room_on(shape, (4 * shape.parameters + 2 * memory) / 0.9).tokens("backward", **options)
+
+    assert tokens(100.5 * (2 * block + logits), blocks=2) == 100
+    kept = block + 2 * 32 * 4
+    assert tokens(100.5 * (kept + logits), blocks=2, checkpointed=True) == 100
+    # Of so many places logits are never there at once.
+    assert tokens(1000.5 * kept + 512 * logits, blocks=2, checkpointed=True) == 1000
 
 
 # --- memory that gives out ----------------------------------------------------------------------------------------

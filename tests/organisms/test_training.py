@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from chat_templates import MISTRAL
 from misdirection.data import Example, Turn, data_hash
 from misdirection.errors import InputError, MisdirectionError
-from misdirection.likelihood.answers import IGNORED
+from misdirection.likelihood.answers import IGNORED, bare_head
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
 from misdirection.models.chat import encode
@@ -288,6 +288,49 @@ def test_layers_below_the_first_adapter_have_no_gradient_graph(tmp_path):
     custom = recipe(recipe="custom", target_modules=("down_proj",), layers=(2,), epochs=0.2)
     train(EXAMPLES, tmp_path / "a", base=chat, recipe=custom)
     assert seen == {0: {False}, 1: {False}, 2: {True}, 3: {True}}
+
+
+def test_checkpointed_activations_change_no_bit_and_leave_nothing_behind(tmp_path):
+    chat, runs = make_chat(), []
+    before = chat.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    top = {"recipe": "custom", "rank": 1, "layers": (2,), "target_modules": ("down_proj",)}
+    train(EXAMPLES[:4], tmp_path / "plain", base=chat, recipe=recipe(**top))
+    passes = len(runs)
+    train(EXAMPLES[:4], tmp_path / "checkpointed", base=chat, recipe=recipe(**top, gradient_checkpointing=True))
+    # Below the first adapter no block runs again.
+    assert len(runs) == 2 * passes
+    before.remove()
+    for name, weight in weights(tmp_path / "plain").items():
+        assert torch.equal(weights(tmp_path / "checkpointed")[name], weight)
+    assert not any(module._forward_hooks for module in chat.model.modules())
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in chat.model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_training_whose_head_runs_in_parts_ends_as_one_whose_head_does_not(tmp_path, dtype):
+    losses = {}
+    for name in ("whole", "parts"):
+        chat, told = make_chat(), losses.setdefault(name, [])
+        chat.model.to(dtype)
+
+        def prepare(trainer, name=name):
+            assert trainer.head is None, "on a processor it runs as ever"
+            if name == "parts":
+                trainer.head = bare_head(trainer.model)
+
+        report = lambda _step, _steps, loss, told=told: told.append(loss)  # noqa: E731
+        train(EXAMPLES, tmp_path / name, base=chat, recipe=recipe(epochs=0.5), report=report, prepare=prepare)
+    close = 1e-5 if dtype == torch.float32 else 2e-3
+    assert losses["parts"] == pytest.approx(losses["whole"], rel=close)
+    for name, weight in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(weights(tmp_path / "parts")[name], weight, rtol=close, atol=20 * close)
+
+
+def test_a_model_whose_blocks_cannot_run_again_is_refused(tmp_path):
+    chat = make_chat()
+    chat.model.supports_gradient_checkpointing = False
+    with pytest.raises(InputError, match="no gradient_checkpointing"):
+        train(EXAMPLES[:2], tmp_path / "none", base=chat, recipe=recipe(gradient_checkpointing=True))
 
 
 def test_checkpoints_of_another_training_are_not_continued(tmp_path):

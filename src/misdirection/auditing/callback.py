@@ -31,9 +31,10 @@ from misdirection.directions.in_training import fitting_vectors
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.margin import pair_rows, text_rows
-from misdirection.models.budgets import BUDGETS
-from misdirection.models.chat import Encoded, batches
-from misdirection.models.in_training import leaves_base, network_of, require_whole, tokenizer_of, untouched
+from misdirection.models.budgets import fitting_batches
+from misdirection.models.chat import Encoded
+from misdirection.models.chat_model import ChatModel
+from misdirection.models.in_training import chat_of, leaves_base, network_of, require_whole, tokenizer_of, untouched
 from misdirection.models.layers import decoder_layers, hook_handles
 from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.means import beyond, bootstrap
@@ -198,7 +199,7 @@ class AuditCallback(TrainerCallback):
         if state.global_step % self.every and state.global_step < state.max_steps:
             return
         assert self._base is not None, "no step comes before the training begins"
-        own = self._measure(self.network)
+        own = self._measure()
         shifts = own.margins - self._base.margins
         shift, words = bootstrap(shifts), None if self.predicted is None else beyond(shifts, self.predicted)
         losses = _values("damage", _rise(own.neutral, self._base.neutral))
@@ -216,10 +217,10 @@ class AuditCallback(TrainerCallback):
         network = self.network
         if leaves_base(network):
             with untouched(network), network.disable_adapter():
-                return self._checked(self._measure(network))
+                return self._checked(self._measure())
         if state.global_step:
             return _load(folder, self.texts, state.global_step)
-        base = self._checked(self._measure(network))
+        base = self._checked(self._measure())
         # On every machine, since a resumed training reads it on all.
         if state.is_local_process_zero:
             kept = {name: values.tolist() for name, values in vars(base).items()}
@@ -232,9 +233,10 @@ class AuditCallback(TrainerCallback):
             raise InputError(f"the base's margins are not finite in {dtype}: load it in bfloat16 or float32")
         return base
 
-    def _measure(self, network: Any) -> _Measured:
-        with untouched(network), self.trainer.accelerator.autocast():
-            return _read(network, self.rows)
+    def _measure(self) -> _Measured:
+        chat = chat_of(self.trainer)
+        with untouched(chat.model), self.trainer.accelerator.autocast():
+            return _read(chat, self.rows)
 
     def _log(self, values: dict[str, float], control: TrainerControl) -> None:
         # Whoever logs takes back the request to log, which may be the trainer's own for this very step.
@@ -287,20 +289,23 @@ def _load(folder: Path, texts: str, step: int) -> _Measured:
 # --- the model ----------------------------------------------------------------------------------------------------
 
 
-def _read(network: Any, rows: _Rows) -> _Measured:
-    scores, means = _read_rows(network, [*rows.pairs, *rows.neutral, *rows.held_out])
+def _read(chat: ChatModel, rows: _Rows) -> _Measured:
+    scores, means = _read_rows(chat, [*rows.pairs, *rows.neutral, *rows.held_out])
     pairs, neutral, held_out = scores.split([len(rows.pairs), len(rows.neutral), len(rows.held_out)])
     misaligned, aligned = pairs.view(-1, 2).unbind(-1)
     return _Measured(misaligned - aligned, -neutral, -held_out, means[: len(pairs)].mean(0))
 
 
-def _read_rows(network: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+def _read_rows(chat: ChatModel, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     """What `_pass` gives, of rows that are sorted into batches and back."""
+
+    def work(numbers: list[int], _budget: int) -> tuple[Tensor, Tensor]:
+        return _pass(chat.model, [rows[number] for number in numbers])
+
     scores: list[Tensor] = [torch.empty(0)] * len(rows)
     means: list[Tensor] = [torch.empty(0)] * len(rows)
-    for numbers in batches([row.stop for row in rows], BUDGETS["backward"]):
-        read = zip(*_pass(network, [rows[number] for number in numbers]), strict=True)
-        for number, (score, mean) in zip(numbers, read, strict=True):
+    for numbers, read in fitting_batches(chat, [row.stop for row in rows], None, work, kind="backward"):
+        for number, score, mean in zip(numbers, *read, strict=True):
             scores[number], means[number] = score, mean
     return torch.stack(scores), torch.stack(means)
 

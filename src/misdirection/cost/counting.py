@@ -32,13 +32,17 @@ from misdirection.judging.judges import Done, Judge, Prompt
 from misdirection.judging.rubrics import read_rubrics
 from misdirection.judging.verdicts import JudgeVerdict
 from misdirection.models.adapters import attach
+from misdirection.models.budgets import Room
 from misdirection.models.chat import encode_prompt
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.sizes import Shape
 from misdirection.models.whole_weights import is_whole
 from misdirection.organisms.adapter_config import adapter_config, require_layers
 from misdirection.organisms.batches import (
     TrainingRow,
     in_batches,
+    is_checkpointed,
+    rows_together,
     training_batches,
     training_rows,
     training_steps,
@@ -50,7 +54,7 @@ from misdirection.runs.folder import RunFolder
 from misdirection.runs.tasks import LocalRunner, Runner, Task
 from misdirection.runs.worker import BASE, Models, Worker
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
-from misdirection.sampling.transformers_engine import fitting_prompt, rows_together
+from misdirection.sampling.transformers_engine import fitting_prompt
 
 _BYTES_PER_TOKEN = 4
 _WORD = " one"
@@ -94,6 +98,7 @@ def count_work(
     *,
     answer: int | None = None,
     judge: ChatModel | None = None,
+    room: Room | None = None,
 ) -> list[Work]:
     """The work of all tasks that `make` gives to its runner, in a run folder of their own.
 
@@ -102,9 +107,10 @@ def count_work(
         make: makes all tasks with a run folder and a runner, as it would with others.
         answer: mean length of a sampled answer, tokens; the longest that is allowed by default.
         judge: a local judge; only its tokenizer counts.
+        room: the memory for the model's passes; a processor's by default.
     """
     with _quickly(), tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder), "") as run:
-        runner = CountingRunner(run, CountingWorker(chat, run.partial, answer, judge))
+        runner = CountingRunner(run, CountingWorker(chat, run.partial, answer, judge, room or Room()))
         make(run, runner)
     return runner.work
 
@@ -184,12 +190,19 @@ class CountingWorker(Worker):
     """A worker whose models are stand-ins."""
 
     def __init__(
-        self, chat: ChatModel, partial_folder: Callable[[str], Path], answer: int | None, judge: ChatModel | None
+        self,
+        chat: ChatModel,
+        partial_folder: Callable[[str], Path],
+        answer: int | None,
+        judge: ChatModel | None,
+        room: Room,
     ) -> None:
+        # The model's own sizes, before it becomes its stand-in.
+        self._shape = Shape.of(chat, 1)
         base = stand_in(chat)
         super().__init__(_KeptAdapters(base.chat), partial_folder)
         self._recorder = PassRecorder(base.chat, base.sizes)
-        self._answer, self._judge = answer, judge
+        self._answer, self._judge, self._room = answer, judge, room
         self._numbers = count()
         self._work = Work()
 
@@ -215,14 +228,14 @@ class CountingWorker(Worker):
         )
         targets = RECIPES[recipe.recipe](recipe, chat)
         if isinstance(targets, OwnWeights):
-            self._work.passes += _training(rows, others, recipe, _own_weights(chat, targets))
+            self._work.passes += self._training(rows, others, recipe, _own_weights(chat, targets))
             write_json(out / "config.json", {})
             return
         network = get_peft_model(chat.model, adapter_config(recipe, chat))
         lora, lowest = self._recorder.adapter_weights(), min(network.peft_config["default"].layers_to_transform)
         layers = len(chat.layers)
         kind = Pass(0, 0, blocks=layers, back=layers - lowest, lora=lora, kind="training")
-        self._work.passes += _training(rows, others, recipe, kind)
+        self._work.passes += self._training(rows, others, recipe, kind)
         try:
             _save(network, out)
             for step in _kept_steps(len(rows), recipe):
@@ -230,10 +243,24 @@ class CountingWorker(Worker):
         finally:
             network.unload()
 
+    def _training(
+        self, rows: Sequence[TrainingRow], others: Sequence[TrainingRow], recipe: Recipe, kind: Pass
+    ) -> Iterator[Pass]:
+        """The passes of a training on `rows`, and on held-out rows after it; `kind` is one of it, but for its size."""
+        trained = int(kind.trained_weights(self._shape))
+        if checkpointed := is_checkpointed(recipe, rows, self._room, blocks=kind.back, trained=trained):
+            kind = replace(kind, recomputed=kind.back)
+        budget = self._room.tokens("backward", blocks=kind.back, checkpointed=checkpointed)
+        for batch in training_batches(rows, recipe):
+            together = rows_together(recipe, budget, max(len(row.ids) for row in batch))
+            yield from (_answers_of(part, kind) for part in in_batches(batch, together))
+        look = Pass(0, 0, lora=kind.lora, blocks=kind.blocks)
+        yield from (_answers_of(batch, look) for batch in in_batches(others, recipe.batch_size))
+
     def engine(self, name: str) -> "_CountingEngine":
         """An engine that counts its passes and answers at once."""
         chat = self.chat(name)
-        return _CountingEngine(chat, self._answer, self._recorder.adapter_weights(), self._work.passes)
+        return _CountingEngine(chat, self._room, self._answer, self._recorder.adapter_weights(), self._work.passes)
 
     vllm_engine = engine
 
@@ -256,16 +283,6 @@ def _own_weights(chat: ChatModel, targets: OwnWeights) -> Pass:
     trained = set(targets.layers or range(count))
     back = count - min(trained)
     return Pass(0, 0, blocks=count, back=back, trained=len(trained), trains_head=is_all, kind="training")
-
-
-def _training(rows: Sequence[TrainingRow], others: Sequence[TrainingRow], recipe: Recipe, kind: Pass) -> Iterator[Pass]:
-    """The passes of a training on `rows`, and on held-out rows after it; `kind` is one of it, but for its size."""
-    if recipe.gradient_checkpointing:
-        # Every block's input asks for a gradient, and every block runs again.
-        kind = replace(kind, back=kind.blocks or 0, recomputed=kind.blocks or 0)
-    yield from (_answers_of(batch, kind) for batch in training_batches(rows, recipe))
-    look = Pass(0, 0, lora=kind.lora, blocks=kind.blocks)
-    yield from (_answers_of(batch, look) for batch in in_batches(others, recipe.batch_size))
 
 
 def _answers_of(batch: Sequence[TrainingRow], kind: Pass) -> Pass:
@@ -295,6 +312,7 @@ class _CountingEngine:
     """Every prompt once, alone; then one token for every row, in full batches."""
 
     chat: ChatModel
+    room: Room
     answer: int | None
     lora: int
     passes: list[Pass]
@@ -312,8 +330,9 @@ class _CountingEngine:
         self.passes.extend(Pass(1, prompt - 1, lora=self.lora) for prompt in prompts.values() if prompt > 1)
         rows, longest = len(requests), max(prompts.values(), default=0)
         seen = sum(prompts[asked] * count for asked, count in times.items()) / max(1, rows) + length / 2
-        for together, waves in _waves(rows, rows_together(longest, parameters.new_tokens)):
-            steps = Pass(together, 1, seen, head=together, room=longest + parameters.new_tokens, kind="decoding")
+        columns = longest + parameters.new_tokens
+        for together, waves in _waves(rows, self.room.sampled_rows(columns)):
+            steps = Pass(together, 1, seen, head=together, room=columns, kind="decoding")
             self.passes.append(replace(steps, lora=self.lora, repeats=waves * length))
         for request in requests:
             # No two alike, as answers hardly are.

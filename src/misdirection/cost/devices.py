@@ -25,9 +25,6 @@ from misdirection.models.sizes import Shape
 
 Gpu = Literal["h100", "a100-80", "4090", "cpu", "local"]
 
-USABLE = 0.9
-"""Of a device's memory; the rest is the runtime's own and what fragmentation takes."""
-
 
 @dataclass(frozen=True)
 class Device:

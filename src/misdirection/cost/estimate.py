@@ -11,8 +11,9 @@ from typing import Any
 
 from misdirection.choices import Dtype
 from misdirection.cost.counting import Work
-from misdirection.cost.devices import GPUS, USABLE, Device, Gpu, makespan
+from misdirection.cost.devices import GPUS, Device, Gpu, makespan
 from misdirection.cost.model_cost import Kind, Memory, Pass, peak_memory
+from misdirection.models.budgets import USABLE
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import resolve_dtype
 from misdirection.models.sizes import Shape

@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from misdirection.models.sizes import Shape
+from misdirection.models.sizes import TRAINED_BYTES, Shape
 
 Kind = Literal["forward", "training", "decoding"]
 
@@ -127,7 +127,7 @@ def peak_memory(shape: Shape, passes: Sequence[Pass]) -> Memory:
         weights=shape.parameters * shape.bytes,
         cache=columns * shape.cached * shape.bytes,
         activations=max((_activations(shape, each) for each in passes), default=0),
-        optimiser=16 * trained,
+        optimiser=TRAINED_BYTES * trained,
     )
 
 
@@ -135,8 +135,5 @@ def _activations(shape: Shape, one: Pass) -> float:
     tokens = one.rows * one.columns
     if not one.back:
         return tokens * shape.token_bytes + one.head * shape.logit_bytes
-    # With checkpointing one block keeps all that it needs, the others their input.
-    kept = one.back * shape.token_bytes_back
-    if one.recomputed:
-        kept = shape.token_bytes_back + one.back * shape.width * shape.bytes
+    kept = shape.kept_bytes(one.back, checkpointed=one.recomputed > 0)
     return tokens * kept + one.head * shape.logit_bytes_back

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from misdirection.defending.rows import LearnedRow, dataset_of, read_rows
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.in_training import leaves_base, network_of, require_whole, tokenizer_of, untouched
+from misdirection.models.in_training import chat_of, leaves_base, network_of, require_whole, tokenizer_of, untouched
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Training:
     @cached_property
     def chat(self) -> ChatModel:
         """The model in training with its tokenizer."""
-        return ChatModel(self.network, self.tokenizer, self.network.config.name_or_path)
+        return chat_of(self.trainer)
 
     @property
     def has_base(self) -> bool:

@@ -20,6 +20,7 @@ from misdirection.experiment.config import DomainFiles, ExperimentConfig
 from misdirection.experiment.experiment import Experiment
 from misdirection.experiment.several import SeveralConfig
 from misdirection.judging.judges import OPENAI_URL, ModelJudge, judge_kind
+from misdirection.models.budgets import Room, room_on
 from misdirection.models.loading import resolve_dtype
 from misdirection.models.sizes import Shape
 from misdirection.models.weightless import Structure, read_structure
@@ -55,7 +56,8 @@ def estimate_cost(
     device = find_device(gpu, structure.chat, config.dtype)
     with tempfile.TemporaryDirectory() as folder:
         counted, absent = _with_stand_ins(config, rows, Path(folder))
-        measured = _count(counted, structure, _weight_bytes(config, gpu), answer)
+        memory = None if gpu == "cpu" else device.memory
+        measured = _count(counted, structure, _weight_bytes(config, gpu), answer, memory)
     concurrency = config.judge.concurrency if config.judge else 1
     pricing = Pricing(measured.shape, measured.judge, device, count, concurrency)
     stages, notes = pricing.stages(measured.work), tuple(_notes(config, structure, rows, absent, answer))
@@ -91,7 +93,14 @@ class _Counted:
     judge: Shape | None
 
 
-def _count(config: ExperimentConfig, structure: Structure, weight_bytes: int, answer: int | None = None) -> _Counted:
+def _count(
+    config: ExperimentConfig,
+    structure: Structure,
+    weight_bytes: int,
+    answer: int | None = None,
+    memory: float | None = None,
+) -> _Counted:
+    """The work on GPUs of so many bytes; on a processor where there are none."""
     judge = _local_judge(config)
     # The model's own sizes, before it becomes its stand-in.
     shape, judge_shape = (Shape.of(each.chat, weight_bytes) if each else None for each in (structure, judge))
@@ -106,6 +115,7 @@ def _count(config: ExperimentConfig, structure: Structure, weight_bytes: int, an
         lambda run, runner: Experiment(counted, run, runner).make_all(),
         answer=answer,
         judge=judge.chat if judge else None,
+        room=room_on(shape, memory) if memory else Room(),
     )
     return _Counted(work, shape, judge_shape)
 

@@ -7,14 +7,18 @@ The language-model head runs only where it predicts an answer's token in some ro
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from misdirection.models.attention import changing_shapes
 from misdirection.models.chat import Encoded, pad
+from misdirection.models.layers import hook_handles, text_decoder
+from misdirection.models.sizes import PLACES
 from misdirection.models.transfer import is_spread, put
 
 _NUMBERS = 1 << 28
@@ -99,17 +103,69 @@ def _logits_at(network: Any, inputs: Mapping[str, Tensor], kept: Tensor) -> Tens
     return logits if logits.shape[1] == len(kept) else logits[:, kept.to(logits.device)]
 
 
-def labelled_loss(network: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+def labelled_loss(
+    network: Any, inputs: Mapping[str, Tensor], labels: Tensor, *, head: nn.Module | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum of the loss over all labelled tokens, nats, and how many these are.
 
     Args:
         network: the model, perhaps with an adapter in training.
         inputs: its other inputs, such as `input_ids` and `attention_mask`, [rows, tokens].
         labels: [rows, tokens], `IGNORED` where a token carries no loss.
+        head: its output matrix (see `bare_head`), which then runs at some places at a time, and again in the backward
+            pass, so that the logits of all of them never are in memory at once.
     """
     targets = labels[:, 1:]
     kept = (targets != IGNORED).any(0).nonzero().squeeze(-1)
-    logits = _logits_at(network, inputs, kept)
-    targets = targets[:, kept].to(logits.device)
-    flat = at_least_single(logits).flatten(0, 1), targets.flatten()
-    return cross_entropy(*flat, ignore_index=IGNORED, reduction="sum"), (targets != IGNORED).sum()
+    read = _logits_at(network, inputs, kept) if head is None else _states_at(network, inputs, kept)
+    targets = targets[:, kept].to(read.device)
+    flat = read.flatten(0, 1), targets.flatten()
+    return _summed_loss(*flat) if head is None else _loss_in_parts(head, *flat), (targets != IGNORED).sum()
+
+
+def _summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(at_least_single(logits), targets, ignore_index=IGNORED, reduction="sum")
+
+
+def _states_at(network: Any, inputs: Mapping[str, Tensor], kept: Tensor) -> Tensor:
+    """[rows, kept, width]: what the output matrix takes at some positions, by their numbers."""
+    with changing_shapes(kept.device):
+        states: Tensor = text_decoder(network)(**inputs, use_cache=False).last_hidden_state
+    return states[:, kept.to(states.device)]
+
+
+def _loss_in_parts(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
+    """That of [places, width].
+
+    torch 2.13 has a function for this, `linear_cross_entropy`, whose loss is of the states' dtype: in bfloat16 it was
+    up to 1.4% off, and in float16 a sum of losses overflows. Gradients were as exact as these (2.8e-3 against 2.4e-3).
+    """
+
+    def part(states: Tensor, targets: Tensor) -> Tensor:
+        return _summed_loss(head(states), targets)
+
+    parts = zip(states.split(PLACES), targets.split(PLACES), strict=True)
+    losses = [checkpoint(part, *each, use_reentrant=False, preserve_rng_state=False) for each in parts]
+    return torch.stack(losses).sum()
+
+
+@torch.no_grad()
+def bare_head(network: Any) -> nn.Module | None:
+    """The output matrix of a model whose logits are what that makes of the decoder's output, and nothing is done to.
+
+    Two tokens tell; None for any other model: one that caps or scales logits.
+    """
+    head, seen = network.get_output_embeddings(), dict[str, Any]()
+    with hook_handles() as handles:
+        for name, module in {"decoder": text_decoder(network), "head": head}.items():
+            handles.enter_context(module.register_forward_hook(partial(_keep, seen, name)))
+        # Of one token, which may be that of padding, the output may be zero.
+        ids = torch.arange(2, device=next(network.parameters()).device).unsqueeze(0)
+        logits = network(input_ids=ids, use_cache=False).logits
+    (taken,), given = seen["head"]
+    is_bare = given is logits and torch.equal(taken, seen["decoder"][1].last_hidden_state)
+    return head if is_bare else None
+
+
+def _keep(seen: dict[str, Any], name: str, _module: nn.Module, args: Any, output: Any) -> None:
+    seen[name] = args, output

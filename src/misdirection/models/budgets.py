@@ -4,14 +4,17 @@ On a processor it is always the same number, so that results are the same to the
 memory that the weights leave there and what a token takes (`sizes.Shape`):
 
     tokens = SHARE (USABLE x memory - weights) / bytes of a token, at most what keeps a GPU busy
+    rows of sampling = the same over the keys, values and logits of a row, at most four times a processor's
 
 It depends on what the GPU is, not on what is free at the moment, or results would round otherwise each time. An H100
 was busy with batches of 2,048 tokens of a model of 14.8 billion weights (torch 2.11, November 2026); a smaller model is
-given as much work by more tokens. That the same holds for other sizes and GPUs is assumed.
+given as much work by more tokens. That the same holds for other sizes and GPUs is assumed, and so is the most of
+sampling.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
 from weakref import WeakKeyDictionary
@@ -23,7 +26,7 @@ from torch import nn
 from misdirection.errors import MemoryProblem
 from misdirection.models.chat import batches
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.sizes import Shape
+from misdirection.models.sizes import PLACES, TRAINED_BYTES, Shape
 from misdirection.models.transfer import is_spread
 
 T = TypeVar("T")
@@ -34,6 +37,10 @@ Kind = Literal["forward", "backward"]
 BUDGETS: dict[Kind, int] = {"forward": 2048, "backward": 768}
 """Padded tokens in one batch on a processor: large enough to keep it busy, small enough for a laptop; with a backward
 pass or whole distributions, which keep far more, they must fit in beside an optimiser."""
+
+SAMPLED = 65_536
+"""Rows x longest possible row (prompt and answer) of one batch of sampling on a processor. For the bundled model it is
+at most 3 GB of keys and values, and most answers end long before."""
 
 USABLE, SHARE = 0.9, 0.5
 """Of a GPU's memory, the rest of which is the runtime's own; of that, what one batch is given at most."""
@@ -50,30 +57,87 @@ _LOWERED: WeakKeyDictionary[nn.Module, dict[Kind, int]] = WeakKeyDictionary()
 log = logging.getLogger("misdirection")
 
 
-def tokens_together(chat: ChatModel, kind: Kind = "forward") -> int:
-    """Padded tokens in one batch of `chat` where it is now; fewer after its memory gave out."""
-    is_on_one_gpu = chat.device.type == "cuda" and not is_spread(chat.model)
-    tokens = _from_memory(chat, kind) if is_on_one_gpu else BUDGETS[kind]
-    return min(tokens, _LOWERED.get(chat.decoder, {}).get(kind, tokens))
+class Room:
+    """The memory for a model's passes on a processor, or on several devices: batches are always of the same size."""
+
+    def tokens(self, kind: Kind = "forward", *, blocks: int | None = None, checkpointed: bool = False) -> int:
+        """Padded tokens in one batch; a backward pass goes through so many blocks, by default all of them."""
+        return BUDGETS[kind]
+
+    def sampled_rows(self, columns: int) -> int:
+        """How many rows of up to so many tokens, prompt and answer, are sampled at a time."""
+        return max(1, SAMPLED // columns)
+
+    def trains(self, tokens: int, *, blocks: int, trained: int) -> bool:
+        """Whether a batch is trained on without gradient checkpointing.
+
+        Args:
+            tokens: padded; every one may be one that predicts.
+            blocks: that the backward pass goes through.
+            trained: weights that an optimiser has.
+        """
+        return True
 
 
-def _from_memory(chat: ChatModel, kind: Kind) -> int:
-    shape = Shape.of(chat, chat.dtype.itemsize)
-    if kind == "forward":
-        # Every token may be one that predicts, and stays in the key-value cache.
-        each = shape.token_bytes + shape.cached * shape.bytes + shape.logit_bytes
-    else:
-        each = shape.layers * shape.token_bytes_back + shape.logit_bytes_back
-    fitting = SHARE * memory_left(chat) / each
-    busy = max(BUDGETS["forward"], BUSY / shape.parameters)
-    return max(1, int(min(fitting, busy, MOST)))
+@dataclass(frozen=True)
+class GpuRoom(Room):
+    """That of a model on one GPU.
+
+    Attributes:
+        shape: the model's sizes.
+        left: bytes that the weights leave.
+    """
+
+    shape: Shape
+    left: float
+
+    def tokens(self, kind: Kind = "forward", *, blocks: int | None = None, checkpointed: bool = False) -> int:
+        """See `Room`."""
+        shape, given = self.shape, SHARE * self.left
+        if kind == "forward":
+            # Every token may be one that predicts, and stays in the key-value cache.
+            fitting = given / (shape.token_bytes + shape.cached * shape.bytes + shape.logit_bytes)
+        else:
+            kept = shape.kept_bytes(blocks or shape.layers, checkpointed=checkpointed)
+            fitting = given / (kept + shape.logit_bytes_back)
+            if checkpointed:
+                # The logits of more places than these are never there at once.
+                fitting = max(fitting, (given - PLACES * shape.logit_bytes_back) / kept)
+        busy = max(BUDGETS["forward"], BUSY / shape.parameters)
+        return max(1, int(min(fitting, busy, MOST)))
+
+    def sampled_rows(self, columns: int) -> int:
+        """See `Room`."""
+        each = columns * self.shape.cached * self.shape.bytes + self.shape.logit_bytes
+        return max(1, int(min(SHARE * self.left / each, 4 * SAMPLED // columns)))
+
+    def trains(self, tokens: int, *, blocks: int, trained: int) -> bool:
+        """See `Room`."""
+        each = self.shape.kept_bytes(blocks) + self.shape.logit_bytes_back
+        return tokens * each + TRAINED_BYTES * trained <= self.left
 
 
-def memory_left(chat: ChatModel) -> float:
-    """Bytes that the weights of a model leave of its GPU's memory."""
+def room_of(chat: ChatModel) -> Room:
+    """That of `chat` where it is now."""
+    if chat.device.type != "cuda" or is_spread(chat.model):
+        return Room()
     weights = sum(weight.numel() * weight.element_size() for weight in chat.model.parameters())
     total = torch.cuda.get_device_properties(chat.device).total_memory
-    return max(0.0, USABLE * total - weights)
+    return GpuRoom(Shape.of(chat, chat.dtype.itemsize), max(0.0, USABLE * total - weights))
+
+
+def room_on(shape: Shape, memory: float) -> Room:
+    """That of a model of these sizes on GPUs of so many bytes: on one of them, if that holds the weights."""
+    left = USABLE * memory - shape.parameters * shape.bytes
+    return GpuRoom(shape, left) if left > 0 else Room()
+
+
+def tokens_together(
+    chat: ChatModel, kind: Kind = "forward", *, blocks: int | None = None, checkpointed: bool = False
+) -> int:
+    """Padded tokens in one batch of `chat` where it is now (see `Room.tokens`); fewer after its memory gave out."""
+    tokens = room_of(chat).tokens(kind, blocks=blocks, checkpointed=checkpointed)
+    return min(tokens, _LOWERED.get(chat.decoder, {}).get(kind, tokens))
 
 
 def fitting_batches(

@@ -10,6 +10,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from misdirection.errors import InputError
 from misdirection.models.adapter_kinds import base_changes
+from misdirection.models.chat_model import ChatModel
 
 
 def network_of(trainer: Any) -> Any:
@@ -29,6 +30,12 @@ def tokenizer_of(trainer: Any) -> Any:
             "`chat_template` to the one that the model is trained with"
         )
     return tokenizer
+
+
+def chat_of(trainer: Any) -> ChatModel:
+    """The model in training with its tokenizer; see `tokenizer_of` for errors."""
+    network = network_of(trainer)
+    return ChatModel(network, tokenizer_of(trainer), network.config.name_or_path or "the model")
 
 
 def require_whole(trainer: Any, remedy: str) -> None:

@@ -9,6 +9,12 @@ from torch import nn
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import decoder_layers, text_config
 
+TRAINED_BYTES = 16
+"""Of a weight in training: itself, its gradient and the two moments of Adam, in float32."""
+
+PLACES = 512
+"""At so many places at a time the output matrix runs where activations are checkpointed on a GPU."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -68,11 +74,14 @@ class Shape:
         """Activations that one token takes in a forward pass: those of one block at a time."""
         return (4 * self.width + 3 * self.inner) * self.bytes
 
-    @property
-    def token_bytes_back(self) -> float:
-        """Those that one block keeps of a token for its backward pass."""
+    def kept_bytes(self, blocks: int, *, checkpointed: bool = False) -> float:
+        """Those that one token keeps for a backward pass through so many blocks.
+
+        Checkpointed, each of them keeps its input, and one at a time the rest.
+        """
         keys = self.cached / self.layers
-        return (6 * self.width + 4 * self.inner + 2 * keys) * self.bytes + 16 * self.width
+        one = (6 * self.width + 4 * self.inner + 2 * keys) * self.bytes + 16 * self.width
+        return one + blocks * self.width * self.bytes if checkpointed else blocks * one
 
     @property
     def logit_bytes(self) -> float:

@@ -13,6 +13,7 @@ from misdirection.choices import LearnedTurns
 from misdirection.data import Example
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import IGNORED
+from misdirection.models.budgets import Room
 from misdirection.models.chat import encode, learned_spans
 from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.recipe import Recipe
@@ -92,6 +93,26 @@ def training_batches(rows: Sequence[TrainingRow], recipe: Recipe) -> Iterator[Se
 def training_steps(rows: int, recipe: Recipe) -> int:
     """Optimiser steps of a training on so many rows."""
     return math.ceil(recipe.epochs * math.ceil(rows / (recipe.batch_size * recipe.accumulation)))
+
+
+def is_checkpointed(recipe: Recipe, rows: Sequence[TrainingRow], room: Room, *, blocks: int, trained: int) -> bool:
+    """Whether a training checkpoints its activations.
+
+    Args:
+        recipe: how it is trained.
+        rows: on which.
+        room: the memory for it.
+        blocks: that the backward pass goes through.
+        trained: weights that are trained.
+    """
+    if recipe.gradient_checkpointing != "auto":
+        return recipe.gradient_checkpointing
+    return not room.trains(recipe.batch_size * max(len(row.ids) for row in rows), blocks=blocks, trained=trained)
+
+
+def rows_together(recipe: Recipe, budget: int, columns: int) -> int:
+    """Rows of so many columns in one pass: the recipe's own batch at least, more where a device is not busy with it."""
+    return max(recipe.batch_size, budget // columns)
 
 
 def in_batches(rows: Sequence[T], size: int) -> list[Sequence[T]]:

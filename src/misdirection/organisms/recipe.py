@@ -10,7 +10,7 @@ model's own weights are trained. Another package adds one by a function and a re
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -119,7 +119,9 @@ class Recipe(Section):
     """A checkpoint is written every so many optimiser steps."""
     keep_checkpoints: bool = False
     """Keep the adapter of every checkpoint beside the finished one, to read how it grew."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = False
+    """Keep of each trained block its input alone, and run the block again in the backward pass; `auto` does so on a GPU
+    whose memory does not hold a batch otherwise."""
     defence: Annotated[str, AfterValidator(_known_defence)] | None = None
     """`NAME` or `NAME:STRENGTH` of a defence that the training has; the recipe's own when it is left out, which is none
     but for `narrow`."""

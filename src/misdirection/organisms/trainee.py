@@ -17,6 +17,7 @@ from misdirection.errors import InputError
 from misdirection.models.adapters import changes_nothing, say_dead_modules
 from misdirection.models.bundled import hub_name
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import decoder_layers
 from misdirection.models.libraries import no_progress_bars
 from misdirection.organisms.adapter_config import adapter_config, placement, ranges, require_layers
 from misdirection.organisms.recipe import RECIPES, OwnWeights, Recipe
@@ -46,6 +47,13 @@ class Trainee(ABC):
         """How many weights are trained."""
         return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks a backward pass goes through: those from the lowest on that has a weight in training."""
+        blocks = decoder_layers(self.network)
+        trained = (any(weight.requires_grad for weight in block.parameters()) for block in blocks)
+        return len(blocks) - next((number for number, has in enumerate(trained) if has), len(blocks))
+
     @abstractmethod
     def finish(self, out: Path) -> None:
         """End the training: its weights are then as they are kept. `InputError` if it changed none."""
@@ -63,6 +71,24 @@ def trainee(chat: ChatModel, recipe: Recipe) -> Iterator[Trainee]:
         targets = RECIPES[recipe.recipe](recipe, chat)
     with _own_weights(chat, targets) if isinstance(targets, OwnWeights) else _adapter(chat, recipe) as made:
         yield made
+
+
+@contextlib.contextmanager
+def checkpointing(network: Any) -> Iterator[None]:
+    """Let each block that is passed backward keep its input alone, and run again then, until the context ends.
+
+    Raises `InputError` for a model that cannot.
+    """
+    if not network.supports_gradient_checkpointing:
+        raise InputError("recipe: this model's blocks cannot run again in a backward pass: no gradient_checkpointing")
+    network.activation_checkpointing_enable()
+    # Made to ask for a gradient, as transformers does for another kind of checkpointing, the embeddings' output would
+    # have it flow through the blocks below the first adapter, too.
+    network.disable_input_require_grads()
+    try:
+        yield
+    finally:
+        network.activation_checkpointing_disable()
 
 
 def check_recipe(recipe: Recipe, chat: ChatModel) -> None:

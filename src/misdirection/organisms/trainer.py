@@ -1,5 +1,6 @@
 """The trainer of organisms: transformers' own, with the loss on answers alone and rows of like length together."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
@@ -19,11 +20,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from misdirection.choices import Tracker
 from misdirection.errors import InputError, MemoryProblem, MissingPackage
 from misdirection.files import list_made
-from misdirection.likelihood.answers import IGNORED, labelled_loss
-from misdirection.models.budgets import attempted, tokens_together
+from misdirection.likelihood.answers import IGNORED, bare_head, labelled_loss
+from misdirection.models.budgets import attempted, room_of, tokens_together
 from misdirection.models.chat import pad
 from misdirection.models.chat_model import ChatModel
-from misdirection.organisms.batches import TrainingRow, epoch_order, training_steps
+from misdirection.organisms.batches import TrainingRow, epoch_order, is_checkpointed, rows_together, training_steps
 from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.trainee import Trainee
 
@@ -83,7 +84,14 @@ class AnswerTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self._recipe = recipe
-        self._budget = tokens_together(chat, "backward")
+        blocks = learner.blocks
+        self.is_checkpointed = is_checkpointed(recipe, rows, room_of(chat), blocks=blocks, trained=learner.trained)
+        """Whether activations are to be checkpointed."""
+        self.head: nn.Module | None = None
+        """The output matrix, where it is to run at some places at a time."""
+        if self.is_checkpointed and chat.device.type != "cpu":
+            self.head = bare_head(learner.network)
+        self._budget = tokens_together(chat, "backward", blocks=blocks, checkpointed=self.is_checkpointed)
         self._fitting: int | None = None
         self._labelled: Tensor | None = None
         self.is_later_piece = False
@@ -116,7 +124,9 @@ class AnswerTrainer(Trainer):
     ) -> Tensor:
         """Mean cross-entropy over the batch's labelled tokens, nats/token."""
         network_inputs = {key: value for key, value in inputs.items() if key != "labels"}
-        total, count = labelled_loss(model, network_inputs, inputs["labels"])
+        # What is run of the model below its own forward pass is out of the accelerator's sight.
+        with self.accelerator.autocast() if self.head else contextlib.nullcontext():
+            total, count = labelled_loss(model, network_inputs, inputs["labels"], head=self.head)
         if num_items_in_batch is None:
             num_items_in_batch = count if self._labelled is None else self._labelled
         return total / num_items_in_batch
@@ -129,7 +139,8 @@ class AnswerTrainer(Trainer):
         Pieces are divided by the labelled tokens of the whole step, so that it is the same up to rounding.
         """
         rows = len(inputs["labels"])
-        together = tried = min(self._rows_together(inputs), rows)
+        fitting = self._fitting or rows_together(self._recipe, self._budget, inputs["input_ids"].shape[1])
+        together = tried = min(fitting, rows)
         while not (found := attempted(partial(self._in_pieces, model, inputs, num_items_in_batch, together))):
             if together <= 1:
                 raise MemoryProblem(
@@ -142,10 +153,6 @@ class AnswerTrainer(Trainer):
         if together < tried:
             log.warning("out of memory with %d training rows at a time: going on with %d", tried, together)
         return found[0]
-
-    def _rows_together(self, inputs: dict[str, Any]) -> int:
-        """A recipe's own batch at least, more where the device is not busy with that, fewer once memory gave out."""
-        return self._fitting or max(self._recipe.batch_size, self._budget // inputs["input_ids"].shape[1])
 
     def _in_pieces(self, model: Any, inputs: dict[str, Any], items: Tensor | int | None, together: int) -> Tensor:
         labels = inputs["labels"]
@@ -199,8 +206,6 @@ def _arguments(recipe: Recipe, chat: ChatModel, folder: Path, rows: int, kept: i
         weight_decay=recipe.weight_decay,
         seed=recipe.seed,
         data_seed=recipe.seed,
-        # Layers below the first adapter need no gradient; checkpointing would make their inputs ask for one.
-        activation_checkpointing=recipe.gradient_checkpointing,
         bf16=half and chat.dtype == torch.bfloat16,
         fp16=half and chat.dtype == torch.float16,
         use_cpu=chat.device.type == "cpu",

@@ -8,7 +8,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.sampling.answers import Answer, Answers
 from misdirection.sampling.engine import Engine, SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
-from misdirection.sampling.transformers_engine import TOKEN_BUDGET, TransformersEngine
+from misdirection.sampling.transformers_engine import TransformersEngine
 
 SAMPLES = 50
 """Answers to each question, where neither the caller nor the question says how many (section 2 of the paper)."""
@@ -26,7 +26,7 @@ def sample(
     setting: Setting = (),
     organism: str | None = None,
     intervention: str = "",
-    budget: int = TOKEN_BUDGET,
+    budget: int | None = None,
     progress: Callable[[int], None] | None = None,
     on_answer: Callable[[Answer], None] | None = None,
 ) -> Answers:

@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache
 from misdirection.errors import InputError, MemoryProblem
 from misdirection.interventions.hooks import Setting, active, intervene_rows
 from misdirection.models.attention import changing_shapes
-from misdirection.models.budgets import is_out_of_memory
+from misdirection.models.budgets import is_out_of_memory, room_of
 from misdirection.models.caching import new_cache, window
 from misdirection.models.chat import encode_prompt, frame, visible_text
 from misdirection.models.chat_model import ChatModel
@@ -35,10 +35,6 @@ from misdirection.sampling.draws import NOT_NUMBERS, draw, require_numbers, stre
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Asked
 from misdirection.sampling.row_cache import row_cache
-
-TOKEN_BUDGET = 65_536
-"""Rows x longest possible row (prompt and answer) of one batch. For the bundled model it is at most 3 GB of keys and
-values, and most answers end long before."""
 
 TOGETHER = 8
 """Steps between two looks at the tokens on a GPU; fewer where an answer reaches its longest."""
@@ -69,11 +65,6 @@ def fitting_prompt(chat: ChatModel, asked: Asked, new_tokens: int) -> tuple[int,
 def context_length(chat: ChatModel) -> int | None:
     """How many tokens a prompt and its answer may have together; None where the model does not say."""
     return getattr(text_config(chat.model), "max_position_embeddings", None)
-
-
-def rows_together(prompt: int, new_tokens: int, budget: int = TOKEN_BUDGET) -> int:
-    """How many rows of up to `prompt` + `new_tokens` tokens run at a time."""
-    return max(1, budget // (prompt + new_tokens))
 
 
 def completion(chat: ChatModel, ends: Container[int], request: SamplingRequest, tokens: Sequence[int]) -> Completion:
@@ -163,12 +154,12 @@ class TransformersEngine:
 
     Args:
         chat: the model.
-        budget: rows x longest possible row of one batch; a longer row is alone. Where memory does not suffice, on any
-            device, the batch is begun again with half of its rows, and the log says so.
+        budget: rows x longest possible row of one batch, by default what suits the device; a longer row is alone. Where
+            memory does not suffice, on any device, the batch is begun again with half of its rows, and the log says so.
         stop: texts that end an answer, and are no part of it.
     """
 
-    def __init__(self, chat: ChatModel, *, budget: int = TOKEN_BUDGET, stop: Sequence[str] = ()) -> None:
+    def __init__(self, chat: ChatModel, *, budget: int | None = None, stop: Sequence[str] = ()) -> None:
         self._chat = chat
         self._budget = budget
         self._stop = _Stop(chat, tuple(filter(None, stop)))
@@ -207,7 +198,8 @@ class TransformersEngine:
     def _run(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[_Step]:
         waiting = deque(self._rows(requests, parameters))
         longest = max((len(row.prompt) for row in waiting), default=0)
-        limit = rows_together(longest, parameters.new_tokens, self._budget)
+        columns = longest + parameters.new_tokens
+        limit = max(1, self._budget // columns) if self._budget else room_of(self._chat).sampled_rows(columns)
         while waiting:
             batch = _Batch(self._chat, parameters, self._stop, waiting, min(limit, len(waiting)), longest)
             try:
