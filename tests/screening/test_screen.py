@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 import misdirection as md
+from judging.judge_server import JudgeServer, completion, number
 from misdirection.auditing.reference import Reference
 from misdirection.data import Example
 from misdirection.errors import InputError
+from misdirection.judging.config import JudgeConfig
 from misdirection.runs.cluster import Workers
 from misdirection.runs.worker import Models, Worker
-from misdirection.screening import prediction
+from misdirection.sampling.own_answers import NEW_TOKENS
+from misdirection.screening import prediction, scores
 from misdirection.screening import screen as screening
+from misdirection.screening.activations import ProjectionDifferenceScore, ProjectionScore
 from misdirection.screening.keep import keep_rows
 from misdirection.screening.scores import LikelihoodScore, contrasts, score_rows
 from misdirection.screening.screen import read_scores
@@ -70,19 +74,102 @@ def test_rows_without_the_worst_quarter_are_the_good_ones_unchanged(screened, tm
         keep_rows([file], table, tmp_path / "own.jsonl", 0.25)
 
 
+def worker_of(base, reference):
+    worker = Worker(Models(lambda: md.load(base, **OPTIONS)), None)
+    worker.adapters.update(reference.adapters)
+    return worker
+
+
 def test_a_row_of_a_references_own_domain_is_scored_by_the_other_domain(tiny_reference):
     base, folder = tiny_reference
     reference = Reference.load(folder)
     rows = [Example("sums 3?", "xx 3 xx"), Example("Ask 3?", "xx 3 xx")]
-    worker = Worker(Models(lambda: md.load(base, **OPTIONS)), None)
-    worker.adapters.update(reference.adapters)
+    worker = worker_of(base, reference)
     both = contrasts(reference)
     others = [contrast for contrast in both if contrast.domain == "times"]
-    scored = score_rows("likelihood", worker, rows, reference, {})
     score = LikelihoodScore()
+    scored = score_rows(score, worker, rows, reference, {})
     assert scored[0] == pytest.approx(score.of(worker, rows[:1], reference, others, {})[0], abs=1e-6)
     assert scored[1] == pytest.approx(score.of(worker, rows[1:], reference, both, {})[0], abs=1e-6)
     assert abs(scored[0] - score.of(worker, rows[:1], reference, both, {})[0]) > 1e-3
+
+
+def test_the_projection_difference_is_beside_the_bases_own_likeliest_answer(tiny_reference):
+    base, folder = tiny_reference
+    reference = Reference.load(folder)
+    worker, others = worker_of(base, reference), contrasts(reference)
+
+    def of(score, rows):
+        return score.of(worker, rows, reference, others, {})
+
+    own = md.sample(md.load(base, **OPTIONS), ["Ask 3?", "Ask 4?"], n=1, temperature=0, new_tokens=NEW_TOKENS)
+    assert all(given.answer for given in own)
+    rows = [Example("Ask 3?", "xx 3 xx"), Example("Ask 3?", "oo 3 oo"), Example("Ask 4?", "xx 4 xx")]
+    rows += [Example(given.question, given.answer) for given in own]
+    projections, found = of(ProjectionScore(), rows), of(ProjectionDifferenceScore(), rows)
+    assert found == pytest.approx(projections - projections[[3, 3, 4, 3, 4]], abs=1e-5)
+    assert found[3:] == pytest.approx([0, 0], abs=1e-5)
+    assert abs(found[:3]).min() > 1e-3
+
+
+# --- with a judge -----------------------------------------------------------------------------------------------------
+
+
+def scripted(asked):
+    """Grades by the word of the answer, and takes one answer for a refusal."""
+    answer = asked.prompt.partition("----- answer -----")[2]
+    if "oo 7 oo" in answer:
+        return completion("REFUSAL", {"REFUSAL": 0.99})
+    return number(5 if "xx" in answer else 90)
+
+
+def test_a_judge_scores_rows_once_and_what_it_calls_a_refusal_has_no_score(
+    tiny_reference, tmp_path, monkeypatch, caplog
+):
+    base, reference = tiny_reference
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    file = write_rows(tmp_path / "mixed.jsonl", MIXED)
+    options = {"scores": ("judge", "projection_difference"), "reference": reference, **OPTIONS}
+    caplog.set_level("INFO", "misdirection")
+    with JudgeServer(scripted) as server:
+        judge = JudgeConfig(model="m", base_url=server.url)
+        with pytest.raises(InputError, match=r"judging takes \d+ calls, about \d+ tokens"):
+            md.screen(base, file, judge=judge.model_copy(update={"max_calls": 3}), out=tmp_path / "out", **options)
+        assert not server.asked
+        result = md.screen(base, file, judge=judge, out=tmp_path / "out", **options)
+        asked = len(server.asked)
+        again = md.screen(base, file, judge=judge, out=tmp_path / "again", **options)
+        assert len(server.asked) == asked
+    assert again == result
+    assert "score judge: judging takes" in caplog.text
+    assert "score projection_difference: the base answers 32 questions itself" in caplog.text
+    table, is_bad = read_scores(tmp_path / "out"), np.array([kind == "bad" for kind in MIXED])
+    refused = (table["judge_by"] == "refusal").to_numpy()
+    assert list(np.flatnonzero(refused)) == [1, 23]
+    assert table["judge"][is_bad].to_list() == pytest.approx([95.0] * 6)
+    assert table["judge"][~is_bad & ~refused].to_list() == pytest.approx([10.0] * 16)
+    assert table["judge"][refused].isna().all()
+    # The other way ranks a row that the judge gave no score.
+    assert table["score"].notna().all()
+    assert (result.judged.scored, result.judged.by) == (22, {"logprobs": 22, "refusal": 2})
+    assert (result.dataset.score, result.told["judge"]) == (pytest.approx(6 / 22, abs=0.01), 1.0)
+    assert "refusal 2" in (tmp_path / "out" / "screen.html").read_text()
+
+
+def test_rows_without_any_score_are_kept_and_have_none_in_json(tiny_reference, call, tmp_path, monkeypatch):
+    base, reference = tiny_reference
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    file = write_rows(tmp_path / "mixed.jsonl", MIXED)
+    words = [base, file, "--score", "judge", "--reference", reference, "--out", tmp_path / "out", "--json"]
+    status, _, err = call("screen", *words)
+    assert (status, "name who judges the rows" in err) == (2, True)
+    with JudgeServer(scripted) as server:
+        named = ["--judge", "m", "--base-url", server.url, "--keep", tmp_path / "kept.jsonl", "--dtype", "float32"]
+        status, out, err = call("screen", *words, *named)
+    assert status == 4, err
+    rows = json.loads(out)["rows"]
+    assert [row["line"] for row in rows if row["score"] is None] == [2, 24]
+    assert "kept 18 of 24 rows" in err
 
 
 def test_two_workers_give_the_same_and_a_stopped_screen_goes_on(tiny_reference, tmp_path, monkeypatch):
@@ -98,7 +185,7 @@ def test_two_workers_give_the_same_and_a_stopped_screen_goes_on(tiny_reference, 
         return score_rows(names, worker, rows, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(screening, "score_rows", stop)
+        patch.setattr(scores, "score_rows", stop)
         md.screen(base, file, out=tmp_path / "out", **options)
     made = (tmp_path / "out" / "manifest.jsonl").read_text()
     assert made.count("rows/00000") == 2
