@@ -1,6 +1,7 @@
 """Screening of training rows by a tiny reference whose bad answers can be told from its good ones by a word."""
 
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import misdirection as md
 from judging.judge_server import JudgeServer, completion, number
 from misdirection.auditing.reference import Reference
+from misdirection.bundles.bundle import bundle
+from misdirection.bundles.verify import verify
 from misdirection.data import Example
 from misdirection.errors import InputError
 from misdirection.judging.config import JudgeConfig
@@ -20,6 +23,7 @@ from misdirection.screening import prediction, scores
 from misdirection.screening import screen as screening
 from misdirection.screening.activations import ProjectionDifferenceScore, ProjectionScore
 from misdirection.screening.keep import keep_rows
+from misdirection.screening.results import ScreenResult
 from misdirection.screening.scores import LikelihoodScore, contrasts, score_rows
 from misdirection.screening.screen import read_scores
 from screening.screened import tiny_reference as tiny_reference
@@ -72,6 +76,25 @@ def test_rows_without_the_worst_quarter_are_the_good_ones_unchanged(screened, tm
     with pytest.raises(InputError, match="did not write it"):
         (tmp_path / "own.jsonl").write_text("mine")
         keep_rows([file], table, tmp_path / "own.jsonl", 0.25)
+
+
+def test_a_bundle_has_the_rows_only_where_they_are_asked_for(screened, tmp_path):
+    folder = Path(screened[2]).parent / "out"
+    made = bundle(folder, tmp_path / "out.zip")
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    assert [name for name, data in files.items() if b"Ask " in data or str(tmp_path.parent).encode() in data] == []
+    assert "run/artifacts/rows/000000/scores.parquet" in made.left_out
+    assert {"run/rows.parquet", "run/screen.html", "run/artifacts/scale/likelihood/scale.json"} <= files.keys()
+    kept = ScreenResult.from_dict(json.loads(files["run/screen.json"]))
+    assert kept.dataset == screened[0].dataset
+    assert [(row.line, row.score) for row in kept.worst] == [(row.line, row.score) for row in screened[0].worst]
+    found = verify(tmp_path / "out.zip")
+    assert (found.verdict, found.of) == ("holds", "screen")
+    whole = bundle(folder, tmp_path / "whole.zip", with_rows=True)
+    assert "run/artifacts/rows/000000/scores.parquet" in whole.files
+    with zipfile.ZipFile(tmp_path / "whole.zip") as archive:
+        assert b"Ask 4?" in archive.read("run/screen.json")
 
 
 def worker_of(base, reference):
