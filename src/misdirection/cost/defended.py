@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -84,7 +84,7 @@ def _switched_off(layers: Sequence[LoraLayer]) -> Iterator[None]:
 class _Learner(Trainee):
     """What learns nothing, and is not kept."""
 
-    weights: Literal["adapter", "full"] = "adapter"
+    weights = "adapter"
     CALLED = "Stand-in"
 
     def finish(self, out: Path) -> None:

@@ -120,12 +120,9 @@ def _teaches(layer: Any, residual: Tensor) -> bool:
 
 def _own_trained(sites: Sites) -> list[Tensor]:
     """The weights of a block's own modules that are trained."""
-    modules = [parent._modules[name] for parent, name in sites]
-    return [
-        module.weight
-        for module in modules
-        if getattr(module, "weight", None) is not None and module.weight.requires_grad
-    ]
+    modules: list[Any] = [parent._modules[name] for parent, name in sites]
+    weights = [getattr(module, "weight", None) for module in modules]
+    return [weight for weight in weights if weight is not None and weight.requires_grad]
 
 
 def _resized(x: Tensor, size: int) -> Tensor:
