@@ -105,7 +105,7 @@ class JudgeScore(RowScore):
         wanted, left = judging_cost(table, rubrics, self._judge, cache=cache), self._config.max_calls
         limits: dict[str, Any] = {
             "concurrency": self._config.concurrency,
-            "max_calls": None if left is None else left - self._paid,
+            "max_calls": None if left is None else max(0, left - self._paid),
         }
         with track("verdicts on rows", wanted.prompts + wanted.cached) as advance:
             try:

@@ -38,7 +38,7 @@ def share_of(rows: pd.DataFrame, scales: Mapping[str, Scale]) -> Estimate:
     values = shares(rows, scales)
     there = ~np.isnan(values)
     if not there.any():
-        raise InputError(f"{rows['source'].iloc[0]}: no row has a score by {', '.join(scales)}: use another first")
+        raise InputError(f"{rows['source'].iloc[0]}: no row has a score by {', '.join(scales)}: score by others")
     numbers, questions = pd.factorize(rows["asked"][there])
     estimate = bootstrap(values[there], [str(number % _DRAWN) for number in numbers])
     return replace(estimate, n=len(questions))
