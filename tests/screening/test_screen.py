@@ -200,6 +200,7 @@ def test_two_workers_give_the_same_and_a_stopped_screen_goes_on(tiny_reference, 
     base, reference = tiny_reference
     monkeypatch.setattr(screening, "CHUNK", 8)
     file = write_rows(tmp_path / "mixed.jsonl", MIXED)
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
     options = {"scores": ("likelihood",), "reference": reference, **OPTIONS}
 
     def stop(names, worker, rows, *rest):
@@ -215,8 +216,15 @@ def test_two_workers_give_the_same_and_a_stopped_screen_goes_on(tiny_reference, 
     alone = md.screen(base, file, out=tmp_path / "out", **options)
     # What was made before is not made again.
     assert (tmp_path / "out" / "manifest.jsonl").read_text().startswith(made)
-    shared = md.screen(base, file, out=tmp_path / "shared", workers=Workers(2), **options)
-    assert shared == alone
+    with JudgeServer(scripted) as server:
+        # A judge is asked by this process, and leaves the rows' other scores as they are.
+        options["judge"] = JudgeConfig(model="m", base_url=server.url)
+        shared = md.screen(base, file, out=tmp_path / "shared", workers=Workers(2), **options)
+        judged = md.screen(base, file, out=tmp_path / "out", **options)
+    assert shared == judged
+    assert judged.dataset == alone.dataset
+    rows = [json.loads(line)["stage"] for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert [rows.count(f"rows/{number:06}") for number in range(3)] == [1, 1, 1]
 
 
 def test_the_command_prints_all_rows_keeps_some_and_ends_with_the_verdicts_status(
