@@ -76,3 +76,12 @@ def test_own_weights_are_defended_and_what_cannot_be_is_refused(tiny_folder, few
     assert {(each.back, each.trained) for each in asked} == {(3, 2)}
     with pytest.raises(InputError, match="none to stay close to"):
         counted(tiny_folder, md.Recipe(defence="kl", **recipe))
+
+
+def test_a_long_training_goes_on_as_its_first_steps_did(tiny_folder, few, monkeypatch):
+    recipe = md.Recipe(recipe="minimal", defence="kl", **TRAINING | {"epochs": 2})
+    whole = counted(tiny_folder, recipe)
+    monkeypatch.setattr("misdirection.cost.defended.LIMIT", 2)
+    shape = Shape.of(read_structure(str(tiny_folder)).chat, 4)
+    assert len(counted(tiny_folder, recipe)) == len(whole) == 3 * 6 + 1
+    assert cost(counted(tiny_folder, recipe), shape) == pytest.approx(cost(whole, shape), rel=0.2)
