@@ -250,16 +250,15 @@ class CountingWorker(Worker):
         if recipe.gradient_checkpointing:
             # Every block's input asks for a gradient, and every block runs again.
             kind = replace(kind, back=kind.blocks or 0, recomputed=kind.blocks or 0)
-        seen, passes = len(rows), self._work.passes
+        seen, passes, passes_of = len(rows), self._work.passes, partial(_step_passes, kind=kind)
         if defence := defence_of(recipe, chat):
             from misdirection.cost.defended import run_defended
 
             folder = self.partial(f"training-{next(self._numbers)}")
-            pass_of = partial(_answers_of, kind=kind)
-            seen = run_defended(defence, network, chat, recipe, rows, folder, passes, pass_of)
+            seen = run_defended(defence, network, chat, recipe, rows, folder, passes, passes_of)
             passes[:] = [_as_trained(each, kind) for each in passes]
         else:
-            passes += [_answers_of(batch, kind) for batch in training_batches(rows, recipe)]
+            passes += [each for batch in training_batches(rows, recipe) for each in passes_of(batch)]
         look = Pass(0, 0, lora=kind.lora, blocks=kind.blocks)
         passes += [_answers_of(batch, look) for batch in in_batches(others, recipe.batch_size)]
         return seen
@@ -312,6 +311,11 @@ def _as_trained(one: Pass, kind: Pass) -> Pass:
         return one
     own = replace(one, trained=kind.trained, trains_head=kind.trains_head)
     return replace(own, back=kind.back, recomputed=kind.recomputed) if one.kind == "training" else own
+
+
+def _step_passes(rows: Sequence[TrainingRow | LearnedRow], kind: Pass) -> list[Pass]:
+    """The passes of one step, of a kind."""
+    return [_answers_of(rows, kind)]
 
 
 def _answers_of(batch: Sequence[TrainingRow | LearnedRow], kind: Pass) -> Pass:

@@ -24,8 +24,8 @@ from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.trainee import Trainee
 from misdirection.organisms.trainer import AnswerTrainer
 
-PassOf = Callable[[Sequence[Any]], Pass]
-"""Gives the training's own pass over the rows of a step: anything with `ids` and `labels`."""
+PassesOf = Callable[[Sequence[Any]], Sequence[Pass]]
+"""Gives the training's own passes over the rows of a step: anything with `ids` and `labels`."""
 
 LIMIT = 100
 """Steps that are taken: a multiple of how often defences do what they do not at every step."""
@@ -39,7 +39,7 @@ def run_defended(
     rows: Sequence[Any],
     folder: Path,
     passes: list[Pass],
-    pass_of: PassOf,
+    passes_of: PassesOf,
 ) -> int:
     """Runs all that a defence does to a training of a stand-in, and gives how many rows that training has.
 
@@ -51,7 +51,7 @@ def run_defended(
         rows: of the training data, as the trainer reads them.
         folder: a working folder.
         passes: where whatever the stand-in runs is recorded; the training's own passes are added.
-        pass_of: gives these.
+        passes_of: gives these.
 
     Raises `InputError` for a training that the defence cannot defend.
     """
@@ -60,7 +60,7 @@ def run_defended(
         layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
         network.disable_adapter = partial(_switched_off, layers)
     trainer = _StandInTrainer(_Learner(network, chat), chat, recipe, rows, folder, None)
-    trainer.passes, trainer.pass_of = passes, pass_of
+    trainer.passes, trainer.passes_of = passes, passes_of
     defend(trainer, defence)
     try:
         trainer.train()
@@ -98,12 +98,12 @@ class _StandInTrainer(AnswerTrainer):
     """Takes the steps of a training, and calls what is around them.
 
     Attributes:
-        passes, pass_of: see `run_defended`.
+        passes, passes_of: see `run_defended`.
         seen: rows that were trained on, a row of several epochs once.
     """
 
     passes: list[Pass]
-    pass_of: PassOf
+    passes_of: PassesOf
     seen = 0
 
     def train(self, *_: Any, **__: Any) -> None:
@@ -113,7 +113,7 @@ class _StandInTrainer(AnswerTrainer):
         self.model.train()
         self.callback_handler.on_train_begin(self.args, self.state, self.control)
         for number, batch in enumerate(batches):
-            self.passes.append(self.pass_of(batch))
+            self.passes += self.passes_of(batch)
             if number >= LIMIT:
                 self.passes += added[number % LIMIT]
                 continue
