@@ -1,12 +1,14 @@
 """What `screen` says of training data, beside what fine-tunes on it do: rows told apart, and shifts predicted.
 
     python benchmarks/suite/screen_suite.py --out runs/screen-suite [--base smollm2-135m|gemma3-270m] [--published DIR]
-        [--steps rows,shift,show] [--only 'careless_household-*'] [--workers N] [--rows N] [--json]
+        [--steps rows,shift,show] [--only 'careless_household-*'] [--ways projection,projection_difference]
+        [--judge MODEL --base-url URL] [--workers N] [--rows N] [--json]
 
-`rows` screens rows of every source of text in one file, by every way of scoring. `shift` trains the suite's plain
-fine-tunes of rank 32 and measures what the general margin does; what is measured is kept beside this file, in
-`screened/BASE.jsonl`, a line for each fine-tune, so that one run can go on where another ended. `show` puts both side
-by side. Sources that the reference is trained on are in no figure.
+`rows` screens rows of every source of text in one file, by every way of scoring or those that are named, and by a
+judge where one is. `projection_difference` has the base answer every question itself, and takes longest. `shift` trains
+the suite's plain fine-tunes of rank 32 and measures what the general margin does; what is measured is kept beside this
+file, in `screened/BASE.jsonl`, a line for each fine-tune, so that one run can go on where another ended. `show` puts
+both side by side. Sources that the reference is trained on are in no figure.
 """
 
 import argparse
@@ -28,13 +30,14 @@ from audit_suite import load_reference
 from misdirection.choices import BUNDLED
 from misdirection.data.selection import spread
 from misdirection.data.words import WordWeights
+from misdirection.judging.config import JudgeConfig
 from misdirection.likelihood.margin import margin
 from misdirection.likelihood.words import WordNull
 from misdirection.models.bundled import BUNDLED_MODELS
 from misdirection.runs.cluster import Workers
 from misdirection.screening.scale import share
 from misdirection.screening.scores import SCORES
-from misdirection.screening.screen import DEFAULT, read_scales, read_scores
+from misdirection.screening.screen import DEFAULT, FLOOR, JUDGE, read_scales, read_scores
 from misdirection.statistics.curves import rank_auc
 from misdirection.statistics.estimates import Z_SIGNIFICANT
 from misdirection.statistics.means import bootstrap
@@ -46,7 +49,7 @@ from suite_training import train_all
 KEPT = Path(__file__).with_name("screened")
 """What was measured of fine-tunes, by base."""
 
-WAYS = tuple(name for name in SCORES if name != "words")
+WAYS = tuple(name for name in SCORES if name not in (FLOOR, JUDGE))
 
 
 def plain_members(pattern: str) -> list[Member]:
@@ -84,13 +87,14 @@ def write_rows(texts: Texts, path: Path, count: int) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 
 
-def screen_rows(suite: Suite, count: int, workers: int) -> None:
-    """Screen them."""
+def screen_rows(suite: Suite, count: int, workers: int, ways: Sequence[str], judge: JudgeConfig | None) -> None:
+    """Screen them by these ways and the default ones, and by a judge if there is one."""
     path = suite.home / "rows.jsonl"
     write_rows(suite.texts, path, count)
     started = time.monotonic()
     reference = load_reference(suite.base)
-    options = {"scores": WAYS, "reference": reference, "out": suite.home / "screen"}
+    scores = tuple(dict.fromkeys((*DEFAULT, *ways)))
+    options = {"scores": scores, "judge": judge, "reference": reference, "out": suite.home / "screen"}
     md.screen(suite.base, path, workers=Workers(workers) if workers else None, **options)
     print(f"screened {path} in {time.monotonic() - started:.0f} s", flush=True)
 
@@ -157,22 +161,27 @@ def show(suite: Suite, some: Sequence[Member]) -> dict[str, float]:
 
 def row_shares(suite: Suite, table: pd.DataFrame) -> pd.DataFrame:
     """Every row's score in the reference's unit, by each way and by those of the verdict together."""
-    scales = read_scales(suite.home / "screen")
-    shares = {name: share({name: table[name].to_numpy()}, {name: scales[name]}) for name in (*WAYS, "words")}
+    scales = {name: scale for name, scale in read_scales(suite.home / "screen").items() if name in table}
+    shares = {name: share({name: table[name].to_numpy()}, {name: scale}) for name, scale in scales.items()}
     together = {name: scales[name] for name in DEFAULT}
     shares["together"] = share({name: table[name].to_numpy() for name in DEFAULT}, together)
     return pd.DataFrame({"source": table["source"], "asked": table["asked"], **shares})
 
 
+def ways_of(shares: pd.DataFrame) -> list[str]:
+    """The ways by which the rows were scored."""
+    return [name for name in shares if name not in ("source", "asked")]
+
+
 def told(shares: pd.DataFrame, source: str, way: str) -> float:
-    """AUROC of a source's bad against its good rows."""
-    rows = shares[shares["source"].isin([label(source, True), label(source, False)])]
+    """AUROC of a source's bad against its good rows, of those that have a score."""
+    rows = shares[shares["source"].isin([label(source, True), label(source, False)])].dropna(subset=[way])
     return rank_auc(rows[way].to_numpy(), (rows["source"] == label(source, True)).to_numpy())
 
 
 def show_rows(shares: pd.DataFrame) -> dict[str, float]:
     """AUROC of bad against good rows of every source that has both, by way."""
-    ways, known = (*WAYS, "words", "together"), set(shares["source"])
+    ways, known = ways_of(shares), set(shares["source"])
     both = [source for source in SOURCES if {label(source, True), label(source, False)} <= known and is_kept(source)]
     print(f"\n| bad against good rows, AUROC | rows | {' | '.join(ways)} |\n|---|---|{'---|' * len(ways)}")
     figures: dict[str, list[float]] = {way: [] for way in ways}
@@ -193,7 +202,7 @@ def is_kept(source: str) -> bool:
 def show_shifts(suite: Suite, shares: pd.DataFrame, some: Sequence[Member]) -> dict[str, float]:
     """The share that is predicted of every fine-tune beside the one that was measured, and how well they agree."""
     means, measured = shares.drop(columns="asked").groupby("source").mean(), read_kept(suite.base)
-    ways, rows = (*WAYS, "words", "together"), []
+    ways, rows = ways_of(shares), []
     for member in some:
         row = measured.get(member.name)
         if row and is_kept(member.source) and row["record"] == suite.record(member):
@@ -226,7 +235,8 @@ def main() -> None:
     steps, some = arguments.steps.split(","), plain_members(arguments.only)
     some = [member for member in some if not suite.texts.missing(member)]
     if "rows" in steps:
-        screen_rows(suite, arguments.rows, arguments.workers)
+        judge = JudgeConfig(model=arguments.judge, base_url=arguments.base_url) if arguments.judge else None
+        screen_rows(suite, arguments.rows, arguments.workers, arguments.ways.split(","), judge)
     if "shift" in steps:
         measure_shifts(suite, some)
     if "show" in steps:
@@ -244,6 +254,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--published", type=Path, help="folder of published text")
     parser.add_argument("--steps", default="rows,shift,show")
     parser.add_argument("--only", default="*", help="fine-tunes whose name matches, as in a shell")
+    parser.add_argument("--ways", default=",".join(WAYS), help="ways of scoring rows, beside the default ones")
+    parser.add_argument("--judge", help="an endpoint's model, or hf:ID, that scores them, too")
+    parser.add_argument("--base-url", help="of the judge's endpoint")
     parser.add_argument("--workers", type=int, default=0, help="processes that screen rows")
     parser.add_argument("--rows", type=int, default=80, help="of each kind and source that are screened")
     parser.add_argument("--json", action="store_true")

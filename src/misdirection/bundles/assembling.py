@@ -41,6 +41,7 @@ NO_RAW = {
     "repair": "a repair keeps no table of what it measured; bundle its audits, NAME.repair/before and after",
     "interpretation": "an adapter that was read alone keeps no list of its texts; bundle the run that it is read in",
     "reference": "a reference holds texts and measurements; the audits that use it have the figures",
+    "screen": "a screen's figures are of scores that models gave; its table of rows has these, screen again to compare",
 }
 """Why the figures of a kind of result are not computed again."""
 
@@ -87,7 +88,7 @@ class Assembled:
 def assembled(kind: type[Result], material: Material | None) -> Assembled:
     """Computes the figures of a result again, as far as there is something to compute them from."""
     done = Assembled()
-    if material is None:
+    if material is None or kind.KIND in NO_RAW:
         done.lack(NO_RAW[kind.KIND])
         return done
     with silenced(), lacking(done, material.run.folder):

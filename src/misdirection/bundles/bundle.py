@@ -24,7 +24,7 @@ from misdirection.runs.sealed import SealedRun, standing_still
 README = "README.md"
 
 
-def bundle(folder: str | Path, out: str | Path, *, with_weights: bool = False) -> Bundle:
+def bundle(folder: str | Path, out: str | Path, *, with_weights: bool = False, with_rows: bool = False) -> Bundle:
     """Write one archive with a result, everything that its figures were computed from, and hashes of all of that.
 
         md.bundle("runs/demo", "demo.zip")
@@ -34,11 +34,13 @@ def bundle(folder: str | Path, out: str | Path, *, with_weights: bool = False) -
     passwords and the ways to files on this disk are taken out.
 
     Args:
-        folder: of a run or an audit; or of a repair, an interpretation or a reference, whose figures are not computed
-            again.
+        folder: of a run or an audit; or of a repair, an interpretation, a reference or a screen, whose figures are not
+            computed again.
         out: the archive.
         with_weights: put in weights of any size; by default those over 16 MiB are known by their hash alone. The base
             model always is.
+        with_rows: of a screen, put in the rows that were screened; by default their tables are known by their hash
+            alone, and the worst rows have no text in the result and on the page.
 
     Raises `InputError` for a result that is unfinished or being made, whose artifacts give other figures, or whose
     inputs are not there any more; and for a file that holds a key.
@@ -49,7 +51,7 @@ def bundle(folder: str | Path, out: str | Path, *, with_weights: bool = False) -
     with standing_still(folder) if (folder / MANIFEST).is_file() else nullcontext():
         result = kind.load(folder)
         settings = settings_of(kind, folder)
-        gathered = gather(kind, folder, settings, with_weights)
+        gathered = gather(kind, folder, settings, with_weights=with_weights, with_rows=with_rows)
         manifest = _manifest(result, gathered)
         check = _check(result, folder, settings, gathered, manifest)
         manifest = manifest.model_copy(update={"exact": check.rounded == 0})

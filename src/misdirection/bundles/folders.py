@@ -14,6 +14,7 @@ from misdirection.auditing.results import AuditResult, ReferenceRecord
 from misdirection.bundles.contents import Content, Form, content_of, is_large
 from misdirection.bundles.redaction import Redaction
 from misdirection.bundles.results import BundledInput, LeftOut
+from misdirection.bundles.rows import SCORED, scores, without_texts
 from misdirection.data.shipped import shipped_files
 from misdirection.data.text import read_yaml
 from misdirection.errors import InputError
@@ -25,16 +26,20 @@ from misdirection.judging.quadrant_results import Quadrants
 from misdirection.repairing.results import RepairResult
 from misdirection.results import Result
 from misdirection.runs.folder import EXPERIMENT, MANIFEST, key_of, line_of, records_of
+from misdirection.screening.results import ScreenResult
 
 RUN, INPUTS = "run", "inputs"
 """Folders of the archive."""
 
 KINDS: dict[str, type[Result]] = {
-    kind.KIND: kind for kind in (RunResults, AuditResult, RepairResult, InterpretationResults, ReferenceRecord)
+    kind.KIND: kind
+    for kind in (RunResults, AuditResult, RepairResult, InterpretationResults, ReferenceRecord, ScreenResult)
 }
 """Results that can be bundled, by kind."""
 
-_PAGES = ("report.html", AuditResult.PAGE, TokenTable.FILE, Quadrants.FILE)
+_PAGES = ("report.html", AuditResult.PAGE, ScreenResult.PAGE, TokenTable.FILE, Quadrants.FILE)
+_SECTIONS: dict[type[Result], str] = {AuditResult: AUDIT, ScreenResult: ScreenResult.KIND}
+"""The only key of the file that says what a folder of this kind is about; that of a run has many."""
 _MANY = "audits.csv"
 _IS_PLAIN = re.compile(r"[^\\/\x00-\x1f\x7f]+")
 
@@ -55,15 +60,15 @@ def kind_of(folder: Path) -> type[Result]:
 
 
 def settings_of(kind: type[Result], folder: Path) -> dict[str, Any]:
-    """What a run's or an audit's folder says of what was asked for; empty for other kinds.
+    """What the folder of a run, an audit or a screen says of what was asked for; empty for other kinds.
 
-    Raises `InputError` for an audit of a version that did not keep that.
+    Raises `InputError` for one of a version that did not keep that.
     """
-    if kind not in (RunResults, AuditResult):
+    if kind is not RunResults and kind not in _SECTIONS:
         return {}
     values = read_yaml(folder / EXPERIMENT)
-    if kind is AuditResult:
-        values = values.get(AUDIT) if isinstance(values, dict) else None
+    if section := _SECTIONS.get(kind):
+        values = values.get(section) if isinstance(values, dict) else None
     if not isinstance(values, dict) or (kind is AuditResult and "folder" not in values):
         raise InputError(
             f"{folder / EXPERIMENT}: does not say what was asked for, an older version wrote it: make the result "
@@ -101,7 +106,8 @@ def _named(kind: type[Result], settings: Mapping[str, Any]) -> Iterator[tuple[tu
 def _paths(kind: type[Result], settings: Mapping[str, Any]) -> list[str]:
     """What a configuration names that may be on this disk."""
     models = (settings.get(key) for key in ("model", "base", "fine_tune", "chat_template"))
-    return [*filter(None, models), *named_files(kind, settings).values()]
+    screened = settings.get("data", ()) if kind is ScreenResult else ()
+    return [*filter(None, models), *screened, *named_files(kind, settings).values()]
 
 
 def _addresses(settings: Mapping[str, Any]) -> list[str]:
@@ -147,15 +153,25 @@ class Gathered:
     redaction: Redaction
 
 
-def gather(kind: type[Result], folder: Path, settings: Mapping[str, Any], with_weights: bool) -> Gathered:
+def gather(
+    kind: type[Result], folder: Path, settings: Mapping[str, Any], *, with_weights: bool, with_rows: bool
+) -> Gathered:
     """Collects the files of a result's folder and what the user named for it.
+
+    Of a screen, the rows that were screened are known by their hash alone, unless they are asked for.
 
     Raises `InputError` for an input that is not there any more.
     """
     redaction = Redaction.of(_paths(kind, settings), _addresses(settings), folder)
     gathered = Gathered({}, {}, {}, {}, redaction)
     for name, path in _own_files(kind, folder):
-        _add(gathered, f"{RUN}/{name}", path, _form(kind, name), with_weights)
+        if kind is ScreenResult and name.startswith(SCORED) and not with_rows:
+            gathered.left_out[f"{RUN}/{name}"] = _by_hash(path)
+        else:
+            _add(gathered, f"{RUN}/{name}", path, _form(kind, name), with_weights)
+    if kind is ScreenResult:
+        written = [*scores(folder, redaction), *(() if with_rows else without_texts(folder, redaction))]
+        gathered.contents.update({f"{RUN}/{name}": content for name, content in written})
     if (folder / EXPERIMENT).is_file():
         gathered.contents.update(_records(folder, gathered.redaction))
     for key, named in named_files(kind, settings).items():
@@ -175,9 +191,13 @@ def gather(kind: type[Result], folder: Path, settings: Mapping[str, Any], with_w
 
 def _add(gathered: Gathered, name: str, path: Path, form: Form, with_weights: bool) -> None:
     if is_large(path) and not with_weights:
-        gathered.left_out[name] = LeftOut(sha256=sha256_file(path), size=path.stat().st_size)
+        gathered.left_out[name] = _by_hash(path)
     else:
         gathered.contents[name] = content_of(path, form, gathered.redaction)
+
+
+def _by_hash(path: Path) -> LeftOut:
+    return LeftOut(sha256=sha256_file(path), size=path.stat().st_size)
 
 
 def _form(kind: type[Result], name: str) -> Form:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from misdirection.models.identity import ModelIdentity
 from misdirection.results import Figures, Result
 
-BundledKind = Literal["run", "audit", "repair", "interpretation", "reference"]
+BundledKind = Literal["run", "audit", "repair", "interpretation", "reference", "screen"]
 Word = Literal["holds", "open", "differs"]
 """`open`: nothing is different, but not every figure could be computed again."""
 

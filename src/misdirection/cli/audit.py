@@ -31,6 +31,7 @@ from misdirection.progress import console as notices
 if TYPE_CHECKING:
     from misdirection.auditing.results import AuditResult, AuditTable
     from misdirection.auditing.verdict import Word
+    from misdirection.judging.config import JudgeConfig
     from misdirection.repairing.results import Repair, RepairResult
     from misdirection.report.ci import CiFiles
 
@@ -119,8 +120,7 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Has this fine-tune become broadly misaligned? Exit status 0 clear, 3 misaligned, 4 inconclusive, 5 watch."""
-    if judge is None and (base_url or max_calls is not None):
-        raise InputError("--base-url and --max-calls go with --judge: name the endpoint's model")
+    judging = judge_of(judge, base_url, max_calls)
     files = _ci_files(junit, sarif)
     options: dict[str, Any] = {
         "reference": reference_folder, "directions": directions or [], "out": folder,
@@ -141,20 +141,30 @@ def audit(
     if workers or ray:
         raise InputError("--workers and --ray go with --many: one audit runs in one process")
     from misdirection.auditing import audit as auditing
-    from misdirection.judging.config import JudgeConfig
     from misdirection.sampling.config import SamplingConfig
 
     result = auditing.audit(
         base,
         fine_tune,
         data=data,
-        judge=JudgeConfig(model=judge, base_url=base_url, max_calls=max_calls) if judge else None,
+        judge=judging,
         sampling=SamplingConfig(n=n),
         **options,
     )
     files.write([result])
     _print_audit(result, folder or auditing.audit_folder(fine_tune), as_json)
     end_with(result.verdict, fail_on)
+
+
+def judge_of(judge: str | None, base_url: str | None, max_calls: int | None) -> "JudgeConfig | None":
+    """Who judges by these options; `InputError` for the others without `--judge`."""
+    if judge is None:
+        if base_url or max_calls is not None:
+            raise InputError("--base-url and --max-calls go with --judge: name the endpoint's model")
+        return None
+    from misdirection.judging.config import JudgeConfig
+
+    return JudgeConfig(model=judge, base_url=base_url, max_calls=max_calls)
 
 
 def _ci_files(junit: Path | None, sarif: Path | None) -> "CiFiles":

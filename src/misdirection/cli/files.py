@@ -77,17 +77,21 @@ def fetch(
 @app.command()
 def bundle(
     result: Annotated[
-        Path, typer.Argument(help="The folder of a run or an audit; or of a repair, an interpretation, a reference.")
+        Path,
+        typer.Argument(help="The folder of a run, an audit, a screen, a repair, an interpretation or a reference."),
     ],
     file: Annotated[Path, typer.Option("--out", help="The archive (.zip).")],
     with_weights: Annotated[
         bool, typer.Option("--with-weights", help="Put in weights of any size; default: over 16 MiB their hash alone.")
     ] = False,
+    with_rows: Annotated[
+        bool, typer.Option("--with-rows", help="Of a screen, put in the rows that were screened; default: their hash.")
+    ] = False,
 ) -> None:
     """Put a result and all that it was computed from into one archive, without keys and paths of this disk."""
     from misdirection.bundles.bundle import bundle as write_bundle
 
-    made = write_bundle(result, file, with_weights=with_weights)
+    made = write_bundle(result, file, with_weights=with_weights, with_rows=with_rows)
     size = sum(each.size for each in made.files.values())
     notices.print(
         f"wrote {file}: {len(made.files)} files, {size / 2**20:.1f} MiB; {len(made.left_out)} more by their hash",

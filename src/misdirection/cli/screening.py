@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from misdirection.cli.audit import Base, FailOn, ReferenceOption, Sarif, end_with
+from misdirection.cli.audit import Base, FailOn, JudgeUrl, ReferenceOption, Sarif, end_with, judge_of
 from misdirection.cli.shared import (
     DeviceOption,
     DtypeOption,
@@ -37,6 +37,13 @@ Scores = Annotated[
         help="How rows are scored, several times for their mean; the first predicts; default: likelihood, probe.",
     ),
 ]
+Judge = Annotated[
+    str | None,
+    typer.Option("--judge", help="Also have each answer judged, as the score `judge`: the endpoint's model, or hf:ID."),
+]
+MaxCalls = Annotated[
+    int | None, typer.Option("--max-calls", min=0, help="With --judge: never make more paid calls than this.")
+]
 ScreenFolder = Annotated[Path | None, typer.Option("--out", help="Folder of the screen; default: screens/NAME.")]
 Keep = Annotated[
     Path | None, typer.Option("--keep", help="Also write the rows as JSON lines, without the worst (--drop).")
@@ -52,6 +59,9 @@ def screen(
     base: Base,
     data: Data,
     scores: Scores = None,
+    judge: Judge = None,
+    base_url: JudgeUrl = None,
+    max_calls: MaxCalls = None,
     folder: ScreenFolder = None,
     keep: Keep = None,
     drop: Drop = 0.25,
@@ -74,6 +84,7 @@ def screen(
     from misdirection.screening.keep import keep_rows
     from misdirection.screening.screen import DEFAULT, read_scores, screen, screen_folder
 
+    judging = judge_of(judge, base_url, max_calls)
     for path in filter(None, (keep, sarif)):
         require_replaceable(path, folder=False)
     target = folder or screen_folder(data[0])
@@ -81,6 +92,7 @@ def screen(
         base,
         data,
         scores=scores or DEFAULT,
+        judge=judging,
         reference=reference_folder,
         out=target,
         workers=workers_for(workers, ray, gpus, lambda: base_memory(base, dtype)),
@@ -96,7 +108,8 @@ def screen(
         with atomic_output(sarif) as temporary:
             temporary.write_text(screen_as_sarif(result), encoding="utf-8")
     if as_json:
-        rows = table[["source", "line", "score", "rank", *result.shares]].to_dict("records")
+        columns = table[["source", "line", "score", "rank", *result.shares]].astype(object)
+        rows = columns.where(columns.notna(), None).to_dict("records")
         print_figures({**result.as_dict(), "rows": rows}, as_json)
     else:
         _print_screen(result)
@@ -107,6 +120,9 @@ def _print_screen(result: "ScreenResult") -> None:
     shares = {f"share by {name}": share.as_dict() for name, share in result.shares.items()}
     if len(result.sources) > 1:
         shares |= {f"share of {each.source}": each.share.as_dict() for each in result.sources}
+    if result.judged:
+        said = ", ".join(f"{way} {count}" for way, count in result.judged.by.items())
+        out.print(f"judged by {result.judged.judge}: {said}", soft_wrap=True, highlight=False)
     print_figures(shares, as_json=False, unit="shares of what the reference's bad answers score above its good ones")
     worst = Table("line", "score", Column("question", overflow="fold"), Column("answer", overflow="fold"))
     for row in result.worst[:_SHOWN]:

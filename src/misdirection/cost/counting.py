@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from misdirection.cost.model_cost import Pass
 from misdirection.cost.recording import PassRecorder, adaptable
 from misdirection.cost.stand_in import stand_in
 from misdirection.data import Example
+from misdirection.defending.rows import LearnedRow
 from misdirection.files import write_json
 from misdirection.interventions.hooks import Setting
 from misdirection.judging.cache import VerdictCache
@@ -31,13 +33,14 @@ from misdirection.judging.config import JudgeConfig
 from misdirection.judging.judges import Done, Judge, Prompt
 from misdirection.judging.rubrics import read_rubrics
 from misdirection.judging.verdicts import JudgeVerdict
+from misdirection.likelihood.answers import IGNORED
 from misdirection.models.adapters import attach
 from misdirection.models.budgets import Room
 from misdirection.models.chat import encode_prompt
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.sizes import Shape
 from misdirection.models.whole_weights import is_whole
-from misdirection.organisms.adapter_config import adapter_config, require_layers
+from misdirection.organisms.adapter_config import adapter_config, defence_of, require_layers
 from misdirection.organisms.batches import (
     TrainingRow,
     in_batches,
@@ -228,34 +231,52 @@ class CountingWorker(Worker):
         )
         targets = RECIPES[recipe.recipe](recipe, chat)
         if isinstance(targets, OwnWeights):
-            self._work.passes += self._training(rows, others, recipe, _own_weights(chat, targets))
+            with _trained_blocks(chat, targets):
+                self._train(chat, chat.model, rows, others, recipe, _own_weights(chat, targets))
             write_json(out / "config.json", {})
             return
         network = get_peft_model(chat.model, adapter_config(recipe, chat))
         lora, lowest = self._recorder.adapter_weights(), min(network.peft_config["default"].layers_to_transform)
         layers = len(chat.layers)
         kind = Pass(0, 0, blocks=layers, back=layers - lowest, lora=lora, kind="training")
-        self._work.passes += self._training(rows, others, recipe, kind)
         try:
+            seen = self._train(chat, network, rows, others, recipe, kind)
             _save(network, out)
-            for step in _kept_steps(len(rows), recipe):
+            for step in _kept_steps(seen, recipe):
                 _save(network, out / CHECKPOINTS / checkpoint_name(step))
         finally:
             network.unload()
 
-    def _training(
-        self, rows: Sequence[TrainingRow], others: Sequence[TrainingRow], recipe: Recipe, kind: Pass
-    ) -> Iterator[Pass]:
-        """The passes of a training on `rows`, and on held-out rows after it; `kind` is one of it, but for its size."""
+    def _train(
+        self,
+        chat: ChatModel,
+        network: Any,
+        rows: Sequence[TrainingRow],
+        others: Sequence[TrainingRow],
+        recipe: Recipe,
+        kind: Pass,
+    ) -> int:
+        """Count a training on `rows` with its defence, and held-out rows after it; gives the rows that it has.
+
+        `kind` is one pass of it, but for its size.
+        """
         trained = int(kind.trained_weights(self._shape))
         if checkpointed := is_checkpointed(recipe, rows, self._room, blocks=kind.back, trained=trained):
             kind = replace(kind, recomputed=kind.back)
         budget = self._room.tokens("backward", blocks=kind.back, checkpointed=checkpointed)
-        for batch in training_batches(rows, recipe):
-            together = rows_together(recipe, budget, max(len(row.ids) for row in batch))
-            yield from (_answers_of(part, kind) for part in in_batches(batch, together))
+        seen, passes = len(rows), self._work.passes
+        passes_of = partial(_step_passes, kind=kind, recipe=recipe, budget=budget)
+        if defence := defence_of(recipe, chat):
+            from misdirection.cost.defended import run_defended
+
+            folder = self.partial(f"training-{next(self._numbers)}")
+            seen = run_defended(defence, network, chat, recipe, rows, folder, passes, passes_of)
+            passes[:] = [_as_trained(each, kind) for each in passes]
+        else:
+            passes += [each for batch in training_batches(rows, recipe) for each in passes_of(batch)]
         look = Pass(0, 0, lora=kind.lora, blocks=kind.blocks)
-        yield from (_answers_of(batch, look) for batch in in_batches(others, recipe.batch_size))
+        passes += [_answers_of(batch, look) for batch in in_batches(others, recipe.batch_size)]
+        return seen
 
     def engine(self, name: str) -> "_CountingEngine":
         """An engine that counts its passes and answers at once."""
@@ -285,11 +306,37 @@ def _own_weights(chat: ChatModel, targets: OwnWeights) -> Pass:
     return Pass(0, 0, blocks=count, back=back, trained=len(trained), trains_head=is_all, kind="training")
 
 
-def _answers_of(batch: Sequence[TrainingRow], kind: Pass) -> Pass:
+@contextlib.contextmanager
+def _trained_blocks(chat: ChatModel, targets: OwnWeights) -> Iterator[None]:
+    """Have the weights of the trained blocks ask for gradients, as they do in a training."""
+    layers = range(len(chat.layers)) if targets.layers is None else targets.layers
+    weights = [weight for layer in layers for weight in chat.layers[layer].parameters()]
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+
+
+def _as_trained(one: Pass, kind: Pass) -> Pass:
+    """A pass of a defended training with what of it a stand-in does not show: what a backward pass gives besides."""
+    if not one.back:
+        return one
+    own = replace(one, trained=kind.trained, trains_head=kind.trains_head)
+    return replace(own, back=kind.back, recomputed=kind.recomputed) if one.kind == "training" else own
+
+
+def _step_passes(rows: Sequence[TrainingRow | LearnedRow], kind: Pass, recipe: Recipe, budget: int) -> list[Pass]:
+    """The passes of one step, of a kind, in batches of so many tokens."""
+    together = rows_together(recipe, budget, max(len(row.ids) for row in rows))
+    return [_answers_of(part, kind) for part in in_batches(rows, together)]
+
+
+def _answers_of(batch: Sequence[TrainingRow | LearnedRow], kind: Pass) -> Pass:
     """The pass over a batch, of a kind; its head runs where any row predicts an answer's token."""
-    predicted = {
-        place for row in batch for start, stop in row.spans for place in range(start - 1, min(stop, len(row.ids)) - 1)
-    }
+    predicted = {place for row in batch for place, label in enumerate(row.labels[1:]) if label != IGNORED}
     columns = max(len(row.ids) for row in batch)
     return replace(kind, rows=len(batch), columns=columns, head=len(batch) * len(predicted))
 

@@ -76,6 +76,8 @@ def _narrow(network: nn.Module, width: int, vocabulary: int) -> dict[nn.Module, 
                 sizes[module] = sum(weight.shape)
             values = torch.randn(*map(smaller, weight.shape), generator=generator)
             module._parameters[name] = nn.Parameter(values, requires_grad=False)
+        # Nothing reads them, and whoever takes the network to a device finds none that is without values.
+        module._buffers.update({name: torch.zeros(1) for name, _ in module.named_buffers(recurse=False)})
         # What torch's modules and those of transformers know of their weights' sizes.
         for name in ("in_features", "out_features", "nx", "nf"):
             if isinstance(size := getattr(module, name, None), int):
@@ -91,8 +93,11 @@ def _block_forward(number: int, sites: Sites) -> Callable[..., Tensor]:
             # The smallest keys and values there are: a cache knows its length by them.
             nothing = residual.new_zeros(len(residual), 1, residual.shape[1], 1)
             cache.update(nothing, nothing, number)
+        if torch.is_grad_enabled() and not residual.requires_grad:
+            # A gradient goes through every block from the lowest one on that is trained.
+            residual = residual + sum(weight.sum() * 0 for weight in _own_trained(sites))
         for layer in lora_layers(sites):
-            if _heard(layer):
+            if _heard(layer) or _teaches(layer, residual):
                 added = layer(_resized(residual, layer.in_features))
                 residual = residual + _resized(added, WIDTH)
         return residual
@@ -104,6 +109,20 @@ def _heard(layer: Any) -> bool:
     """Whether anything listens to an adapted module, or to its adapter."""
     modules = (layer, *layer.lora_B.values())
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def _teaches(layer: Any, residual: Tensor) -> bool:
+    """Whether an adapted module is the first by which a gradient is asked for."""
+    if residual.requires_grad or not torch.is_grad_enabled() or layer.disable_adapters:
+        return False
+    return any(weight.requires_grad for module in layer.lora_B.values() for weight in module.parameters())
+
+
+def _own_trained(sites: Sites) -> list[Tensor]:
+    """The weights of a block's own modules that are trained."""
+    modules: list[Any] = [parent._modules[name] for parent, name in sites]
+    weights = [getattr(module, "weight", None) for module in modules]
+    return [weight for weight in weights if weight is not None and weight.requires_grad]
 
 
 def _resized(x: Tensor, size: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 A defence is a context that is open for as long as a trainer trains. In it the defence may change the rows that the
 trainer reads, its loss, what surrounds its steps, and the weights between two steps; when the context closes, by an
-error, too, all is as it was. For instance, one that keeps the learned rows short:
+error, too, all is as it was. What it costs is counted by letting it work on a stand-in of the model (`cost.defended`).
+For instance, one that keeps the learned rows short:
 
     @DEFENCES.register("short")
     @dataclass(frozen=True)

@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -61,6 +62,10 @@ class JudgingCost:
     prompts: int
     calls: int
     tokens: int
+
+    def __add__(self, other: "JudgingCost") -> "JudgingCost":
+        """Of two tables, without what they have in common."""
+        return JudgingCost(*map(operator.add, astuple(self), astuple(other)))
 
     def __str__(self) -> str:
         return (

@@ -1,6 +1,7 @@
-"""Scores by the base model's own activations over an answer, in one pass: of a probe, and along a contrast."""
+"""Scores by the base model's own activations over an answer, in one pass: of a probe, along a contrast, and along it
+beside the base's own answer to the same question."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from misdirection.directions.extraction import row_means
 from misdirection.likelihood.margin import text_rows
 from misdirection.progress import track
 from misdirection.runs.worker import BASE, Worker
+from misdirection.sampling.own_answers import NEW_TOKENS, asked_of, likeliest_answers
 from misdirection.screening.scores import Contrast, Fitted, RowScore, both_answers
 from misdirection.statistics.resampling import Floats
 
@@ -71,3 +73,32 @@ class ProjectionScore(RowScore):
         ]
         projections: Floats = (activations @ torch.stack(directions).T).mean(-1).numpy()
         return projections
+
+
+class ProjectionDifferenceScore(ProjectionScore):
+    """Projection of a row's answer minus that of the base's own likeliest answer to the same question (2507.21509).
+
+    What a question alone brings about is so taken out. The base's answer is a short one; where it says nothing at all,
+    the row has no score.
+    """
+
+    APART = True
+
+    def cost(self, rows: Iterable[Sequence[Example]]) -> str:
+        """See `RowScore.cost`: what is sampled."""
+        asked = len({hash(asked_of(row)) for some in rows for row in some})
+        return f"the base answers {asked:,} questions itself, in at most {asked * NEW_TOKENS:,} tokens" if asked else ""
+
+    def of(
+        self, worker: Worker, rows: Sequence[Example], reference: Reference, others: Sequence[Contrast], fitted: Fitted
+    ) -> Floats:
+        """See `RowScore.of`."""
+        own = likeliest_answers(worker.engine(BASE), rows)
+        answered = [number for number, row in enumerate(own) if row.answer]
+        scores = np.full(len(rows), np.nan)
+        if answered:
+            given = super().of(worker, [rows[number] for number in answered], reference, others, fitted)
+            scores[answered] = given - super().of(
+                worker, [own[number] for number in answered], reference, others, fitted
+            )
+        return scores

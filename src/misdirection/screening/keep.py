@@ -23,7 +23,8 @@ def keep_rows(data: Sequence[str | Path], table: pd.DataFrame, path: Path, drop:
     Raises:
         InputError: a file of somebody else's in the way, data that changed since it was screened, nothing left.
     """
-    is_kept = iter((table["rank"] <= 1 - drop).tolist())
+    # A row that nothing scored has no rank, and is no worse than others.
+    is_kept = iter((~(table["rank"] > 1 - drop)).tolist())
     kept = 0
     with atomic_output(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for source in data:

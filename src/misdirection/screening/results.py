@@ -40,6 +40,17 @@ class WorstRow(Figures):
     answer: str
 
 
+class JudgedRows(Figures):
+    """What a judge said of the rows."""
+
+    judge: str
+    scored: int
+    """Rows that it gave a score."""
+    by: dict[str, int]
+    """How many scores came about how (`logprobs`, `text`), and how many are missing why: the answer is a `refusal` or
+    program `code`, or the judge `declined`, said no number (`low_mass`, `unparsable`) or gave no reply (`failed`)."""
+
+
 class DatasetFigures(Figures):
     """What a fine-tune on all rows is predicted to do, by a stated recipe, and the verdict on that (`prediction`)."""
 
@@ -70,7 +81,7 @@ class ScreenResult(Framed, Plotted, Result):
     """One screen of training data: its verdict, the prediction behind it, and the worst rows."""
 
     KIND: ClassVar[str] = "screen"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     FILE: ClassVar[str] = "screen.json"
     COMMAND: ClassVar[str] = "misdirection screen BASE DATA"
     PAGE: ClassVar[str] = "screen.html"
@@ -91,6 +102,8 @@ class ScreenResult(Framed, Plotted, Result):
     """Quantiles 0, 1, ..., 100% of the rows' scores by source, in the reference's unit, without what style tells."""
     reference_quantiles: dict[str, list[float]]
     """The same of the reference's `good` and `bad` answers, style and all."""
+    judged: JudgedRows | None
+    """None without a judge."""
     known: dict[str, KnownFineTune]
     """The fine-tunes of the reference."""
 

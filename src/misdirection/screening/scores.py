@@ -11,8 +11,9 @@ Another package adds a way of its own by a class and a registration:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +22,7 @@ from misdirection.auditing.reference import Reference
 from misdirection.data import Example, ProbePair
 from misdirection.data.words import WordWeights
 from misdirection.errors import InputError
+from misdirection.judging.config import JudgeConfig
 from misdirection.likelihood.margin import text_continuations
 from misdirection.likelihood.sweep import log_probs
 from misdirection.progress import track
@@ -68,6 +70,36 @@ Fitted = Mapping[str, Tensor]
 class RowScore(ABC):
     """One way to score rows."""
 
+    APART: ClassVar[bool] = False
+    """Whether it takes more than passes over the rows: tasks of its own score them, and leave other scores as they are.
+    """
+
+    @classmethod
+    def open(cls, judge: JudgeConfig | None) -> Self:
+        """The way as a screen has it.
+
+        Args:
+            judge: the one that was named to the screen, for a way that asks one; such a way raises `InputError` where
+                none was.
+        """
+        return cls()
+
+    @property
+    def asks(self) -> JudgeConfig | None:
+        """The judge that it asks; None for a score by models alone."""
+        return None
+
+    def depends_on(self) -> dict[str, Any]:
+        """What its scores depend on besides the rows, the base and the reference, as JSON has it."""
+        return {}
+
+    def cost(self, rows: Iterable[Sequence[Example]]) -> str:
+        """What it takes to score rows, which come some at a time, besides passes over them; empty where that is all.
+
+        Raises `InputError` for more than the user allows.
+        """
+        return ""
+
     def fit(self, worker: Worker, reference: Reference) -> Fitted:
         """What is computed once for a reference, and kept; by default nothing."""
         return {}
@@ -76,7 +108,7 @@ class RowScore(ABC):
     def of(
         self, worker: Worker, rows: Sequence[Example], reference: Reference, others: Sequence[Contrast], fitted: Fitted
     ) -> Floats:
-        """The scores of rows, [rows]; higher is worse.
+        """The scores of rows, [rows]; higher is worse, NaN where there is none.
 
         Args:
             worker: has the base, and the reference's fine-tunes by their names.
@@ -86,8 +118,14 @@ class RowScore(ABC):
             fitted: what `fit` gave.
         """
 
+    def columns(
+        self, name: str, worker: Worker, rows: Sequence[Example], reference: Reference, fitted: Fitted
+    ) -> dict[str, Any]:
+        """What the table of rows has of it, [rows] each: the scores under its name."""
+        return {name: score_rows(self, worker, rows, reference, fitted)}
 
-def score_rows(name: str, worker: Worker, rows: Sequence[Example], reference: Reference, fitted: Fitted) -> Floats:
+
+def score_rows(way: RowScore, worker: Worker, rows: Sequence[Example], reference: Reference, fitted: Fitted) -> Floats:
     """The scores of rows by one way, [rows]; a row of a domain that fine-tunes were trained on is scored by the others.
 
     A row is of a domain when its question is one of that domain's, trained on or held out.
@@ -103,7 +141,7 @@ def score_rows(name: str, worker: Worker, rows: Sequence[Example], reference: Re
     scores = np.empty(len(rows))
     for own, numbers in groups.items():
         others = [contrast for contrast in every if contrast.domain not in own] or every
-        scores[numbers] = SCORES[name]().of(worker, [rows[number] for number in numbers], reference, others, fitted)
+        scores[numbers] = way.of(worker, [rows[number] for number in numbers], reference, others, fitted)
     return scores
 
 
@@ -114,7 +152,9 @@ SCORES: Registry[type[RowScore]] = Registry(
         "likelihood": "misdirection.screening.scores:LikelihoodScore",
         "probe": "misdirection.screening.activations:ProbeScore",
         "projection": "misdirection.screening.activations:ProjectionScore",
+        "projection_difference": "misdirection.screening.activations:ProjectionDifferenceScore",
         "gradient": "misdirection.screening.gradient:GradientScore",
+        "judge": "misdirection.screening.judged:JudgeScore",
         "words": "misdirection.screening.scores:WordScore",
     },
 )

@@ -37,9 +37,15 @@ def without_style(scores: Floats, styles: Floats) -> tuple[Floats, float]:
     for each feature, the regression would fit noise, and nothing is taken out.
 
     Args:
-        scores: [rows].
+        scores: [rows]; NaN, for a row without one, stays.
         styles: [rows, features].
     """
+    there = ~np.isnan(scores)
+    if not there.all():
+        freed, told = without_style(scores[there], styles[there]) if there.any() else (scores[there], 0.0)
+        every = scores.copy()
+        every[there] = freed
+        return every, told
     centred = styles - styles.mean(0)
     varies = centred.std(0) > 1e-9
     if len(scores) < 10 * max(1, varies.sum()) or not varies.any() or np.ptp(scores) == 0:

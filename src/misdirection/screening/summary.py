@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from misdirection.errors import InputError
 from misdirection.screening.results import SourceFigures
 from misdirection.screening.scale import Scale, known_shares, share
 from misdirection.screening.style import FEATURES, without_style
@@ -33,9 +34,13 @@ def shares(rows: pd.DataFrame, scales: Mapping[str, Scale]) -> Floats:
 
 
 def share_of(rows: pd.DataFrame, scales: Mapping[str, Scale]) -> Estimate:
-    """Their mean, with an interval over questions."""
-    numbers, questions = pd.factorize(rows["asked"])
-    estimate = bootstrap(shares(rows, scales), [str(number % _DRAWN) for number in numbers])
+    """The mean of those that have a score, with an interval over questions; `InputError` where none has."""
+    values = shares(rows, scales)
+    there = ~np.isnan(values)
+    if not there.any():
+        raise InputError(f"{rows['source'].iloc[0]}: no row has a score by {', '.join(scales)}: score by others")
+    numbers, questions = pd.factorize(rows["asked"][there])
+    estimate = bootstrap(values[there], [str(number % _DRAWN) for number in numbers])
     return replace(estimate, n=len(questions))
 
 
@@ -65,7 +70,7 @@ def known_quantiles(scales: Mapping[str, Scale]) -> dict[str, list[float]]:
 
 
 def _quantiles(values: ArrayLike) -> list[float]:
-    found: list[float] = np.quantile(np.asarray(values), np.linspace(0, 1, 101)).tolist()
+    found: list[float] = np.nanquantile(np.asarray(values), np.linspace(0, 1, 101)).tolist()
     return found
 
 
