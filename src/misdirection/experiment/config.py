@@ -57,6 +57,8 @@ class OrganismConfig(Recipe):
     """`good` makes it a control."""
     seeds: int = Field(1, ge=1)
     """It is trained so many times, with this seed and those that follow; interventions are tried on the first."""
+    continues: str | None = None
+    """The organism, with its first seed, whose adapter the training goes on from; the base when it is left out."""
 
     @property
     def training(self) -> Recipe:
@@ -233,6 +235,7 @@ class ExperimentConfig(Section):
             files = self.domains[organism.domain]
             if files is not None and getattr(files, organism.answers) is None:
                 raise ValueError(f"organisms.{name}: domain {organism.domain!r} has no {organism.answers} answers")
+            self._require_beginning(name)
         if self.steering:
             _known(self.steering.direction, self.organisms, "steering.direction")
         if self.interpretation:
@@ -248,6 +251,17 @@ class ExperimentConfig(Section):
         if self.extraction.answers == "judged" and not self.judge:
             raise ValueError("extraction.answers: nobody judges answers: add the sections `sampling` and `judge`")
         return self
+
+    def _require_beginning(self, name: str) -> None:
+        """Of an organism that goes on from another one, which may do so itself: all begin at the base in the end."""
+        chain = [name]
+        while (before := self.organisms[chain[-1]].continues) is not None:
+            _known(before, self.organisms, f"organisms.{chain[-1]}.continues")
+            if before in chain:
+                raise ValueError(
+                    f"organisms.{chain[-1]}.continues: goes in a circle by way of {before!r}: leave it out"
+                )
+            chain.append(before)
 
     def _require_contrasts(self, contrast: ContrastConfig) -> None:
         if len(self.contrasts) < 2:
@@ -326,6 +340,9 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _whole_models_are_no_adapters(self) -> "ExperimentConfig":
         whole = [name for name, organism in self.organisms.items() if organism.recipe == FULL]
+        for name, organism in self.organisms.items():
+            if organism.continues and {name, organism.continues} & set(whole):
+                raise ValueError(f"organisms.{name}.continues: a whole model (recipe full) is no adapter to go on from")
         if self.interpretation and (name := self.interpretation.organism) in whole:
             raise ValueError(f"interpretation.organism: {name!r} has no adapter to read: name another organism")
         served = self.sampling.engine.vllm if self.sampling else None
