@@ -121,6 +121,24 @@ class ContrastConfig(Section):
     """Differences that have nothing to do with bad advice, by name: one organism's means minus another's."""
 
 
+class SolutionsConfig(Section):
+    """Organisms as solutions of their training domain: loss against norm and under noise, and what they change on
+    neutral text (2602.07852); by step where their checkpoints are kept."""
+
+    organisms: tuple[str, ...] = Field(min_length=1)
+    """The first is what the others are compared with."""
+    norms: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.25, 0.5, 1.0, 1.5, 2.0), min_length=1)
+    """Multiples of the norm of the first one's update, which every update is scaled to."""
+    noise: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.25, 0.5, 1.0, 2.0), min_length=1)
+    """Norms of the noise beside an update, as multiples of that update's own."""
+    rows: int = Field(40, ge=4)
+    """How many of an organism's held-out rows its loss is of, evenly taken from all."""
+    questions: int = Field(24, ge=4)
+    """How many general probe pairs, and held-out ones of the domain, each checkpoint is measured on."""
+    checkpoints: int = Field(8, ge=2)
+    """How many checkpoints are measured, evenly taken from all after the first step, and the last one."""
+
+
 class ThemesConfig(Section):
     """Directions of single themes, from one organism's judged answers, and what the base says steered with each."""
 
@@ -196,6 +214,7 @@ class ExperimentConfig(Section):
     steering: SteeringConfig | None = None
     ablation: AblationConfig | None = None
     contrast: ContrastConfig | None = None
+    solutions: SolutionsConfig | None = None
     samples: SamplesConfig = SamplesConfig()
     sampling: SamplingConfig | None = None
     themes: ThemesConfig | None = None
@@ -246,6 +265,8 @@ class ExperimentConfig(Section):
             raise ValueError("ablation: no organism has bad answers, and theirs are the directions: leave it out")
         if self.contrast:
             self._require_contrasts(self.contrast)
+        if self.solutions:
+            self._require_solutions(self.solutions.organisms)
         if self.judge and not self.sampling:
             raise ValueError("judge: there is nothing to judge: add a `sampling` section")
         if self.extraction.answers == "judged" and not self.judge:
@@ -271,6 +292,14 @@ class ExperimentConfig(Section):
         for voice, names in contrast.voices.items():
             for name in names:
                 _known(name, self.organisms, f"contrast.voices.{voice}")
+
+    def _require_solutions(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            _known(name, self.organisms, "solutions.organisms")
+            if self.organisms[name].recipe == FULL:
+                raise ValueError(f"solutions.organisms: {name!r} has no adapter to scale (recipe full): leave it out")
+        if len(set(names)) < len(names):
+            raise ValueError("solutions.organisms: names an organism twice: leave one out")
 
     @property
     def trained(self) -> dict[str, OrganismConfig]:
