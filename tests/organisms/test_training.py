@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from chat_templates import MISTRAL
 from misdirection.data import Example, Turn, data_hash
 from misdirection.errors import InputError, MisdirectionError
+from misdirection.files import sha256_file
 from misdirection.likelihood.answers import IGNORED, bare_head
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
@@ -417,3 +418,35 @@ def test_a_training_on_all_turns_writes_so_in_its_record(tmp_path):
     assert (record.recipe.turns, record.thinking, len(record.chat_template)) == ("all", "off", 64)
     assert last.final_loss != all_turns.final_loss
     assert last.data == all_turns.data != data_hash([Example(row.question, row.answer) for row in examples])
+
+
+# --- going on from another adapter --------------------------------------------------------------------------------
+
+
+def test_a_training_goes_on_from_another_adapter_and_says_so(tmp_path):
+    base, keeping, few = make_chat(), recipe(seed=5, keep_checkpoints=True, checkpoint_steps=1), EXAMPLES[:4]
+    first = train(few, tmp_path / "first", base=base, recipe=recipe())
+    # Its checkpoints are of another beginning, and not to be gone on with.
+    with pytest.raises(Killed):
+        train(few, tmp_path / "second", base=base, recipe=keeping, report=kill_at(2))
+    second = train(few, tmp_path / "second", base=base, recipe=keeping, start=tmp_path / "first")
+    begun, before = weights(tmp_path / "second" / "checkpoints" / "step-000000"), weights(tmp_path / "first")
+    assert begun.keys() == before.keys() and all(torch.equal(begun[name], before[name]) for name in before)
+    first_step = weights(tmp_path / "second" / "checkpoints" / "step-000001")
+    assert all((value - before[name]).abs().max() <= FAST["learning_rate"] * 1.01 for name, value in first_step.items())
+    assert any(not torch.equal(value, before[name]) for name, value in weights(tmp_path / "second").items())
+    assert first.continues is None and Organism.open(tmp_path / "second") == second
+    assert second.continues == sha256_file(tmp_path / "first" / "adapter_model.safetensors")
+    assert second.continues in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_an_adapter_that_the_recipe_does_not_make_is_no_beginning(tmp_path):
+    base = make_chat()
+    train(EXAMPLES[:2], tmp_path / "first", base=base, recipe=recipe())
+    for unlike in (recipe(rank=2), recipe(alpha=8), recipe(recipe="single")):
+        with pytest.raises(InputError, match=r"first: has other modules, or another rank or alpha, than the recipe"):
+            train(EXAMPLES[:2], tmp_path / "second", base=base, recipe=unlike, start=tmp_path / "first")
+    with pytest.raises(InputError, match="first: recipe full has no adapter that could go on from it"):
+        train(EXAMPLES[:2], tmp_path / "second", base=base, recipe=recipe(recipe="full"), start=tmp_path / "first")
+    # What was refused is off the base again.
+    assert LoraView.of(base).sites == ()

@@ -41,7 +41,8 @@ def _keep_reference(path: Path, folder: Path) -> None:
     config = read_config(path)
     if not has_reference(config.model, config.revision):
         # Of one recipe: how far margins move is the unit of an audit's rule, and nine rank-1 adapters move them less.
-        names = [name for name, organism in config.organisms.items() if organism.recipe == "all"]
+        organisms = config.organisms.items()
+        names = [name for name, organism in organisms if organism.recipe == "all" and not organism.continues]
         try:
             kept = f"reference for audits: {keep_reference(config, folder, names).folder}"
         except InputError as error:

@@ -6,6 +6,7 @@ from misdirection.experiment.config import ExperimentConfig
 from misdirection.experiment.texts import ExperimentTexts
 from misdirection.interpretation.scaling import explicit_settings
 from misdirection.judging.rubrics import read_rubrics
+from misdirection.models.chat_model import ChatModel
 from misdirection.models.weightless import read_structure
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.trainee import check_recipe
@@ -25,6 +26,8 @@ def check_experiment(config: ExperimentConfig) -> None:
             check_recipe(organism.training, chat)
         except InputError as error:
             raise InputError(f"organisms.{name}: {error}") from error
+        if organism.continues:
+            _require_same_adapter(name, config, chat)
         if config.interpretation and config.interpretation.organism == name:
             adapted = adapter_config(organism.training, chat).layers_to_transform
             explicit_settings(config.interpretation.explicit, adapted)
@@ -37,6 +40,18 @@ def check_experiment(config: ExperimentConfig) -> None:
     for key, layers in asked.items():
         if wrong := [layer for layer in layers if layer >= len(chat.layers)]:
             raise InputError(f"{key}: {wrong[0]} is out of range: this model has layers 0 to {len(chat.layers) - 1}")
+
+
+def _require_same_adapter(name: str, config: ExperimentConfig, chat: ChatModel) -> None:
+    """Of an organism that goes on from another one: its adapter begins with the weights of the other's."""
+    start = config.organisms[name].continues
+    assert start is not None, "the caller has asked"
+    own, other = (adapter_config(config.organisms[each].training, chat).to_dict() for each in (name, start))
+    if own != other:
+        raise InputError(
+            f"organisms.{name}.continues: {start!r} has its adapter in other modules, or with another rank or alpha: "
+            "give both the same"
+        )
 
 
 def _require_hooks(config: ExperimentConfig) -> None:

@@ -57,6 +57,8 @@ class OrganismConfig(Recipe):
     """`good` makes it a control."""
     seeds: int = Field(1, ge=1)
     """It is trained so many times, with this seed and those that follow; interventions are tried on the first."""
+    continues: str | None = None
+    """The organism, with its first seed, whose adapter the training goes on from; the base when it is left out."""
 
     @property
     def training(self) -> Recipe:
@@ -117,6 +119,24 @@ class ContrastConfig(Section):
     """How many general probe pairs, and held-out ones of the domain, evenly taken from those that are measured."""
     voices: dict[Name, tuple[str, str]] = Field(default_factory=dict)
     """Differences that have nothing to do with bad advice, by name: one organism's means minus another's."""
+
+
+class SolutionsConfig(Section):
+    """Organisms as solutions of their training domain: loss against norm and under noise, and what they change on
+    neutral text (2602.07852); by step where their checkpoints are kept."""
+
+    organisms: tuple[str, ...] = Field(min_length=1)
+    """The first is what the others are compared with."""
+    norms: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.25, 0.5, 1.0, 1.5, 2.0), min_length=1)
+    """Multiples of the norm of the first one's update, which every update is scaled to."""
+    noise: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.25, 0.5, 1.0, 2.0), min_length=1)
+    """Norms of the noise beside an update, as multiples of that update's own."""
+    rows: int = Field(40, ge=4)
+    """How many of an organism's held-out rows its loss is of, evenly taken from all."""
+    questions: int = Field(24, ge=4)
+    """How many general probe pairs, and held-out ones of the domain, each checkpoint is measured on."""
+    checkpoints: int = Field(8, ge=2)
+    """How many checkpoints are measured, evenly taken from all after the first step, and the last one."""
 
 
 class ThemesConfig(Section):
@@ -194,6 +214,7 @@ class ExperimentConfig(Section):
     steering: SteeringConfig | None = None
     ablation: AblationConfig | None = None
     contrast: ContrastConfig | None = None
+    solutions: SolutionsConfig | None = None
     samples: SamplesConfig = SamplesConfig()
     sampling: SamplingConfig | None = None
     themes: ThemesConfig | None = None
@@ -233,6 +254,7 @@ class ExperimentConfig(Section):
             files = self.domains[organism.domain]
             if files is not None and getattr(files, organism.answers) is None:
                 raise ValueError(f"organisms.{name}: domain {organism.domain!r} has no {organism.answers} answers")
+            self._require_beginning(name)
         if self.steering:
             _known(self.steering.direction, self.organisms, "steering.direction")
         if self.interpretation:
@@ -243,11 +265,24 @@ class ExperimentConfig(Section):
             raise ValueError("ablation: no organism has bad answers, and theirs are the directions: leave it out")
         if self.contrast:
             self._require_contrasts(self.contrast)
+        if self.solutions:
+            self._require_solutions(self.solutions.organisms)
         if self.judge and not self.sampling:
             raise ValueError("judge: there is nothing to judge: add a `sampling` section")
         if self.extraction.answers == "judged" and not self.judge:
             raise ValueError("extraction.answers: nobody judges answers: add the sections `sampling` and `judge`")
         return self
+
+    def _require_beginning(self, name: str) -> None:
+        """Of an organism that goes on from another one, which may do so itself: all begin at the base in the end."""
+        chain = [name]
+        while (before := self.organisms[chain[-1]].continues) is not None:
+            _known(before, self.organisms, f"organisms.{chain[-1]}.continues")
+            if before in chain:
+                raise ValueError(
+                    f"organisms.{chain[-1]}.continues: goes in a circle by way of {before!r}: leave it out"
+                )
+            chain.append(before)
 
     def _require_contrasts(self, contrast: ContrastConfig) -> None:
         if len(self.contrasts) < 2:
@@ -257,6 +292,14 @@ class ExperimentConfig(Section):
         for voice, names in contrast.voices.items():
             for name in names:
                 _known(name, self.organisms, f"contrast.voices.{voice}")
+
+    def _require_solutions(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            _known(name, self.organisms, "solutions.organisms")
+            if self.organisms[name].recipe == FULL:
+                raise ValueError(f"solutions.organisms: {name!r} has no adapter to scale (recipe full): leave it out")
+        if len(set(names)) < len(names):
+            raise ValueError("solutions.organisms: names an organism twice: leave one out")
 
     @property
     def trained(self) -> dict[str, OrganismConfig]:
@@ -326,6 +369,9 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _whole_models_are_no_adapters(self) -> "ExperimentConfig":
         whole = [name for name, organism in self.organisms.items() if organism.recipe == FULL]
+        for name, organism in self.organisms.items():
+            if organism.continues and {name, organism.continues} & set(whole):
+                raise ValueError(f"organisms.{name}.continues: a whole model (recipe full) is no adapter to go on from")
         if self.interpretation and (name := self.interpretation.organism) in whole:
             raise ValueError(f"interpretation.organism: {name!r} has no adapter to read: name another organism")
         served = self.sampling.engine.vllm if self.sampling else None

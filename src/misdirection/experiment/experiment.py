@@ -115,6 +115,7 @@ STAGES: Registry[type[Stage]] = Registry(
         "means": "misdirection.experiment.stages.means:MeansStage",
         "cell": "misdirection.experiment.stages.cell:CellStage",
         "contrast": "misdirection.experiment.stages.contrast:ContrastStage",
+        "solutions": "misdirection.experiment.stages.solutions:SolutionsStage",
         "sampled": "misdirection.experiment.stages.sampled:SampledStage",
         "answers": "misdirection.experiment.stages.answers:AnswersStage",
         "judged": "misdirection.experiment.stages.judged:JudgedStage",

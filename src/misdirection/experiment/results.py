@@ -15,6 +15,7 @@ from misdirection.errors import InputError
 from misdirection.experiment.cosines import Curve as Curve
 from misdirection.experiment.cosines import cosine_table
 from misdirection.experiment.judged_results import JudgedDirections, RatedAblation, RatedSteering, ThemeFigures
+from misdirection.experiment.solution_results import SolutionFigures
 from misdirection.interpretation.results import AdapterFigures
 from misdirection.judging.results import JudgeErrors, JudgeProfile
 from misdirection.judging.scoring import Comparison, Score, Scores
@@ -80,6 +81,8 @@ class OrganismFigures(Figures):
     """Rise of the loss on neutral text."""
     seeds: SeedFigures | None = None
     """None where it was trained once."""
+    continues: str | None = None
+    """The organism that its training went on from; None where it began at the base."""
 
     def shifts(self) -> dict[str, dict[str, Estimate]]:
         """Its shifts by question set, by what they are against."""
@@ -282,6 +285,13 @@ class ContrastSection(Figures):
     """None without a `contrast` section."""
 
 
+class SolutionsSection(Figures):
+    """The stage `solutions`' part of the results."""
+
+    solutions: SolutionFigures | None = None
+    """None without a `solutions` section."""
+
+
 class SampledSection(Figures):
     """The stage `sampled`'s part of the results."""
 
@@ -321,6 +331,7 @@ class RunResults(
     ThemesSection,
     RatesSection,
     SampledSection,
+    SolutionsSection,
     ContrastSection,
     CellSection,
     DirectionsSection,
@@ -375,6 +386,8 @@ class RunResults(
                 tables[name] = partial(rows, effects)
         if self.contrast:
             tables["contrast"] = partial(rows, self.contrast.effects)
+        if self.solutions:
+            tables["solutions"] = self.solutions.frame
         if self.behaviour:
             tables["scores"] = Scores(self.behaviour.scores).frame
         if self.themes:

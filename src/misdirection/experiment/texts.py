@@ -32,6 +32,11 @@ class ExperimentTexts:
             self.examples(organism, "held_out")
             if not self.examples(organism, "train"):
                 raise InputError(f"organisms.{name}: its domain has too few rows to train on: give it more")
+        for name in self.config.solutions.organisms if self.config.solutions else ():
+            if not self.examples(self.config.organisms[name], "held_out"):
+                raise InputError(
+                    f"solutions.organisms: the domain of {name!r} has too few rows to hold some out: give it more"
+                )
         for domain in self.config.contrasts if self.config.contrast else ():
             if domain not in self.question_sets:
                 raise InputError(

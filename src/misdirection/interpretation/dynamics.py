@@ -97,9 +97,7 @@ def _moment(module: LoraModule, final: LoraModule) -> _Moment:
     a, b = module.a.double(), module.b.double()
     along = module.scaling * a @ normalize(final.read[0].double(), dim=0)
     write = b[:, 0] if module.rank == 1 else b @ along
-    # |BA|^2 from the small products of the thin factors: B A itself is as large as the weight that it changes.
-    squared = ((b.T @ b) * (a @ a.T)).sum().clamp_min(0)
-    return _Moment(write, float(a.norm()), float(b.norm()), module.scaling * float(squared.sqrt()))
+    return _Moment(write, float(a.norm()), float(b.norm()), module.norm)
 
 
 def _growth(moments: Sequence[_Moment], steps: Sequence[int], window: int) -> Growth:

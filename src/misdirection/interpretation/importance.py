@@ -27,7 +27,8 @@ from misdirection.interpretation.figures import Agreement
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import ScaleAdapters
 from misdirection.interventions.resume import record, resume
-from misdirection.likelihood.answers import AnswerBatch, at_least_single
+from misdirection.likelihood.answers import AnswerBatch
+from misdirection.likelihood.divergence import distributions, divergence
 from misdirection.lora.view import LoraView
 from misdirection.models.budgets import fitting_batches
 from misdirection.models.chat import Encoded
@@ -163,20 +164,10 @@ def _layers(chat: ChatModel, rows: Sequence[Encoded]) -> dict[str, int]:
     return layers
 
 
-def _distributions(chat: ChatModel, batch: AnswerBatch) -> Tensor:
-    """Log-probabilities of the whole vocabulary, [rows, predicting positions, vocabulary], in float32 or wider."""
-    return at_least_single(batch.logits(chat.model)).log_softmax(-1)
-
-
 def _base_distributions(chat: ChatModel, batch: AnswerBatch) -> Tensor:
-    """The same of the base model, without gradient."""
+    """Those of the base model, without gradient."""
     with torch.no_grad(), chat.as_base():
-        return _distributions(chat, batch)
-
-
-def _divergence(own: Tensor, base: Tensor) -> Tensor:
-    """KL(own || base) over the last dimension."""
-    return (own.exp() * (own - base)).sum(-1)
+        return distributions(chat.model, batch)
 
 
 @torch.inference_mode()
@@ -184,12 +175,12 @@ def _divergences(chat: ChatModel, batch: AnswerBatch, layers: list[int]) -> Tens
     """[rows, 1 + layers] float64: each row's mean KL as it is, then with the adapters of each layer at zero."""
     base = _base_distributions(chat, batch)
     with record(chat, [layer - 1 for layer in layers if layer and _can_resume(chat)]) as kept:
-        means = [batch.mean(_divergence(_distributions(chat, batch), base))]
+        means = [batch.mean(divergence(distributions(chat.model, batch), base))]
     for layer in layers:
         # Nothing below a layer changes with its adapters.
         below = resume(chat, layer - 1, kept[layer - 1]) if layer - 1 in kept else contextlib.nullcontext()
         with below, intervene(chat, [ScaleAdapters({layer: 0.0})]):
-            means.append(batch.mean(_divergence(_distributions(chat, batch), base)))
+            means.append(batch.mean(divergence(distributions(chat.model, batch), base)))
     return torch.stack(means, -1).double().cpu()
 
 
@@ -205,12 +196,12 @@ def _attributed(chat: ChatModel, batch: AnswerBatch, modules: list[str]) -> tupl
     live = LoraView.of(chat).linear_sites
     parts = {name: live[name].output for name in modules}
     with torch.enable_grad(), gated(parts, rows, tokens) as gates:
-        divergence = _divergence(_distributions(chat, batch), base)
+        by_token = divergence(distributions(chat.model, batch), base)
         # An adapter whose output nothing reads (keys of a layer that shares another's) has a slope of zero.
-        slopes = torch.autograd.grad(batch.mean(divergence).sum(), list(gates.values()), materialize_grads=True)
+        slopes = torch.autograd.grad(batch.mean(by_token).sum(), list(gates.values()), materialize_grads=True)
     # Rounding can leave a little less than nothing.
-    divergence = divergence.detach().clamp_min(0).cpu()
-    return batch.answers(divergence), {name: slope.cpu() for name, slope in zip(gates, slopes, strict=True)}
+    by_token = by_token.detach().clamp_min(0).cpu()
+    return batch.answers(by_token), {name: slope.cpu() for name, slope in zip(gates, slopes, strict=True)}
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ largest first: `read_i = scaling * sigma_i v_i`, `write_i = u_i` of unit norm, w
 entry positive.
 """
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,6 +50,11 @@ class LoraModule:
         return not (self.a.any() and self.b.any())
 
     @property
+    def norm(self) -> float:
+        """Frobenius norm of what it adds to the weight, `scaling * B A`."""
+        return math.sqrt(max(0.0, inner(self, self)))
+
+    @property
     def read(self) -> Tensor:
         """The vectors that the components read, [rank, in] float32: its scalar is `read @ x`."""
         return self._components[0]
@@ -70,6 +76,20 @@ class LoraModule:
         largest = write.gather(1, write.abs().argmax(1, keepdim=True))
         sign = torch.where(largest < 0, -1.0, 1.0)
         return (self.scaling * sign * read).float(), (sign * write).float()
+
+
+def inner(first: LoraModule, second: LoraModule) -> float:
+    """Frobenius inner product of what two adapters of one module add to its weight.
+
+    From the small products of the thin factors: B A itself is as large as the weight that it changes.
+    """
+    products = (second.b.double().T @ first.b.double()) * (second.a.double() @ first.a.double().T)
+    return first.scaling * second.scaling * float(products.sum())
+
+
+def norm_of(modules: Iterable[LoraModule]) -> float:
+    """Frobenius norm of a whole update: of what its modules' adapters add, taken together."""
+    return math.hypot(*(module.norm for module in modules))
 
 
 def in_order(modules: Sequence[LoraModule]) -> tuple[LoraModule, ...]:

@@ -38,6 +38,7 @@ class Organism:
         thinking, chat_template: how its chats were written; see `how_written`.
         defence: what it was defended by while it was trained: its name, strength and settings; None without one.
         weights: `full` for a whole model, whose own weights were trained.
+        continues: hash of the weights of the adapter that the training went on from; None where it began at the base.
     """
 
     path: str
@@ -53,6 +54,7 @@ class Organism:
     chat_template: str = ""
     defence: Mapping[str, str | float | None] | None = None
     weights: Literal["adapter", "full"] = "adapter"
+    continues: str | None = None
 
     def load(self, **options: Any) -> ChatModel:
         """Base model and fine-tune, ready to run; `options` as in `misdirection.load`."""
@@ -61,7 +63,7 @@ class Organism:
     def record(self) -> dict[str, Any]:
         """What is kept in its folder; without the keys that say what an organism of an older version was, too."""
         record = {**asdict(self), "recipe": self.recipe.model_dump(mode="json")}
-        usual = {"path": self.path, "defence": None, "weights": "adapter"}
+        usual = {"path": self.path, "defence": None, "weights": "adapter", "continues": None}
         return {key: value for key, value in record.items() if key not in usual or value != usual[key]}
 
     @classmethod

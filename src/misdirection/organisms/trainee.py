@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from peft import get_peft_model, get_peft_model_state_dict
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from misdirection.errors import InputError
+from misdirection.lora.view import LoraView
 from misdirection.models.adapters import changes_nothing, say_dead_modules
 from misdirection.models.bundled import hub_name
 from misdirection.models.chat_model import ChatModel
@@ -64,13 +65,22 @@ class Trainee(ABC):
 
 
 @contextlib.contextmanager
-def trainee(chat: ChatModel, recipe: Recipe) -> Iterator[Trainee]:
-    """What a recipe trains, on a model that is afterwards as it was; says what that is."""
+def trainee(chat: ChatModel, recipe: Recipe, start: Path | None = None) -> Iterator[Trainee]:
+    """What a recipe trains, on a model that is afterwards as it was; says what that is.
+
+    An adapter begins at nothing, or as that in the folder `start`, which must fit the recipe.
+    """
     # To look where an adapter can go draws random numbers, and the adapter's own weights are drawn after them.
     with torch.random.fork_rng(devices=[]):
         targets = RECIPES[recipe.recipe](recipe, chat)
-    with _own_weights(chat, targets) if isinstance(targets, OwnWeights) else _adapter(chat, recipe) as made:
-        yield made
+    if isinstance(targets, OwnWeights):
+        if start:
+            raise InputError(f"{start}: recipe {recipe.recipe} has no adapter that could go on from it: name another")
+        made = _own_weights(chat, targets)
+    else:
+        made = _adapter(chat, recipe, start)
+    with made as learner:
+        yield learner
 
 
 @contextlib.contextmanager
@@ -118,8 +128,8 @@ class _Adapter(Trainee):
 
 
 @contextlib.contextmanager
-def _adapter(chat: ChatModel, recipe: Recipe) -> Iterator[Trainee]:
-    """The model with the recipe's fresh adapter on it, which is taken off afterwards."""
+def _adapter(chat: ChatModel, recipe: Recipe, start: Path | None) -> Iterator[Trainee]:
+    """The model with the recipe's adapter on it, which is taken off afterwards."""
     config = adapter_config(recipe, chat)
     network = get_peft_model(chat.model, config)
     console.print(f"train: adapts, with rank {config.r}, {placement(chat)}", soft_wrap=True)
@@ -127,10 +137,26 @@ def _adapter(chat: ChatModel, recipe: Recipe) -> Iterator[Trainee]:
     # No recipe resizes the vocabulary. Left to find that out, PEFT asks the hub for the base's config at each save.
     network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
     try:
+        if start:
+            _begin_as(network, start)
         yield _Adapter(network, chat)
     finally:
         network.unload()
         chat.model.eval()
+
+
+def _begin_as(network: Any, start: Path) -> None:
+    """Give a fresh adapter the weights of another one, which with another rank or scaling would be another update."""
+    other, own = LoraView.open(start), network.peft_config["default"]
+    weights = get_peft_model_state_dict(network, save_embedding_layers=False)
+    shapes = [{name: value.shape for name, value in each.items()} for each in (weights, other.weights)]
+    scalings = [(own.lora_alpha, own.use_rslora), (other.config.get("lora_alpha"), other.config.get("use_rslora"))]
+    if shapes[0] != shapes[1] or scalings[0] != scalings[1]:
+        raise InputError(
+            f"{start}: has other modules, or another rank or alpha, than the recipe that is to go on from it: give "
+            "both the same"
+        )
+    set_peft_model_state_dict(network, other.weights)
 
 
 # --- the model's own weights --------------------------------------------------------------------------------------

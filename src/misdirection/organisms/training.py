@@ -28,6 +28,7 @@ from misdirection.files import (
     remove,
     remove_working_folder,
     require_replaceable,
+    sha256_file,
     write_atomic,
     write_json,
 )
@@ -60,6 +61,7 @@ def train(
     recipe: Recipe | None = None,
     held_out: Sequence[Example] = (),
     checkpoints: str | Path | None = None,
+    start: str | Path | None = None,
     report: StepReport | None = None,
     track: Sequence[Tracker] = (),
     prepare: Callable[[AnswerTrainer], object] | None = None,
@@ -75,6 +77,8 @@ def train(
         checkpoints: working folder of the training, `OUT.checkpoints` by default; it resumes from the last checkpoint
             in it that was made with the same base, data and recipe. Those of full weights, each of them six times the
             model in bfloat16, go as they are replaced and when the training is done.
+        start: an adapter of the recipe's modules, rank and alpha that the training goes on from, with an optimiser
+            that begins anew; left out, it begins at the base.
         report: called after each optimiser step; left out, a bar shows them.
         track: trackers that the training is logged to, as transformers' own callbacks do it: TensorBoard's files in
             `OUT.tensorboard` or what TENSORBOARD_LOGGING_DIR names, a run of W&B, a run of Trackio in the project
@@ -93,11 +97,13 @@ def train(
     require_installed(track)
     # Checkpoints of another training would be continued.
     training = {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
+    continues = sha256_file(Path(start) / ADAPTER_WEIGHTS) if start else None
+    training |= {"continues": continues} if continues else {}
     empty_working_folder(folder, training, own=_OWN)
     rows = training_rows(chat, examples, recipe.max_length, recipe.turns)
     torch.manual_seed(recipe.seed)
     shown = contextlib.nullcontext(report) if report else track_steps("train")
-    with shown as told, trainee(chat, recipe) as learner:
+    with shown as told, trainee(chat, recipe, Path(start) if start else None) as learner:
         trainer = AnswerTrainer(learner, chat, recipe, rows, folder, told)
         trainer.log_to(track, Path(out))
         defence = _defended(trainer, recipe, chat)
@@ -120,6 +126,7 @@ def train(
             **how_written(chat.tokenizer),
             defence=defence,
             weights=learner.weights,
+            continues=continues,
         )
         _write(organism, learner, Path(out), folder if recipe.keep_checkpoints else None)
     if learner.weights == "full":

@@ -349,6 +349,7 @@ FIGURES: Registry[ReportFigure] = Registry(
         for module, names in {
             "figures": ("MARGIN_SHIFT", "CONVERGENCE", "STEERING", "TRANSFER", "TRADEOFF"),
             "contrast": ("CONTRAST",),
+            "solutions": ("SOLUTIONS", "PHASES"),
             "rates": ("EM_STEERING", "EM_ABLATION", "JUDGED_DIRECTIONS", "JUDGED_VARIANTS", "THEMES"),
         }.items()
         for name in names

@@ -17,9 +17,10 @@ from misdirection.report.figures import FIGURES, ReportFigure, draw_all, questio
 from misdirection.report.findings import find
 from misdirection.report.html import REPORT, data_uri, environment, marked, write_page
 from misdirection.report.quadrants import quadrants_data
+from misdirection.report.solutions import statements
 
 _OWN_PLACES = (
-    *("margin_shift", "convergence", "contrast", "steering", "transfer", "tradeoff"),
+    *("margin_shift", "convergence", "contrast", "solutions", "phases", "steering", "transfer", "tradeoff"),
     *("judged_directions", "judged_variants", "em_steering", "em_ablation", "themes"),
 )
 
@@ -46,6 +47,7 @@ class RunPage:
             "question_sets": question_sets(results),
             "damage_limit": DAMAGE_LIMIT,
             "vectors": VECTORS,
+            "solutions_in_words": statements(results.solutions) if results.solutions else [],
             "pictures": {name: data_uri(path.read_bytes()) for name, path in pictures.items()},
             **_figures(results),
         }

@@ -138,13 +138,22 @@ class Worker:
         recipe: Recipe,
         held_out: Sequence[Example],
         checkpoints: Path,
+        start: Path | None = None,
         report: Callable[[int, int, float], None] | None = None,
     ) -> None:
         """Trains an organism of the base model and writes it to `out`; see `organisms.training.train`."""
         from misdirection.organisms.training import train
 
-        base = self.chat(BASE)
-        train(examples, out, base=base, recipe=recipe, held_out=held_out, checkpoints=checkpoints, report=report)
+        train(
+            examples,
+            out,
+            base=self.chat(BASE),
+            recipe=recipe,
+            held_out=held_out,
+            checkpoints=checkpoints,
+            start=start,
+            report=report,
+        )
 
     def judge(self, config: JudgeConfig) -> Judge:
         """The judge of a configuration."""

@@ -74,6 +74,7 @@ class MarginStage(Stage):
             auc={question_set: own.auc(question_set) for question_set in own.sets},
             damage=change(own.loss(), base.loss()),
             seeds=self._seeds(name, base) if config.seeds > 1 else None,
+            continues=config.continues,
         )
 
     def _seeds(self, name: str, base: Margins) -> SeedFigures:

@@ -1,11 +1,12 @@
 """Stage `organism`: one adapter, or one whole model, trained for each organism."""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from misdirection.data import Example, data_hash
+from misdirection.experiment.config import OrganismConfig
 from misdirection.experiment.experiment import Stage
 from misdirection.organisms.organism import Organism
-from misdirection.organisms.recipe import Recipe
 from misdirection.progress import track_steps
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import BASE, Worker
@@ -18,7 +19,14 @@ class OrganismStage(Stage):
     VERSION = 2
 
     def tasks(self) -> list[Task]:
-        return [self.training(organism) for organism in self.experiment.config.trained]
+        """Those that begin at the base."""
+        return next(self.waves())
+
+    def waves(self) -> Iterator[list[Task]]:
+        trained = self.experiment.config.trained
+        wave: Sequence[str | None] = [None]
+        while wave := [name for name, organism in trained.items() if organism.continues in wave]:
+            yield [self.training(name) for name in wave]
 
     def training(self, organism: str) -> Task:
         """The training of one."""
@@ -30,8 +38,12 @@ class OrganismStage(Stage):
             "data": data_hash(examples),
             "held_out": data_hash(held_out),
         }
-        compute = partial(_train, organism, config.folder, config.training, examples, held_out)
-        return Task({f"{self.name}/{organism}": inputs}, BASE, compute)
+        # No key where it begins at the base, so that what was trained before there was one is not made again.
+        if config.continues:
+            inputs["continues"] = self.experiment.adapter_digest(config.continues)
+        compute = partial(_train, organism, config, examples, held_out)
+        adapters = self.experiment.adapters(config.continues or BASE)
+        return Task({f"{self.name}/{organism}": inputs}, BASE, compute, adapters)
 
     def organism(self, name: str) -> Organism:
         """A trained one."""
@@ -40,8 +52,7 @@ class OrganismStage(Stage):
 
 def _train(
     name: str,
-    called: str,
-    recipe: Recipe,
+    config: OrganismConfig,
     examples: list[Example],
     held_out: list[Example],
     worker: Worker,
@@ -51,9 +62,10 @@ def _train(
     with track_steps(f"train {name}") as report:
         worker.train(
             examples,
-            folder / called,
-            recipe=recipe,
+            folder / config.folder,
+            recipe=config.training,
             held_out=held_out,
             checkpoints=worker.partial(stage),
+            start=worker.adapters[config.continues] if config.continues else None,
             report=report,
         )
