@@ -230,7 +230,7 @@ class CountingWorker(Worker):
         finally:
             network.unload()
 
-    def engine(self, name: str) -> "_CountingEngine":
+    def engine(self, name: str, compile: bool = False) -> "_CountingEngine":
         """An engine that counts its passes and answers at once."""
         chat = self.chat(name)
         return _CountingEngine(chat, self._answer, self._recorder.adapter_weights(), self._work.passes)
