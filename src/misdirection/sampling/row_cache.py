@@ -81,7 +81,7 @@ class RowCache:
         self.state = Cache(layers=[])
         self._capacity = rows
         self._few_sizes = few_sizes
-        self._prompt = self._before_new(prompt)
+        self._prompt = self._first(self._before_new(prompt))
         self._window = _Window(0, self._prompt, self._prompt)
 
     def enter(self, prefix: Cache, count: int) -> None:
@@ -120,8 +120,8 @@ class RowCache:
         Gives how many columns the pass sees before its own.
         """
         window, before = self._window, self._before_new(longest)
-        if window.stop == self._used[0].keys.shape[-2] or window.stop < before:
-            used, stop = slice(window.stop - longest, window.stop), max(before, self._prompt)
+        if window.stop == self._used[0].keys.shape[-2] or window.stop < self._first(before):
+            used, stop = slice(window.stop - longest, window.stop), max(self._first(before), self._prompt)
             for layer in self._used:
                 layer.keys = self._moved(layer.keys, used, stop)
                 layer.values = self._moved(layer.values, used, stop)
@@ -136,6 +136,10 @@ class RowCache:
     def _before_new(self, columns: int) -> int:
         """So many columns; or so many more that with a new one they are a multiple."""
         return columns + (-(columns + 1) % ROOM if self._few_sizes else 0)
+
+    def _first(self, before: int) -> int:
+        """Which column may be new at the earliest: a view from the start of storage is a kind of its own to compilers."""
+        return before + 1 if self._few_sizes else before
 
     @property
     def _used(self) -> list[Any]:
