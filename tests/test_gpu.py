@@ -79,16 +79,19 @@ def test_sweeps(architecture):
     torch.testing.assert_close(there, here, **CLOSE)
 
 
+@pytest.mark.parametrize("compile", [False, True], ids=["", "compiled"])
 @pytest.mark.parametrize("setting", [(), [md.Steer(vector(1), 1, 1.0, "answer")]], ids=["plain", "steered"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_sampling(architecture, setting):
+def test_sampling(architecture, setting, compile, caplog):
     def answers(chat):
-        found = md.sample(chat, ["Why?", "What is it like?"], n=24, new_tokens=40, setting=setting, budget=1000)
+        questions, options = ["Why?", "What is it like?"], {"setting": setting, "compile": compile}
+        found = md.sample(chat, questions, n=24, new_tokens=40, budget=1000, **options)
         return [one.answer for one in found]
 
     here, there = map(answers, both(architecture=architecture))
     # A draw turns where its best two candidates are closer than the rounding of either side.
     assert sum(one != other for one, other in zip(here, there, strict=True)) <= 1
+    assert not any(record.name == "misdirection" for record in caplog.records)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -15,7 +15,17 @@ def test_every_figure_is_there_and_finite(bundled):
     call = [sys.executable, BENCHMARK, "--device", "cpu", "--sizes", "tiny", "--json"]
     out = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     found = json.loads(out.splitlines()[-1])
-    parts = ("forward", "extraction", "hooks", "one at a time", "sweep", "sampling", "generate", "training")
+    parts = (
+        "forward",
+        "extraction",
+        "hooks",
+        "one at a time",
+        "sweep",
+        "sampling",
+        "generate",
+        "sampling compiled",
+        "training",
+    )
     assert all(any(name.startswith(part) for name in found["figures"]) for part in parts)
     assert all(0 < value < float("inf") for value in found["figures"].values())
     assert found["device"] == "cpu"

@@ -76,6 +76,9 @@ def sample(
     chat_template: TemplateOption = None,
     engine: Annotated[Engine, typer.Option("--engine", help="transformers, or vllm (an extra).")] = "transformers",
     server: Server = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Run the model's blocks compiled: for a GPU, see docs/scale.md.")
+    ] = False,
 ) -> None:
     """Sample answers by the paper's protocol. Started again, it goes on; other organisms may share the table."""
     from misdirection.directions.setting import direction_setting, require_whole
@@ -93,7 +96,8 @@ def sample(
     requests = make_requests(without(read_questions(questions), leave_out or []), n)
     name = organism or adapter or "base"
     chats: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template}
-    sampler = open_sampler(model, adapter, name=name, engine=engine, server=server, dtype=dtype, device=device, **chats)
+    engines: dict[str, Any] = {"engine": engine, "server": server, "compile": compile}
+    sampler = open_sampler(model, adapter, name=name, dtype=dtype, device=device, **engines, **chats)
     setting, intervention = direction_setting(sampler.chat, direction, layer, scale, positions, as_additive)
     given = sample_into(
         table,

@@ -278,7 +278,7 @@ class CountingWorker(Worker):
         passes += [_answers_of(batch, look) for batch in in_batches(others, recipe.batch_size)]
         return seen
 
-    def engine(self, name: str) -> "_CountingEngine":
+    def engine(self, name: str, compile: bool = False) -> "_CountingEngine":
         """An engine that counts its passes and answers at once."""
         chat = self.chat(name)
         return _CountingEngine(chat, self._room, self._answer, self._recorder.adapter_weights(), self._work.passes)

@@ -163,7 +163,9 @@ def answer(
     run.stage(
         stage,
         {**inputs, **asking.inputs()},
-        lambda folder: asking.ask(TransformersEngine(chat()), run.partial(stage), folder),
+        lambda folder: asking.ask(
+            TransformersEngine(chat(), compile=config.engine.transformers.compile), run.partial(stage), folder
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 
 from misdirection.models.caching import keeps_columns, new_cache
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import hook_handles, stream_output
+from misdirection.models.layers import hook_handles, replaced_forward, stream_output
 
 Recorded = dict[int, Any]
 """The output of a block by layer: a tensor [rows, tokens, width] or a tuple that begins with one; before any hook."""
@@ -56,10 +56,9 @@ def resume(chat: ChatModel, layer: int, output: Any) -> Iterator[None]:
     """
     with hook_handles() as undo:
         for number, block in enumerate(chat.layers[: layer + 1]):
-            undo.callback(_restore_forward, block, block.__dict__.get("forward"))
+            undo.enter_context(replaced_forward(block, _skip(number, output)))
             undo.callback(_SKIPPED.discard, block)
             _SKIPPED.add(block)
-            block.forward = _skip(number, output)
         yield
 
 
@@ -87,10 +86,3 @@ def _skip(number: int, output: Any) -> Callable[..., Any]:
         return output
 
     return forward
-
-
-def _restore_forward(block: nn.Module, own: Any) -> None:
-    if own is None:
-        del block.forward
-    else:
-        block.forward = own

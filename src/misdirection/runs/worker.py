@@ -124,11 +124,11 @@ class Worker:
         self._close_served()
         return self.models.chat(name)
 
-    def engine(self, name: str) -> Engine:
+    def engine(self, name: str, compile: bool = False) -> Engine:
         """Samples with the base model, or an organism on it, in this process."""
         from misdirection.sampling.transformers_engine import TransformersEngine
 
-        return TransformersEngine(self.chat(name))
+        return TransformersEngine(self.chat(name), compile=compile)
 
     def train(
         self,

@@ -8,6 +8,13 @@ from misdirection.choices import Positions
 from misdirection.settings import Section, Seed
 
 
+class TransformersConfig(Section):
+    """Sampling with transformers, in this process."""
+
+    compile: bool = False
+    """Run the model's blocks compiled where they can be, which changes answers by rounding only."""
+
+
 class VllmConfig(Section):
     """Sampling with vLLM, in this process or on a server that is already running."""
 
@@ -22,8 +29,9 @@ class VllmConfig(Section):
 
 
 class EngineConfig(Section):
-    """The engine that samples: `transformers`, `vllm`, or `{vllm: {...}}` with settings."""
+    """The engine that samples: `transformers`, `vllm`, or either with settings, as `{vllm: {...}}`."""
 
+    transformers: TransformersConfig = TransformersConfig()
     vllm: VllmConfig | None = None
 
 
@@ -33,12 +41,16 @@ def _as_engine(value: Any) -> Any:
         if value not in named:
             raise ValueError(f"unknown {value!r}: give transformers, vllm, or vllm with its settings")
         return named[value]
+    if isinstance(value, dict) and len(value) > 1:
+        raise ValueError(f"one engine samples: give {' or '.join(value)}")
     # `vllm:` with nothing after it.
     return {"vllm": {}} if value == {"vllm": None} else value
 
 
 def _engine_as_written(value: EngineConfig) -> Any:
-    return "transformers" if value.vllm is None else value.model_dump(mode="json")
+    if value == EngineConfig():
+        return "transformers"
+    return value.model_dump(mode="json", include={"transformers" if value.vllm is None else "vllm"})
 
 
 class SteerConfig(Section):
@@ -76,7 +88,7 @@ class SamplingConfig(Section):
     new_tokens: int = Field(600, ge=1)
     seed: Seed = 0
     engine: Annotated[EngineConfig, BeforeValidator(_as_engine), PlainSerializer(_engine_as_written)] = EngineConfig()
-    """`transformers`, `vllm`, or `vllm` with settings."""
+    """`transformers`, `vllm`, or either with settings."""
     ablate: Annotated[tuple[str, ...], BeforeValidator(_as_names), PlainSerializer(_names_as_written)] = ()
     """Organisms, one or a list: every model answers once more with each one's direction ablated, at `ablation.layer`,
     and once with a random direction ablated."""

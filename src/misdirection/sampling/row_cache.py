@@ -30,6 +30,19 @@ class _Window:
     stop: int
 
 
+class Columns:
+    """What a pass of one token a row sees of a layer, [rows, heads, columns, size]; the last column is new."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes the new column and gives all."""
+        self.keys[:, :, -1:] = key_states
+        self.values[:, :, -1:] = value_states
+        return self.keys, self.values
+
+
 class _Layer(DynamicLayer):
     """One layer's keys and values, [rows, heads, columns, size], of which a pass sees the window."""
 
@@ -38,11 +51,12 @@ class _Layer(DynamicLayer):
         self._window = window
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        window, stop = self._window, self._window.stop + key_states.shape[-2]
-        self.keys[: window.rows, :, window.stop : stop] = key_states
-        self.values[: window.rows, :, window.stop : stop] = value_states
-        seen = (slice(window.rows), slice(None), slice(window.start, stop))
-        return self.keys[seen], self.values[seen]
+        return self.columns().update(key_states, value_states)
+
+    def columns(self) -> Columns:
+        window = self._window
+        seen = (slice(window.rows), slice(None), slice(window.start, window.stop + 1))
+        return Columns(self.keys[seen], self.values[seen])
 
     def get_seq_length(self) -> int:
         return self._window.stop - self._window.start
@@ -53,6 +67,9 @@ class RowCache:
 
     Sliding-window layers keep all columns: the model's own mask hides what is outside of the window.
 
+    Args:
+        few_sizes: a pass sees a multiple of `ROOM` columns; those on the left that are nobody's must be masked.
+
     Attributes:
         state: what a pass takes as its cache.
     """
@@ -60,11 +77,12 @@ class RowCache:
     mixes = True
     """Rows of different prompts may be together."""
 
-    def __init__(self, rows: int, prompt: int) -> None:
+    def __init__(self, rows: int, prompt: int, few_sizes: bool = False) -> None:
         self.state = Cache(layers=[])
         self._capacity = rows
-        self._prompt = prompt
-        self._window = _Window(0, prompt, prompt)
+        self._few_sizes = few_sizes
+        self._prompt = self._first(self._before_new(prompt))
+        self._window = _Window(0, self._prompt, self._prompt)
 
     def enter(self, prefix: Cache, count: int) -> None:
         """`count` more rows, each with the keys and values of `prefix`, which has one row."""
@@ -98,21 +116,32 @@ class RowCache:
                 layer.keys[new, :, columns] = layer.keys[old, :, columns]
                 layer.values[new, :, columns] = layer.values[old, :, columns]
 
-    def make_room(self, longest: int) -> None:
-        """Makes ready for a pass of one token per row; `longest` is the most tokens that a row has so far."""
-        window = self._window
-        window.start = window.stop - longest
-        if window.stop < self._used[0].keys.shape[-2]:
-            return
-        used, stop = slice(window.start, window.stop), max(longest, self._prompt)
-        for layer in self._used:
-            layer.keys = self._moved(layer.keys, used, stop)
-            layer.values = self._moved(layer.values, used, stop)
-        window.start, window.stop = stop - longest, stop
+    def make_room(self, longest: int) -> int:
+        """Makes ready for a pass of one token per row; `longest` is the most tokens that a row has so far.
+
+        Gives how many columns the pass sees before its own.
+        """
+        window, before = self._window, self._before_new(longest)
+        if window.stop == self._used[0].keys.shape[-2] or window.stop < self._first(before):
+            used, stop = slice(window.stop - longest, window.stop), max(self._first(before), self._prompt)
+            for layer in self._used:
+                layer.keys = self._moved(layer.keys, used, stop)
+                layer.values = self._moved(layer.values, used, stop)
+            window.stop = stop
+        window.start = window.stop - before
+        return before
 
     def advance(self) -> None:
         """A pass has run: its column is in use."""
         self._window.stop += 1
+
+    def _before_new(self, columns: int) -> int:
+        """So many columns; or so many more that with a new one they are a multiple."""
+        return columns + (-(columns + 1) % ROOM if self._few_sizes else 0)
+
+    def _first(self, before: int) -> int:
+        """Which column may be new at the earliest: a view from the start of storage is a kind of its own to compilers."""
+        return before + 1 if self._few_sizes else before
 
     @property
     def _used(self) -> list[Any]:
@@ -150,13 +179,14 @@ class GroupCache:
         if self.state is not None:
             self.state.reorder_cache(put_numbers(rows, self._device))
 
-    def make_room(self, longest: int) -> None:
+    def make_room(self, longest: int) -> int:
         """Nothing to do: the layers grow by themselves."""
+        return longest
 
     def advance(self) -> None:
         """Nothing to do: the layers count by themselves."""
 
 
-def row_cache(chat: ChatModel, rows: int, prompt: int) -> RowCache | GroupCache:
+def row_cache(chat: ChatModel, rows: int, prompt: int, few_sizes: bool = False) -> RowCache | GroupCache:
     """The cache that fits a model; see `RowCache` for the other arguments."""
-    return RowCache(rows, prompt) if keeps_columns(chat) else GroupCache(chat.device)
+    return RowCache(rows, prompt, few_sizes) if keeps_columns(chat) else GroupCache(chat.device)

@@ -27,6 +27,7 @@ def sample(
     organism: str | None = None,
     intervention: str = "",
     budget: int | None = None,
+    compile: bool = False,
     progress: Callable[[int], None] | None = None,
     on_answer: Callable[[Answer], None] | None = None,
 ) -> Answers:
@@ -47,7 +48,7 @@ def sample(
         organism: what the answers say has answered; by default the adapter, or `base` without one that is on.
         intervention: what the answers call the setting; by default its kinds and numbers. What is active around the
             call stands before it.
-        budget: see `TransformersEngine`.
+        budget, compile: see `TransformersEngine`.
         progress: told the number of answers just finished.
         on_answer: given every answer as it finishes.
 
@@ -57,7 +58,7 @@ def sample(
     asked = [Question(question, question) if isinstance(question, str) else question for question in questions]
     requests = make_requests(asked, n, setting)
     parameters = SamplingParameters(temperature, top_p, new_tokens, seed)
-    engine = TransformersEngine(chat, budget=budget)
+    engine = TransformersEngine(chat, budget=budget, compile=compile)
     answers: dict[tuple[str, str | None, int], Answer] = {}
     adapter = None if chat.is_switched_off else chat.adapter
     for answer in stream_answers(engine, requests, parameters, organism or adapter or "base", intervention):

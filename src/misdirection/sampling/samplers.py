@@ -45,6 +45,7 @@ def open_sampler(
     device: str = "auto",
     thinking: Thinking = "off",
     chat_template: str | None = None,
+    compile: bool = False,
 ) -> Sampler:
     """Gives the sampler of a model, named as `ID@REVISION`, with an adapter, `ID@REVISION:SUBFOLDER`.
 
@@ -52,6 +53,7 @@ def open_sampler(
         name: under which vLLM serves the adapter.
         server: URL, with /v1, of a running vLLM server.
         thinking, chat_template: as in `load`.
+        compile: see `TransformersEngine`.
 
     Raises:
         InputError: a model or an adapter that cannot be loaded, or a choice that its engine does not have.
@@ -61,6 +63,8 @@ def open_sampler(
     if engine == "vllm":
         if device != "auto":
             raise InputError("--device: vLLM takes the devices that it finds: leave it out")
+        if compile:
+            raise InputError("--compile: vLLM compiles by itself: leave it out")
         return _vllm(ModelName.parse(model), adapter, name, server, dtype, chats, how)
     if server is not None:
         raise InputError("--server goes with --engine vllm: name that engine")
@@ -76,7 +80,7 @@ def open_sampler(
         thinking=thinking,
         chat_template=chat_template,
     )
-    return Sampler(chat, lambda: TransformersEngine(chat), how | how_written(chat.tokenizer))
+    return Sampler(chat, lambda: TransformersEngine(chat, compile=compile), how | how_written(chat.tokenizer))
 
 
 def _digest(adapter: str | None) -> str | None:

@@ -31,6 +31,7 @@ from misdirection.models.chat import encode_prompt, frame, visible_text
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
 from misdirection.models.transfer import put_numbers
+from misdirection.sampling.compiled import CannotCompile, can_compile, compiled_blocks, say_uncompiled
 from misdirection.sampling.draws import NOT_NUMBERS, draw, require_numbers, stream_key
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Asked
@@ -157,11 +158,17 @@ class TransformersEngine:
         budget: rows x longest possible row of one batch, by default what suits the device; a longer row is alone. Where
             memory does not suffice, on any device, the batch is begun again with half of its rows, and the log says so.
         stop: texts that end an answer, and are no part of it.
+        compile: run the model's blocks compiled where they can be, as the log says where not. It takes a compiler, and
+            the first answers of a process wait for it; what it does to speed on a GPU has not been measured. Sums are
+            rounded otherwise, as with another number of rows.
     """
 
-    def __init__(self, chat: ChatModel, *, budget: int | None = None, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, chat: ChatModel, *, budget: int | None = None, stop: Sequence[str] = (), compile: bool = False
+    ) -> None:
         self._chat = chat
         self._budget = budget
+        self._compile = compile
         self._stop = _Stop(chat, tuple(filter(None, stop)))
 
     @property
@@ -188,8 +195,9 @@ class TransformersEngine:
     def steps(self, requests: Sequence[SamplingRequest], parameters: SamplingParameters) -> Iterator[list[Drawn]]:
         """The same answers as they grow: after each step, those that have one more token (see `completion`).
 
-        An answer that has ended comes no more. Where memory gave out, answers begin again. Between two steps the model
-        is the caller's, who may run something else, or leave a context such as `as_base` and enter it for the next.
+        An answer that has ended comes no more. Where memory gave out, or compiling did, answers begin again. Between
+        two steps the model is the caller's, who may run something else, or leave a context such as `as_base` and enter
+        it for the next.
         """
         for step in self._run(requests, parameters):
             yield [Drawn(row.request, row.tokens) for row in step.rows]
@@ -200,11 +208,15 @@ class TransformersEngine:
         longest = max((len(row.prompt) for row in waiting), default=0)
         columns = longest + parameters.new_tokens
         limit = max(1, self._budget // columns) if self._budget else room_of(self._chat).sampled_rows(columns)
+        compiles = self._compile and can_compile(self._chat)
         while waiting:
-            batch = _Batch(self._chat, parameters, self._stop, waiting, min(limit, len(waiting)), longest)
+            batch = _Batch(self._chat, parameters, self._stop, waiting, min(limit, len(waiting)), longest, compiles)
             try:
                 yield from batch.run()
                 return
+            except CannotCompile as error:
+                say_uncompiled(self._chat, error)
+                compiles = False
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -251,6 +263,7 @@ class _Batch:
         waiting: deque[_Row],
         limit: int,
         longest: int,
+        compiles: bool,
     ) -> None:
         self.rows: list[_Row] = []
         self._chat = chat
@@ -258,7 +271,8 @@ class _Batch:
         self._stop = stop
         self._waiting = waiting
         self._limit = limit
-        self._cache = row_cache(chat, limit, longest)
+        self._compiles = compiles
+        self._cache = row_cache(chat, limit, longest, few_sizes=compiles)
         self._ends = frozenset(end_tokens(chat))
         self._prefix: tuple[Hashable, Cache | None] | None = None
 
@@ -327,10 +341,10 @@ class _Batch:
         ids, seen = put_numbers(state, self._chat.device)
         longest, is_padded = max(state[1]), min(state[1]) < max(state[1])
         draw_next = self._drawing()
-        with self._running(rows):
+        with self._running(rows), self._compiled():
             for step in range(count):
-                mask = self._mask(seen + step, longest + step) if is_padded else None
-                self._cache.make_room(longest + step)
+                before = self._cache.make_room(longest + step)
+                mask = self._mask(seen + step, before) if is_padded or self._compiles else None
                 positions = (seen + step).unsqueeze(-1)
                 output = self._pass(self._chat.model, ids.unsqueeze(-1), mask, positions, self._cache.state)
                 self._cache.advance()
@@ -347,20 +361,23 @@ class _Batch:
             output = self._pass(self._chat.model, ids, None, positions, None)
         return self._drawing()(output.logits[:, -1], 0)
 
-    def _mask(self, seen: Tensor, longest: int) -> Tensor | None:
-        """Which columns are a row's own, where some rows are padded."""
+    def _compiled(self) -> contextlib.AbstractContextManager[None]:
+        return compiled_blocks(self._chat, self._cache.state) if self._compiles else contextlib.nullcontext()
+
+    def _mask(self, seen: Tensor, before: int) -> Tensor | None:
+        """Which columns are a row's own, of those before its new one and that."""
         if not self._cache.mixes:
             # All rows are of one length, and recurrent layers take a mask for the tokens of the pass alone.
             return None
-        mask = torch.arange(longest + 1, device=seen.device) >= (longest - seen).unsqueeze(-1)
+        mask = torch.arange(before + 1, device=seen.device) >= (before - seen).unsqueeze(-1)
         # Of a mask by column transformers asks the device at each pass whether anything is padded.
-        is_by_query = self._takes_masks_by_query and longest + 1 < (window(self._chat) or longest + 2)
+        is_by_query = self._takes_masks_by_query and before + 1 < (window(self._chat) or before + 2)
         return mask[:, None, None] if is_by_query else mask.long()
 
     @property
     def _takes_masks_by_query(self) -> bool:
         is_sdpa = getattr(text_config(self._chat.model), "_attn_implementation", None) == "sdpa"
-        return is_sdpa and self._chat.device.type != "cpu"
+        return is_sdpa and (self._compiles or self._chat.device.type != "cpu")
 
     @contextlib.contextmanager
     def _running(self, rows: list[_Row]) -> Iterator[None]:

@@ -47,6 +47,7 @@ class AnswersStage(Stage):
 def _answer(asking: Asking, worker: Worker, folders: Folders) -> None:
     ((stage, folder),) = folders.items()
     model = asking.condition.organism
-    served = asking.config.engine.vllm is not None
-    engine = worker.vllm_engine(model) if served else worker.engine(model)
+    settings = asking.config.engine
+    served = settings.vllm is not None
+    engine = worker.vllm_engine(model) if served else worker.engine(model, settings.transformers.compile)
     asking.ask(engine, worker.partial(stage), folder)
