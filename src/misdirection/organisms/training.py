@@ -42,7 +42,7 @@ from misdirection.organisms.batches import training_rows
 from misdirection.organisms.card import Known, organism_card
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism, checkpoint_name
 from misdirection.organisms.recipe import Recipe
-from misdirection.organisms.trainee import Trainee, checkpointing, trainee
+from misdirection.organisms.trainee import Trainee, checkpointing, compiling, trainee
 from misdirection.organisms.trainer import AnswerTrainer, StepReport, require_installed
 from misdirection.progress import track_steps
 
@@ -103,8 +103,12 @@ def train(
         defence = _defended(trainer, recipe, chat)
         if prepare:
             prepare(trainer)
-        checkpoints_kept = checkpointing(learner.network) if trainer.is_checkpointed else contextlib.nullcontext()
-        with changing_shapes(chat.device), checkpoints_kept:
+        with contextlib.ExitStack() as way:
+            way.enter_context(changing_shapes(chat.device))
+            if trainer.is_checkpointed:
+                way.enter_context(checkpointing(learner.network))
+            if recipe.compile:
+                way.enter_context(compiling(learner.network))
             _trained(trainer, keep=recipe.keep_checkpoints)
         learner.finish(Path(out))
         organism = Organism(
