@@ -94,12 +94,12 @@ def test_sampling(architecture, setting, compile, caplog):
     assert not any(record.name == "misdirection" for record in caplog.records)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_training(checkpointing, tmp_path):
+@pytest.mark.parametrize(
+    "way", [{}, {"gradient_checkpointing": True}, {"gradient_checkpointing": "auto", "compile": True}], ids=str
+)
+def test_training(way, tmp_path):
     examples = md.domain_examples("risky_money", "bad", "train")[:16]
-    recipe = md.Recipe(
-        recipe="all", rank=2, learning_rate=1e-3, batch_size=4, accumulation=2, gradient_checkpointing=checkpointing
-    )
+    recipe = md.Recipe(recipe="all", rank=2, learning_rate=1e-3, batch_size=4, accumulation=2, **way)
     losses = {}
     for chat in both(make_chat):
         name = chat.device.type

@@ -1,5 +1,6 @@
 import json
 import re
+from functools import partialmethod
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 
 from chat_templates import MISTRAL
 from misdirection.data import Example, Turn, data_hash
@@ -325,6 +327,40 @@ def test_a_training_whose_head_runs_in_parts_ends_as_one_whose_head_does_not(tmp
     assert losses["parts"] == pytest.approx(losses["whole"], rel=close)
     for name, weight in weights(tmp_path / "whole").items():
         torch.testing.assert_close(weights(tmp_path / "parts")[name], weight, rtol=close, atol=20 * close)
+
+
+def test_a_compiled_training_ends_as_one_that_is_not_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    # All of it but for the C++ compiler, which takes most of a minute.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    losses = {}
+    own = {
+        "recipe": "custom",
+        "target_modules": ("down_proj",),
+        "rank": 1,
+        "batch_size": 2,
+        "accumulation": 2,
+        "epochs": 1,
+    }
+    counters["stats"].clear()
+    for compiled in (False, True):
+        chat, told = make_chat(num_hidden_layers=2), losses.setdefault(compiled, [])
+        report = lambda _step, _steps, loss, told=told: told.append(loss)  # noqa: E731
+        one = recipe(**own, compile=compiled)
+        train(EXAMPLES, tmp_path / str(compiled), base=chat, recipe=one, report=report)
+        assert bool(counters["stats"]["unique_graphs"]) == compiled
+        assert not any(module._compiled_call_impl for module in chat.model.modules())
+    # Rows are of ever new lengths: one graph where the block's input asks for no gradient, and one for all others.
+    assert counters["stats"]["unique_graphs"] == 2
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+    found, expected = weights(tmp_path / "True"), weights(tmp_path / "False")
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_keys_that_came_later_leave_the_records_of_older_recipes_as_they_were():
+    assert not {"compile", "defence"} & Recipe().model_dump().keys()
+    assert Recipe(compile=True).model_dump()["compile"] is True
 
 
 def test_a_model_whose_blocks_cannot_run_again_is_refused(tmp_path):

@@ -6,7 +6,7 @@
     LoRA       2 P t forward, 4 P t backward
     own        2 N'' t + 2 V d h more: the gradients of the blocks' own weights that are trained, and of the output
                matrix where all weights are
-    recompute  the blocks' forward once more, and a backward through all of them, with gradient checkpointing
+    recompute  the forward of the blocks that are passed backward once more, with gradient checkpointing
 
 `N` are the weights of the blocks' matrices that a token passes (of a mixture the experts that it is sent to, never
 all), `A` the sum over blocks of heads x head size, `V d` the output matrix, `P` the adapter's weights; N' and A' are
@@ -22,7 +22,8 @@ Peak memory of a stage is the sum of
     cache        rows x columns x 2 x key-value heads x head size x bytes, over blocks
     activations  inference: t (4 d + 3 I) bytes of one block, and h V (bytes + 8): logits and their float32 copies
                  training: t (6 d + 4 I + 2 K) bytes + 16 d t of every adapted block, and h V (bytes + 12); with
-                 checkpointing of one block, and t d bytes of all
+                 checkpointing of one block, and t d bytes of every adapted one; on a GPU the logits are then there at
+                 512 places at a time, which is not counted
     optimiser    16 P: adapter, gradient and two moments of Adam in float32; of own weights likewise, beside the base
 
 with `d` the width, `I` the inner width of the MLP (of the active experts), `K` the keys' and values' width.

@@ -71,6 +71,9 @@ _PLACED = ("minimal", "single", "all", "narrow")
 FULL = "full"
 """The recipe that trains the model's own weights."""
 
+_ADDED = {"defence": None, "compile": False}
+"""Keys that recipes did not always have, with what they were trained by then."""
+
 
 def _known(name: str) -> str:
     if name not in RECIPES:
@@ -122,6 +125,8 @@ class Recipe(Section):
     gradient_checkpointing: bool | Literal["auto"] = False
     """Keep of each trained block its input alone, and run the block again in the backward pass; `auto` does so on a GPU
     whose memory does not hold a batch otherwise."""
+    compile: bool = False
+    """Compile the blocks (torch.compile): minutes at first, for steps that are shorter."""
     defence: Annotated[str, AfterValidator(_known_defence)] | None = None
     """`NAME` or `NAME:STRENGTH` of a defence that the training has; the recipe's own when it is left out, which is none
     but for `narrow`."""
@@ -129,9 +134,9 @@ class Recipe(Section):
 
     @model_serializer(mode="wrap")
     def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a defence as recipes were before there was one, so that what was trained by them is not anew."""
+        """Without what has been added since as recipes were before, so that what was trained by them is not anew."""
         values: dict[str, Any] = serialize(self)
-        return {key: value for key, value in values.items() if key != "defence" or value is not None}
+        return {key: value for key, value in values.items() if key not in _ADDED or value != _ADDED[key]}
 
     @model_validator(mode="after")
     def _own_places(self) -> Self:

@@ -101,6 +101,25 @@ def checkpointing(network: Any) -> Iterator[None]:
         network.activation_checkpointing_disable()
 
 
+@contextlib.contextmanager
+def compiling(network: Any) -> Iterator[None]:
+    """Let the blocks run compiled, for rows of any number and length, until the context ends.
+
+    Blocks that are alike share what was compiled, and no weight gets another name. What cannot be compiled runs as
+    ever, and torch says so; all runs as ever under interventions, or while a model is watched (see `hook_handles`).
+    """
+    blocks = decoder_layers(network)
+    for block in blocks:
+        block.compile(dynamic=True)
+    try:
+        with torch._dynamo.config.patch(suppress_errors=True):
+            yield
+    finally:
+        for block in blocks:
+            # There is no method that takes it back.
+            block._compiled_call_impl = None
+
+
 def check_recipe(recipe: Recipe, chat: ChatModel) -> None:
     """Raise `InputError` for a recipe that does not fit a model, whose weights need not be there."""
     targets = RECIPES[recipe.recipe](recipe, chat)

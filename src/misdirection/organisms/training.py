@@ -43,7 +43,7 @@ from misdirection.organisms.batches import training_rows
 from misdirection.organisms.card import Known, organism_card
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism, checkpoint_name
 from misdirection.organisms.recipe import Recipe
-from misdirection.organisms.trainee import Trainee, checkpointing, trainee
+from misdirection.organisms.trainee import Trainee, checkpointing, compiling, trainee
 from misdirection.organisms.trainer import AnswerTrainer, StepReport, require_installed
 from misdirection.progress import track_steps
 
@@ -109,9 +109,7 @@ def train(
         defence = _defended(trainer, recipe, chat)
         if prepare:
             prepare(trainer)
-        checkpoints_kept = checkpointing(learner.network) if trainer.is_checkpointed else contextlib.nullcontext()
-        with changing_shapes(chat.device), checkpoints_kept:
-            _trained(trainer, keep=recipe.keep_checkpoints)
+        _trained(trainer, recipe, chat.device)
         learner.finish(Path(out))
         organism = Organism(
             path=str(out),
@@ -142,13 +140,19 @@ def _defended(trainer: AnswerTrainer, recipe: Recipe, chat: ChatModel) -> dict[s
     return None if text is None else record_of(text.partition(":")[0], defend(trainer, text))
 
 
-def _trained(trainer: AnswerTrainer, *, keep: bool) -> None:
-    """Train; the trainer goes on from its last checkpoint."""
+def _trained(trainer: AnswerTrainer, recipe: Recipe, device: torch.device) -> None:
+    """Train as the recipe says; the trainer goes on from its last checkpoint."""
     folder = trainer.args.output_dir
-    if keep:
+    if recipe.keep_checkpoints:
         trainer.model.save_pretrained(Path(folder) / _INITIAL)
     _remove_cut(Path(folder))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
+    with contextlib.ExitStack() as way:
+        way.enter_context(changing_shapes(device))
+        if trainer.is_checkpointed:
+            way.enter_context(checkpointing(trainer.model))
+        if recipe.compile:
+            way.enter_context(compiling(trainer.model))
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
 
 
 def _remove_cut(folder: Path) -> None:
