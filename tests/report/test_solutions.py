@@ -81,6 +81,8 @@ def test_pictures_show_every_organism_with_its_intervals():
     assert [axes.get_title() for axes in drawn.axes] == ["efficiency", "stability", "significance"]
     assert set(SHIFTS) <= set(texts(drawn))
     assert all(len(axes.containers) == len(SHIFTS) for axes in drawn.axes)
+    table = results.frame("solutions")
+    assert table["norm"].count() == len(SHIFTS) * (1 + len(NORMS)) and table["loss_rise"].count() == len(SHIFTS) * 2
 
 
 def test_a_training_that_goes_on_begins_where_the_other_ended():

@@ -10,7 +10,7 @@ import pandas as pd
 
 from misdirection.results import Figures
 from misdirection.statistics.estimates import Estimate
-from misdirection.views import beside
+from misdirection.views import row
 
 
 class ScaledUpdate(Figures):
@@ -88,19 +88,9 @@ class SolutionFigures(Figures):
     """By organism, of those that kept their checkpoints."""
 
     def frame(self) -> pd.DataFrame:
-        """One row per organism and norm, and per organism and noise."""
-        rows = [
-            {"organism": name, "norm": at.norm, **_columns(at, "loss", "loss_change", "kl")}
+        """One row per organism and norm, that of its training first, and per organism and noise."""
+        return pd.DataFrame(
+            {"organism": name, **row(at)}
             for name, solution in self.solutions.items()
-            for at in (solution.own, *solution.scaled)
-        ]
-        rows += [
-            {"organism": name, "norm": solution.own.norm, "noise": at.noise, **_columns(at, "loss_rise")}
-            for name, solution in self.solutions.items()
-            for at in solution.noisy
-        ]
-        return pd.DataFrame(rows)
-
-
-def _columns(record: Figures, *names: str) -> dict[str, object]:
-    return {key: value for name in names for key, value in beside(name, getattr(record, name)).items()}
+            for at in (solution.own, *solution.scaled, *solution.noisy)
+        )

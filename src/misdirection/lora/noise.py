@@ -6,8 +6,7 @@ In each adapted module, with standard normal A' and B' of the shapes of A and B,
 
 so that `scaling * (B A + size N)` is the update with noise of `size` times its norm, spread over modules as the update
 is. It depends on the product B A alone, not on how a training shared it between A and B, and has a meaning at any rank.
-Noise in all entries of the weights would be as large as the model, and random in so many directions that a norm of the
-same size does next to nothing.
+Noise in all entries of the weights would be as large as the model.
 """
 
 import contextlib

@@ -100,6 +100,8 @@ class SolutionsStage(Stage):
         super().__init__(experiment)
         self.norm = cache(self._norm)
         """Gives the norm of an organism's update."""
+        self.texts = cache(self._texts)
+        """Gives what an organism is measured on."""
 
     def tasks(self) -> list[Task]:
         if self.experiment.config.solutions is None:
@@ -124,8 +126,7 @@ class SolutionsStage(Stage):
         unit = self.norm(self._setting.organisms[0])
         return [multiple * unit for multiple in self._setting.norms]
 
-    def texts(self, name: str) -> UpdateTexts:
-        """What an organism is measured on."""
+    def _texts(self, name: str) -> UpdateTexts:
         rows = self.experiment.texts.examples(self.experiment.config.organisms[name], "held_out")
         neutral = spread(self.experiment.texts.neutral, self.experiment.config.damage.interventions)
         return UpdateTexts(spread(rows, self._setting.rows), neutral)
@@ -145,7 +146,8 @@ class SolutionsStage(Stage):
         """The checkpoints of an organism that are measured, by step; none where it kept none."""
         folder = self.experiment.adapter(name) / CHECKPOINTS
         kept = {step: path for step, path in checkpoint_folders(folder).items() if step} if folder.is_dir() else {}
-        return {step: kept[step] for step in {*spread(list(kept), self._setting.checkpoints), *list(kept)[-1:]}}
+        chosen = {*spread(list(kept), self._setting.checkpoints), *list(kept)[-1:]}
+        return {step: kept[step] for step in sorted(chosen)}
 
     def _sets(self, name: str) -> dict[str, list[ProbePair]]:
         """General pairs, and the held-out ones of an organism's domain where it has pairs."""
@@ -181,7 +183,6 @@ class SolutionsStage(Stage):
 
     def _solution(self, name: str, measured: MeasuredUpdate) -> Solution:
         config = self.experiment.config.organisms[name]
-        own = self.norm(name)
         *scaled, as_trained = [
             ScaledUpdate(
                 norm=norm,
@@ -189,7 +190,7 @@ class SolutionsStage(Stage):
                 loss_change=self._over_rows(name, loss - measured.loss[0]),
                 kl=bootstrap(kl),
             )
-            for norm, loss, kl in zip([*self.norms, own], measured.loss[1:], measured.kl[1:], strict=True)
+            for norm, loss, kl in zip([*self.norms, self.norm(name)], measured.loss[1:], measured.kl[1:], strict=True)
         ]
         noisy = [
             NoisyUpdate(noise=size, loss_rise=self._over_rows(name, draws.mean(0)), between=_between(draws.mean(-1)))
@@ -203,12 +204,12 @@ class SolutionsStage(Stage):
         own, other = measured[name], measured[first]
         figures: list[tuple[Measure, float, Estimate]] = []
         if self.texts(name).rows == self.texts(first).rows:
-            losses = zip(self.norms, own.loss[1:-1] - other.loss[1:-1], strict=True)
-            rises = zip(self._setting.noise, (own.rise - other.rise).mean(0), strict=True)
-            figures += [("efficiency", norm, self._over_rows(name, values)) for norm, values in losses]
-            figures += [("stability", size, self._over_rows(name, values)) for size, values in rises]
-        divergences = zip(self.norms, own.kl[1:-1] - other.kl[1:-1], strict=True)
-        figures += [("significance", norm, bootstrap(values)) for norm, values in divergences]
+            by_norm = zip(self.norms, own.loss[1:-1] - other.loss[1:-1], strict=True)
+            by_size = zip(self._setting.noise, (own.rise - other.rise).mean(0), strict=True)
+            figures += [("efficiency", norm, self._over_rows(name, values)) for norm, values in by_norm]
+            figures += [("stability", size, self._over_rows(name, values)) for size, values in by_size]
+        by_norm = zip(self.norms, own.kl[1:-1] - other.kl[1:-1], strict=True)
+        figures += [("significance", norm, bootstrap(values)) for norm, values in by_norm]
         return [
             SolutionDifference(measure=measure, organism=name, at=at, difference=difference)
             for measure, at, difference in figures
