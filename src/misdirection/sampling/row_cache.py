@@ -140,7 +140,7 @@ class RowCache:
         return columns + (-(columns + 1) % ROOM if self._few_sizes else 0)
 
     def _first(self, before: int) -> int:
-        """Which column may be new at the earliest: to compilers a view from the start of storage is a kind of its own."""
+        """Which column may be new at the earliest: to compilers a view from the very first is a kind of its own."""
         return before + 1 if self._few_sizes else before
 
     @property
