@@ -19,6 +19,7 @@ from misdirection.experiment.results import OrganismFigures, RunResults
 from misdirection.files import MADE
 from misdirection.judging.scoring import score
 from misdirection.models.bundled import hub_name
+from misdirection.models.names import is_path
 from misdirection.organisms.card import Known, organism_card
 from misdirection.organisms.organism import CHECKPOINTS, RECORD, Organism
 from misdirection.report.estimates import show_estimate, show_rate
@@ -182,7 +183,7 @@ def _audit(folder: Path, declared: Declared) -> Parcel:
 
 def _public_name(name: str) -> str:
     """A fine-tune's name without the way to it on somebody's disk."""
-    return Path(name).name if name.startswith((".", "/", "~")) else name
+    return Path(name).name if is_path(name) else name
 
 
 def _answers(file: Path, declared: Declared) -> Parcel:

@@ -16,6 +16,7 @@ from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder, source
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.family import auto_class, require_decoder
 from misdirection.models.libraries import errors_in_one_line, no_progress_bars
+from misdirection.models.names import is_local
 from misdirection.models.tokenizers import load_tokenizer, say_unused_template
 from misdirection.models.whole_weights import is_whole, put_in
 
@@ -190,7 +191,7 @@ def _checked_source(model: str) -> str:
             hint = " (it is an adapter: pass it as the adapter)" if is_adapter(path) else ""
             raise InputError(f"{model}: no config.json in this folder, so it is not a model{hint}")
         return str(path)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+    if is_local(model):
         bundled = " or ".join(f"`{name}`" for name in BUNDLED_MODELS)
         raise InputError(f"{model}: no such folder; give a model folder, a Hugging Face id, {bundled}")
     return model
