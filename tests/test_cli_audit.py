@@ -192,6 +192,21 @@ def test_a_chat_template_reaches_whatever_loads_a_model(made, base, call, tmp_pa
     assert "chat_template 'nowhere.jinja': no such file or name" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["interpret", "bad", "--run", "run", "--thinking", "on"], "go with --out; in a run they are its experiment's"),
+        (
+            ["bake", "d", "--layer", 1, "--out", "o", "--chat-template", "base"],
+            "--form weights changes a model's files",
+        ),
+    ],
+)
+def test_chats_that_would_say_nothing_are_refused(call, words, said):
+    status, _, err = call(*words)
+    assert (status, said in err) == (2, True), err
+
+
 def test_a_whole_model_is_not_repaired(base, call, data, options):  # noqa: F811
     status, _, err = call("repair", base, base, "--data", data, *options)
     assert status == 2

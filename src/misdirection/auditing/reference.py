@@ -272,7 +272,7 @@ def make_reference(
     with as_file(files("misdirection") / "resources" / "reference.yaml") as path:
         config = read_config(path)
     here = {"model": name.name, "revision": name.revision, "dtype": dtype, "device": device}
-    chats: Any = {"thinking": thinking, "chat_template": chat_template}
+    chats: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template}
     config, folder = config.model_copy(update=here | chats), default_folder(name.name, name.revision, **chats)
     return keep_reference(config, folder.with_name(f"{folder.name}.run"), list(config.organisms))
 
