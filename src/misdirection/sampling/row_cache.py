@@ -138,7 +138,7 @@ class RowCache:
         return columns + (-(columns + 1) % ROOM if self._few_sizes else 0)
 
     def _first(self, before: int) -> int:
-        """Which column may be new at the earliest: a view from the start of storage is a kind of its own to compilers."""
+        """Which column may be the new one at first: to a compiler a view from the start of storage is another kind."""
         return before + 1 if self._few_sizes else before
 
     @property
