@@ -18,15 +18,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from misdirection.models.caching import keeps_columns, new_cache
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import replaced_forward, text_config
 
-COMPILED_LIMIT = 16
+COMPILED_LIMIT = 32
 """What is compiled for one model at most: for each kind of block that it has, with each kind of adapter in it."""
 
 BACKEND = "inductor"
@@ -80,9 +81,9 @@ def compiled_blocks(chat: ChatModel, cache: Cache) -> Iterator[None]:
         raise CannotCompile("something is hooked inside of its blocks")
     run = _COMPILED.get(chat.decoder) or _COMPILED.setdefault(chat.decoder, _compiler())
     with contextlib.ExitStack() as undo:
+        undo.enter_context(_packing(text_config(chat.model)))
         for block, layer in zip(chat.layers, cache.layers, strict=True):
-            step = _step(run, block.forward, layer, text_config(chat.model))
-            undo.enter_context(replaced_forward(block, step))
+            undo.enter_context(replaced_forward(block, _step(run, block.forward, layer)))
         try:
             yield
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
@@ -102,7 +103,7 @@ def _compiler() -> Callable[..., Any]:
     return torch.compile(run, backend=BACKEND, fullgraph=True, dynamic=True, **apart)
 
 
-def _step(run: Callable[..., Any], forward: Callable[..., Any], layer: Any, config: Any) -> Callable[..., Any]:
+def _step(run: Callable[..., Any], forward: Callable[..., Any], layer: Any) -> Callable[..., Any]:
     """A block's pass: compiled, and on the columns of its layer in the place of the whole cache.
 
     Of the whole cache each block would take its layer by number, and none would be like another.
@@ -113,7 +114,7 @@ def _step(run: Callable[..., Any], forward: Callable[..., Any], layer: Any, conf
         given = tuple(columns if isinstance(value, Cache) else value for value in args)
         named = {name: columns if isinstance(value, Cache) else value for name, value in kwargs.items()}
         # The contexts of hooks let everything run uncompiled that may not know of them. This does.
-        with torch.compiler.set_stance("default"), _packing(config):
+        with torch.compiler.set_stance("default"):
             return run(forward, given, named)
 
     return step
@@ -150,3 +151,4 @@ def _packed(_module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask:
 
 
 AttentionInterface.register(_PACKED, _packed)
+AttentionMaskInterface.register(_PACKED, sdpa_mask)

@@ -42,7 +42,7 @@ def _as_engine(value: Any) -> Any:
             raise ValueError(f"unknown {value!r}: give transformers, vllm, or vllm with its settings")
         return named[value]
     if isinstance(value, dict) and len(value) > 1:
-        raise ValueError(f"one engine samples: give {' or '.join(value)}")
+        raise ValueError(f"one engine samples: give {' or '.join(map(str, value))}")
     # `vllm:` with nothing after it.
     return {"vllm": {}} if value == {"vllm": None} else value
 

@@ -109,10 +109,8 @@ class RowCache:
         self._window.rows = len(rows)
         if moves:
             columns = slice(self._window.start, self._window.stop)
-            numbers = put_numbers(moves, self._used[0].keys.device)
+            new, old = put_numbers(moves, self._used[0].keys.device).unbind(-1)
             for layer in self._used:
-                # Layers may be on several devices.
-                new, old = numbers.to(layer.keys.device).unbind(-1)
                 layer.keys[new, :, columns] = layer.keys[old, :, columns]
                 layer.values[new, :, columns] = layer.values[old, :, columns]
 
@@ -140,7 +138,7 @@ class RowCache:
         return columns + (-(columns + 1) % ROOM if self._few_sizes else 0)
 
     def _first(self, before: int) -> int:
-        """Which column may be new at the earliest: to compilers a view from the very first is a kind of its own."""
+        """Which column may be the new one at first: to a compiler a view from the start of storage is another kind."""
         return before + 1 if self._few_sizes else before
 
     @property

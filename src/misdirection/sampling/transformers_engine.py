@@ -272,6 +272,8 @@ class _Batch:
         self._waiting = waiting
         self._limit = limit
         self._compiles = compiles
+        is_sdpa = getattr(text_config(chat.model), "_attn_implementation", None) == "sdpa"
+        self._masks_by_query = is_sdpa and (compiles or chat.device.type != "cpu")
         self._cache = row_cache(chat, limit, longest, few_sizes=compiles)
         self._ends = frozenset(end_tokens(chat))
         self._prefix: tuple[Hashable, Cache | None] | None = None
@@ -371,13 +373,8 @@ class _Batch:
             return None
         mask = torch.arange(before + 1, device=seen.device) >= (before - seen).unsqueeze(-1)
         # Of a mask by column transformers asks the device at each pass whether anything is padded.
-        is_by_query = self._takes_masks_by_query and before + 1 < (window(self._chat) or before + 2)
+        is_by_query = self._masks_by_query and before + 1 < (window(self._chat) or before + 2)
         return mask[:, None, None] if is_by_query else mask.long()
-
-    @property
-    def _takes_masks_by_query(self) -> bool:
-        is_sdpa = getattr(text_config(self._chat.model), "_attn_implementation", None) == "sdpa"
-        return is_sdpa and (self._compiles or self._chat.device.type != "cpu")
 
     @contextlib.contextmanager
     def _running(self, rows: list[_Row]) -> Iterator[None]:
