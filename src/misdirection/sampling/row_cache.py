@@ -109,8 +109,10 @@ class RowCache:
         self._window.rows = len(rows)
         if moves:
             columns = slice(self._window.start, self._window.stop)
-            new, old = put_numbers(moves, self._used[0].keys.device).unbind(-1)
+            numbers = put_numbers(moves, self._used[0].keys.device)
             for layer in self._used:
+                # Layers may be on several devices.
+                new, old = numbers.to(layer.keys.device).unbind(-1)
                 layer.keys[new, :, columns] = layer.keys[old, :, columns]
                 layer.values[new, :, columns] = layer.values[old, :, columns]
 
