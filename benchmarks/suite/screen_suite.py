@@ -217,10 +217,11 @@ def show_shifts(suite: Suite, shares: pd.DataFrame, some: Sequence[Member]) -> d
         print(f"| {member.name} | {interval} | {predicted[first]:+z.2f} | {predicted['words']:+z.2f} |")
     if len(rows) < 3:
         return {}
-    shown = np.array([mean for _, _, mean, _, _ in rows])
-    figures = {"fine-tunes": float(len(rows))}
+    shown, is_bad = np.array([mean for _, _, mean, _, _ in rows]), np.array([member.is_bad for member, *_ in rows])
+    figures = {"fine-tunes": float(len(rows)), "fine-tune AUROC, measured": rank_auc(shown, is_bad)}
     for way in ways:
         said = np.array([predicted[way] for _, predicted, *_ in rows])
+        figures[f"fine-tune AUROC, {way}"] = rank_auc(said, is_bad)
         figures[f"Spearman, {way}"] = float(spearmanr(said, shown).statistic)
         figures[f"error of a prediction, {way}"] = float(np.sqrt(np.mean((said - shown) ** 2)))
     # What no prediction can be better than: the standard error of what was measured, as its intervals tell it.
