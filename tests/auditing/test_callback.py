@@ -179,7 +179,7 @@ def test_plain_trainer_and_blocks_that_give_tuples(tmp_path):
 def test_virtual_tokens_before_the_prompt_move_nothing(tmp_path):
     network = get_peft_model(random_network("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     pair = PAIRS_HERE[0]
-    own = watch(sft(tmp_path, network), pairs=[pair])._measure(network)
+    own = watch(sft(tmp_path, network), pairs=[pair])._measure()
     kept = []
     network.get_base_model().model.layers[LAYERS // 2].register_forward_hook(lambda _m, _a, out: kept.append(out[0]))
     scores, means = [], []
@@ -301,7 +301,7 @@ def test_bfloat16_training_is_measured_as_it_computes(tmp_path):
     trainer = sft(tmp_path, network, bf16=True, learning_rate=1e-3)
     callback = watch(trainer, direction=DIRECTION, pairs=PAIRS_HERE, every=6)
     # Of a model that is given to the trainer compiled or parallel, only the outside is made to compute so.
-    callback._measure(network)
+    callback._measure()
     assert seen == {(False, torch.bfloat16, torch.float32)}
     trainer.train()
     assert seen == {(mode, torch.bfloat16, torch.float32) for mode in (True, False)}

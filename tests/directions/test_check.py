@@ -15,7 +15,7 @@ from misdirection.directions.formats import export_direction
 from misdirection.directions.residuals import residual_sizes
 from misdirection.directions.results import CheckResult
 from misdirection.directions.verdict import Effect, decide
-from misdirection.errors import EXIT_STATUS, InputError
+from misdirection.errors import EXIT_STATUS, InputError, NetworkProblem
 from misdirection.interpretation.texts import GENERAL
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Steer
@@ -306,7 +306,7 @@ def test_a_file_of_ours_is_checked_on_its_own_base(call, model, chat, tmp_path):
     words = ("--pairs", tmp_path / "pairs.jsonl", "--dtype", "float32", "--scale", 1)
     assert call("check", tmp_path / "d.safetensors", *words)[0] == 0
     status, _, err = call("check", tmp_path / "d.safetensors", "--model", chat.name, *words)
-    assert status == 2 and "Traceback" not in err
+    assert status == NetworkProblem.exit_status and "Traceback" not in err
 
 
 def test_few_questions_are_inconclusive(call, model, chat, tmp_path):

@@ -72,9 +72,8 @@ def sampled(chat):
 def judged(chat):
     passes = _Passes(chat)
     first = passes.run([tuple(range(5, 15)), tuple(range(30, 37))])
-    passes.repeat(2)
-    passes.select([2, 0])
-    return flat(first, passes.run([(9,), (11, 12)]))
+    passes.select([1, 0, 0])
+    return flat(first, passes.run([(9,), (11, 12), (13,)]))
 
 
 def read(chat):

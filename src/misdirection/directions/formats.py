@@ -329,7 +329,7 @@ def _content(path: Path) -> _Content:
     """What a file holds; `InputError` for one that cannot be read."""
     form = _form(path)
     try:
-        return form.read(path)
+        content = form.read(path)
     except MisdirectionError:
         raise
     except OSError as error:
@@ -339,6 +339,10 @@ def _content(path: Path) -> _Content:
         raise InputError(
             f"{path}: damaged, or not a {path.suffix} file ({first_line(error, 120)}); export the direction again"
         ) from error
+    stated = content.metadata.get("format", FORMAT)
+    if stated != FORMAT and stated.startswith(FORMAT.partition("/")[0]):
+        raise InputError(f"{path}: a direction of another version ({stated:.40}): extract or export it again")
+    return content
 
 
 def _safetensors_bytes(vectors: Tensor, metadata: dict[str, str]) -> bytes:
