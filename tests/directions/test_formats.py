@@ -4,6 +4,7 @@ import pickle  # noqa: TID251  to make files that must be refused
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -123,6 +124,14 @@ def test_our_safetensors_files_are_those_of_direction_save(tmp_path):
     assert Direction.load(tmp_path / "exported.safetensors").origin == ORIGIN
     direction.save(tmp_path / "saved.safetensors")
     assert torch.equal(import_direction(tmp_path / "saved.safetensors", model="tiny-llama").vectors, direction.vectors)
+
+
+def test_a_file_of_another_version_is_not_read_as_anybodys(tmp_path):
+    file = tmp_path / "d.safetensors"
+    safetensors.torch.save_file({"vectors": torch.ones(LAYERS, WIDTH)}, file, {"format": "misdirection.direction/9"})
+    for read in (stated_base, partial(import_direction, layers=LAYERS, model="m")):
+        with pytest.raises(MisdirectionError, match=r"another version \(misdirection\.direction/9\): extract"):
+            read(file)
 
 
 def test_a_slice_of_a_large_tensor_makes_a_small_file(tmp_path):
