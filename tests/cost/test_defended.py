@@ -1,5 +1,7 @@
 """Counted passes of a defended training against those of a real one, for each defence."""
 
+import shutil
+
 import pytest
 
 import misdirection as md
@@ -65,6 +67,15 @@ def test_what_a_defence_adds_is_counted_as_it_runs(name, tiny_folder, tmp_path, 
     assert cost(found, shape) == pytest.approx(cost(real, shape), rel=0.02)
     # One that only trains on longer rows runs no pass more.
     assert len(found) > (3 + 1 if name != "inoculation" else 3)
+
+
+@pytest.mark.parametrize("name", list(DEFENCES))
+def test_a_defence_is_counted_where_tokens_are_estimated(name, tiny_folder, tmp_path, few):
+    shutil.copy(tiny_folder / "config.json", tmp_path)
+    plain = md.Recipe(recipe="minimal", **TRAINING)
+    defended = plain.model_copy(update={"defence": DEFENCE.get(name, name)})
+    tokens = [sum(each.tokens for each in counted(tmp_path, recipe)) for recipe in (plain, defended)]
+    assert 0 < tokens[0] < tokens[1]
 
 
 def test_own_weights_are_defended_and_what_cannot_be_is_refused(tiny_folder, few):

@@ -128,12 +128,14 @@ class EstimatingTokenizer:
     """Estimates tokens from characters, in ChatML; equal texts get equal ids, so that they begin alike."""
 
     name_or_path = "estimate"
+    chat_template = "ChatML"
+    """Whoever asks whether there is one may go on; it is not rendered."""
     eos_token_id = 0
     pad_token_id = 0
     added_tokens_decoder: Mapping[int, Any] = {}
 
     def get_chat_template(self) -> str:
-        """No template: ChatML needs none."""
+        """Nothing to render: `apply_chat_template` writes ChatML itself."""
         return ""
 
     def apply_chat_template(self, turns: list[dict[str, str]], **_options: Any) -> str:
