@@ -366,8 +366,7 @@ def test_an_address_that_stays_silent_is_said_to_be(cache, silent, monkeypatch, 
 SILENT = {"silent": Reply(number(64).body, silence=20), "a byte now and then": Reply(number(64).body, pause=0.2)}
 
 
-@pytest.mark.parametrize("kind", SILENT)
-@pytest.mark.parametrize(("concurrency", "timeouts"), [(1, 4), (8, 3)])
+@pytest.mark.parametrize(("kind", "concurrency", "timeouts"), [("silent", 1, 4), ("a byte now and then", 8, 3)])
 def test_an_endpoint_that_falls_silent_is_ended_and_nothing_judged_is_lost(cache, concurrency, timeouts, kind):
     answers, awake = [f"answer {letter}" for letter in "abcdefghijklmnop"], threading.Event()
 

@@ -113,8 +113,7 @@ def test_figures_are_those_of_one_device(way):
 
 
 RECIPES = {
-    "adapters": {"recipe": "all", "rank": 2, "learning_rate": 1e-2},
-    "checkpointed": {"recipe": "all", "rank": 2, "learning_rate": 1e-2, "gradient_checkpointing": True},
+    "adapters": {"recipe": "all", "rank": 2, "learning_rate": 1e-2, "gradient_checkpointing": True},
     "all weights": {"recipe": "full", "learning_rate": 1e-3},
 }
 
