@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="The run's folder.")] = Path("runs/demo"),
     full: Annotated[
-        bool, typer.Option("--full", help="Everything that the quick demo leaves out (an hour or two).")
+        bool, typer.Option("--full", help="Everything that the quick demo leaves out (two or three hours).")
     ] = False,
     workers: WorkerCount = None,
 ) -> None:
