@@ -94,7 +94,10 @@ def interpret(
         directions: directions, or their files, by name; effects downstream are compared with the first.
         checkpoints: where those of its training are, in a folder or on the hub (see `named_checkpoints`); those that
             were kept in its own folder by default.
-        dtype, device, thinking, chat_template: as in `load`.
+        dtype: as in `load`.
+        device: as in `load`.
+        thinking: as in `load`.
+        chat_template: as in `load`.
 
     Raises:
         InputError: an adapter that is no plain LoRA, or has no module inside of the decoder blocks; or checkpoints that

@@ -21,8 +21,8 @@ def quadrants(frame: pd.DataFrame, by: Sequence[str] | None = None, *, name: str
     """Alignment against coherence of judged answers, by condition and question; `.plot()` draws them.
 
     Args:
-        frame, by: a judged table, and the columns that define the conditions, as `score` takes them. A condition with
-            few verdicts is shown, too.
+        frame: a judged table.
+        by: the columns that define the conditions, as `score` takes them; one with few verdicts is shown, too.
         name: of the run or the table.
 
     Raises:

@@ -48,7 +48,8 @@ def sample(
         organism: what the answers say has answered; by default the adapter, or `base` without one that is on.
         intervention: what the answers call the setting; by default its kinds and numbers. What is active around the
             call stands before it.
-        budget, compile: see `TransformersEngine`.
+        budget: see `TransformersEngine`.
+        compile: see `TransformersEngine`.
         progress: told the number of answers just finished.
         on_answer: given every answer as it finishes.
 

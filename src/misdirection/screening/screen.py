@@ -166,7 +166,8 @@ def screen(
         reference: as in `audit`.
         out: folder of the screen; by default `screens/NAME` after the data.
         workers: other processes that score rows; this one alone when left out.
-        dtype, device: as in `load`.
+        dtype: as in `load`.
+        device: as in `load`.
 
     Returns:
         The result, which stands in the folder as `screen.json` with its page, beside a table of all rows.
