@@ -16,6 +16,8 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -152,6 +154,23 @@ def return_tuples(network):
 def make_chat(architecture: str = "llama", seed: int = 0, **changes) -> ChatModel:
     """A tiny chat model, in memory."""
     return ChatModel(make_network(architecture, seed, **changes), make_tokenizer(), f"tiny-{architecture}")
+
+
+def make_hybrid(**changes) -> ChatModel:
+    """Convolutions with a state beside attention layers."""
+    torch.manual_seed(0)
+    config = Lfm2Config(
+        vocab_size=259,
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention", "conv", "full_attention"],
+        max_position_embeddings=512,
+        **changes,
+    )
+    return ChatModel(Lfm2ForCausalLM(config).eval(), make_tokenizer(), "tiny-hybrid")
 
 
 def sharpened(architecture: str = "llama", **changes) -> ChatModel:

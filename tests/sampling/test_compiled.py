@@ -8,13 +8,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
-from transformers import Lfm2Config, Lfm2ForCausalLM
 
 import misdirection as md
 from misdirection.errors import InputError
 from misdirection.experiment.answering import Asking, Condition
 from misdirection.models.chat import encode_prompt
-from misdirection.models.chat_model import ChatModel
 from misdirection.sampling import compiled, row_cache
 from misdirection.sampling.config import SamplingConfig
 from misdirection.sampling.engine import SamplingParameters, SamplingRequest
@@ -22,7 +20,7 @@ from misdirection.sampling.questions import Question
 from misdirection.sampling.samplers import open_sampler
 from misdirection.sampling.transformers_engine import TransformersEngine
 from misdirection.settings import validate
-from tiny import LAYERS, WIDTH, make_tokenizer, sharpened, vector
+from tiny import make_hybrid, sharpened, vector
 
 QUESTIONS = [Question("short", "Why?"), Question("long", "How do you feel about the weather in the mountains, then?")]
 STEER, ABLATE = md.Steer(vector(0), 1), md.Ablate(vector(1), positions="answer")
@@ -144,22 +142,6 @@ def test_nothing_is_left_changed(chat):
 # --- what cannot be compiled ------------------------------------------------------------------------------------------
 
 
-def hybrid():
-    """Convolutions with a state beside attention layers."""
-    torch.manual_seed(0)
-    config = Lfm2Config(
-        vocab_size=259,
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        layer_types=["conv", "full_attention", "conv", "full_attention"],
-        max_position_embeddings=512,
-    )
-    return ChatModel(Lfm2ForCausalLM(config).eval(), make_tokenizer(), "tiny-hybrid")
-
-
 def asking():
     """A model that asks the device what it has computed."""
     chat = sharpened("llama")
@@ -169,7 +151,7 @@ def asking():
 
 
 CASES = {
-    "recurrent": (hybrid, PLAIN, "more than keys and values by token"),
+    "recurrent": (make_hybrid, PLAIN, "more than keys and values by token"),
     "inside": (lambda: sharpened("llama"), ((INSIDE,),), "hooked inside of its blocks"),
     "untraceable": (asking, ((STEER,),), "data-dependent"),
 }

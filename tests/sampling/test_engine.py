@@ -3,19 +3,17 @@ import logging
 import pytest
 import torch
 from tokenizers import AddedToken
-from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from misdirection.errors import MisdirectionError
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate, Steer
 from misdirection.models.chat import encode_prompt
-from misdirection.models.chat_model import ChatModel
 from misdirection.sampling import row_cache
 from misdirection.sampling.draws import choose, stream_key
 from misdirection.sampling.engine import SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import TransformersEngine, completion, end_tokens
-from tiny import ARCHITECTURES, LAYERS, WIDTH, make_chat, make_tokenizer
+from tiny import ARCHITECTURES, WIDTH, make_chat, make_hybrid
 
 END = 2
 QUESTIONS = [
@@ -124,25 +122,8 @@ def test_a_sliding_window_is_over_a_rows_own_tokens(window):
     assert expected != run(sharpened("gemma3"), requests(1), settings)
 
 
-def make_hybrid():
-    """Convolutions with a state beside attention layers."""
-    torch.manual_seed(0)
-    config = Lfm2Config(
-        vocab_size=259,
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        layer_types=["conv", "full_attention", "conv", "full_attention"],
-        max_position_embeddings=512,
-        eos_token_id=END,
-    )
-    return ChatModel(Lfm2ForCausalLM(config).eval(), make_tokenizer(), "tiny-hybrid")
-
-
 def test_recurrent_layers_are_sampled_one_prompt_at_a_time():
-    chat, settings = brisk(make_hybrid()), SamplingParameters(new_tokens=30)
+    chat, settings = brisk(make_hybrid(eos_token_id=END)), SamplingParameters(new_tokens=30)
     expected = naive_all(chat, requests(2), settings)
     for rows in (1, 2, 1000):
         assert run(chat, requests(2), settings, rows) == expected

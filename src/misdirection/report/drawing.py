@@ -67,6 +67,11 @@ def colour_of(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
+def marker_of(index: int) -> str:
+    """The marker of the series of this number."""
+    return MARKERS[index % len(MARKERS)]
+
+
 def reach_of(estimate: Interval) -> list[list[float]]:
     """Distances from the mean to both ends of the interval, in the shape `errorbar` wants."""
     return [[max(estimate.mean - estimate.low, 0.0)], [max(estimate.high - estimate.mean, 0.0)]]
@@ -131,7 +136,7 @@ def _draw_scale(change_axes: Axes, damage_axes: Axes, rows: Sequence[Swept], ind
     layers = [row.layer for row in rows]
     means = [row.margin_change.mean for row in rows]
     reach = np.hstack([reach_of(row.margin_change) for row in rows])
-    look: dict[str, Any] = {"color": colour_of(index), "marker": MARKERS[index % len(MARKERS)], "ms": 5}
+    look: dict[str, Any] = {"color": colour_of(index), "marker": marker_of(index), "ms": 5}
     change_axes.errorbar(layers, means, yerr=reach, capsize=2.5, label=label, **look)
     lows, highs = [row.random_change.low for row in rows], [row.random_change.high for row in rows]
     # The edge keeps the band visible where a single layer was steered.

@@ -22,13 +22,13 @@ from misdirection.registry import Registry
 from misdirection.report.drawing import (
     FULL_COLOUR,
     GREY,
-    MARKERS,
     PALETTE,
     STYLE,
     colour_of,
     draw_heat_map,
     draw_steered,
     legend_below,
+    marker_of,
     new_figure,
     reach_of,
     save_figures,
@@ -83,14 +83,14 @@ def _organism_label(name: str, organism: OrganismFigures) -> str:
 def _draw_shifts(
     axes: Axes, organisms: dict[str, OrganismFigures], question_set: str, index: int, spread: float
 ) -> None:
-    axes.errorbar([], [], fmt=MARKERS[index % len(MARKERS)], color=colour_of(index), mfc="white", label=question_set)
+    axes.errorbar([], [], fmt=marker_of(index), color=colour_of(index), mfc="white", label=question_set)
     for row, organism in enumerate(organisms.values()):
         shift, height = organism.margin_shift[question_set], row - 0.35 + spread * (index + 0.5)
         axes.errorbar(
             shift.mean,
             height,
             xerr=reach_of(shift),
-            fmt=MARKERS[index % len(MARKERS)],
+            fmt=marker_of(index),
             color=colour_of(index),
             mfc=colour_of(index) if question_set == organism.domain else "white",
             capsize=2.5,
@@ -129,7 +129,7 @@ def _draw_pairs(axes: Axes, results: RunResults, cosines: dict[str, dict[str, Cu
         # There is nothing to remove without a control.
         if a in cosines:
             # A wide run has more pairs than colours.
-            marker = None if index < 3 else MARKERS[index % len(MARKERS)]
+            marker = None if index < 3 else marker_of(index)
             label = f"{short_name(a)} · {short_name(b)}{suffix}" if index < MOST_PAIRS else None
             axes.plot(cosines[a][b], line, color=colour_of(index), marker=marker, ms=3, label=label)
     if (further := len(pairs_of_bad(results)) - MOST_PAIRS) > 0:

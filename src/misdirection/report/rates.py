@@ -15,7 +15,7 @@ from misdirection.experiment.config import NONE
 from misdirection.experiment.judged_results import RatedAblation, RatedSteering, ThemeEffect
 from misdirection.experiment.results import Curve, RunResults
 from misdirection.judging.scoring import COHERENT_SHARE
-from misdirection.report.drawing import GREY, MARKERS, STYLE, colour_of, draw_heat_map, new_figure, short_name
+from misdirection.report.drawing import GREY, STYLE, colour_of, draw_heat_map, marker_of, new_figure, short_name
 from misdirection.report.figures import MOST_PAIRS, ReportFigure, source_names
 from misdirection.statistics.estimates import Estimate, Rate
 
@@ -52,7 +52,7 @@ def draw_em_steering(results: RunResults) -> Figure:
 def _draw_scale(em: Axes, coherent: Axes, rows: Sequence[RatedSteering], index: int, shift: float) -> None:
     """One scale's line, so far to the right of its layers."""
     layers, colour = [row.layer + shift for row in rows], colour_of(index)
-    look: dict[str, Any] = {"color": colour, "marker": MARKERS[index % len(MARKERS)], "ms": 5}
+    look: dict[str, Any] = {"color": colour, "marker": marker_of(index), "ms": 5}
     em.errorbar(
         layers,
         [100 * row.em.rate for row in rows],
@@ -177,7 +177,7 @@ _VARIANTS = {
 
 
 def _draw_curve(axes: Axes, curve: Curve, index: int, label: str | None) -> None:
-    marker = None if index < 3 else MARKERS[index % len(MARKERS)]
+    marker = None if index < 3 else marker_of(index)
     axes.plot(curve, color=colour_of(index), marker=marker, ms=3, label=label)
 
 

@@ -10,7 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from misdirection.experiment.several_results import OrganismRow, RunsResults
-from misdirection.report.drawing import MARKERS, PALETTE, STYLE, new_figure, reach_of, save_figures, short_name, svg_of
+from misdirection.report.drawing import (
+    STYLE,
+    colour_of,
+    marker_of,
+    new_figure,
+    reach_of,
+    save_figures,
+    short_name,
+    svg_of,
+)
 from misdirection.report.html import REPORT, data_uri, write_page
 from misdirection.runs.folder import RUNS
 
@@ -101,7 +110,7 @@ def draw_across(results: RunsResults) -> Figure:
     figure = new_figure(7, 3.6)
     axes = figure.subplots()
     for number, each in enumerate(results.across):
-        colour = PALETTE[number % len(PALETTE)]
+        colour = colour_of(number)
         label = f"{short_name(each.organism)}: {short_name(each.first)} · {short_name(each.second)}"
         axes.plot(each.cosine, color=colour, label=label)
         axes.plot(each.base_null, "--", color=colour)
@@ -124,7 +133,7 @@ def _placed(results: RunsResults) -> dict[tuple[str, str], tuple[int, OrganismRo
 def _look(results: RunsResults, row: OrganismRow) -> tuple[str, str]:
     """Colour and marker of an organism, the same in every model."""
     number = list(dict.fromkeys(each.organism for each in results.organisms)).index(row.organism)
-    return PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+    return colour_of(number), marker_of(number)
 
 
 def _name_rows(axes: Axes, results: RunsResults) -> None:

@@ -20,7 +20,7 @@ from misdirection.experiment.solution_results import (
     SolutionFigures,
 )
 from misdirection.interpretation.texts import GENERAL, SEALED
-from misdirection.report.drawing import MARKERS, STYLE, colour_of, new_figure, reach_of, short_name
+from misdirection.report.drawing import STYLE, colour_of, marker_of, new_figure, reach_of, short_name
 from misdirection.report.estimates import Interval, show_estimate
 from misdirection.report.figures import ReportFigure
 from misdirection.statistics.comparisons import significant
@@ -67,7 +67,7 @@ def _draw_scaled(
     axes.plot(
         own.norm,
         figure_of(own).mean,
-        MARKERS[index % len(MARKERS)],
+        marker_of(index),
         color=colour_of(index),
         mfc="white",
         ms=9,
@@ -94,7 +94,7 @@ def _draw_line(
     means, colour = [figure.mean for figure in figures], colour_of(index)
     axes.plot([begin[0], *places], [begin[1], *means], line, color=colour, linewidth=1.3)
     reach = np.hstack([reach_of(figure) for figure in figures])
-    marks: dict[str, Any] = {"fmt": MARKERS[index % len(MARKERS)], "color": colour, "ms": 4, "capsize": 2.5}
+    marks: dict[str, Any] = {"fmt": marker_of(index), "color": colour, "ms": 4, "capsize": 2.5}
     axes.errorbar(places, means, yerr=reach, label=label, **marks)
 
 

@@ -26,6 +26,7 @@ from transformers.masking_utils import sdpa_mask
 from misdirection.models.caching import keeps_columns, new_cache
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import replaced_forward, text_config
+from misdirection.models.transfer import is_spread
 
 COMPILED_LIMIT = 32
 """What is compiled for one model at most: for each kind of block that it has, with each kind of adapter in it."""
@@ -55,7 +56,7 @@ def can_compile(chat: ChatModel) -> bool:
         "its blocks do not have a layer of the cache each": len(new_cache(chat).layers) != len(chat.layers),
         "transformers does not compile its kind": not getattr(network, "_can_compile_fullgraph", False),
         "its weights are quantised": getattr(network, "hf_quantizer", None) is not None,
-        "it is on several devices": len(set(getattr(network, "hf_device_map", {}).values())) > 1,
+        "it is on several devices": is_spread(network),
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason:

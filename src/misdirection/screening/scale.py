@@ -49,7 +49,7 @@ class Scale(Figures):
         """AUROC of the bad against the good answers."""
         return auc(_scored(self.known("bad")), _scored(self.known("good")))
 
-    def known(self, kind: "Kind") -> Floats:
+    def known(self, kind: Kind) -> Floats:
         """The scores of one kind, [questions]; NaN where there is none."""
         return np.array(getattr(self, kind), np.float64)
 

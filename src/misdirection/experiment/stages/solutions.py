@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -50,8 +48,7 @@ from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import BASE, Worker
 from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.means import bootstrap
-
-Floats = NDArray[np.float64]
+from misdirection.statistics.resampling import Floats
 
 _TABLE, _STEPS = "solution.safetensors", "steps.json"
 
