@@ -16,7 +16,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -24,14 +24,17 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import spearmanr
+from torch.nn.functional import normalize
 
 import misdirection as md
 from audit_suite import load_reference
+from misdirection.auditing.measurements import Measurements, measure, measure_margins
+from misdirection.auditing.reference import Reference
+from misdirection.auditing.verdict import RULE
 from misdirection.choices import BUNDLED
 from misdirection.data.selection import spread
 from misdirection.data.words import WordWeights
 from misdirection.judging.config import JudgeConfig
-from misdirection.likelihood.margin import margin
 from misdirection.likelihood.words import WordNull
 from misdirection.models.bundled import BUNDLED_MODELS
 from misdirection.runs.cluster import Workers
@@ -39,7 +42,7 @@ from misdirection.screening.scale import share
 from misdirection.screening.scores import SCORES
 from misdirection.screening.screen import DEFAULT, FLOOR, JUDGE, read_scales, read_scores
 from misdirection.statistics.curves import rank_auc
-from misdirection.statistics.estimates import Z_SIGNIFICANT
+from misdirection.statistics.estimates import Z_SIGNIFICANT, Estimate
 from misdirection.statistics.means import bootstrap
 from suite_folder import Suite
 from suite_members import SOURCES, Member, members
@@ -116,27 +119,54 @@ def read_kept(base: str) -> dict[str, dict]:
 def measure_shifts(suite: Suite, some: Sequence[Member]) -> None:
     """Train and measure what is not measured yet."""
     reference, known = load_reference(suite.base), read_kept(suite.base)
-    pairs, control = reference.texts.asked, reference.base.margin + reference.control_shift
     for member in some:
         record = suite.record(member)
         if known.get(member.name, {}).get("record") == record:
             continue
         train_all(suite, [member])
-        own = margin(md.load(suite.base, adapter=suite.adapter(member)), pairs)
-        beyond = (own - control).numpy()
-        row = {
-            "member": member.name,
-            "record": record,
-            "pairs": len(pairs),
-            "shift": asdict(bootstrap((own - reference.base.margin).numpy())),
-            "beyond_control": asdict(bootstrap(beyond)),
-            "beyond_words": beyond_words(suite, member, beyond, pairs),
-            "bad_shift": asdict(reference.bad_shift),
-        }
+        chat = md.load(suite.base, adapter=suite.adapter(member))
+        scores = measure_margins(chat, reference.texts.asked, member.name)
+        measured = replace(measure(chat, reference.texts, member.name), margins=scores)
+        row = {"member": member.name, "record": record, **figures_of(suite, member, reference, measured)}
         KEPT.mkdir(exist_ok=True)
         with kept_file(suite.base).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(f"{member.name:<40}{row['beyond_control']['mean']:+.3f}", flush=True)
+
+
+def figures_of(suite: Suite, member: Member, reference: Reference, measured: Measurements) -> dict:
+    """What one fine-tune did, beside what the reference's did."""
+    assert reference.control_shift is not None, "a reference with controls"
+    pairs, change = reference.texts.asked, measured.margin - reference.base.margin
+    beyond = (change - reference.control_shift).numpy()
+    return {
+        "pairs": len(pairs),
+        "shift": asdict(bootstrap(change.numpy())),
+        "beyond_control": asdict(bootstrap(beyond)),
+        "level": RULE.level,
+        "at_level": asdict(bootstrap(beyond, level=RULE.level)),
+        "beyond_words": beyond_words(suite, member, beyond, pairs),
+        "contrast": asdict(contrast_share(reference, measured)),
+        "bad_shift": asdict(reference.bad_shift),
+    }
+
+
+def contrast_share(reference: Reference, own: Measurements) -> Estimate:
+    """How far a fine-tune moved along the contrast on neutral text, beyond the controls, as a share of what the bad
+    fine-tunes moved; over texts."""
+    contrast = reference.directions["contrast: bad - good"]
+    # Contrasts of different domains share most in the last third of the layers, but for the very last ones.
+    layer = 3 * len(contrast) // 4
+    unit = normalize(contrast[layer], dim=-1)
+
+    def along(measured: Measurements) -> torch.Tensor:
+        return measured.neutral_drift(reference.base)[:, layer] @ unit
+
+    control, bad = (
+        torch.stack([along(reference.measurements[name]) for name in names]).mean(0)
+        for names in (reference.controls, reference.bad)
+    )
+    return bootstrap(((along(own) - control) / (bad - control).mean()).numpy())
 
 
 def beyond_words(suite: Suite, member: Member, beyond: np.ndarray, pairs: Sequence[md.ProbePair]) -> dict | None:
