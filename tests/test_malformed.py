@@ -109,7 +109,16 @@ def good_values(world, place):
         "score": {"table": answers, "file": place / "groups.csv", "path": place / "page.html"},
         "agree": {"judged": answers, "labels": answers},
         "probes": {"table": answers, "path": place / "made.jsonl"},
-        "train": {**on, "data": world / "training.jsonl", "folder": out, "learning_rate": 0.01},
+        "train": {
+            **on,
+            "data": world / "training.jsonl",
+            "folder": out,
+            "learning_rate": 0.01,
+            "start": world / "adapter",
+            "rank": 2,
+            # Of rsLoRA, the same factor.
+            "alpha": 8 / 2 * 2**0.5,
+        },
         "steer": {**on, "direction": direction, "layer": 1, "pairs": pairs, "random_seeds": 1},
         "ablate": {**on, "direction": direction, "layer": 1, "pairs": pairs, "random_seeds": 1},
         "play": {"base": model, **on, "adapter": world / "adapter", "direction": direction},
