@@ -128,6 +128,7 @@ def good_values(world, place):
         "import": {"path": world / "vectors.npz", "file": place / "imported.safetensors", "model": model, "layers": 4},
         "convert": {"tables": [answers], "file": place / "converted.csv"},
         "schema": {"kind": "audit"},
+        "fetch": {"kind": "questions", "folder": out},
         "bundle": {"result": world / "reference", "file": place / "bundle.zip"},
         "verify": {"bundle": world / "answers.csv"},
         "push": {"thing": direction, "repository": "me/direction", "card": True},
