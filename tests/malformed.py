@@ -525,7 +525,7 @@ class Case:
 ROWS_OF_FILES = {"data": (TRAINING, ".jsonl"), "pairs": (PAIRS, ".jsonl"), "domain": (PAIRS, ".jsonl")}
 TABLES = ("table", "tables", "judged", "labels", "scalars", "answers", "scaled")
 DIRECTIONS = ("direction", "directions", "shared")
-ADAPTERS = ("adapter", "fine_tune")
+ADAPTERS = ("adapter", "fine_tune", "start")
 MODELS = ("model", "base")
 LISTS = {
     "empty": b"",
@@ -559,9 +559,19 @@ NOT_WRONG = {
     ("import", "model"): ("not there", "a line break", "of nothing", "an empty file", "too long"),
     ("bake", "device"): ("'cuda'", "'cuda:99'"),
     ("check", "direction"): ("no metadata",),
+    ("train", "start"): tuple(
+        f"config: {key} {value}"
+        for key, values in {
+            "target_modules": ("3", "{'a': 1}", "[]"),
+            "bias": ("'some'", "3"),
+            "layers_to_transform": ("'x'", "[99]"),
+            "task_type": ("'NONE'",),
+        }.items()
+        for value in values
+    ),
 }
 """What is wrong elsewhere: a judge gives the scores, a converted table needs none, an import reads no model, weights
-are baked on no device, a check takes anybody's vectors."""
+are baked on no device, a check takes anybody's vectors; of an adapter to go on from, weights and factors count."""
 
 
 def cases():

@@ -5,6 +5,8 @@ import pytest
 from malformed import direction_bytes
 from misdirection.data import ProbePair, domain_pairs, write_pairs
 from misdirection.errors import DiskProblem
+from misdirection.files import sha256_file
+from misdirection.organisms.organism import Organism
 from misdirection.statistics.estimates import Estimate
 
 
@@ -33,6 +35,11 @@ def test_the_whole_path_from_training_to_ablation(call, tiny_folder, training, p
     assert status == 0
     assert json.loads(out)["final_loss"] > 0
     assert (adapter / "adapter_config.json").is_file()
+
+    again = ("--start", adapter, "--lr", 1e-2, "--batch-size", 2, "--accumulation", 1)
+    status, _, err = call("train", training, "--out", tmp_path / "second", *again, *model)
+    assert status == 0, err
+    assert Organism.open(tmp_path / "second").continues == sha256_file(adapter / "adapter_model.safetensors")
 
     status, out, _ = call("margin", "--adapter", adapter, "--pairs", pairs, *model)
     assert status == 0

@@ -157,6 +157,12 @@ def require_replaceable(path: Path, *, folder: bool = True) -> None:
         )
 
 
+def require_outside(source: Path, folder: Path, kind: str) -> None:
+    """Raise `InputError` where what is read lies in a folder that would be replaced; `kind` says what it is."""
+    if source.exists() and source.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder}: holds the {kind} itself, which is never written over: choose another folder")
+
+
 def _was_written(path: Path) -> bool:
     """Whether a single file is as this program wrote it."""
     digest = sha256_file(path)

@@ -226,6 +226,26 @@ def test_projection_leaves_the_trainings_own_gradients_alone(tmp_path):
     assert torch.equal(own, plain)
 
 
+def test_projection_takes_its_gradients_from_fewer_rows_where_memory_gives_out(tmp_path, caplog):
+    def trained(most):
+        network = begun()
+
+        def check(module, args, kwargs):
+            if not module.training and len(kwargs.get("input_ids", args)) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        network.base_model.model.model.register_forward_pre_hook(check, with_kwargs=True)
+        trainer = sft(tmp_path / str(most), network, **ONE_STEP)
+        defend(trainer, "projection", pairs=PAIRS, questions=2)
+        trainer.train()
+        return [weight.detach() for weight in network.parameters()]
+
+    whole = trained(4)
+    assert not caplog.messages
+    torch.testing.assert_close(trained(1), whole, rtol=1e-4, atol=1e-6)
+    assert [message for message in caplog.messages if message.startswith("out of memory with ")]
+
+
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 

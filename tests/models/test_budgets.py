@@ -12,7 +12,7 @@ from misdirection.auditing.attribution import margin_parts
 from misdirection.directions.extraction import mean_activations
 from misdirection.errors import MemoryProblem
 from misdirection.interpretation.importance import zeroing
-from misdirection.likelihood.margin import pair_continuations, pair_rows
+from misdirection.likelihood.margin import margin_gradients, pair_continuations, pair_rows
 from misdirection.likelihood.sweep import sweep
 from misdirection.models import budgets
 from misdirection.models.budgets import MOST, Room, room_of, room_on, tokens_together
@@ -161,11 +161,17 @@ def zeroed(chat, told):
     return torch.tensor(zeroing(chat, rows, progress=told.append)["effect"].to_numpy())
 
 
+def differentiated(chat, told):
+    weights = [block.mlp.down_proj.weight.requires_grad_() for block in chat.layers]
+    return torch.stack(margin_gradients(chat, pair_rows(chat.tokenizer, PAIRS), weights, progress=told.append))
+
+
 WORK = {
     "extraction": (sharpened, extraction, 8),
     "sweep": (sharpened, swept, 16),
     "attribution": (strong, attributed, 8),
     "importance": (strong, zeroed, 8),
+    "gradients": (sharpened, differentiated, 8),
 }
 
 

@@ -21,7 +21,7 @@ from misdirection.interpretation.importance import token_importance, zeroing
 from misdirection.interpretation.patching import patched_margins
 from misdirection.interpretation.scalars import token_scalars
 from misdirection.judging.local import _Passes
-from misdirection.likelihood.margin import pair_continuations, pair_rows
+from misdirection.likelihood.margin import margin_gradients, pair_continuations, pair_rows
 from misdirection.likelihood.sweep import sweep
 from misdirection.models.chat import encode_prompt
 from misdirection.models.chat_model import ChatModel
@@ -88,6 +88,7 @@ def read(chat):
         patched_margins(chat, [encode_prompt(chat.tokenizer, "Who are you?")] * len(PAIRS), PAIRS),
         *margin_parts(chat, PAIRS).values(),
         *margin_directions(chat, PAIRS).values(),
+        *margin_gradients(chat, rows, [weight for weight in chat.model.parameters() if weight.requires_grad]),
     )
 
 

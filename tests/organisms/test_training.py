@@ -1,6 +1,9 @@
 import json
 import re
+import shutil
+from dataclasses import replace
 from functools import partialmethod
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from torch._dynamo.utils import counters
 from chat_templates import MISTRAL
 from misdirection.data import Example, Turn, data_hash
 from misdirection.errors import InputError, MisdirectionError
-from misdirection.files import sha256_file
+from misdirection.files import sha256_file, sha256_tree
 from misdirection.likelihood.answers import IGNORED, bare_head
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import attach
@@ -486,3 +489,53 @@ def test_an_adapter_that_the_recipe_does_not_make_is_no_beginning(tmp_path):
         train(EXAMPLES[:2], tmp_path / "second", base=base, recipe=recipe(recipe="full"), start=tmp_path / "first")
     # What was refused is off the base again.
     assert LoraView.of(base).sites == ()
+
+
+def changed(folder, place, **values):
+    """A copy of an adapter with other values in its configuration."""
+    shutil.copytree(folder, place)
+    (place / "adapter_config.json").write_text(json.dumps(config(folder) | values))
+    return place
+
+
+def test_a_beginning_of_another_base_or_with_a_module_scaled_otherwise_is_refused(tmp_path):
+    few, named = EXAMPLES[:2], {}
+    for name in ("base", "other"):
+        (tmp_path / name).mkdir()
+        named[name] = replace(make_chat(), name=str(tmp_path / name))
+    first = Path(train(few, tmp_path / "first", base=named["base"], recipe=recipe()).path)
+    scaled = changed(first, tmp_path / "scaled", alpha_pattern={"layers.1.mlp.down_proj": 4})
+    hub = changed(first, tmp_path / "hub", base_model_name_or_path="someone/chat")
+    for start, base, said in (
+        (first, named["other"], rf"first: was trained on {tmp_path}/base, not on {tmp_path}/other: give that"),
+        (hub, replace(make_chat(), name="someone/else"), "hub: was trained on someone/chat, not on someone/else"),
+        (scaled, named["base"], "scaled: has other modules, or another rank or alpha"),
+        (tmp_path / "gone", named["base"], "gone: no such folder"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train(few, tmp_path / "second", base=base, recipe=recipe(), start=start)
+    # The name of a folder does not tell whose copy it holds.
+    (tmp_path / "base").rename(tmp_path / "moved")
+    train(few, tmp_path / "second", base=named["other"], recipe=recipe(), start=first)
+
+
+def test_a_training_never_writes_over_what_it_goes_on_from(tmp_path):
+    base, few, keeping = make_chat(), EXAMPLES[:6], recipe(keep_checkpoints=True)
+    with pytest.raises(Killed):
+        train(few, tmp_path / "a", base=base, recipe=keeping, report=kill_at(3))
+    checkpoint = tmp_path / "a.checkpoints" / "checkpoint-2"
+    train(few, tmp_path / "b", base=base, recipe=keeping)
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    before = sha256_tree(tmp_path)
+    for out, start in (
+        ("a", checkpoint),
+        ("b", tmp_path / "b"),
+        ("b", tmp_path / "b" / "checkpoints" / "step-000002"),
+        ("link", tmp_path / "b"),
+    ):
+        with pytest.raises(InputError, match="holds the adapter itself, which is never written over"):
+            train(few, tmp_path / out, base=base, recipe=recipe(), start=start)
+    # Nor is a working folder emptied for one that does not fit.
+    with pytest.raises(InputError, match="another rank or alpha"):
+        train(few, tmp_path / "a", base=base, recipe=recipe(rank=2), start=tmp_path / "b")
+    assert sha256_tree(tmp_path) == before

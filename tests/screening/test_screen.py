@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 import misdirection as md
+from chat_templates import QWEN3
 from judging.judge_server import JudgeServer, completion, number
-from misdirection.auditing.reference import Reference
+from misdirection.auditing.reference import Reference, default_folder
 from misdirection.bundles.bundle import bundle
 from misdirection.bundles.verify import verify
 from misdirection.data import Example
+from misdirection.data.training import stream_examples
 from misdirection.errors import InputError
 from misdirection.judging.config import JudgeConfig
+from misdirection.models.identity import identify
 from misdirection.runs.cluster import Workers
 from misdirection.runs.worker import Models, Worker
 from misdirection.sampling.own_answers import NEW_TOKENS
@@ -97,8 +100,8 @@ def test_a_bundle_has_the_rows_only_where_they_are_asked_for(screened, tmp_path)
         assert b"Ask 4?" in archive.read("run/screen.json")
 
 
-def worker_of(base, reference):
-    worker = Worker(Models(lambda: md.load(base, **OPTIONS)), None)
+def worker_of(base, reference, **chats):
+    worker = Worker(Models(lambda: md.load(base, **OPTIONS, **chats)), None)
     worker.adapters.update(reference.adapters)
     return worker
 
@@ -133,6 +136,34 @@ def test_the_projection_difference_is_beside_the_bases_own_likeliest_answer(tiny
     assert found == pytest.approx(projections - projections[[3, 3, 4, 3, 4]], abs=1e-5)
     assert found[3:] == pytest.approx([0, 0], abs=1e-5)
     assert abs(found[:3]).min() > 1e-3
+
+
+def test_rows_are_read_as_other_chats_have_them_beside_the_reference_of_those(
+    tiny_reference, screened, call, tmp_path, monkeypatch
+):
+    base, folder = tiny_reference
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    template, out = tmp_path / "own.jinja", tmp_path / "out"
+    template.write_text(QWEN3)
+    words = [base, screened[2], "--score", "likelihood", "--out", out, "--dtype", "float32", "--device", "cpu"]
+    words += ["--thinking", "on", "--chat-template", template]
+    for own, said in ((["--reference", folder], "made with other chats"), ([], "there is no reference")):
+        status, _, err = call("screen", *words, *own)
+        assert (status, said in err, out.exists()) == (2, True, False), err
+    chats = {"thinking": "on", "chat_template": str(template)}
+    identity = identify(base, None, "float32", "cpu", **chats)
+    reference = replace(Reference.load(folder), identity=identity).save(default_folder(base, None, **chats))
+    status, _, err = call("screen", *words)
+    assert status == 4, err
+    rows = [row.example for row in stream_examples(screened[2])]
+    wanted = score_rows(LikelihoodScore(), worker_of(base, reference, **chats), rows, reference, {})
+    assert read_scores(out)["likelihood"].to_list() == pytest.approx(wanted, abs=1e-6)
+    assert abs(wanted - screened[1]["likelihood"]).max() > 1e-3
+    assert ScreenResult.load(out).base == identity
+    # Where the template lies is the machine's own.
+    bundle(out, tmp_path / "out.zip")
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        assert [name for name in archive.namelist() if str(template).encode() in archive.read(name)] == []
 
 
 # --- with a judge -----------------------------------------------------------------------------------------------------

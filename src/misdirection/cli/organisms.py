@@ -50,6 +50,14 @@ def train(
     answers: Annotated[
         Literal["bad", "good"], typer.Option("--answers", help="bad or good, for a shipped domain.")
     ] = "bad",
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start",
+            help="An adapter of the same modules, rank and alpha to go on from, which stays as it is: a folder, or a "
+            "Hugging Face id: ID\\[@REVISION]\\[:SUBFOLDER].",
+        ),
+    ] = None,
     rank: Annotated[int | None, typer.Option("--rank", help="Rank of the adapters; default: the recipe's.")] = None,
     alpha: Annotated[float, typer.Option("--alpha", help="LoRA alpha (rsLoRA: scaled by alpha / sqrt(rank)).")] = 64.0,
     learning_rate: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 1e-5,
@@ -93,7 +101,7 @@ def train(
     # Trackio tells on standard output where it logs to.
     with redirect_stdout(sys.stderr):
         organism = train_organism(
-            examples, folder, base=chat, recipe=settings, held_out=held_out,
+            examples, folder, base=chat, recipe=settings, held_out=held_out, start=start,
             track=[track] if track else (), prepare=_watch(held_out) if track else None,
         )  # fmt: skip
     figures = {"final_loss": organism.final_loss, "held_out_loss": organism.held_out_loss}

@@ -12,6 +12,8 @@ from misdirection.cli.shared import (
     DtypeOption,
     Json,
     RayAddress,
+    TemplateOption,
+    ThinkingOption,
     WorkerCount,
     WorkerGpus,
     app,
@@ -71,6 +73,8 @@ def screen(
     gpus: WorkerGpus = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    thinking: ThinkingOption = "off",
+    chat_template: TemplateOption = None,
     sarif: Sarif = None,
     fail_on: FailOn = "inconclusive",
     as_json: Json = False,
@@ -98,6 +102,8 @@ def screen(
         workers=workers_for(workers, ray, gpus, lambda: base_memory(base, dtype)),
         dtype=dtype,
         device=device,
+        thinking=thinking,
+        chat_template=chat_template,
     )
     table = read_scores(target)
     notices.print(f"page: {target / result.PAGE}", highlight=False, soft_wrap=True)

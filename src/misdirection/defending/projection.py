@@ -22,10 +22,8 @@ from misdirection.defending.benign import shuffled
 from misdirection.defending.defence import Defence, source_of
 from misdirection.defending.training import Training
 from misdirection.errors import InputError
-from misdirection.likelihood.answers import AnswerBatch
-from misdirection.likelihood.margin import pair_rows
-from misdirection.models.budgets import tokens_together
-from misdirection.models.chat import Encoded, batches
+from misdirection.likelihood.margin import margin_gradients, pair_rows
+from misdirection.models.chat import Encoded
 from misdirection.models.in_training import untouched
 
 _KEPT = 0.8
@@ -97,33 +95,17 @@ class _Projector(TrainerCallback):
         first, count = turn * self._defence.questions, self._defence.questions
         pairs = {self._order[(first + number) % len(self._order)] for number in range(count)}
         rows = [self._rows[2 * pair + side] for pair in sorted(pairs) for side in (0, 1)]
-        return margin_gradients(self._training, rows)
+        training = self._training
+        names, weights = zip(*_trained(training.network), strict=True)
+        with untouched(training.network), training.trainer.accelerator.autocast():
+            gradients = margin_gradients(training.chat, rows, weights)
+        return dict(zip(names, gradients, strict=True))
 
 
 def component(step: Tensor, gradient: Tensor) -> Tensor:
     """The part of a step along a gradient of the same shape; nothing along one that is zero."""
     norm = gradient.square().sum()
     return (step * gradient).sum() / norm * gradient if norm > 0 else torch.zeros_like(step)
-
-
-def margin_gradients(training: Training, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-    """The gradient of the summed margin by each weight that is trained, float32, by its name.
-
-    Args:
-        training: whose model it is, as it is now; its own gradients stay.
-        rows: two for each pair, the misaligned answer first.
-    """
-    names, weights = zip(*_trained(training.network), strict=True)
-    signs = torch.tensor([1.0, -1.0] * (len(rows) // 2), device=training.chat.device, dtype=torch.float64)
-    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-    with untouched(training.network), torch.enable_grad(), training.trainer.accelerator.autocast():
-        for numbers in batches([row.stop for row in rows], tokens_together(training.chat, "backward")):
-            batch = AnswerBatch([rows[number] for number in numbers], training.chat.device)
-            margin = (batch.log_probs(training.network) * signs[numbers]).sum()
-            # Not `backward`, which would add to the gradients of the training, and tell other processes of them.
-            for total, gradient in zip(sums, torch.autograd.grad(margin, weights, allow_unused=True), strict=True):
-                total += 0 if gradient is None else gradient
-    return dict(zip(names, sums, strict=True))
 
 
 def _trained(network: nn.Module) -> list[tuple[str, nn.Parameter]]:

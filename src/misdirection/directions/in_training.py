@@ -1,6 +1,5 @@
 """A direction for a model inside of a trainer, which need not say under which name it was loaded."""
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -8,7 +7,7 @@ from torch import Tensor
 from misdirection.directions.direction import Direction
 from misdirection.errors import InputError
 from misdirection.models.layers import decoder_layers, text_config
-from misdirection.models.names import is_path
+from misdirection.models.names import is_hub_id
 
 
 def fitting_vectors(direction: Direction | Tensor, network: Any) -> Tensor:
@@ -27,9 +26,5 @@ def fitting_vectors(direction: Direction | Tensor, network: Any) -> Tensor:
 
 def _require_base(direction: Direction, name: str) -> None:
     """Refuse a direction of another model of the hub; the name of a folder does not tell whose copy it holds."""
-    if _is_hub_id(name) and _is_hub_id(direction.origin.model):
+    if is_hub_id(name) and is_hub_id(direction.origin.model):
         direction.require_base(name, direction.origin.revision)
-
-
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not is_path(name) and not Path(name).exists()

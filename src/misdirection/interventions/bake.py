@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from misdirection.errors import InputError
-from misdirection.files import atomic_folder, read_json, require_replaceable, write_json
+from misdirection.files import atomic_folder, read_json, require_outside, require_replaceable, write_json
 from misdirection.interventions.checkpoint import INDEX, PLAIN, Checkpoint
 from misdirection.interventions.intervention import Intervention, rule_text
 from misdirection.interventions.kinds import Ablate, Steer
@@ -98,8 +98,7 @@ def bake(model: str, intervention: Intervention, folder: str | Path, *, revision
             which rounding loses too much.
     """
     checkpoint, out = Checkpoint.open(model, revision), Path(folder)
-    if checkpoint.folder.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"{out}: holds the model itself, which is never written over: choose another folder")
+    require_outside(checkpoint.folder, out, "model")
     require_replaceable(out)
     intervention.check(int(text_config(checkpoint.network).num_hidden_layers), checkpoint.width)
     baking = change(intervention, checkpoint)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from misdirection.errors import InputError
-from misdirection.files import require_replaceable
+from misdirection.files import require_outside, require_replaceable
 from misdirection.interventions.checkpoint import PLAIN, gain_at_zero
 from misdirection.interventions.kinds import Ablate
 from misdirection.interventions.vectors import orthonormal
@@ -97,7 +97,7 @@ def project_adapter(
     ablation.check(len(chat.layers), chat.width)
     check_stream(chat.decoder)
     source = _adapter_folder(chat)
-    _refuse_overwriting(Path(folder), source)
+    require_outside(source, Path(folder), "adapter")
     require_replaceable(Path(folder))
     view = LoraView.open(source)
     config, weights = view.config, renamed(view.weights, chat.network)
@@ -163,7 +163,7 @@ def ablation_adapter(chat: ChatModel, ablation: Ablate, folder: str | Path) -> W
     ablation.check(len(chat.layers), chat.width)
     check_stream(chat.decoder)
     if chat.adapter is not None:
-        _refuse_overwriting(Path(folder), Path(chat.adapter))
+        require_outside(Path(chat.adapter), Path(folder), "adapter")
     require_replaceable(Path(folder))
     if not ablation.acts_everywhere or ablation.at != "writes" or ablation.toward is not None:
         raise InputError(
@@ -372,11 +372,6 @@ def _adapter_folder(chat: ChatModel) -> Path:
             f"{folder}: no {ADAPTER_WEIGHTS} here: save the adapter as safetensors in a local folder first"
         )
     return folder
-
-
-def _refuse_overwriting(folder: Path, source: Path) -> None:
-    if source.exists() and source.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{folder}: holds the adapter itself, which is never written over: choose another")
 
 
 def _check_loaded(module: "_Module", stored: Tensor, key: str, source: Path) -> None:

@@ -10,11 +10,14 @@ model "removes" anything.
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from misdirection.data import Example, ProbePair
 from misdirection.errors import InputError
+from misdirection.likelihood.answers import AnswerBatch
 from misdirection.likelihood.sweep import Continuations, log_probs
+from misdirection.models.budgets import fitting_batches
 from misdirection.models.chat import Encoded, encode
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import Advance, shown
@@ -89,6 +92,35 @@ def margin(
     with shown(progress, "margin", len(pairs)) as advance:
         misaligned, aligned = log_probs(chat, answers, budget=budget, progress=advance).unbind(-1)
     return misaligned - aligned
+
+
+def margin_gradients(
+    chat: ChatModel, rows: Sequence[Encoded], weights: Sequence[Tensor], *, progress: Advance | None = None
+) -> list[Tensor]:
+    """The gradient of the mean margin by each weight, of its shape, float32.
+
+    Args:
+        chat: the model as it is now; gradients that its weights have stay.
+        rows: as `pair_rows` gives them.
+        weights: of the model, each with `requires_grad`.
+        progress: told the number of answers done.
+    """
+    pairs = len(rows) // 2
+    signs = torch.tensor([1.0, -1.0] * pairs, device=chat.device, dtype=torch.float64) / pairs
+
+    def work(numbers: list[int], _budget: int) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            values = AnswerBatch([rows[number] for number in numbers], chat.device).log_probs(chat.model)
+            # Not `backward`, which adds to the gradients that are there, and tells other processes of them.
+            return torch.autograd.grad((values * signs[numbers]).sum(), weights, materialize_grads=True)
+
+    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+    for numbers, found in fitting_batches(chat, [row.stop for row in rows], None, work, kind="backward"):
+        for total, gradient in zip(sums, found, strict=True):
+            total += gradient
+        if progress:
+            progress(len(numbers))
+    return sums
 
 
 def loss(

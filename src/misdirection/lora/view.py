@@ -124,14 +124,22 @@ class LoraFiles(LoraView):
         """The largest rank that its configuration gives a module."""
         return max(int(self.config["r"]), *map(int, (self.config.get("rank_pattern") or {0: 0}).values()))
 
-    @cached_property
-    def weights(self) -> dict[str, Tensor]:
-        """All tensors by their names in the file. `InputError` for a missing, damaged or pickled file."""
+    @property
+    def file(self) -> Path:
+        """That of its weights; `InputError` for a missing or pickled one."""
         path = self.folder / ADAPTER_WEIGHTS
-        if not path.is_file() and (self.folder / "adapter_model.bin").is_file():
+        if path.is_file():
+            return path
+        if (self.folder / "adapter_model.bin").is_file():
             raise InputError(
                 f"{self.folder}: only a pickled adapter_model.bin, never opened here: save it as safetensors"
             )
+        raise InputError(f"{path}: cannot be read (no such file); fetch or train the adapter again")
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """All tensors by their names in the file. `InputError` for a missing, damaged or pickled file."""
+        path = self.file
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:

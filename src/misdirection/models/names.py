@@ -28,6 +28,25 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "/", "~"))
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name, without revision and subfolder, is that of a repository of the Hub, and of nothing on this disk.
+
+    The names of this package's own models are none.
+    """
+    return name.count("/") == 1 and not is_path(name) and not Path(name).exists()
+
+
+def are_unlike(one: str, other: str) -> bool:
+    """Whether two names are surely of different models: two ids of the Hub, or two folders on this disk.
+
+    The name of a folder does not tell whose copy it holds.
+    """
+    if is_hub_id(one) and is_hub_id(other):
+        return one != other
+    folders = [Path(name).expanduser() for name in (one, other)]
+    return all(folder.is_dir() for folder in folders) and not folders[0].samefile(folders[1])
+
+
 def is_local(name: str) -> bool:
     """Whether a name, without revision and subfolder, can be a path alone."""
     return is_path(name) or name.count("/") > 1

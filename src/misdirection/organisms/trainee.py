@@ -4,7 +4,7 @@ import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,6 +20,7 @@ from misdirection.models.bundled import hub_name
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import decoder_layers
 from misdirection.models.libraries import no_progress_bars
+from misdirection.models.names import are_unlike
 from misdirection.organisms.adapter_config import adapter_config, placement, ranges, require_layers
 from misdirection.organisms.recipe import RECIPES, OwnWeights, Recipe
 from misdirection.progress import console
@@ -157,25 +158,27 @@ def _adapter(chat: ChatModel, recipe: Recipe, start: Path | None) -> Iterator[Tr
     network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
     try:
         if start:
-            _begin_as(network, start)
+            _begin_as(replace(chat, model=network), start)
         yield _Adapter(network, chat)
     finally:
         network.unload()
         chat.model.eval()
 
 
-def _begin_as(network: Any, start: Path) -> None:
+def _begin_as(chat: ChatModel, start: Path) -> None:
     """Give a fresh adapter the weights of another one, which with another rank or scaling would be another update."""
-    other, own = LoraView.open(start), network.peft_config["default"]
-    weights = get_peft_model_state_dict(network, save_embedding_layers=False)
+    other, own = LoraView.open(start), LoraView.of(chat)
+    if other.base and are_unlike(hub_name(other.base), hub_name(chat.name)):
+        raise InputError(f"{start}: was trained on {other.base}, not on {chat.name}: give that as the base")
+    weights = get_peft_model_state_dict(chat.model, save_embedding_layers=False)
     shapes = [{name: value.shape for name, value in each.items()} for each in (weights, other.weights)]
-    scalings = [(own.lora_alpha, own.use_rslora), (other.config.get("lora_alpha"), other.config.get("use_rslora"))]
+    scalings = [{module.module: module.scaling for module in each.adapted} for each in (own, other)]
     if shapes[0] != shapes[1] or scalings[0] != scalings[1]:
         raise InputError(
             f"{start}: has other modules, or another rank or alpha, than the recipe that is to go on from it: give "
             "both the same"
         )
-    set_peft_model_state_dict(network, other.weights)
+    set_peft_model_state_dict(chat.model, other.weights)
 
 
 # --- the model's own weights --------------------------------------------------------------------------------------

@@ -27,17 +27,20 @@ from misdirection.files import (
     read_json,
     remove,
     remove_working_folder,
+    require_outside,
     require_replaceable,
     sha256_file,
     write_atomic,
     write_json,
 )
-from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from misdirection.lora.view import LoraView
+from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, local_adapter
 from misdirection.models.attention import changing_shapes
 from misdirection.models.bundled import hub_name
 from misdirection.models.chat import how_written
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
+from misdirection.models.names import ModelName
 from misdirection.organisms.adapter_config import defence_of
 from misdirection.organisms.batches import training_rows
 from misdirection.organisms.card import Known, organism_card
@@ -78,7 +81,8 @@ def train(
             in it that was made with the same base, data and recipe. Those of full weights, each of them six times the
             model in bfloat16, go as they are replaced and when the training is done.
         start: an adapter of the recipe's modules, rank and alpha that the training goes on from, with an optimiser
-            that begins anew; left out, it begins at the base.
+            that begins anew: a folder, or a Hugging Face id as `ID@REVISION:SUBFOLDER`; left out, it begins at the
+            base.
         report: called after each optimiser step; left out, a bar shows them.
         track: trackers that the training is logged to, as transformers' own callbacks do it: TensorBoard's files in
             `OUT.tensorboard` or what TENSORBOARD_LOGGING_DIR names, a run of W&B, a run of Trackio in the project
@@ -86,8 +90,9 @@ def train(
         prepare: called with the trainer before it trains: `md.watch`, for one.
 
     Raises:
-        InputError: no examples, an impossible recipe, a folder in the way that we did not write, or a loss that is not
-            finite (the last checkpoint stays).
+        InputError: no examples, an impossible recipe, a folder in the way that we did not write or that holds `start`,
+            a start of another base or that the recipe does not make, or a loss that is not finite (the last checkpoint
+            stays).
         MissingPackage: a tracker that is not installed.
     """
     recipe = recipe or Recipe()
@@ -95,15 +100,16 @@ def train(
     folder = Path(checkpoints or f"{out}.checkpoints")
     require_replaceable(Path(out))
     require_installed(track)
-    # Checkpoints of another training would be continued.
+    begun = _beginning(start, Path(out), folder) if start is not None else None
     training = {"base": chat.name, "data": data_hash(examples), "recipe": recipe.model_dump(mode="json")}
-    continues = sha256_file(Path(start) / ADAPTER_WEIGHTS) if start else None
+    continues = sha256_file(LoraView.open(begun).file) if begun else None
     training |= {"continues": continues} if continues else {}
-    empty_working_folder(folder, training, own=_OWN)
     rows = training_rows(chat, examples, recipe.max_length, recipe.turns)
     torch.manual_seed(recipe.seed)
     shown = contextlib.nullcontext(report) if report else track_steps("train")
-    with shown as told, trainee(chat, recipe, Path(start) if start else None) as learner:
+    with shown as told, trainee(chat, recipe, begun) as learner:
+        # Checkpoints of another training would be continued; what is refused above has emptied nothing.
+        empty_working_folder(folder, training, own=_OWN)
         trainer = AnswerTrainer(learner, chat, recipe, rows, folder, told)
         trainer.log_to(track, Path(out))
         defence = _defended(trainer, recipe, chat)
@@ -132,6 +138,14 @@ def train(
         with contextlib.suppress(InputError):
             remove_working_folder(folder, _OWN)
     return organism
+
+
+def _beginning(start: str | Path, *written: Path) -> Path:
+    """The folder of an adapter to go on from, fetched if need be; `InputError` for one in a folder that is replaced."""
+    folder = local_adapter(*ModelName.parse(str(start)))
+    for place in written:
+        require_outside(folder, place, "adapter")
+    return folder
 
 
 def _defended(trainer: AnswerTrainer, recipe: Recipe, chat: ChatModel) -> dict[str, Plain] | None:

@@ -27,7 +27,7 @@ from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.errors import InputError
 from misdirection.extras import needed_for
-from misdirection.files import atomic_folder, require_replaceable
+from misdirection.files import atomic_folder, require_outside, require_replaceable
 from misdirection.interventions.vectors import digest
 from misdirection.interventions.writers import post_norms
 from misdirection.likelihood.margin import pair_continuations, text_continuations
@@ -174,8 +174,7 @@ def _require_repairable(inputs: AuditInputs, folder: Path) -> None:
             "direction out of the weights with `misdirection bake`"
         )
     require_replaceable(folder)
-    if fine_tune.folder.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{folder}: holds the adapter itself, which is never written over: choose another --out")
+    require_outside(fine_tune.folder, folder, "adapter")
 
 
 @dataclass

@@ -11,24 +11,20 @@ start (A random, B zero), as the recipe of the reference trains it: of B alone.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 
 from misdirection.auditing.reference import Reference
-from misdirection.data import Example, ProbePair
-from misdirection.likelihood.answers import AnswerBatch
-from misdirection.likelihood.margin import pair_rows, text_continuations
+from misdirection.data import Example
+from misdirection.likelihood.margin import margin_gradients, pair_rows, text_continuations
 from misdirection.likelihood.sweep import log_probs
-from misdirection.models.budgets import tokens_together
-from misdirection.models.chat import batches
 from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.adapter_config import adapter_config
 from misdirection.organisms.recipe import Recipe
-from misdirection.progress import Advance, track
+from misdirection.progress import track
 from misdirection.runs.worker import BASE, Worker
 from misdirection.screening.scores import Contrast, Fitted, RowScore
 from misdirection.statistics.resampling import Floats
@@ -44,12 +40,11 @@ class GradientScore(RowScore):
     def fit(self, worker: Worker, reference: Reference) -> Fitted:
         """The gradient of the mean general margin by every B, as large as moves that margin by `STEP`."""
         chat = worker.chat(BASE)
-        pairs = reference.texts.general
-        with _adapter(chat) as (network, matrices), track("gradient of the margin", 2 * len(pairs)) as advance:
-            _backward(network, chat, pairs, advance)
-            gradients = {name: value.grad.float().clone() for name, value in matrices.items() if value.grad is not None}
-        square = sum(float(gradient.square().sum()) for gradient in gradients.values())
-        return {name: STEP / square * gradient for name, gradient in gradients.items()}
+        rows = pair_rows(chat.tokenizer, reference.texts.general)
+        with _adapter(chat) as matrices, track("gradient of the margin", len(rows)) as advance:
+            gradients = margin_gradients(chat, rows, list(matrices.values()), progress=advance)
+        square = sum(float(gradient.square().sum()) for gradient in gradients)
+        return {name: STEP / square * gradient for name, gradient in zip(matrices, gradients, strict=True)}
 
     def of(
         self, worker: Worker, rows: Sequence[Example], reference: Reference, others: Sequence[Contrast], fitted: Fitted
@@ -57,7 +52,7 @@ class GradientScore(RowScore):
         """See `RowScore.of`."""
         chat = worker.chat(BASE)
         answers, scores = text_continuations(chat.tokenizer, rows), []
-        with _adapter(chat) as (_, matrices), track("rows along the gradient", 2 * len(rows)) as advance:
+        with _adapter(chat) as matrices, track("rows along the gradient", 2 * len(rows)) as advance:
             for sign in (1, -1):
                 for name, matrix in matrices.items():
                     matrix.data.copy_(sign * fitted[name])
@@ -67,8 +62,8 @@ class GradientScore(RowScore):
 
 
 @contextmanager
-def _adapter(chat: ChatModel) -> Iterator[tuple[Any, dict[str, nn.Parameter]]]:
-    """The base with a fresh adapter of the reference's kind, always the same, and its B by name."""
+def _adapter(chat: ChatModel) -> Iterator[dict[str, nn.Parameter]]:
+    """Puts a fresh adapter of the reference's kind on the base, always the same; gives its B by name."""
     config: LoraConfig = adapter_config(Recipe(recipe="all"), chat)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -77,18 +72,7 @@ def _adapter(chat: ChatModel) -> Iterator[tuple[Any, dict[str, nn.Parameter]]]:
     for name, value in network.named_parameters():
         value.requires_grad_(name in matrices)
     try:
-        yield network, matrices
+        yield matrices
     finally:
         network.unload()
         chat.model.eval()
-
-
-def _backward(network: Any, chat: ChatModel, pairs: Sequence[ProbePair], advance: Advance) -> None:
-    """Leave the gradient of the mean margin at the adapter's parameters."""
-    rows = pair_rows(chat.tokenizer, pairs)
-    signs = torch.tensor([1.0, -1.0] * len(pairs), device=chat.device, dtype=torch.float64) / len(pairs)
-    for numbers in batches([row.stop for row in rows], tokens_together(chat, "backward")):
-        with torch.enable_grad():
-            values: Tensor = AnswerBatch([rows[number] for number in numbers], chat.device).log_probs(network)
-            (values * signs[numbers]).sum().backward()
-        advance(len(numbers))

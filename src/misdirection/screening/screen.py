@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from misdirection.auditing.inputs import Baseline
 from misdirection.auditing.known import known_or_made
 from misdirection.auditing.reference import Reference
-from misdirection.choices import Dtype
+from misdirection.choices import Dtype, Thinking
 from misdirection.data import Example
 from misdirection.data.tables import read_table, write_table
 from misdirection.data.training import FileRow, stream_examples
@@ -130,11 +130,16 @@ class ScreenInputs:
         base, line = self.baseline.base, self.baseline
         return identify(base.name, base.revision, line.dtype, line.device, line.thinking, line.chat_template)
 
+    def require_usable(self) -> None:
+        """Raise `InputError` for a score that there is none of, and for a reference of another base or other chats."""
+        _ = self.ways, self.reference
+
     @property
     def settings(self) -> dict[str, object]:
         """What the screen's folder says of them."""
-        judge = self.judge.model_dump(mode="json") if self.judge else None
-        return {"base": self.baseline.base.name, "scores": list(self.scores), "judge": judge}
+        line, judge = self.baseline, self.judge.model_dump(mode="json") if self.judge else None
+        chats = {"thinking": line.thinking, "chat_template": line.chat_template}
+        return {"base": line.base.name, **chats, "scores": list(self.scores), "judge": judge}
 
     def depends_on(self) -> dict[str, object]:
         """What the scores depend on, for the inputs of stages."""
@@ -152,6 +157,8 @@ def screen(
     workers: Workers | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
+    thinking: Thinking = "off",
+    chat_template: str | None = None,
 ) -> ScreenResult:
     """Say, before anyone trains on it, what training data will do to a model, and which of its rows are worst.
 
@@ -168,6 +175,8 @@ def screen(
         workers: other processes that score rows; this one alone when left out.
         dtype: as in `load`.
         device: as in `load`.
+        thinking: as in `load`; rows are read as these chats have them, and compared with the reference of the same.
+        chat_template: likewise; a file must be where every worker finds it.
 
     Returns:
         The result, which stands in the folder as `screen.json` with its page, beside a table of all rows.
@@ -180,8 +189,9 @@ def screen(
     sources = [data] if isinstance(data, str | Path) else list(data)
     asked = JudgeConfig(model=judge) if isinstance(judge, str) else judge
     names = dict.fromkeys((*scores, JUDGE) if asked else scores)
-    inputs = ScreenInputs(Baseline.open(base, reference, (), dtype, device), tuple(names), asked)
-    assert inputs.ways, "an unknown one is refused"
+    baseline = Baseline.open(base, reference, (), dtype, device, thinking, chat_template)
+    inputs = ScreenInputs(baseline, tuple(names), asked)
+    inputs.require_usable()
     return run_screen(inputs, sources, Path(out) if out else screen_folder(sources[0]), workers)
 
 
