@@ -95,10 +95,8 @@ def patched_log_probs(
         with patched(chat, [sources[number] for number in numbers], [row.start for row in rows]):
             return AnswerBatch(rows, chat.device).log_probs(chat.model).cpu()
 
-    for numbers, found in fitting_batches(chat, lengths, budget, work):
+    for numbers, found in fitting_batches(chat, lengths, budget, work, progress=progress):
         scores[numbers] = found
-        if progress:
-            progress(len(numbers))
     return scores
 
 

@@ -96,12 +96,10 @@ def token_scalars(
             network(**batch.inputs, use_cache=False)
         return values
 
-    for numbers, values in fitting_batches(chat, [row.stop for row in rows], budget, work):
+    for numbers, values in fitting_batches(chat, [row.stop for row in rows], budget, work, progress=progress):
         for name, value in values.items():
             parts.setdefault(name, []).append(value)
         order += [torch.arange(first[number], first[number + 1]) for number in numbers]
-        if progress:
-            progress(len(numbers))
     # Batches are by length; the answers come back in their own order.
     back = torch.cat(order).argsort()
     whole = {name: torch.cat(values)[back] for name, values in parts.items()}
