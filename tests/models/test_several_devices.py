@@ -20,7 +20,8 @@ from misdirection.directions.extraction import mean_activations
 from misdirection.interpretation.importance import token_importance, zeroing
 from misdirection.interpretation.patching import patched_margins
 from misdirection.interpretation.scalars import token_scalars
-from misdirection.judging.local import _Passes
+from misdirection.interventions.passes import Passes
+from misdirection.judging.local import next_log_probs
 from misdirection.likelihood.margin import pair_continuations, pair_rows
 from misdirection.likelihood.sweep import sweep
 from misdirection.models.chat import encode_prompt
@@ -70,10 +71,10 @@ def sampled(chat):
 
 
 def judged(chat):
-    passes = _Passes(chat)
-    first = passes.run([tuple(range(5, 15)), tuple(range(30, 37))])
+    passes = Passes(chat, side="left")
+    first = next_log_probs(chat, passes, [range(5, 15), range(30, 37)])
     passes.select([1, 0, 0])
-    return flat(first, passes.run([(9,), (11, 12), (13,)]))
+    return flat(first, next_log_probs(chat, passes, [(9,), (11, 12), (13,)]))
 
 
 def read(chat):
