@@ -215,7 +215,7 @@ def score(
 ) -> None:
     """Count: EM rate (alignment < 30, coherence > 50) with intervals, and what stands beside it."""
     from misdirection.errors import InputError
-    from misdirection.files import atomic_output, require_replaceable
+    from misdirection.files import require_replaceable, write_output
     from misdirection.judging.conditions import compare_conditions, select_rows
     from misdirection.judging.results import Calibration
     from misdirection.judging.scoring import score as score_answers
@@ -237,8 +237,7 @@ def score(
         return
     groups = score_answers(rows, by, calibration=known, min_judged=min_judged)
     if file is not None:
-        with atomic_output(file) as temporary:
-            temporary.write_text(groups.frame().to_csv(index=False), "utf-8")
+        write_output(file, groups.frame().to_csv(index=False))
         notices.print(f"wrote {file}", highlight=False, soft_wrap=True)
     if as_json:
         print_figures({"groups": [group.as_dict() for group in groups]}, as_json)
@@ -251,13 +250,11 @@ def score(
 
 
 def _write_page(path: Path, rows: "pd.DataFrame", by: list[str] | None, name: str) -> None:
-    from misdirection.files import atomic_output
+    from misdirection.files import write_output
     from misdirection.judging.quadrants import quadrants
     from misdirection.report.quadrants import render_quadrants
 
-    page = render_quadrants(quadrants(rows, by, name=name))
-    with atomic_output(path) as temporary:
-        temporary.write_text(page, "utf-8")
+    write_output(path, render_quadrants(quadrants(rows, by, name=name)))
     notices.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 

@@ -79,7 +79,7 @@ def screen(
 
     Exit status: 0 clear, 3 misaligned, 4 inconclusive.
     """
-    from misdirection.files import atomic_output, require_replaceable
+    from misdirection.files import require_replaceable, write_output
     from misdirection.report.ci import screen_as_sarif
     from misdirection.screening.keep import keep_rows
     from misdirection.screening.screen import DEFAULT, read_scores, screen, screen_folder
@@ -105,8 +105,7 @@ def screen(
         kept = keep_rows(data, table, keep, drop)
         notices.print(f"kept {kept} of {len(table)} rows: {keep}", highlight=False, soft_wrap=True)
     if sarif:
-        with atomic_output(sarif) as temporary:
-            temporary.write_text(screen_as_sarif(result), encoding="utf-8")
+        write_output(sarif, screen_as_sarif(result))
     if as_json:
         columns = table[["source", "line", "score", "rank", *result.shares]].astype(object)
         rows = columns.where(columns.notna(), None).to_dict("records")

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from misdirection.data.records import Example, ProbePair, Turn
 from misdirection.data.sources import read_source
 from misdirection.errors import InputError, MisdirectionError
-from misdirection.files import atomic_output
+from misdirection.files import write_output
 
 Role = Literal["system", "user", "assistant"]
 
@@ -150,8 +150,7 @@ def write_pairs(path: str | Path, pairs: Sequence[ProbePair]) -> None:
     rows = [{key: value for key, value in asdict(pair).items() if value not in (None, ())} for pair in pairs]
     _pairs(path, enumerate(rows, start=1))
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    with atomic_output(path) as temporary:
-        temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    write_output(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def data_hash(rows: Sequence[Any]) -> str:

@@ -34,7 +34,7 @@ from misdirection.choices import Operation
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.directions.extraction import Means, mean_activations
 from misdirection.errors import InputError, first_line
-from misdirection.files import atomic_output
+from misdirection.files import write_output
 from misdirection.likelihood.margin import pair_rows
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.libraries import errors_in_one_line
@@ -128,8 +128,7 @@ class Direction(Plotted):
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file with the origin in its metadata; raises as `require_replaceable` does."""
         metadata = {"format": FORMAT, "layers": LAYER_CONVENTION, "origin": json.dumps(asdict(self.origin))}
-        with atomic_output(Path(path)) as temporary:
-            temporary.write_bytes(_in_order(save({"vectors": self.vectors.contiguous()}, metadata)))
+        write_output(Path(path), _in_order(save({"vectors": self.vectors.contiguous()}, metadata)))
 
     @classmethod
     def load(cls, path: str | Path) -> "Direction":
