@@ -22,7 +22,7 @@ from peft import get_peft_model
 from torch import nn
 
 from misdirection.cost.model_cost import Pass
-from misdirection.cost.recording import PassRecorder, adaptable
+from misdirection.cost.recording import PassRecorder, adaptable, modules_at
 from misdirection.cost.stand_in import stand_in
 from misdirection.data import Example
 from misdirection.defending.rows import LearnedRow
@@ -159,14 +159,14 @@ class _KeptAdapters(Models):
     def __init__(self, base: ChatModel) -> None:
         super().__init__(lambda: base)
         self._base, self._sites = base, adaptable(base.decoder)
-        self._bare = self._modules()
+        self._bare = modules_at(self._sites)
         self._kept: dict[tuple[str, Path], tuple[ChatModel, list[Any], Any]] = {}
 
     def chat(self, name: str) -> ChatModel:
         """The base model, or an organism on it."""
         self._put(self._bare)
         # PEFT would let one adapter share another's configuration, which goes when either is taken off.
-        vars(self._base.model).pop("peft_config", None)
+        vars(self._base.model).pop(_CONFIG, None)
         # A whole model runs as its base does.
         if name == BASE or is_whole(self.adapters[name]):
             return self._base
@@ -174,19 +174,16 @@ class _KeptAdapters(Models):
         attributes = vars(self._base.network)
         if key not in self._kept:
             chat = attach(self._base, self.adapters[name])
-            self._kept[key] = chat, self._modules(), attributes.get(_CONFIG)
+            self._kept[key] = chat, modules_at(self._sites), attributes.get(_CONFIG)
         chat, modules, config = self._kept[key]
         self._put(modules)
         # Whoever restored the base's weights has taken it away.
         attributes[_CONFIG] = config
         return chat
 
-    def _modules(self) -> list[Any]:
-        return [parent._modules[name] for parent, name in self._sites]
-
     def _put(self, modules: list[Any]) -> None:
         for (parent, name), module in zip(self._sites, modules, strict=True):
-            parent._modules[name] = module
+            setattr(parent, name, module)
 
 
 class CountingWorker(Worker):

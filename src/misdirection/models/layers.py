@@ -53,12 +53,17 @@ def _lists(module: nn.Module) -> Iterator[nn.ModuleList]:
     return (part for part in module.modules() if isinstance(part, nn.ModuleList))
 
 
+def stream_of(output: Any) -> Any:
+    """What a block gives to the residual stream: the first of what it returns."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def stream_output(block: nn.Module, output: Any, shape: Sequence[int | None]) -> Tensor:
-    """What a block gives to the residual stream, the first of what it returns: a tensor of `shape`, None for any size.
+    """`stream_of` a block's output, a tensor of `shape`, None for any size.
 
     Raises `InputError` where it is none: for several streams side by side there is no one activation.
     """
-    residual = output[0] if type(output) is tuple else output
+    residual = stream_of(output)
     given = list(residual.shape) if isinstance(residual, Tensor) else [type(residual).__name__]
     if len(given) != len(shape) or any(size not in (None, own) for size, own in zip(shape, given, strict=True)):
         raise InputError(
@@ -86,6 +91,11 @@ def replaced_forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator[
             del block.forward
         else:
             block.forward = own
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether anything listens to a module's passes, which torch itself tells by no public name."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @contextlib.contextmanager

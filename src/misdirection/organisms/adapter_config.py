@@ -82,8 +82,7 @@ def _paths(targets: Targets, chat: ChatModel) -> list[str]:
     named = {layer: [path for path in modules if _is_named(path, targets.modules)] for layer, modules in linear.items()}
     if empty := [layer for layer, modules in named.items() if not modules]:
         raise InputError(f"recipe: layer {empty[0]} has none of {', '.join(targets.modules)}: leave it out")
-    prefixes = {id(module): path for path, module in chat.network.named_modules()}
-    return [f"{prefixes[id(chat.layers[layer])]}.{path}" for layer, modules in named.items() for path in modules]
+    return [f"{chat.layer_paths[layer]}.{path}" for layer, modules in named.items() for path in modules]
 
 
 def _is_named(path: str, names: Iterable[str]) -> bool:
