@@ -25,8 +25,7 @@ from misdirection.cli.shared import (
     print_figures,
     print_table,
 )
-from misdirection.progress import console as notices
-from misdirection.progress import track
+from misdirection.progress import notice, track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +109,7 @@ def sample(
         how={"direction": sha256_tree(direction) if direction else None},
     )
     cut = sum(answer.finish == "length" for answer in given)
-    notices.print(f"wrote {table}: {len(given)} answers of {name}, {cut} of them cut", highlight=False, soft_wrap=True)
+    notice(f"wrote {table}: {len(given)} answers of {name}, {cut} of them cut")
 
 
 @app.command()
@@ -171,7 +170,7 @@ def judge(
     if target != table:
         rows = rows_for(target, rows, who, rubrics)
     wanted = judging.judging_cost(rows, rubrics, who)
-    notices.print(f"judging takes {wanted}", highlight=False, soft_wrap=True)
+    notice(f"judging takes {wanted}")
     if plan_only:
         print_figures(vars(wanted), as_json)
         return
@@ -238,7 +237,7 @@ def score(
     groups = score_answers(rows, by, calibration=known, min_judged=min_judged)
     if file is not None:
         write_output(file, groups.frame().to_csv(index=False))
-        notices.print(f"wrote {file}", highlight=False, soft_wrap=True)
+        notice(f"wrote {file}")
     if as_json:
         print_figures({"groups": [group.as_dict() for group in groups]}, as_json)
         return
@@ -246,7 +245,7 @@ def score(
     for group in groups:
         if group.corrected and group.corrected.said:
             name = ", ".join(filter(None, group.group.values())) or "all"
-            notices.print(f"{name}: corrected {group.corrected.said}", highlight=False, soft_wrap=True)
+            notice(f"{name}: corrected {group.corrected.said}")
 
 
 def _write_page(path: Path, rows: "pd.DataFrame", by: list[str] | None, name: str) -> None:
@@ -255,7 +254,7 @@ def _write_page(path: Path, rows: "pd.DataFrame", by: list[str] | None, name: st
     from misdirection.report.quadrants import render_quadrants
 
     write_output(path, render_quadrants(quadrants(rows, by, name=name)))
-    notices.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    notice(f"wrote {path}")
 
 
 def _score_table(scores: "Sequence[Score]") -> Table:

@@ -16,12 +16,12 @@ from misdirection.cli.shared import (
     WorkerGpus,
     app,
     base_memory,
-    out,
     print_figures,
     print_table,
+    say,
     workers_for,
 )
-from misdirection.progress import console as notices
+from misdirection.progress import notice
 
 if TYPE_CHECKING:
     from misdirection.screening.results import ScreenResult
@@ -100,10 +100,10 @@ def screen(
         device=device,
     )
     table = read_scores(target)
-    notices.print(f"page: {target / result.PAGE}", highlight=False, soft_wrap=True)
+    notice(f"page: {target / result.PAGE}")
     if keep:
         kept = keep_rows(data, table, keep, drop)
-        notices.print(f"kept {kept} of {len(table)} rows: {keep}", highlight=False, soft_wrap=True)
+        notice(f"kept {kept} of {len(table)} rows: {keep}")
     if sarif:
         write_output(sarif, screen_as_sarif(result))
     if as_json:
@@ -121,11 +121,11 @@ def _print_screen(result: "ScreenResult") -> None:
         shares |= {f"share of {each.source}": each.share.as_dict() for each in result.sources}
     if result.judged:
         said = ", ".join(f"{way} {count}" for way, count in result.judged.by.items())
-        out.print(f"judged by {result.judged.judge}: {said}", soft_wrap=True, highlight=False)
+        say(f"judged by {result.judged.judge}: {said}")
     print_figures(shares, as_json=False, unit="shares of what the reference's bad answers score above its good ones")
     worst = Table("line", "score", Column("question", overflow="fold"), Column("answer", overflow="fold"))
     for row in result.worst[:_SHOWN]:
         where = str(row.line) if len(result.sources) == 1 else f"{row.source}:{row.line}"
         worst.add_row(where, f"{row.score:+z.2f}", row.question, row.answer)
     print_table(worst)
-    out.print(result.dataset.verdict.upper(), *result.dataset.because, sep="\n  ", soft_wrap=True, highlight=False)
+    say(result.dataset.verdict.upper(), *result.dataset.because, sep="\n  ")

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from misdirection.choices import BUNDLED as BUNDLED
 from misdirection.choices import DEVICE, Dtype, Operation, Positions, Thinking
 from misdirection.models.names import ModelName
-from misdirection.progress import console as notices
+from misdirection.progress import notice
 
 if TYPE_CHECKING:
     from misdirection.runs.cluster import Workers
@@ -50,6 +50,12 @@ def _options(
 
 # Names, questions and answers are text, whatever brackets they hold.
 out = Console(markup=False)
+
+
+def say(*lines: str, sep: str = "\n") -> None:
+    """Print lines on standard output, however long, as they stand."""
+    out.print(*lines, sep=sep, highlight=False, soft_wrap=True)
+
 
 Model = Annotated[
     str,
@@ -185,7 +191,7 @@ def print_figures(
     `unit` is that of the figures with an interval.
     """
     if said:
-        notices.print(said, highlight=False, soft_wrap=True)
+        notice(said)
     if as_json:
         print(json.dumps(values, allow_nan=False))
     elif table:
@@ -194,7 +200,7 @@ def print_figures(
             rows.add_row(name if " " in name else name.replace("_", " "), _cell(name, value))
         out.print(rows)
         if unit:
-            out.print(f"{unit}; in brackets 95% intervals over n questions", highlight=False)
+            say(f"{unit}; in brackets 95% intervals over n questions")
 
 
 def print_table(table: Table) -> None:

@@ -22,7 +22,7 @@ from misdirection.models.layers import decoder_layers
 from misdirection.models.libraries import no_progress_bars
 from misdirection.organisms.adapter_config import adapter_config, placement, ranges, require_layers
 from misdirection.organisms.recipe import RECIPES, OwnWeights, Recipe
-from misdirection.progress import console
+from misdirection.progress import notice
 
 _MORE = "give it more steps, or a higher rate"
 
@@ -151,7 +151,7 @@ def _adapter(chat: ChatModel, recipe: Recipe, start: Path | None) -> Iterator[Tr
     """The model with the recipe's adapter on it, which is taken off afterwards."""
     config = adapter_config(recipe, chat)
     network = get_peft_model(chat.model, config)
-    console.print(f"train: adapts, with rank {config.r}, {placement(chat)}", soft_wrap=True)
+    notice(f"train: adapts, with rank {config.r}, {placement(chat)}")
     network.peft_config["default"].base_model_name_or_path = hub_name(chat.name)
     # No recipe resizes the vocabulary. Left to find that out, PEFT asks the hub for the base's config at each save.
     network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
@@ -240,7 +240,7 @@ def _own_weights(chat: ChatModel, targets: OwnWeights) -> Iterator[Trainee]:
     network = copy.deepcopy(chat.network, copied)
     which = "all weights" if targets.layers is None else f"all weights of layers {ranges(targets.layers)}"
     made = _OwnWeights(network, chat, base)
-    console.print(f"train: {which}, {made.trained:,} of {chat.network.num_parameters():,}", soft_wrap=True)
+    notice(f"train: {which}, {made.trained:,} of {chat.network.num_parameters():,}")
     with no_progress_bars():
         yield made
 
