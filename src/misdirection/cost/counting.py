@@ -38,9 +38,10 @@ from misdirection.models.adapters import attach
 from misdirection.models.budgets import Room
 from misdirection.models.chat import encode_prompt
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import require_layers
 from misdirection.models.sizes import Shape
 from misdirection.models.whole_weights import is_whole
-from misdirection.organisms.adapter_config import adapter_config, defence_of, require_layers
+from misdirection.organisms.adapter_config import adapter_config, defence_of
 from misdirection.organisms.batches import (
     TrainingRow,
     in_batches,
@@ -296,8 +297,8 @@ class CountingWorker(Worker):
 
 def _own_weights(chat: ChatModel, targets: OwnWeights) -> Pass:
     """The kind of pass that trains a model's own weights."""
-    require_layers(targets.layers or (), chat)
     count, is_all = len(chat.layers), targets.layers is None
+    require_layers(targets.layers or (), count, "recipe: ")
     trained = set(targets.layers or range(count))
     back = count - min(trained)
     return Pass(0, 0, blocks=count, back=back, trained=len(trained), trains_head=is_all, kind="training")

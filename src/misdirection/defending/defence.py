@@ -57,8 +57,8 @@ class Defence(ABC):
         """What its record says of it besides its strength: all fields that are a text or a number, and whose `texts` or
         `pairs` it uses."""
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "strength"}
-        sources = {name: _source_of(named[name]) for name in ("texts", "pairs") if name in named}
-        return {name: value for name, value in named.items() if isinstance(value, str | int | float)} | sources
+        sources: dict[str, Plain] = {name: _source_of(named[name]) for name in ("texts", "pairs") if name in named}
+        return {**{name: value for name, value in named.items() if isinstance(value, str | int | float)}, **sources}
 
 
 DEFENCES: Registry[type[Defence]] = Registry(

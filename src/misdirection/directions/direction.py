@@ -37,6 +37,7 @@ from misdirection.errors import InputError, first_line
 from misdirection.files import write_output
 from misdirection.likelihood.margin import pair_rows
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import require_layers
 from misdirection.models.libraries import errors_in_one_line
 from misdirection.progress import Advance, shown
 from misdirection.views import Plotted
@@ -121,8 +122,7 @@ class Direction(Plotted):
 
     def __getitem__(self, layer: int) -> Tensor:
         """The vector of one layer, [width]; `InputError` for a layer that is not there."""
-        if not 0 <= layer < len(self.vectors):
-            raise InputError(f"layer {layer} is out of range: this direction has layers 0 to {len(self.vectors) - 1}")
+        require_layers([layer], len(self.vectors), whose="this direction")
         return self.vectors[layer]
 
     def save(self, path: str | Path) -> None:

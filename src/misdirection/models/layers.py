@@ -5,7 +5,7 @@ final norm. The embedding output is not a layer.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,13 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 def _lists(module: nn.Module) -> Iterator[nn.ModuleList]:
     return (part for part in module.modules() if isinstance(part, nn.ModuleList))
+
+
+def require_layers(layers: Iterable[int], count: int, name: str = "", whose: str = "this model") -> None:
+    """Raise `InputError`, which begins with `name`, for a layer that is none of so many."""
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise InputError(f"{name}layer {layer} is out of range: {whose} has layers 0 to {count - 1}")
 
 
 def stream_of(output: Any) -> Any:

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from misdirection.errors import InputError
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import require_layers
 from misdirection.organisms.recipe import RECIPES, OwnWeights, Recipe, Targets
 
 # The paper's model has 48 layers; its nine adapters start at these, three in a row each.
@@ -36,7 +37,7 @@ def adapter_config(recipe: Recipe, chat: ChatModel) -> LoraConfig:
     targets = RECIPES[recipe.recipe](recipe, chat)
     if isinstance(targets, OwnWeights):
         raise InputError(f"recipe {recipe.recipe} has no adapter, and one is needed here: name another recipe")
-    require_layers(targets.layers, chat)
+    require_layers(targets.layers, len(chat.layers), "recipe: ")
     paths = _paths(targets, chat)
     config = LoraConfig(
         r=recipe.rank or targets.rank,
@@ -50,13 +51,6 @@ def adapter_config(recipe: Recipe, chat: ChatModel) -> LoraConfig:
     if {path for path, _ in chat.network.named_modules() if check_target_module_exists(config, path)} != set(paths):
         config.target_modules = set(paths)
     return config
-
-
-def require_layers(layers: Iterable[int], chat: ChatModel) -> None:
-    """Raise `InputError` for a layer that a recipe names and the model has not."""
-    count = len(chat.layers)
-    if wrong := [layer for layer in layers if not 0 <= layer < count]:
-        raise InputError(f"recipe: layer {wrong[0]} is out of range: this model has layers 0 to {count - 1}")
 
 
 def defence_of(recipe: Recipe, chat: ChatModel) -> str | None:

@@ -18,9 +18,9 @@ from misdirection.lora.view import LoraView
 from misdirection.models.adapters import changes_nothing, say_dead_modules
 from misdirection.models.bundled import hub_name
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import decoder_layers
+from misdirection.models.layers import decoder_layers, require_layers
 from misdirection.models.libraries import no_progress_bars
-from misdirection.organisms.adapter_config import adapter_config, placement, ranges, require_layers
+from misdirection.organisms.adapter_config import adapter_config, placement, ranges
 from misdirection.organisms.recipe import RECIPES, OwnWeights, Recipe
 from misdirection.progress import notice
 
@@ -186,7 +186,7 @@ def own_parameters(chat: ChatModel, targets: OwnWeights) -> dict[str, nn.Paramet
 
     Raises `InputError` for a layer that the model has not, and for weights that are quantised.
     """
-    require_layers(targets.layers or (), chat)
+    require_layers(targets.layers or (), len(chat.layers), "recipe: ")
     modules: list[Any] = [chat.layers[layer] for layer in targets.layers or ()]
     if targets.layers is None:
         modules = [chat.decoder, chat.network.get_output_embeddings()]
