@@ -280,9 +280,7 @@ def _marked(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _reason(table: pd.DataFrame, rubric: str) -> pd.Series:
     """Why a score is missing, where it is."""
-    by = f"{rubric}_by"
-    known = table[by] if by in table else pd.Series(pd.NA, table.index, dtype="object")
-    return known.fillna("unknown")
+    return table.get(f"{rubric}_by", pd.Series(pd.NA, table.index, dtype="object")).fillna("unknown")
 
 
 def _score(

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from misdirection.errors import WorkerError, first_line
+from misdirection.errors import WorkerError, first_line, last_line
 from misdirection.progress import track
 from misdirection.runs.actor import Actor, Artifacts, Failure, Files, MakeWorker, read_files, write_files
 from misdirection.runs.cluster import Cluster
@@ -190,7 +190,7 @@ class RayRunner:
             if self._failed_starts < TRIES:
                 self._start()
             elif not (self._idle or self._busy or self._starting):
-                raise WorkerError(f"no worker can be started: {_last_line(error)}") from error
+                raise WorkerError(f"no worker can be started: {last_line(error)}") from error
         else:
             self._failed_starts = 0
             self._idle.append(worker)
@@ -208,7 +208,3 @@ def _inputs(share: Share) -> dict[str, Mapping[str, Any]]:
 def _write_all(files: Mapping[str, Files], folders: Mapping[str, Path]) -> None:
     for name, folder in folders.items():
         write_files(files[name], folder)
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -309,5 +309,5 @@ def _type_scores(table: pd.DataFrame, rubric: str, name: str) -> None:
     table[rubric] = scores
     by = f"{rubric}_by"
     if by in table or verdicts.any():
-        known = table[by] if by in table else pd.Series(pd.NA, table.index, dtype="object")
+        known = table.get(by, pd.Series(pd.NA, table.index, dtype="object"))
         table[by] = known.where(~verdicts, words).astype("str")
