@@ -29,7 +29,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.models.weightless import network_of
 from misdirection.repairing.gradients import margin_directions
 from stand_in_gpu import GPU, OTHER, spread_over_gpus, stand_in_gpu
-from tiny import LAYERS, make_chat, make_network, make_tokenizer, sharpened, vector
+from tiny import LAYERS, brisk, make_chat, make_network, make_tokenizer, sharpened, vector
 
 PAIRS = md.probe_pairs()[:2]
 
@@ -62,10 +62,8 @@ def swept(chat):
 
 
 def sampled(chat):
-    # So many tokens end a turn that rows leave at every step.
-    chat.model.generation_config.eos_token_id = list(range(3, 23))
     setting = [md.Steer(vector(1), 1, 2.0, "answer"), md.Ablate(vector(2))]
-    answers = md.sample(chat, ["Why?", "What is it like to be you?"], n=3, new_tokens=12, setting=setting)
+    answers = md.sample(brisk(chat), ["Why?", "What is it like to be you?"], n=3, new_tokens=12, setting=setting)
     assert len({answer.tokens for answer in answers}) > 1
     return flat(*(list(answer.answer.encode()) for answer in answers))
 
