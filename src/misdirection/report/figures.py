@@ -269,7 +269,7 @@ def _interventions(results: RunResults) -> dict[tuple[str, str], list[Effect]]:
 
 def _draw_effects(axes: Axes, rows: list[Effect], colour: str, label: str) -> None:
     damages, changes = [row.damage.mean for row in rows], [row.margin_change.mean for row in rows]
-    reach = np.hstack([reach_of(row.margin_change) for row in rows])
+    reach = reach_of(*(row.margin_change for row in rows))
     axes.errorbar(damages, changes, yerr=reach, fmt="o", color=colour, ms=5, elinewidth=0.8, label=label)
     random = [row.random_damage for row in rows], [row.random_change.mean for row in rows]
     axes.plot(*random, "x", color=colour, label=f"{label}, random control")
