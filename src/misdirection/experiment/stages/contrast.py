@@ -22,9 +22,8 @@ from misdirection.directions.convergence import cosines
 from misdirection.directions.direction import Direction, Origin
 from misdirection.directions.extraction import Means
 from misdirection.directions.shared_contrast import relabelled, shared_contrast
-from misdirection.experiment.cells import Cell, cell_task
+from misdirection.experiment.cells import Cell, MeasuredStage, cell_task
 from misdirection.experiment.config import ContrastConfig
-from misdirection.experiment.experiment import Stage
 from misdirection.experiment.margins import Margins, mean_of
 from misdirection.experiment.results import ContrastEffect, ContrastFigures, ContrastSection
 from misdirection.experiment.stages.margin import MarginStage
@@ -92,7 +91,7 @@ class Measured:
         return Measured(self.general - other.general, self.own - other.own, loss)
 
 
-class ContrastStage(Stage):
+class ContrastStage(MeasuredStage):
     """Reads contrasts and tries what domains share on a domain left out."""
 
     name = "contrast"
@@ -239,7 +238,7 @@ class ContrastStage(Stage):
         return self.experiment.stage(MarginStage).margins(target)
 
     def _under(self, use: Use, target: str) -> "Measured":
-        tables = [Margins.read(self.artifact(cell.artifact)) for cell in use.of(target)]
+        tables = [self.margins(cell.artifact) for cell in use.of(target)]
         return Measured.mean(tables, self._sets(use.domain), use.domain)
 
 
