@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Column, Table
 
-from misdirection.cli.shared import Json, app, print_figures, print_table, say
+from misdirection.cli.shared import Json, Where, app, print_figures, print_table, say
 from misdirection.errors import EXIT_STATUS, InputError
 from misdirection.progress import notice
 from misdirection.registry import nearest
@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 def convert(
     tables: Annotated[list[Path], typer.Argument(help="Answers: Parquet, CSV, or logs of Inspect (.eval).")],
     file: Annotated[Path, typer.Option("--out", help="The file to write, of any of these kinds.")],
-    where: Annotated[
-        list[str] | None,
-        typer.Option("--where", help="COLUMN=VALUE: only these rows; several times; an empty value too."),
-    ] = None,
+    where: Where = None,
 ) -> None:
     """Answers in another form: tables to logs of Inspect and back; several files become one."""
     from misdirection.evals.convert import convert as convert_answers

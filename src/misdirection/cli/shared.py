@@ -100,6 +100,10 @@ PositionsOption = Annotated[
     Positions, typer.Option("--positions", help="not_first (default), all (the paper's), prompt or answer.")
 ]
 DirectionFile = Annotated[Path, typer.Argument(help="A direction file that `extract` wrote.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", help="COLUMN=VALUE: only these rows; several times; an empty value too."),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of random numbers.")]
 Seeds = Annotated[int, typer.Option("--random-seeds", min=1, help="Random directions of the same norm beside it.")]
 AsAdditive = Annotated[
