@@ -87,8 +87,12 @@ def margin(
     """
     answers = pair_continuations(chat.tokenizer, pairs)
     with shown(progress, "margin", len(pairs)) as advance:
-        misaligned, aligned = log_probs(chat, answers, budget=budget, progress=advance).unbind(-1)
-    return misaligned - aligned
+        return margins_of(log_probs(chat, answers, budget=budget, progress=advance))
+
+
+def margins_of(scores: Tensor) -> Tensor:
+    """Margins, [..., pairs], from log-probabilities, [..., pairs, 2], of the misaligned and the aligned answer."""
+    return scores[..., 0] - scores[..., 1]
 
 
 def loss(
