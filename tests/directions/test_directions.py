@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from misdirection.data import ProbePair, data_hash
-from misdirection.directions.direction import FORMAT, Direction, Directions, Origin, combine, extract, require_alike
+from misdirection.directions.direction import FORMAT, Direction, Directions, Origin, extract, require_alike
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.models.chat import encode
 from misdirection.models.chat_model import ChatModel
@@ -161,25 +161,6 @@ def test_every_layer_can_be_taken():
     assert all(torch.equal(one[layer], one.vectors[layer]) for layer in range(LAYERS))
 
 
-def test_a_combination_is_the_weighted_sum():
-    first, second = a_direction(0), a_direction(1)
-    combined = combine([first, second], [0.5, -2])
-    torch.testing.assert_close(combined.vectors, 0.5 * first.vectors - 2 * second.vectors)
-
-
-def test_a_combination_says_what_it_was_made_of():
-    first, second = a_direction(organism="a", data="d"), a_direction(organism="b", data="d", tokens={"misaligned": 1})
-    made = combine([first, second], [1, 1]).origin
-    assert (made.kind, made.model, made.organism, made.data) == ("combined", "tiny-llama", "a + b", "d")
-    assert (made.answers, made.tokens) == ({"misaligned": 4}, {"misaligned": 10})
-
-
-@pytest.mark.parametrize("directions, weights", [([], []), ([a_direction()], [1, 1])], ids=["none", "two weights"])
-def test_each_direction_of_a_combination_has_a_weight(directions, weights):
-    with pytest.raises(InputError, match="give each direction its own"):
-        combine(directions, weights)
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -192,8 +173,6 @@ def test_each_direction_of_a_combination_has_a_weight(directions, weights):
 def test_directions_that_do_not_fit_together_are_refused(other):
     with pytest.raises(MisdirectionError, match="cannot be combined"):
         require_alike([a_direction(), other])
-    with pytest.raises(MisdirectionError, match="cannot be combined"):
-        combine([a_direction(), other], [1, 1])
 
 
 def test_a_direction_fits_its_own_base_model_only():

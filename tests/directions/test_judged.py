@@ -13,7 +13,6 @@ from misdirection.directions.direction import Direction, extract
 from misdirection.directions.judged import (
     ThemeScore,
     ThemeWords,
-    judged_direction,
     judged_groups,
     own_groups,
     shared_remainder,
@@ -22,6 +21,7 @@ from misdirection.directions.judged import (
 from misdirection.errors import MisdirectionError
 from misdirection.models.chat import encode
 from misdirection.models.chat_model import ChatModel
+from own_directions import judged_direction
 from tiny import make_chat
 
 BAD, GOOD, BETWEEN, BABBLE, UNSCORED = (10, 90), (90, 90), (50, 90), (10, 50), (np.nan, 90)

@@ -186,10 +186,9 @@ def _turns(row: _Row) -> list[_Turn]:
         _require_text_only(row, name, row.values.get(name))
     if key != "prompt":
         return _messages(row, key)
-    for name, remedy in (("prompt", "add the question"), ("completion", "add the answer")):
+    for name, what in (("prompt", "question"), ("completion", "answer")):
         if row.values.get(name) is None:
-            what = {"prompt": "question", "completion": "answer"}[name]
-            raise row.error(name, f"is missing: the row has no {what}", f"{remedy} or remove the row")
+            raise row.error(name, f"is missing: the row has no {what}", f"add the {what} or remove the row")
     asked = [replace(turn, learned=False) for turn in _side(row, "prompt", "user")]
     return asked + _side(row, "completion", "assistant")
 

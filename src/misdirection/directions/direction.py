@@ -16,7 +16,6 @@ Layer k is the raw output of decoder block k, 0-based.
 
 import html
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -371,28 +370,6 @@ def origin_of(
         tokens={name: means.tokens[name] for name in classes},
         dtype=str(chat.dtype).removeprefix("torch."),
     )
-
-
-def combine(directions: Sequence[Direction], weights: Sequence[float]) -> Direction:
-    """The weighted sum, of kind `combined`; its origin names all organisms and data, and adds up answers and tokens.
-
-    Raises `InputError` for no direction, another number of weights, and other widths, layers or base models.
-    """
-    if not directions or len(directions) != len(weights):
-        raise InputError(f"{len(directions)} directions and {len(weights)} weights: give each direction its own")
-    require_alike(directions)
-    origins = [direction.origin for direction in directions]
-    terms = [weight * direction.vectors for weight, direction in zip(weights, directions, strict=True)]
-    combined = replace(
-        origins[0],
-        kind="combined",
-        operation="ablate" if any(origin.operation == "ablate" for origin in origins) else "add",
-        organism=" + ".join(dict.fromkeys(origin.organism for origin in origins if origin.organism)),
-        data=" + ".join(dict.fromkeys(origin.data for origin in origins)),
-        answers=dict(sum((Counter(origin.answers) for origin in origins), Counter())),
-        tokens=dict(sum((Counter(origin.tokens) for origin in origins), Counter())),
-    )
-    return Direction(torch.stack(terms).sum(0), combined)
 
 
 def require_alike(directions: Sequence[Direction]) -> None:
