@@ -95,10 +95,8 @@ def margins_of(scores: Tensor) -> Tensor:
     return scores[..., 0] - scores[..., 1]
 
 
-def loss(
-    chat: ChatModel, examples: Sequence[Example], *, budget: int | None = None, progress: Advance | None = None
-) -> Tensor:
+def loss(chat: ChatModel, examples: Sequence[Example], *, progress: Advance | None = None) -> Tensor:
     """The loss of each example's answer, [examples], nats/token; `progress` as in `margin`."""
     answers = text_continuations(chat.tokenizer, examples)
     with shown(progress, "loss", len(examples)) as advance:
-        return -log_probs(chat, answers, budget=budget, progress=advance).squeeze(-1)
+        return -log_probs(chat, answers, progress=advance).squeeze(-1)
