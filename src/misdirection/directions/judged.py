@@ -71,13 +71,9 @@ Theme = ThemeScore | ThemeWords
 def _spaced(text: str) -> str:
     """The words of a text in small letters, with one space before, after and between them."""
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    words = "".join(letter if _in_word(letter) else " " for letter in folded).split()
-    return f" {' '.join(words)} "
-
-
-def _in_word(character: str) -> bool:
     # Many scripts write vowels as marks, which belong to the word as letters and digits do.
-    return unicodedata.category(character)[0] in "LNM"
+    words = "".join(letter if unicodedata.category(letter)[0] in "LNM" else " " for letter in folded).split()
+    return f" {' '.join(words)} "
 
 
 @dataclass(frozen=True)

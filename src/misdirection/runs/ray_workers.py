@@ -146,7 +146,8 @@ class RayRunner:
                 log.warning("%s failed:\n%s", share.names[0], outcome.trace)
             return outcome.cause
         worker.has.update(share.task.adapters.items())
-        self._run.stages(_inputs(share), partial(_write_all, outcome.files), outcome.seconds)
+        inputs = {name: share.task.stages[name] for name in share.names}
+        self._run.stages(inputs, partial(_write_all, outcome.files), outcome.seconds)
         return None
 
     def _fetched(self, reference: Any, worker: ActorHandle) -> Artifacts | Failure:
@@ -199,10 +200,6 @@ class RayRunner:
         # One that cannot be reached may still be at work.
         self._ray.kill(worker.actor)
         self._start()
-
-
-def _inputs(share: Share) -> dict[str, Mapping[str, Any]]:
-    return {name: share.task.stages[name] for name in share.names}
 
 
 def _write_all(files: Mapping[str, Files], folders: Mapping[str, Path]) -> None:

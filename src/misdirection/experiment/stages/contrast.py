@@ -213,7 +213,8 @@ class ContrastStage(MeasuredStage):
     def _effect(self, use: Use) -> ContrastEffect:
         """What a use changes in the bad fine-tune, the good one and the base, and in the first against the others."""
         targets, sets = self._targets(use.domain), self._sets(use.domain)
-        bad, good, base = (Measured.mean([self._margins(target)], sets, use.domain) for target in targets)
+        plain = map(self.experiment.stage(MarginStage).margins, targets)
+        bad, good, base = (Measured.mean([table], sets, use.domain) for table in plain)
         changes = [self._under(use, target) - before for target, before in zip(targets, (bad, good, base), strict=True)]
         lost, of_good, of_base = changes
         pairs = sets[GENERAL]
@@ -233,9 +234,6 @@ class ContrastStage(MeasuredStage):
             margin_change={name: mean_of(of.general, pairs) for name, of in zip(targets, changes, strict=True)},
             damage={name: bootstrap(of.loss.to_numpy()) for name, of in zip(targets, changes, strict=True)},
         )
-
-    def _margins(self, target: str) -> Margins:
-        return self.experiment.stage(MarginStage).margins(target)
 
     def _under(self, use: Use, target: str) -> "Measured":
         tables = [self.margins(cell.artifact) for cell in use.of(target)]
