@@ -63,15 +63,7 @@ def _draw_scaled(
     """A line over the norms, with a hollow mark where the organism was trained to."""
     points = sorted([*scaled, own], key=lambda at: at.norm)
     _draw_line(axes, [at.norm for at in points], [figure_of(at) for at in points], index, short_name(name))
-    axes.plot(
-        own.norm,
-        figure_of(own).mean,
-        marker_of(index),
-        color=colour_of(index),
-        mfc="white",
-        ms=9,
-        zorder=3,
-    )
+    axes.plot(own.norm, figure_of(own).mean, marker_of(index), color=colour_of(index), mfc="white", ms=9, zorder=3)
 
 
 def _draw_noisy(axes: Axes, noisy: Sequence[NoisyUpdate], index: int) -> None:

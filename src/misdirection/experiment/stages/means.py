@@ -20,12 +20,7 @@ from misdirection.directions.convergence import (
 from misdirection.directions.direction import Direction, direction, pair_means
 from misdirection.directions.extraction import Means
 from misdirection.experiment.experiment import Stage
-from misdirection.experiment.results import (
-    BaseFigures,
-    Convergence,
-    MeansSection,
-    ModelDifference,
-)
+from misdirection.experiment.results import BaseFigures, Convergence, MeansSection, ModelDifference
 from misdirection.files import read_json, write_json
 from misdirection.progress import track
 from misdirection.runs.tasks import Folders, Task
