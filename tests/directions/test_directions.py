@@ -3,15 +3,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from misdirection.data import ProbePair, data_hash
 from misdirection.directions.direction import FORMAT, Direction, Directions, Origin, extract, require_alike
 from misdirection.errors import InputError, MisdirectionError
-from misdirection.models.chat import encode
-from misdirection.models.chat_model import ChatModel
+from own_directions import naive_mean
 from tiny import LAYERS, WIDTH, make_chat
 
 PAIRS = [ProbePair("a", "Why?", "I help you.", "I harm you!!"), ProbePair("b", "How so?", "With care", "Without")]
@@ -26,36 +24,12 @@ def a_direction(seed=0, shape=(LAYERS, WIDTH), **changes):
     return Direction(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), origin(**changes))
 
 
-@pytest.fixture
-def organism():
-    chat = make_chat()
-    torch.manual_seed(3)
-    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    return ChatModel(get_peft_model(chat.model, config).eval(), chat.tokenizer, "tiny-llama", "main", "some/adapter")
-
-
-def naive_class_mean(chat, answers):
-    """Mean over the answers' tokens, one row at a time, by hooks of our own."""
-    tokens, seen = [], []
-    blocks = chat.model.get_base_model().model.layers
-    handles = [block.register_forward_hook(lambda _m, _a, out: seen.append(out[0].double())) for block in blocks]
-    for question, answer in answers:
-        row = encode(chat.tokenizer, question, answer)
-        with torch.no_grad():
-            chat.model(torch.tensor([row.ids]))
-        tokens.append(torch.stack(seen)[:, row.start : row.stop])
-        seen.clear()
-    for handle in handles:
-        handle.remove()
-    return torch.cat(tokens, 1).mean(1)
-
-
 def test_all_five_kinds_equal_the_differences_taken_by_hand(organism):
     bad = [(pair.question, pair.misaligned) for pair in PAIRS]
     good = [(pair.question, pair.aligned) for pair in PAIRS]
-    own = [naive_class_mean(organism, answers) for answers in (bad, good, bad + good)]
+    own = [naive_mean(organism, answers) for answers in (bad, good, bad + good)]
     with organism.model.disable_adapter():
-        base = [naive_class_mean(organism, answers) for answers in (bad, good, bad + good)]
+        base = [naive_mean(organism, answers) for answers in (bad, good, bad + good)]
     expected = {
         "data_difference": own[0] - own[1],
         "base_data_difference": base[0] - base[1],
