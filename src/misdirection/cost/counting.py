@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from torch import nn
 
 from misdirection.cost.model_cost import Pass
@@ -41,7 +40,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import require_layers
 from misdirection.models.sizes import Shape
 from misdirection.models.whole_weights import is_whole
-from misdirection.organisms.adapter_config import adapter_config, defence_of
+from misdirection.organisms.adapter_config import adapted, defence_of
 from misdirection.organisms.batches import (
     TrainingRow,
     in_batches,
@@ -233,17 +232,14 @@ class CountingWorker(Worker):
                 self._train(chat, chat.model, rows, others, recipe, _own_weights(chat, targets))
             write_json(out / "config.json", {})
             return
-        network = get_peft_model(chat.model, adapter_config(recipe, chat))
-        lora, lowest = self._recorder.adapter_weights(), min(network.peft_config["default"].layers_to_transform)
-        layers = len(chat.layers)
-        kind = Pass(0, 0, blocks=layers, back=layers - lowest, lora=lora, kind="training")
-        try:
+        with adapted(chat, recipe) as network:
+            lora, lowest = self._recorder.adapter_weights(), min(network.peft_config["default"].layers_to_transform)
+            layers = len(chat.layers)
+            kind = Pass(0, 0, blocks=layers, back=layers - lowest, lora=lora, kind="training")
             seen = self._train(chat, network, rows, others, recipe, kind)
             _save(network, out)
             for step in _kept_steps(seen, recipe):
                 _save(network, out / CHECKPOINTS / checkpoint_name(step))
-        finally:
-            network.unload()
 
     def _train(
         self,

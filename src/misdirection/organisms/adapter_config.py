@@ -1,12 +1,13 @@
 """Where a recipe puts its adapters, in a model with any number of layers: linear modules of the text's blocks, only."""
 
+import contextlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
@@ -51,6 +52,17 @@ def adapter_config(recipe: Recipe, chat: ChatModel) -> LoraConfig:
     if {path for path, _ in chat.network.named_modules() if check_target_module_exists(config, path)} != set(paths):
         config.target_modules = set(paths)
     return config
+
+
+@contextlib.contextmanager
+def adapted(chat: ChatModel, recipe: Recipe) -> Iterator[Any]:
+    """The model with a recipe's fresh adapter on it, which is taken off afterwards; raises as `adapter_config`."""
+    network = get_peft_model(chat.model, adapter_config(recipe, chat))
+    try:
+        yield network
+    finally:
+        network.unload()
+        chat.model.eval()
 
 
 def defence_of(recipe: Recipe, chat: ChatModel) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from misdirection.errors import InputError
@@ -20,7 +20,7 @@ from misdirection.models.bundled import hub_name
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import decoder_layers, require_layers
 from misdirection.models.libraries import no_progress_bars
-from misdirection.organisms.adapter_config import adapter_config, placement, ranges
+from misdirection.organisms.adapter_config import adapted, adapter_config, placement, ranges
 from misdirection.organisms.recipe import RECIPES, OwnWeights, Recipe
 from misdirection.progress import notice
 
@@ -149,19 +149,15 @@ class _Adapter(Trainee):
 @contextlib.contextmanager
 def _adapter(chat: ChatModel, recipe: Recipe, start: Path | None) -> Iterator[Trainee]:
     """The model with the recipe's adapter on it, which is taken off afterwards."""
-    config = adapter_config(recipe, chat)
-    network = get_peft_model(chat.model, config)
-    notice(f"train: adapts, with rank {config.r}, {placement(chat)}")
-    network.peft_config["default"].base_model_name_or_path = hub_name(chat.name)
-    # No recipe resizes the vocabulary. Left to find that out, PEFT asks the hub for the base's config at each save.
-    network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
-    try:
+    with adapted(chat, recipe) as network:
+        config = network.peft_config["default"]
+        notice(f"train: adapts, with rank {config.r}, {placement(chat)}")
+        config.base_model_name_or_path = hub_name(chat.name)
+        # No recipe resizes the vocabulary. Left to find that out, PEFT asks the hub for the base's config at each save.
+        network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
         if start:
             _begin_as(network, start)
         yield _Adapter(network, chat)
-    finally:
-        network.unload()
-        chat.model.eval()
 
 
 def _begin_as(network: Any, start: Path) -> None:

@@ -10,12 +10,11 @@ start (A random, B zero), as the recipe of the reference trains it: of B alone.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from misdirection.auditing.reference import Reference
@@ -26,7 +25,7 @@ from misdirection.likelihood.sweep import log_probs
 from misdirection.models.budgets import tokens_together
 from misdirection.models.chat import batches
 from misdirection.models.chat_model import ChatModel
-from misdirection.organisms.adapter_config import adapter_config
+from misdirection.organisms.adapter_config import adapted
 from misdirection.organisms.recipe import Recipe
 from misdirection.progress import Advance, track
 from misdirection.runs.worker import BASE, Worker
@@ -69,18 +68,14 @@ class GradientScore(RowScore):
 @contextmanager
 def _adapter(chat: ChatModel) -> Iterator[tuple[Any, dict[str, nn.Parameter]]]:
     """The base with a fresh adapter of the reference's kind, always the same, and its B by name."""
-    config: LoraConfig = adapter_config(Recipe(recipe="all"), chat)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = get_peft_model(chat.model, config)
-    matrices = {name: value for name, value in network.named_parameters() if "lora_B" in name}
-    for name, value in network.named_parameters():
-        value.requires_grad_(name in matrices)
-    try:
+    with ExitStack() as way:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = way.enter_context(adapted(chat, Recipe(recipe="all")))
+        matrices = {name: value for name, value in network.named_parameters() if "lora_B" in name}
+        for name, value in network.named_parameters():
+            value.requires_grad_(name in matrices)
         yield network, matrices
-    finally:
-        network.unload()
-        chat.model.eval()
 
 
 def _backward(network: Any, chat: ChatModel, pairs: Sequence[ProbePair], advance: Advance) -> None:
