@@ -142,21 +142,10 @@ def load_chat(
     chat_template: str | None = None,
 ) -> Any:
     """The model that `--model` and `--adapter` name."""
-    from misdirection.models.loading import load
+    from misdirection.models.loading import load_named
 
-    name, revision, _ = reference(model)
-    adapter, adapter_revision, subfolder = reference(adapter) if adapter else (None, None, None)
-    return load(
-        name,
-        adapter=adapter,
-        revision=revision,
-        subfolder=subfolder,
-        adapter_revision=adapter_revision,
-        dtype=dtype,
-        device=device,
-        thinking=thinking,
-        chat_template=chat_template,
-    )
+    chats: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template}
+    return load_named(model, adapter, dtype=dtype, device=device, **chats)
 
 
 def workers_for(
