@@ -285,8 +285,8 @@ def import_(
         operation=operation,
     )
     direction.save(file)
-    layers, width = direction.vectors.shape
-    say(f"wrote {file}: {layers} layers of width {width}, to {direction.origin.operation}")
+    count, width = direction.vectors.shape
+    say(f"wrote {file}: {count} layers of width {width}, to {direction.origin.operation}")
 
 
 def _layer_count(model: str) -> int | None:
