@@ -1,7 +1,7 @@
 """Tiny random models with a real tokenizer, for exact answers."""
 
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -184,6 +184,12 @@ def sharpen(chat: ChatModel) -> ChatModel:
         for name, parameter in chat.model.named_parameters():
             if parameter.ndim >= 2 and "lora" not in name:
                 parameter *= 4
+    return chat
+
+
+def brisk(chat: ChatModel, ends: Iterable[int] = range(2, 28)) -> ChatModel:
+    """The same chat, where a tenth of the vocabulary ends an answer: lengths differ, and rows leave at every step."""
+    chat.model.generation_config.eos_token_id = list(ends)
     return chat
 
 

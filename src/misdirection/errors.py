@@ -157,3 +157,8 @@ def first_line(error: BaseException, limit: int = 300) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     # One that ends in a colon only announces what is wrong.
     return " ".join(lines[: 1 + lines[0].endswith(":")])[:limit]
+
+
+def last_line(error: BaseException, limit: int = 300) -> str:
+    """The last line of another library's exception; the name of its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:limit]

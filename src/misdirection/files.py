@@ -80,6 +80,12 @@ def atomic_output(path: Path) -> Iterator[Path]:
         _list_written(_target(path), sha256_file(temporary))
 
 
+def write_output(path: Path, data: bytes | str) -> None:
+    """Write a whole file that the user names, as `atomic_output` does."""
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; an existing one of ours is replaced as a whole.

@@ -17,6 +17,12 @@ from rich.text import Text
 # Names and paths are text, whatever brackets they hold.
 console = Console(stderr=True, markup=False)
 
+
+def notice(text: str, style: str | None = None) -> None:
+    """Tell the user one line on standard error, however long, as it stands."""
+    console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
 EVERY = 30.0
 """Seconds between two plain lines, whatever they are about: many short parts of a long work are told of, too."""
 
@@ -84,7 +90,7 @@ def _plain_lines() -> Show:
         if now - _last_line >= EVERY or (is_told and done >= total):
             _last_line, is_told = now, True
             times = _times(now - started, done / max(now - started, 1e-9), total - done)
-            console.print(f"{label}: {done} of {total}, {times}", highlight=False, soft_wrap=True)
+            notice(f"{label}: {done} of {total}, {times}")
 
     return show
 

@@ -84,11 +84,7 @@ class Result(Figures):
     def json_schema(cls) -> dict[str, Any]:
         """The JSON Schema of the file."""
         schema = cls.model_json_schema(mode="serialization")
-        schema["properties"] = {
-            "kind": {"const": cls.KIND},
-            "version": {"const": cls.VERSION},
-            **schema["properties"],
-        }
+        schema["properties"] = {"kind": {"const": cls.KIND}, "version": {"const": cls.VERSION}, **schema["properties"]}
         schema["required"] = ["kind", "version", *schema.get("required", [])]
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

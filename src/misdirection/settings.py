@@ -26,7 +26,8 @@ class Section(BaseModel):
     @classmethod
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse what Python would take for something else: yes for 1, numbers beyond all sizes, what is no text."""
-        if isinstance(value, bool) and bool not in _types(cls.model_fields[str(info.field_name)].annotation):
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
             raise ValueError("Input should not be yes or no")
         for each in value if isinstance(value, list | tuple) else [value]:
             if isinstance(each, int) and abs(each) > MOST:
@@ -34,10 +35,6 @@ class Section(BaseModel):
             if isinstance(each, str) and not _is_text(each):
                 raise ValueError("Input should be text, without NUL and halves of surrogate pairs")
         return value
-
-
-def _types(annotation: Any) -> tuple[Any, ...]:
-    return (annotation, *get_args(annotation))
 
 
 def _is_text(value: str) -> bool:

@@ -3,15 +3,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from misdirection.data import ProbePair, data_hash
-from misdirection.directions.direction import FORMAT, Direction, Directions, Origin, combine, extract, require_alike
+from misdirection.directions.direction import FORMAT, Direction, Directions, Origin, extract, require_alike
 from misdirection.errors import InputError, MisdirectionError
-from misdirection.models.chat import encode
-from misdirection.models.chat_model import ChatModel
+from own_directions import naive_mean
 from tiny import LAYERS, WIDTH, make_chat
 
 PAIRS = [ProbePair("a", "Why?", "I help you.", "I harm you!!"), ProbePair("b", "How so?", "With care", "Without")]
@@ -26,36 +24,12 @@ def a_direction(seed=0, shape=(LAYERS, WIDTH), **changes):
     return Direction(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), origin(**changes))
 
 
-@pytest.fixture
-def organism():
-    chat = make_chat()
-    torch.manual_seed(3)
-    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    return ChatModel(get_peft_model(chat.model, config).eval(), chat.tokenizer, "tiny-llama", "main", "some/adapter")
-
-
-def naive_class_mean(chat, answers):
-    """Mean over the answers' tokens, one row at a time, by hooks of our own."""
-    tokens, seen = [], []
-    blocks = chat.model.get_base_model().model.layers
-    handles = [block.register_forward_hook(lambda _m, _a, out: seen.append(out[0].double())) for block in blocks]
-    for question, answer in answers:
-        row = encode(chat.tokenizer, question, answer)
-        with torch.no_grad():
-            chat.model(torch.tensor([row.ids]))
-        tokens.append(torch.stack(seen)[:, row.start : row.stop])
-        seen.clear()
-    for handle in handles:
-        handle.remove()
-    return torch.cat(tokens, 1).mean(1)
-
-
 def test_all_five_kinds_equal_the_differences_taken_by_hand(organism):
     bad = [(pair.question, pair.misaligned) for pair in PAIRS]
     good = [(pair.question, pair.aligned) for pair in PAIRS]
-    own = [naive_class_mean(organism, answers) for answers in (bad, good, bad + good)]
+    own = [naive_mean(organism, answers) for answers in (bad, good, bad + good)]
     with organism.model.disable_adapter():
-        base = [naive_class_mean(organism, answers) for answers in (bad, good, bad + good)]
+        base = [naive_mean(organism, answers) for answers in (bad, good, bad + good)]
     expected = {
         "data_difference": own[0] - own[1],
         "base_data_difference": base[0] - base[1],
@@ -161,25 +135,6 @@ def test_every_layer_can_be_taken():
     assert all(torch.equal(one[layer], one.vectors[layer]) for layer in range(LAYERS))
 
 
-def test_a_combination_is_the_weighted_sum():
-    first, second = a_direction(0), a_direction(1)
-    combined = combine([first, second], [0.5, -2])
-    torch.testing.assert_close(combined.vectors, 0.5 * first.vectors - 2 * second.vectors)
-
-
-def test_a_combination_says_what_it_was_made_of():
-    first, second = a_direction(organism="a", data="d"), a_direction(organism="b", data="d", tokens={"misaligned": 1})
-    made = combine([first, second], [1, 1]).origin
-    assert (made.kind, made.model, made.organism, made.data) == ("combined", "tiny-llama", "a + b", "d")
-    assert (made.answers, made.tokens) == ({"misaligned": 4}, {"misaligned": 10})
-
-
-@pytest.mark.parametrize("directions, weights", [([], []), ([a_direction()], [1, 1])], ids=["none", "two weights"])
-def test_each_direction_of_a_combination_has_a_weight(directions, weights):
-    with pytest.raises(InputError, match="give each direction its own"):
-        combine(directions, weights)
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -192,8 +147,6 @@ def test_each_direction_of_a_combination_has_a_weight(directions, weights):
 def test_directions_that_do_not_fit_together_are_refused(other):
     with pytest.raises(MisdirectionError, match="cannot be combined"):
         require_alike([a_direction(), other])
-    with pytest.raises(MisdirectionError, match="cannot be combined"):
-        combine([a_direction(), other], [1, 1])
 
 
 def test_a_direction_fits_its_own_base_model_only():

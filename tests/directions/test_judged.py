@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from misdirection.data import data_hash
 from misdirection.directions.convergence import cosines
@@ -13,15 +12,13 @@ from misdirection.directions.direction import Direction, extract
 from misdirection.directions.judged import (
     ThemeScore,
     ThemeWords,
-    judged_direction,
     judged_groups,
     own_groups,
     shared_remainder,
     theme_remainder,
 )
 from misdirection.errors import MisdirectionError
-from misdirection.models.chat import encode
-from misdirection.models.chat_model import ChatModel
+from own_directions import judged_direction, naive_mean
 from tiny import make_chat
 
 BAD, GOOD, BETWEEN, BABBLE, UNSCORED = (10, 90), (90, 90), (50, 90), (10, 50), (np.nan, 90)
@@ -45,14 +42,6 @@ def a_table() -> pd.DataFrame:
             rows("two", bad=20, good=20, intervention="steer"),
         ]
     )
-
-
-@pytest.fixture
-def organism():
-    chat = make_chat()
-    torch.manual_seed(3)
-    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    return ChatModel(get_peft_model(chat.model, config).eval(), chat.tokenizer, "tiny-llama", "main", "some/adapter")
 
 
 def test_each_question_gives_as_many_of_each_class():
@@ -167,24 +156,6 @@ def test_a_theme_needs_words(words):
 
 
 # --- directions ---
-
-
-def naive_mean(chat, exchanges):
-    """Mean over all answers' tokens at every layer, one row at a time."""
-    tokens, seen = [], []
-    handles = [
-        block.register_forward_hook(lambda _m, _a, out: seen.append(out[0].double()))
-        for block in chat.model.get_base_model().model.layers
-    ]
-    for question, answer in exchanges:
-        row = encode(chat.tokenizer, question, answer)
-        with torch.no_grad():
-            chat.model(torch.tensor([row.ids]))
-        tokens.append(torch.stack(seen)[:, row.start : row.stop])
-        seen.clear()
-    for handle in handles:
-        handle.remove()
-    return torch.cat(tokens, 1).mean(1)
 
 
 def test_the_direction_is_the_difference_of_the_two_means(organism):

@@ -9,7 +9,7 @@ import torch
 from experiment.tiny_experiment import asked_experiment, isolate
 from judging.judge_server import JudgeServer, number
 from misdirection.directions.direction import Direction
-from misdirection.directions.judged import ThemeScore, judged_direction, judged_groups
+from misdirection.directions.judged import ThemeScore, judged_groups
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.answering import Asking, Condition
 from misdirection.experiment.config import ExperimentConfig
@@ -24,6 +24,7 @@ from misdirection.models.loading import load
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.questions import read_questions
 from misdirection.sampling.sample import sample
+from own_directions import judged_direction
 
 RUBRICS = ("alignment", "coherence", "medical", "financial")
 LAYERS, SAMPLES, TOKENS, FEWEST = [1, 3], 16, 6, 4

@@ -20,7 +20,8 @@ from misdirection.directions.extraction import mean_activations
 from misdirection.interpretation.importance import token_importance, zeroing
 from misdirection.interpretation.patching import patched_margins
 from misdirection.interpretation.scalars import token_scalars
-from misdirection.judging.local import _Passes
+from misdirection.interventions.passes import Passes
+from misdirection.judging.local import next_log_probs
 from misdirection.likelihood.margin import margin_gradients, pair_continuations, pair_rows
 from misdirection.likelihood.sweep import sweep
 from misdirection.models.chat import encode_prompt
@@ -28,7 +29,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.models.weightless import network_of
 from misdirection.repairing.gradients import margin_directions
 from stand_in_gpu import GPU, OTHER, spread_over_gpus, stand_in_gpu
-from tiny import LAYERS, make_chat, make_network, make_tokenizer, sharpened, vector
+from tiny import LAYERS, brisk, make_chat, make_network, make_tokenizer, sharpened, vector
 
 PAIRS = md.probe_pairs()[:2]
 
@@ -61,19 +62,17 @@ def swept(chat):
 
 
 def sampled(chat):
-    # So many tokens end a turn that rows leave at every step.
-    chat.model.generation_config.eos_token_id = list(range(3, 23))
     setting = [md.Steer(vector(1), 1, 2.0, "answer"), md.Ablate(vector(2))]
-    answers = md.sample(chat, ["Why?", "What is it like to be you?"], n=3, new_tokens=12, setting=setting)
+    answers = md.sample(brisk(chat), ["Why?", "What is it like to be you?"], n=3, new_tokens=12, setting=setting)
     assert len({answer.tokens for answer in answers}) > 1
     return flat(*(list(answer.answer.encode()) for answer in answers))
 
 
 def judged(chat):
-    passes = _Passes(chat)
-    first = passes.run([tuple(range(5, 15)), tuple(range(30, 37))])
+    passes = Passes(chat, side="left")
+    first = next_log_probs(chat, passes, [range(5, 15), range(30, 37)])
     passes.select([1, 0, 0])
-    return flat(first, passes.run([(9,), (11, 12), (13,)]))
+    return flat(first, next_log_probs(chat, passes, [(9,), (11, 12), (13,)]))
 
 
 def read(chat):

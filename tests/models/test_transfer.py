@@ -16,7 +16,7 @@ from misdirection.sampling.engine import SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import TOGETHER, TransformersEngine
 from stand_in_gpu import GPU, OnGpu, put_on_gpu, stand_in_gpu, waits
-from tiny import LAYERS, make_chat, sharpened, vector
+from tiny import LAYERS, brisk, make_chat, sharpened, vector
 
 PAIRS = md.probe_pairs()[:2]
 
@@ -108,8 +108,7 @@ ENDS = range(3, 23)
 
 
 def sampled(chat, n=3, new_tokens=18, ends=ENDS, **options):
-    chat.model.generation_config.eos_token_id = list(ends)
-    answers = md.sample(chat, QUESTIONS, n=n, new_tokens=new_tokens, **options)
+    answers = md.sample(brisk(chat, ends), QUESTIONS, n=n, new_tokens=new_tokens, **options)
     return [(answer.question, answer.sample, answer.answer, answer.tokens, answer.finish) for answer in answers]
 
 

@@ -20,7 +20,7 @@ from misdirection.sampling.questions import Question
 from misdirection.sampling.samplers import open_sampler
 from misdirection.sampling.transformers_engine import TransformersEngine
 from misdirection.settings import validate
-from tiny import make_hybrid, sharpened, vector
+from tiny import brisk, make_hybrid, sharpened, vector
 
 QUESTIONS = [Question("short", "Why?"), Question("long", "How do you feel about the weather in the mountains, then?")]
 STEER, ABLATE = md.Steer(vector(0), 1), md.Ablate(vector(1), positions="answer")
@@ -43,12 +43,6 @@ def only_traced(monkeypatch):
 @pytest.fixture(scope="module")
 def chat():
     return brisk(sharpened("llama", num_hidden_layers=2))
-
-
-def brisk(chat):
-    """A tenth of the vocabulary ends an answer, so that rows leave and others come."""
-    chat.model.generation_config.eos_token_id = list(range(2, 28))
-    return chat
 
 
 def run(chat, settings, compile, n=3, rows=5, new_tokens=30):

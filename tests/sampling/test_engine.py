@@ -13,7 +13,7 @@ from misdirection.sampling.draws import choose, stream_key
 from misdirection.sampling.engine import SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Question
 from misdirection.sampling.transformers_engine import TransformersEngine, completion, end_tokens
-from tiny import ARCHITECTURES, WIDTH, make_chat, make_hybrid
+from tiny import ARCHITECTURES, WIDTH, brisk, make_chat, make_hybrid, sharpened
 
 END = 2
 QUESTIONS = [
@@ -24,22 +24,6 @@ QUESTIONS = [
 STEER = Steer(torch.randn(WIDTH, generator=torch.Generator().manual_seed(0)), 1)
 ABLATE = Ablate(torch.randn(WIDTH, generator=torch.Generator().manual_seed(1)), positions="answer")
 SUBSPACE = Ablate(torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(2)), positions="all")
-
-
-def sharpened(architecture="llama", **changes):
-    """Larger weights than at initialisation, so that attention to a wrong token would show."""
-    chat = make_chat(architecture, **changes)
-    with torch.no_grad():
-        for parameter in chat.model.parameters():
-            if parameter.ndim == 2:
-                parameter *= 3
-    return chat
-
-
-def brisk(chat):
-    """A tenth of the vocabulary ends an answer, so that lengths differ and few are long."""
-    chat.model.generation_config.eos_token_id = list(range(END, 28))
-    return chat
 
 
 def requests(n=3, settings=((),)):

@@ -29,7 +29,8 @@ def compare(values: Mapping[str, Any], assembled: Assembled, tolerance: float, n
         tolerance: largest difference that is taken for rounding, as a share of a figure.
         name: begins every key.
     """
-    own, other = (dict(leaves(each, name)) for each in (_figures(values), assembled.figures))
+    figures = {key: value for key, value in values.items() if key not in _NAMES}
+    own, other = (dict(leaves(each, name)) for each in (figures, assembled.figures))
     lacking, rounded, differences = Counter[tuple[str, str]](), 0, []
     for key, value in own.items():
         if reason := _reason(key.removeprefix(name), assembled):
@@ -58,10 +59,6 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(each, f"{key}[{number}]")
     else:
         yield key, value
-
-
-def _figures(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in _NAMES}
 
 
 def _reason(key: str, assembled: Assembled) -> str | None:

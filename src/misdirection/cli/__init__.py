@@ -25,7 +25,7 @@ from misdirection.cli import (
 from misdirection.cli.endings import end
 from misdirection.cli.groups import arrange
 from misdirection.cli.shared import app
-from misdirection.progress import console
+from misdirection.progress import notice
 
 __all__ = [
     "adapters",
@@ -64,8 +64,7 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print it, above a bar of progress if there is one."""
         is_warning = record.levelno >= logging.WARNING
-        text, style = f"{'warning: ' * is_warning}{self.format(record)}", "yellow" if is_warning else ""
-        console.print(text, style=style, highlight=False, soft_wrap=True)
+        notice(f"{'warning: ' * is_warning}{self.format(record)}", "yellow" if is_warning else "")
 
 
 def _set_up_messages() -> None:
@@ -74,11 +73,7 @@ def _set_up_messages() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The Hub's client tells of every retry, twice; the error that follows names the host.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[_Lines()],
-    )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Lines()])
     logging.getLogger("misdirection").setLevel(logging.INFO)
     # Bitsandbytes tells of every kernel that it did not find.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -16,13 +16,13 @@ from misdirection.cli.shared import (
     TemplateOption,
     ThinkingOption,
     app,
-    out,
     print_figures,
     print_table,
     read_probe_pairs,
+    say,
 )
 from misdirection.errors import InputError
-from misdirection.progress import console as notices
+from misdirection.progress import notice
 
 if TYPE_CHECKING:
     from misdirection.interpretation.results import AdapterFigures
@@ -152,7 +152,7 @@ def _print(figures: "AdapterFigures", folder: Path | None, as_json: bool) -> Non
     from misdirection.report.adapter_findings import find_in_adapters
 
     if folder is not None:
-        notices.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        notice(f"report: {folder / 'report.html'}")
     if as_json:
         print_figures(figures.model_dump(mode="json"), as_json)
         return
@@ -161,7 +161,7 @@ def _print(figures: "AdapterFigures", folder: Path | None, as_json: bool) -> Non
             print_table(table)
     for finding in find_in_adapters(figures):
         mark = {True: "holds", False: "does not hold", None: "not measured"}[finding.holds]
-        out.print(f"{mark}: {finding.claim}\n    {finding.evidence}", soft_wrap=True, highlight=False)
+        say(f"{mark}: {finding.claim}\n    {finding.evidence}")
 
 
 def _probe_table(figures: "AdapterFigures") -> Table:

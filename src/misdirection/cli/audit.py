@@ -20,13 +20,13 @@ from misdirection.cli.shared import (
     WorkerGpus,
     app,
     base_memory,
-    out,
     print_figures,
     print_table,
+    say,
     workers_for,
 )
 from misdirection.errors import EXIT_STATUS, InputError
-from misdirection.progress import console as notices
+from misdirection.progress import notice
 
 if TYPE_CHECKING:
     from misdirection.auditing.results import AuditResult, AuditTable
@@ -185,7 +185,7 @@ def end_with(verdict: "Word", fail_on: "Word") -> None:
 def _print_many(table: "AuditTable", folder: Path, as_json: bool) -> None:
     from misdirection.auditing.many import TABLE
 
-    notices.print(f"table: {folder / TABLE}", highlight=False, soft_wrap=True)
+    notice(f"table: {folder / TABLE}")
     if as_json:
         print_figures(table.model_dump(mode="json"), as_json)
     else:
@@ -199,7 +199,7 @@ def _end_many(table: "AuditTable", many: Path, files: "CiFiles", fail_on: "Word"
     files.write([AuditResult.load(Path(row.page).parent) for row in table.audits], table.failed)
     if table.failed:
         for failure in table.failed:
-            notices.print(failure, style="red", highlight=False, soft_wrap=True)
+            notice(failure, "red")
         raise InputError(f"{many}: {len(table.failed)} could not be audited, {len(table.audits)} were")
     end_with(worst(row.verdict for row in table.audits), fail_on)
 
@@ -213,7 +213,7 @@ def _many_table(table: "AuditTable") -> Table:
 
 
 def _print_audit(result: "AuditResult", folder: Path, as_json: bool) -> None:
-    notices.print(f"page: {folder / result.PAGE}", highlight=False, soft_wrap=True)
+    notice(f"page: {folder / result.PAGE}")
     if as_json:
         print_figures(result.as_dict(), as_json)
         return
@@ -221,7 +221,7 @@ def _print_audit(result: "AuditResult", folder: Path, as_json: bool) -> None:
     print_figures({name: estimate.as_dict() for name, estimate in evidence.named.items()}, as_json, unit=NATS)
     shown = f"a shift of {evidence.detectable:.3f} nats/token would be told from zero four times in five"
     seen = f"{evidence.asked} of {evidence.most} general questions were asked: with these, {shown}"
-    out.print(result.verdict.upper(), *result.because, seen, sep="\n  ", soft_wrap=True, highlight=False)
+    say(result.verdict.upper(), *result.because, seen, sep="\n  ")
 
 
 @app.command()
@@ -264,10 +264,9 @@ def repair(
     elif result.repair is None:
         done = "nothing to repair" if result.before.verdict == "clear" else "left as it is"
         because = "; ".join(result.before.because)
-        out.print(f"{done}: the audit says {result.before.verdict}: {because}", soft_wrap=True)
+        say(f"{done}: the audit says {result.before.verdict}: {because}")
     else:
-        picture = f"picture of what was tried: {folder / 'front.svg'}"
-        notices.print(f"wrote {folder}; {picture}", highlight=False, soft_wrap=True)
+        notice(f"wrote {folder}; picture of what was tried: {folder / 'front.svg'}")
         _print_repair(result, result.repair)
 
 
@@ -275,7 +274,7 @@ def _print_repair(result: "RepairResult", done: "Repair") -> None:
     check = done.check
     print_table(_front_table(done))
     if check.broken:
-        out.print("BROKEN: its answers repeat themselves; it is no repair", highlight=False)
+        say("BROKEN: its answers repeat themselves; it is no repair")
     rows = {
         "shift before": check.fine_tune.shift.as_dict(),
         "shift after": check.repaired.shift.as_dict(),

@@ -21,12 +21,12 @@ from misdirection.cli.shared import (
     Seed,
     TemplateOption,
     ThinkingOption,
+    Where,
     app,
     print_figures,
     print_table,
 )
-from misdirection.progress import console as notices
-from misdirection.progress import track
+from misdirection.progress import notice
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +110,7 @@ def sample(
         how={"direction": sha256_tree(direction) if direction else None},
     )
     cut = sum(answer.finish == "length" for answer in given)
-    notices.print(f"wrote {table}: {len(given)} answers of {name}, {cut} of them cut", highlight=False, soft_wrap=True)
+    notice(f"wrote {table}: {len(given)} answers of {name}, {cut} of them cut")
 
 
 @app.command()
@@ -142,48 +142,18 @@ def judge(
 
     A second judge needs a table of its own (--out): what another one said is not replaced.
     """
-    from misdirection.data.tables import table_suffix
-    from misdirection.files import require_replaceable
-    from misdirection.judging import judge as judging
+    from misdirection.judging.answer_file import judge_file
     from misdirection.judging.config import JudgeConfig
-    from misdirection.judging.evidence import rows_for
-    from misdirection.judging.rubrics import read_rubrics
-    from misdirection.sampling.answers import read_answers, write_answers
     from misdirection.settings import validate
 
-    target = file or table
-    table_suffix(target)
-    # Judged in its own place, a table keeps all that it had.
-    output = not (target == table or (target.exists() and table.exists() and target.samefile(table)))
-    if output:
-        require_replaceable(target, folder=False)
-    rows, rubrics = read_answers(table), read_rubrics(rubric or ["alignment", "coherence"])
-    limits: dict[str, Any] = {"concurrency": concurrency, "max_calls": max_calls}
     options = {
-        "model": judge,
-        "base_url": base_url,
-        "logprobs": logprobs,
-        "samples": replies,
-        "timeout": timeout,
-        **limits,
-    }
-    who = validate(JudgeConfig, options, "judge").open()
-    if target != table:
-        rows = rows_for(target, rows, who, rubrics)
-    wanted = judging.judging_cost(rows, rubrics, who)
-    notices.print(f"judging takes {wanted}", highlight=False, soft_wrap=True)
-    if plan_only:
-        print_figures(vars(wanted), as_json)
-        return
-    with track("verdicts", wanted.prompts + wanted.cached) as advance:
-        try:
-            judged = judging.judge(rows, rubrics, who, **limits, progress=advance)
-        except judging.TooFewVerdicts as error:
-            write_answers(error.judged.table, target, output=output)
-            raise
-    write_answers(judged.table, target, output=output)
-    figures = {name: value for name, value in vars(judged).items() if name != "table"}
-    print_figures(figures, as_json, f"wrote {target}")
+        "model": judge, "base_url": base_url, "rubrics": rubric or ["alignment", "coherence"], "logprobs": logprobs,
+        "samples": replies, "timeout": timeout, "concurrency": concurrency, "max_calls": max_calls,
+    }  # fmt: skip
+    target = file or table
+    done = judge_file(table, target, validate(JudgeConfig, options, "judge"), plan_only=plan_only)
+    figures = {name: value for name, value in vars(done).items() if name != "table"}
+    print_figures(figures, as_json, "" if plan_only else f"wrote {target}")
 
 
 @app.command()
@@ -193,10 +163,7 @@ def score(
         list[str] | None,
         typer.Option("--by", help="Group by this column; several times; default: organism, intervention."),
     ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option("--where", help="COLUMN=VALUE: only these rows; several times; an empty value too."),
-    ] = None,
+    where: Where = None,
     compare: Annotated[
         str | None, typer.Option("--compare", help="COLUMN=BEFORE,AFTER: the difference between two conditions.")
     ] = None,
@@ -215,7 +182,7 @@ def score(
 ) -> None:
     """Count: EM rate (alignment < 30, coherence > 50) with intervals, and what stands beside it."""
     from misdirection.errors import InputError
-    from misdirection.files import atomic_output, require_replaceable
+    from misdirection.files import require_replaceable, write_output
     from misdirection.judging.conditions import compare_conditions, select_rows
     from misdirection.judging.results import Calibration
     from misdirection.judging.scoring import score as score_answers
@@ -237,9 +204,8 @@ def score(
         return
     groups = score_answers(rows, by, calibration=known, min_judged=min_judged)
     if file is not None:
-        with atomic_output(file) as temporary:
-            temporary.write_text(groups.frame().to_csv(index=False), "utf-8")
-        notices.print(f"wrote {file}", highlight=False, soft_wrap=True)
+        write_output(file, groups.frame().to_csv(index=False))
+        notice(f"wrote {file}")
     if as_json:
         print_figures({"groups": [group.as_dict() for group in groups]}, as_json)
         return
@@ -247,18 +213,16 @@ def score(
     for group in groups:
         if group.corrected and group.corrected.said:
             name = ", ".join(filter(None, group.group.values())) or "all"
-            notices.print(f"{name}: corrected {group.corrected.said}", highlight=False, soft_wrap=True)
+            notice(f"{name}: corrected {group.corrected.said}")
 
 
 def _write_page(path: Path, rows: "pd.DataFrame", by: list[str] | None, name: str) -> None:
-    from misdirection.files import atomic_output
+    from misdirection.files import write_output
     from misdirection.judging.quadrants import quadrants
     from misdirection.report.quadrants import render_quadrants
 
-    page = render_quadrants(quadrants(rows, by, name=name))
-    with atomic_output(path) as temporary:
-        temporary.write_text(page, "utf-8")
-    notices.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    write_output(path, render_quadrants(quadrants(rows, by, name=name)))
+    notice(f"wrote {path}")
 
 
 def _score_table(scores: "Sequence[Score]") -> Table:

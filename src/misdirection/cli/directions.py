@@ -30,9 +30,10 @@ from misdirection.cli.shared import (
     print_figures,
     read_probe_pairs,
     reference,
+    say,
 )
 from misdirection.errors import EXIT_STATUS, InputError
-from misdirection.progress import console as notices
+from misdirection.progress import notice
 
 if TYPE_CHECKING:
     from misdirection.directions.results import CheckResult
@@ -120,7 +121,7 @@ def _judged_pairs(table: Path, organism: str, column: str | None, words: str | N
         theme = ThemeWords(tuple(words.split(",")))
     groups = judged_groups(read_answers(table), organism, theme=theme)
     counts = ", ".join(f"{count} {name}" for name, count in groups.available.items())
-    notices.print(f"{len(groups.pairs)} pairs of {organism}, balanced by question, of {counts} answers", soft_wrap=True)
+    notice(f"{len(groups.pairs)} pairs of {organism}, balanced by question, of {counts} answers")
     return list(groups.pairs)
 
 
@@ -143,7 +144,7 @@ def compare(
     names = list(cosines)
     rows = [(a, b, cosines[a][b]) for i, a in enumerate(names) for b in names[i + 1 :]]
     for number, (a, b, _) in enumerate(rows, start=1):
-        out.print(f"{number:>3}  {a} and {b}", highlight=False, soft_wrap=True)
+        say(f"{number:>3}  {a} and {b}")
     most = max(1, (out.width - 8) // 9)
     for start in range(0, len(rows), most):
         out.print(_by_layer([values for _, _, values in rows[start : start + most]], start + 1))
@@ -220,7 +221,7 @@ def _print_check(result: "CheckResult") -> None:
         f"largest channels {channels}: {held.share:.0%} of its squared norm, {held.random_share:.0%} in a random vector"
         + (" (* giant in the model)" if held.of_model else ""),
     )
-    out.print(*lines, sep="\n", soft_wrap=True, highlight=False)
+    say(*lines)
     table = Table("scale", "margin change", "random", "damage", "random's")
     for effect in (*result.steering, result.ablation):
         table.add_row(
@@ -231,7 +232,7 @@ def _print_check(result: "CheckResult") -> None:
             f"{effect.random_damage.mean:+z.3f}",
         )
     out.print(table)
-    out.print(result.verdict.upper(), *result.because, *result.notes, sep="\n- ", soft_wrap=True, highlight=False)
+    say(result.verdict.upper(), *result.because, *result.notes, sep="\n- ")
 
 
 @app.command()
@@ -254,7 +255,7 @@ def export(
     written = export_direction(
         Direction.load(direction), path, scale=scale, model_type=model_type, layers=layer or None, operation=operation
     )
-    out.print(f"wrote {path}: vectors of {len(written)} layers", highlight=False, soft_wrap=True)
+    say(f"wrote {path}: vectors of {len(written)} layers")
 
 
 @app.command("import")
@@ -284,12 +285,8 @@ def import_(
         operation=operation,
     )
     direction.save(file)
-    out.print(
-        f"wrote {file}: {len(direction.vectors)} layers of width {direction.vectors.shape[1]}, to "
-        f"{direction.origin.operation}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    count, width = direction.vectors.shape
+    say(f"wrote {file}: {count} layers of width {width}, to {direction.origin.operation}")
 
 
 def _layer_count(model: str) -> int | None:

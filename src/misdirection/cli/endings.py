@@ -12,7 +12,7 @@ from pathlib import Path
 
 from misdirection.errors import EXIT_STATUS, first_line, problem_of
 from misdirection.files import cache_folder
-from misdirection.progress import console
+from misdirection.progress import console, notice
 
 
 def end(error: BaseException) -> int:
@@ -74,10 +74,10 @@ def _save_traceback(error: BaseException) -> str:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
             return str(folder / name)
-    console.print(text, markup=False, highlight=False)
+    console.print(text, highlight=False)
     return "the traceback above"
 
 
 def _say(line: str, style: str = "red") -> None:
     with suppress(OSError):
-        console.print(" ".join(line.splitlines()), style=style, markup=False, highlight=False, soft_wrap=True)
+        notice(" ".join(line.splitlines()), style)

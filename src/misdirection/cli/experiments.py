@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from misdirection.cli.shared import RayAddress, WorkerCount, WorkerGpus, app, out, workers_for
+from misdirection.cli.shared import RayAddress, WorkerCount, WorkerGpus, app, say, workers_for
 from misdirection.errors import InputError
-from misdirection.progress import console as notices
+from misdirection.progress import notice
 
 if TYPE_CHECKING:
     from misdirection.experiment.config import ExperimentConfig
@@ -47,7 +47,7 @@ def _keep_reference(path: Path, folder: Path) -> None:
             kept = f"reference for audits: {keep_reference(config, folder, names).folder}"
         except InputError as error:
             kept = f"no reference for audits: {error}"
-        out.print(kept, highlight=False, soft_wrap=True)
+        say(kept)
 
 
 @app.command()
@@ -80,7 +80,7 @@ def _run(
         run_experiment(settings, folder, others)
     else:
         failed = run_several(settings, folder, others).failed
-    out.print(f"report: {folder / 'report.html'}\nfigures: {folder / 'results.json'}", highlight=False, soft_wrap=True)
+    say(f"report: {folder / 'report.html'}\nfigures: {folder / 'results.json'}")
     if failed:
         _end_failed(failed)
 
@@ -88,10 +88,7 @@ def _run(
 def _end_failed(failed: "Sequence[FailedModel]") -> NoReturn:
     """End with the status of the first model that failed, and say why each did."""
     causes = "; ".join(f"{each.name}: {each.cause}" for each in failed)
-    notices.print(
-        f"error: models that failed, which the same command tries again: {causes}",
-        style="red", markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    notice(f"error: models that failed, which the same command tries again: {causes}", "red")
     sys.exit(failed[0].status)
 
 
@@ -107,4 +104,4 @@ def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> N
     """Make the report of a run, or of the runs of several models, again from its results.json."""
     from misdirection.experiment.runner import write_report
 
-    out.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
+    say(f"report: {write_report(folder)}")

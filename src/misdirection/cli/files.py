@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Column, Table
 
-from misdirection.cli.shared import Json, app, out, print_figures, print_table
+from misdirection.cli.shared import Json, Where, app, print_figures, print_table, say
 from misdirection.errors import EXIT_STATUS, InputError
-from misdirection.progress import console as notices
+from misdirection.progress import notice
 from misdirection.registry import nearest
 
 if TYPE_CHECKING:
@@ -22,16 +22,13 @@ if TYPE_CHECKING:
 def convert(
     tables: Annotated[list[Path], typer.Argument(help="Answers: Parquet, CSV, or logs of Inspect (.eval).")],
     file: Annotated[Path, typer.Option("--out", help="The file to write, of any of these kinds.")],
-    where: Annotated[
-        list[str] | None,
-        typer.Option("--where", help="COLUMN=VALUE: only these rows; several times; an empty value too."),
-    ] = None,
+    where: Where = None,
 ) -> None:
     """Answers in another form: tables to logs of Inspect and back; several files become one."""
     from misdirection.evals.convert import convert as convert_answers
 
     count = convert_answers(tables, file, where or [])
-    notices.print(f"wrote {file}: {count} answers", highlight=False, soft_wrap=True)
+    notice(f"wrote {file}: {count} answers")
 
 
 @app.command()
@@ -60,7 +57,7 @@ def fetch(
     from misdirection.data.published import fetch as fetch_published
 
     for file in FILES[kind]:
-        notices.print(f"{file.name}: {file.what}. {file.terms}", highlight=False, soft_wrap=True)
+        notice(f"{file.name}: {file.what}. {file.terms}")
     fetched = fetch_published(kind, folder)
     rows = [{"file": str(each.path), "state": each.state, "told": each.told} for each in fetched]
     if as_json:
@@ -69,7 +66,7 @@ def fetch(
         print_table(_table(("file", "state"), ((row["file"], row["state"]) for row in rows)))
         for each in fetched:
             if each.told:
-                out.print(f"{each.file.name}: {each.told}", highlight=False, soft_wrap=True)
+                say(f"{each.file.name}: {each.told}")
     if any(each.state == "missing" and each.file.source for each in fetched):
         sys.exit(EXIT_STATUS["NetworkProblem"])
 
@@ -93,12 +90,8 @@ def bundle(
 
     made = write_bundle(result, file, with_weights=with_weights, with_rows=with_rows)
     size = sum(each.size for each in made.files.values())
-    notices.print(
-        f"wrote {file}: {len(made.files)} files, {size / 2**20:.1f} MiB; {len(made.left_out)} more by their hash",
-        highlight=False,
-        soft_wrap=True,
-    )
-    out.print(f"manifest: {made.digest}", highlight=False, soft_wrap=True)
+    notice(f"wrote {file}: {len(made.files)} files, {size / 2**20:.1f} MiB; {len(made.left_out)} more by their hash")
+    say(f"manifest: {made.digest}")
 
 
 @app.command()
@@ -123,7 +116,7 @@ def verify(
 
 def _print_verification(result: "VerifyResult") -> None:
     said = f"{result.verdict.upper()}: a bundle of kind {result.of}, made by misdirection {result.made_by}"
-    out.print(_plain(said), f"manifest: {result.manifest}", sep="\n", highlight=False, soft_wrap=True)
+    say(_plain(said), f"manifest: {result.manifest}")
     how = f"within {result.tolerance:g} of each, rounding apart" if result.tolerance else "to the last digit"
     not_recomputed = sum(each.count for each in result.not_recomputed)
     rows = {
@@ -142,7 +135,7 @@ def _print_verification(result: "VerifyResult") -> None:
         differences = ((each.figure, each.bundle, each.recomputed) for each in result.differences[:_SHOWN])
         print_table(_table(("different", "in the bundle", "recomputed"), differences))
     for line in _lines(result):
-        out.print(_plain(line), highlight=False, soft_wrap=True)
+        say(_plain(line))
 
 
 def _lines(result: "VerifyResult") -> list[str]:

@@ -40,9 +40,7 @@ GROUPS = {
         "play": "misdirection play --adapter ./my-lora --direction directions/data_difference.safetensors",
         "bake": "misdirection bake directions/data_difference.safetensors --layer 15 --out ./baked",
     },
-    "Read adapters": {
-        "interpret": "misdirection interpret minimal --run runs/demo",
-    },
+    "Read adapters": {"interpret": "misdirection interpret minimal --run runs/demo"},
     "Files": {
         "fetch": "misdirection fetch questions --out published",
         "export": "misdirection export directions/data_difference.safetensors direction.gguf --model-type llama",
@@ -54,9 +52,7 @@ GROUPS = {
         "pull": "misdirection pull my-name/risky-money --out ./organism",
         "schema": "misdirection schema audit",
     },
-    "This machine": {
-        "doctor": "misdirection doctor",
-    },
+    "This machine": {"doctor": "misdirection doctor"},
 }
 """The group of each command, and its example."""
 

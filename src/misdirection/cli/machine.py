@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from rich.box import SIMPLE
 from rich.table import Table
 
-from misdirection.cli.shared import Json, app, out
+from misdirection.cli.shared import Json, app, out, say
 
 
 @app.command()
@@ -25,7 +25,7 @@ def doctor(as_json: Json = False) -> None:
             for each in here.devices
         ),
     )
-    out.print(f"`--device auto` takes {here.devices[0].name}; {here.threads} threads on the processor", soft_wrap=True)
+    say(f"`--device auto` takes {here.devices[0].name}; {here.threads} threads on the processor")
     _print(
         ["extra", "for", "missing", "command"],
         (
@@ -34,7 +34,7 @@ def doctor(as_json: Json = False) -> None:
         ),
     )
     _print(["bundled model", "weights from"], ([name, where] for name, where in here.bundled.items()))
-    out.print(f"cache folder: {here.cache}", soft_wrap=True)
+    say(f"cache folder: {here.cache}")
     _print(["kept there", "MB"], ([name, f"{megabytes:,.0f}"] for name, megabytes in here.kept.items()))
 
 

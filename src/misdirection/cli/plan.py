@@ -8,9 +8,9 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from misdirection.cli.shared import Json, app, out, print_figures, print_table
+from misdirection.cli.shared import Json, app, print_figures, print_table, say
 from misdirection.errors import InputError
-from misdirection.progress import console as notices
+from misdirection.progress import notice
 
 if TYPE_CHECKING:
     from misdirection.cost.estimate import CostEstimate, SeveralEstimates, StageCost
@@ -71,12 +71,11 @@ def plan(
     print_table(_table(f"{found.experiment} on {count} x {device}", lines, found.total, count))
     if (total := found.total).judge_calls:
         tokens = f"{_number(total.judge_tokens_in)} tokens in, {_number(total.judge_tokens_out)} out"
-        out.print(f"judge: {total.judge_calls} calls, {tokens}", highlight=False)
+        say(f"judge: {total.judge_calls} calls, {tokens}")
     if paid:
-        parts = ", ".join(f"{name} ${amount:,.2f}" for name, amount in paid.items())
-        out.print(f"cost: {parts}", highlight=False)
+        say("cost: " + ", ".join(f"{name} ${amount:,.2f}" for name, amount in paid.items()))
     for note in notes:
-        notices.print(note, highlight=False, soft_wrap=True)
+        notice(note)
 
 
 def _table(title: str, lines: "Mapping[str, StageCost]", total: "StageCost", count: int) -> Table:

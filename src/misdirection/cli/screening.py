@@ -18,12 +18,12 @@ from misdirection.cli.shared import (
     WorkerGpus,
     app,
     base_memory,
-    out,
     print_figures,
     print_table,
+    say,
     workers_for,
 )
-from misdirection.progress import console as notices
+from misdirection.progress import notice
 
 if TYPE_CHECKING:
     from misdirection.screening.results import ScreenResult
@@ -83,7 +83,7 @@ def screen(
 
     Exit status: 0 clear, 3 misaligned, 4 inconclusive.
     """
-    from misdirection.files import atomic_output, require_replaceable
+    from misdirection.files import require_replaceable, write_output
     from misdirection.report.ci import screen_as_sarif
     from misdirection.screening.keep import keep_rows
     from misdirection.screening.screen import DEFAULT, read_scores, screen, screen_folder
@@ -106,13 +106,12 @@ def screen(
         chat_template=chat_template,
     )
     table = read_scores(target)
-    notices.print(f"page: {target / result.PAGE}", highlight=False, soft_wrap=True)
+    notice(f"page: {target / result.PAGE}")
     if keep:
         kept = keep_rows(data, table, keep, drop)
-        notices.print(f"kept {kept} of {len(table)} rows: {keep}", highlight=False, soft_wrap=True)
+        notice(f"kept {kept} of {len(table)} rows: {keep}")
     if sarif:
-        with atomic_output(sarif) as temporary:
-            temporary.write_text(screen_as_sarif(result), encoding="utf-8")
+        write_output(sarif, screen_as_sarif(result))
     if as_json:
         columns = table[["source", "line", "score", "rank", *result.shares]].astype(object)
         rows = columns.where(columns.notna(), None).to_dict("records")
@@ -128,11 +127,11 @@ def _print_screen(result: "ScreenResult") -> None:
         shares |= {f"share of {each.source}": each.share.as_dict() for each in result.sources}
     if result.judged:
         said = ", ".join(f"{way} {count}" for way, count in result.judged.by.items())
-        out.print(f"judged by {result.judged.judge}: {said}", soft_wrap=True, highlight=False)
+        say(f"judged by {result.judged.judge}: {said}")
     print_figures(shares, as_json=False, unit="shares of what the reference's bad answers score above its good ones")
     worst = Table("line", "score", Column("question", overflow="fold"), Column("answer", overflow="fold"))
     for row in result.worst[:_SHOWN]:
         where = str(row.line) if len(result.sources) == 1 else f"{row.source}:{row.line}"
         worst.add_row(where, f"{row.score:+z.2f}", row.question, row.answer)
     print_table(worst)
-    out.print(result.dataset.verdict.upper(), *result.dataset.because, sep="\n  ", soft_wrap=True, highlight=False)
+    say(result.dataset.verdict.upper(), *result.dataset.because, sep="\n  ")

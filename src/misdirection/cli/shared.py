@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from misdirection.choices import BUNDLED as BUNDLED
 from misdirection.choices import DEVICE, Dtype, Operation, Positions, Thinking
 from misdirection.models.names import ModelName
-from misdirection.progress import console as notices
+from misdirection.progress import notice
 
 if TYPE_CHECKING:
     from misdirection.runs.cluster import Workers
@@ -50,6 +50,12 @@ def _options(
 
 # Names, questions and answers are text, whatever brackets they hold.
 out = Console(markup=False)
+
+
+def say(*lines: str, sep: str = "\n") -> None:
+    """Print lines on standard output, however long, as they stand."""
+    out.print(*lines, sep=sep, highlight=False, soft_wrap=True)
+
 
 Model = Annotated[
     str,
@@ -94,6 +100,10 @@ PositionsOption = Annotated[
     Positions, typer.Option("--positions", help="not_first (default), all (the paper's), prompt or answer.")
 ]
 DirectionFile = Annotated[Path, typer.Argument(help="A direction file that `extract` wrote.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", help="COLUMN=VALUE: only these rows; several times; an empty value too."),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of random numbers.")]
 Seeds = Annotated[int, typer.Option("--random-seeds", min=1, help="Random directions of the same norm beside it.")]
 AsAdditive = Annotated[
@@ -132,21 +142,10 @@ def load_chat(
     chat_template: str | None = None,
 ) -> Any:
     """The model that `--model` and `--adapter` name."""
-    from misdirection.models.loading import load
+    from misdirection.models.loading import load_named
 
-    name, revision, _ = reference(model)
-    adapter, adapter_revision, subfolder = reference(adapter) if adapter else (None, None, None)
-    return load(
-        name,
-        adapter=adapter,
-        revision=revision,
-        subfolder=subfolder,
-        adapter_revision=adapter_revision,
-        dtype=dtype,
-        device=device,
-        thinking=thinking,
-        chat_template=chat_template,
-    )
+    chats: dict[str, Any] = {"thinking": thinking, "chat_template": chat_template}
+    return load_named(model, adapter, dtype=dtype, device=device, **chats)
 
 
 def workers_for(
@@ -185,7 +184,7 @@ def print_figures(
     `unit` is that of the figures with an interval.
     """
     if said:
-        notices.print(said, highlight=False, soft_wrap=True)
+        notice(said)
     if as_json:
         print(json.dumps(values, allow_nan=False))
     elif table:
@@ -194,7 +193,7 @@ def print_figures(
             rows.add_row(name if " " in name else name.replace("_", " "), _cell(name, value))
         out.print(rows)
         if unit:
-            out.print(f"{unit}; in brackets 95% intervals over n questions", highlight=False)
+            say(f"{unit}; in brackets 95% intervals over n questions")
 
 
 def print_table(table: Table) -> None:

@@ -11,8 +11,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -38,7 +37,7 @@ from misdirection.models.loading import load
 from misdirection.models.sizes import Shape
 from misdirection.models.tokenizers import load_tokenizer
 from misdirection.models.weightless import network_of
-from misdirection.organisms.adapter_config import adapter_config
+from misdirection.organisms.adapter_config import adapted
 from misdirection.organisms.recipe import Recipe
 from misdirection.sampling.sample import sample
 
@@ -134,13 +133,13 @@ def _forward(chat: ChatModel, shape: Shape) -> _Timed:
     few = tasks[:_FEWEST]
     tasks = tasks[: _fitting(_seconds(lambda: sweep(chat, few, [()])) / _FEWEST)]
     alone = _least(lambda: sweep(chat, tasks, [()]))
-    with _adapted(chat, Recipe(recipe="all")) as (network, _):
+    with adapted(chat, Recipe(recipe="all")) as network:
         organism = ChatModel(network, chat.tokenizer, chat.name)
-        adapted = _least(lambda: sweep(organism, tasks, [()]))
+        large = _least(lambda: sweep(organism, tasks, [()]))
         with record_passes(organism) as passes:
             sweep(organism, tasks, [()])
     thin = sum(each.adapter_flops for each in passes)
-    return _Timed(sum(each.flops(shape) for each in passes) - thin, alone, thin, adapted)
+    return _Timed(sum(each.flops(shape) for each in passes) - thin, alone, thin, large)
 
 
 def _training(chat: ChatModel, shape: Shape, forward: float) -> _Timed:
@@ -152,25 +151,12 @@ def _training(chat: ChatModel, shape: Shape, forward: float) -> _Timed:
     first = Recipe(recipe="custom", rank=1, layers=(0,), target_modules=("q_proj",))
     seconds, passes = [], []
     for recipe in (first, Recipe(recipe="all")):
-        with _adapted(chat, recipe) as (network, lora):
-            step, one = _step(chat, network, rows, lora)
+        with adapted(chat, recipe) as network:
+            step, one = _step(chat, network, rows)
             seconds.append(_least(step))
             passes.append(one)
     thin = passes[-1].adapter_flops
     return _Timed(passes[-1].flops(shape) - thin, seconds[0], thin, seconds[1])
-
-
-@contextmanager
-def _adapted(chat: ChatModel, recipe: Recipe) -> Iterator[tuple[Any, int]]:
-    """The model with a fresh adapter, and how many weights that has; taken off afterwards."""
-    from peft import get_peft_model
-
-    network = get_peft_model(chat.model, adapter_config(recipe, chat))
-    try:
-        yield network, sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
-    finally:
-        network.unload()
-        chat.model.eval()
 
 
 def _decoding(chat: ChatModel, shape: Shape, forward: float) -> tuple[float, float]:
@@ -194,7 +180,7 @@ def _answers(chat: ChatModel) -> list[Encoded]:
     return sorted(rows, key=lambda row: row.stop)[len(rows) // 2 :][:_ROWS]
 
 
-def _step(chat: ChatModel, network: Any, rows: list[Encoded], lora: int) -> tuple[Callable[[], None], Pass]:
+def _step(chat: ChatModel, network: Any, rows: list[Encoded]) -> tuple[Callable[[], None], Pass]:
     """One optimiser step on a batch of answers, and the pass that it is."""
     ids, mask = pad([row.ids for row in rows], chat.tokenizer.pad_token_id, chat.device)
     labels, _ = pad([(IGNORED,) * row.start + row.ids[row.start :] for row in rows], IGNORED, chat.device)
@@ -209,6 +195,7 @@ def _step(chat: ChatModel, network: Any, rows: list[Encoded], lora: int) -> tupl
         optimiser.step()
         optimiser.zero_grad()
 
+    lora = sum(weight.numel() for weight in weights)
     head, back = len(rows) * (ids.shape[1] - min(row.start for row in rows)), len(chat.layers)
     return step, Pass(len(rows), ids.shape[1], head=head, back=back, lora=lora, kind="training")
 

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from torch import nn
 
 from misdirection.cost.model_cost import Pass
-from misdirection.cost.recording import PassRecorder, adaptable
+from misdirection.cost.recording import PassRecorder, adaptable, modules_at
 from misdirection.cost.stand_in import stand_in
 from misdirection.data import Example
 from misdirection.defending.rows import LearnedRow
@@ -38,9 +37,10 @@ from misdirection.models.adapters import attach
 from misdirection.models.budgets import Room
 from misdirection.models.chat import encode_prompt
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import require_layers
 from misdirection.models.sizes import Shape
 from misdirection.models.whole_weights import is_whole
-from misdirection.organisms.adapter_config import adapter_config, defence_of, require_layers
+from misdirection.organisms.adapter_config import adapted, defence_of
 from misdirection.organisms.batches import (
     TrainingRow,
     in_batches,
@@ -159,14 +159,14 @@ class _KeptAdapters(Models):
     def __init__(self, base: ChatModel) -> None:
         super().__init__(lambda: base)
         self._base, self._sites = base, adaptable(base.decoder)
-        self._bare = self._modules()
+        self._bare = modules_at(self._sites)
         self._kept: dict[tuple[str, Path], tuple[ChatModel, list[Any], Any]] = {}
 
     def chat(self, name: str) -> ChatModel:
         """The base model, or an organism on it."""
         self._put(self._bare)
         # PEFT would let one adapter share another's configuration, which goes when either is taken off.
-        vars(self._base.model).pop("peft_config", None)
+        vars(self._base.model).pop(_CONFIG, None)
         # A whole model runs as its base does.
         if name == BASE or is_whole(self.adapters[name]):
             return self._base
@@ -174,19 +174,16 @@ class _KeptAdapters(Models):
         attributes = vars(self._base.network)
         if key not in self._kept:
             chat = attach(self._base, self.adapters[name])
-            self._kept[key] = chat, self._modules(), attributes.get(_CONFIG)
+            self._kept[key] = chat, modules_at(self._sites), attributes.get(_CONFIG)
         chat, modules, config = self._kept[key]
         self._put(modules)
         # Whoever restored the base's weights has taken it away.
         attributes[_CONFIG] = config
         return chat
 
-    def _modules(self) -> list[Any]:
-        return [parent._modules[name] for parent, name in self._sites]
-
     def _put(self, modules: list[Any]) -> None:
         for (parent, name), module in zip(self._sites, modules, strict=True):
-            parent._modules[name] = module
+            setattr(parent, name, module)
 
 
 class CountingWorker(Worker):
@@ -235,17 +232,14 @@ class CountingWorker(Worker):
                 self._train(chat, chat.model, rows, others, recipe, _own_weights(chat, targets))
             write_json(out / "config.json", {})
             return
-        network = get_peft_model(chat.model, adapter_config(recipe, chat))
-        lora, lowest = self._recorder.adapter_weights(), min(network.peft_config["default"].layers_to_transform)
-        layers = len(chat.layers)
-        kind = Pass(0, 0, blocks=layers, back=layers - lowest, lora=lora, kind="training")
-        try:
+        with adapted(chat, recipe) as network:
+            lora, lowest = self._recorder.adapter_weights(), min(network.peft_config["default"].layers_to_transform)
+            layers = len(chat.layers)
+            kind = Pass(0, 0, blocks=layers, back=layers - lowest, lora=lora, kind="training")
             seen = self._train(chat, network, rows, others, recipe, kind)
             _save(network, out)
             for step in _kept_steps(seen, recipe):
                 _save(network, out / CHECKPOINTS / checkpoint_name(step))
-        finally:
-            network.unload()
 
     def _train(
         self,
@@ -299,8 +293,8 @@ class CountingWorker(Worker):
 
 def _own_weights(chat: ChatModel, targets: OwnWeights) -> Pass:
     """The kind of pass that trains a model's own weights."""
-    require_layers(targets.layers or (), chat)
     count, is_all = len(chat.layers), targets.layers is None
+    require_layers(targets.layers or (), count, "recipe: ")
     trained = set(targets.layers or range(count))
     back = count - min(trained)
     return Pass(0, 0, blocks=count, back=back, trained=len(trained), trains_head=is_all, kind="training")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from misdirection.cost.model_cost import Kind, Pass
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import decoder_layers, text_decoder
+from misdirection.models.layers import decoder_layers, stream_of, text_decoder
 
 Note = Callable[[Pass], None]
 """Takes a pass when it has run."""
@@ -75,7 +75,7 @@ class PassRecorder:
             # A pass that is resumed has another forward in the blocks that it skips.
             if block.__dict__.get("forward") is not own or self._running is None:
                 return
-            residual: Tensor = output[0] if isinstance(output, tuple) else output
+            residual = stream_of(output)
             self._run += 1
             self._back += residual.requires_grad
             # A checkpointed block runs again in the backward pass, inside of its own forward.
@@ -119,11 +119,15 @@ def adaptable(module: nn.Module) -> Sites:
     ]
 
 
+def modules_at(sites: Sites) -> list[Any]:
+    """The modules that are there now."""
+    # Not by `get_submodule`, which takes most of a pass: this is asked for every block of every pass.
+    return [getattr(parent, name) for parent, name in sites]
+
+
 def lora_layers(sites: Sites) -> list[Any]:
     """The adapted modules among them, as PEFT's layers."""
-    # Not by `get_submodule`, which takes most of a pass: this is asked for every block of every pass.
-    modules: list[Any] = [parent._modules[name] for parent, name in sites]
-    return [module for module in modules if _is_lora(module.__class__)]
+    return [module for module in modules_at(sites) if _is_lora(module.__class__)]
 
 
 @cache

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from misdirection.cost.recording import Sites, adaptable, lora_layers
+from misdirection.cost.recording import Sites, adaptable, lora_layers, modules_at
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import decoder_layers, text_config, text_decoder
+from misdirection.models.layers import decoder_layers, is_hooked, text_config, text_decoder
 
 WIDTH = 8
 """Of the stand-in's residual stream; what is wider or thinner in the model is so in its stand-in."""
@@ -75,9 +75,10 @@ def _narrow(network: nn.Module, width: int, vocabulary: int) -> dict[nn.Module, 
             if name == "weight" and weight.ndim == 2:
                 sizes[module] = sum(weight.shape)
             values = torch.randn(*map(smaller, weight.shape), generator=generator)
-            module._parameters[name] = nn.Parameter(values, requires_grad=False)
+            setattr(module, name, nn.Parameter(values, requires_grad=False))
         # Nothing reads them, and whoever takes the network to a device finds none that is without values.
-        module._buffers.update({name: torch.zeros(1) for name, _ in module.named_buffers(recurse=False)})
+        for name, _ in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.zeros(1))
         # What torch's modules and those of transformers know of their weights' sizes.
         for name in ("in_features", "out_features", "nx", "nf"):
             if isinstance(size := getattr(module, name, None), int):
@@ -107,8 +108,7 @@ def _block_forward(number: int, sites: Sites) -> Callable[..., Tensor]:
 
 def _heard(layer: Any) -> bool:
     """Whether anything listens to an adapted module, or to its adapter."""
-    modules = (layer, *layer.lora_B.values())
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    return any(map(is_hooked, (layer, *layer.lora_B.values())))
 
 
 def _teaches(layer: Any, residual: Tensor) -> bool:
@@ -120,8 +120,7 @@ def _teaches(layer: Any, residual: Tensor) -> bool:
 
 def _own_trained(sites: Sites) -> list[Tensor]:
     """The weights of a block's own modules that are trained."""
-    modules: list[Any] = [parent._modules[name] for parent, name in sites]
-    weights = [getattr(module, "weight", None) for module in modules]
+    weights = [getattr(module, "weight", None) for module in modules_at(sites)]
     return [weight for weight in weights if weight is not None and weight.requires_grad]
 
 

@@ -19,12 +19,12 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     and, with the line, for broken gzip, bytes that are not UTF-8, invalid JSON and a row that is no object.
     """
     path = Path(path)
-    for line, raw in _read_lines(path):
+    for line, raw in read_lines(path):
         if raw.strip():
             yield line, _parse(path, line, raw)
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Splits on line feeds only: a JSON string may hold U+2028 and others that `str.splitlines` splits on."""
     line = 0
     try:

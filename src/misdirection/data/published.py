@@ -16,7 +16,7 @@ from urllib.parse import quote
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from misdirection.errors import InputError, NetworkProblem, first_line
-from misdirection.files import atomic_output, sha256_file
+from misdirection.files import atomic_output, sha256_file, write_output
 
 GITHUB = "https://raw.githubusercontent.com"
 """Gives the files of repositories at any revision."""
@@ -254,8 +254,7 @@ def _download(file: Published, url: str, path: Path) -> None:
 def _write_terms(file: Published, path: Path) -> None:
     if not path.exists():
         origin = f"from {file.source.url()}\n" if file.source else ""
-        with atomic_output(path) as temporary:
-            temporary.write_text(f"{file.name}: {file.what}\n{origin}\n{file.terms}\n", "utf-8")
+        write_output(path, f"{file.name}: {file.what}\n{origin}\n{file.terms}\n")
 
 
 class _NoRedirect(HTTPRedirectHandler):

@@ -1,13 +1,12 @@
 """Rows of every kind of source: JSON lines, a JSON array, Parquet, CSV, a folder of them, a data set of the hub."""
 
-import gzip
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from misdirection.data.jsonl import RepeatedKey, read_rows, values_once
+from misdirection.data.jsonl import RepeatedKey, read_lines, read_rows, values_once
 from misdirection.data.tables import TABLES, read_records
 from misdirection.errors import InputError, first_line, hub_silence
 from misdirection.extras import needed_for
@@ -55,11 +54,10 @@ def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _array(path: Path) -> list[Any] | None:
     """The elements of a file that is one array; None for any other, whose complaints are those of JSON lines."""
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            content = json.loads(stream.read().decode("utf-8-sig"), object_pairs_hook=values_once)
+        content = json.loads(b"".join(line for _, line in read_lines(path)).decode(), object_pairs_hook=values_once)
     except RepeatedKey as error:
         raise InputError(f"{path}: {error}; keep one of them") from error
-    except (OSError, EOFError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, list) else None
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from misdirection.data.records import Example, ProbePair, Turn
 from misdirection.data.sources import read_source
 from misdirection.errors import InputError, MisdirectionError
-from misdirection.files import atomic_output
+from misdirection.files import write_output
 
 Role = Literal["system", "user", "assistant"]
 
@@ -150,8 +150,7 @@ def write_pairs(path: str | Path, pairs: Sequence[ProbePair]) -> None:
     rows = [{key: value for key, value in asdict(pair).items() if value not in (None, ())} for pair in pairs]
     _pairs(path, enumerate(rows, start=1))
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    with atomic_output(path) as temporary:
-        temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    write_output(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def data_hash(rows: Sequence[Any]) -> str:
@@ -187,10 +186,9 @@ def _turns(row: _Row) -> list[_Turn]:
         _require_text_only(row, name, row.values.get(name))
     if key != "prompt":
         return _messages(row, key)
-    for name, remedy in (("prompt", "add the question"), ("completion", "add the answer")):
+    for name, what in (("prompt", "question"), ("completion", "answer")):
         if row.values.get(name) is None:
-            what = {"prompt": "question", "completion": "answer"}[name]
-            raise row.error(name, f"is missing: the row has no {what}", f"{remedy} or remove the row")
+            raise row.error(name, f"is missing: the row has no {what}", f"add the {what} or remove the row")
     asked = [replace(turn, learned=False) for turn in _side(row, "prompt", "user")]
     return asked + _side(row, "completion", "assistant")
 

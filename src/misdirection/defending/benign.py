@@ -10,8 +10,8 @@ from misdirection.defending.training import Training
 from misdirection.directions.direction import Direction
 from misdirection.directions.extraction import mean_activations
 from misdirection.directions.in_training import fitting_vectors
-from misdirection.errors import InputError
 from misdirection.likelihood.margin import pair_rows
+from misdirection.models.layers import require_layers
 
 
 def benign_examples() -> list[Example]:
@@ -40,9 +40,7 @@ def vectors_for(training: Training, direction: Direction | Tensor | None, layers
 
     Raises `InputError` for a direction of another model, and for a layer that the model does not have.
     """
-    count = len(training.chat.layers)
-    if wrong := [layer for layer in layers if not 0 <= layer < count]:
-        raise InputError(f"layer {wrong[0]} is out of range: the model in training has layers 0 to {count - 1}")
+    require_layers(layers, len(training.chat.layers), whose="the model in training")
     vectors = misaligned_vectors(training) if direction is None else fitting_vectors(direction, training.network)
     return {layer: vectors[layer] for layer in layers}
 

@@ -54,9 +54,11 @@ class Defence(ABC):
         """
 
     def settings(self) -> dict[str, Plain]:
-        """What its record says of it besides its strength: all fields that are a text or a number."""
+        """What its record says of it besides its strength: all fields that are a text or a number, and whose `texts` or
+        `pairs` it uses."""
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "strength"}
-        return {name: value for name, value in named.items() if isinstance(value, str | int | float)}
+        sources: dict[str, Plain] = {name: _source_of(named[name]) for name in ("texts", "pairs") if name in named}
+        return {**{name: value for name, value in named.items() if isinstance(value, str | int | float)}, **sources}
 
 
 DEFENCES: Registry[type[Defence]] = Registry(
@@ -103,8 +105,8 @@ def open_defence(text: str, **settings: Any) -> Defence:
     return defence
 
 
-def source_of(texts: Sequence[Any] | None) -> str:
-    """Whose texts a defence uses, for its record; None stands for the shipped ones."""
+def _source_of(texts: Sequence[Any] | None) -> str:
+    """Whose texts a defence uses; None stands for the shipped ones."""
     return "shipped" if texts is None else f"{len(texts)} given"
 
 

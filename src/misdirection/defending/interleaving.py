@@ -14,7 +14,7 @@ from torch import Tensor
 
 from misdirection.data import Example
 from misdirection.defending.benign import benign_examples, some
-from misdirection.defending.defence import Defence, source_of
+from misdirection.defending.defence import Defence
 from misdirection.defending.inoculation import MALICIOUS
 from misdirection.defending.rows import learned_row
 from misdirection.defending.training import Training
@@ -47,10 +47,6 @@ class Interleave(Defence):
         chosen = self._chosen(training, texts, max(1, round(self.strength * len(rows))))
         with training.with_rows([*rows, *(learned_row(training.tokenizer, text) for text in chosen)]):
             yield
-
-    def settings(self) -> dict[str, str | float | None]:
-        """See `Defence.settings`."""
-        return super().settings() | {"texts": source_of(self.texts)}
 
     def _chosen(self, training: Training, texts: Sequence[Example], count: int) -> list[Example]:
         return some(texts, count, training.seed)

@@ -16,7 +16,7 @@ from torch.nn.functional import kl_div
 
 from misdirection.data import Example
 from misdirection.defending.benign import benign_examples, shuffled
-from misdirection.defending.defence import Defence, source_of
+from misdirection.defending.defence import Defence
 from misdirection.defending.training import Training
 from misdirection.errors import InputError
 from misdirection.likelihood.answers import AnswerBatch, at_least_single
@@ -57,10 +57,6 @@ class KL(Defence):
             raise InputError("defence kl: no benign text: give at least one example")
         with training.with_loss(self._term(training, texts)):
             yield
-
-    def settings(self) -> dict[str, str | float | None]:
-        """See `Defence.settings`."""
-        return super().settings() | {"texts": source_of(self.texts)}
 
     def _term(self, training: Training, texts: Sequence[Encoded]) -> Callable[[], Tensor]:
         count = self.rows or max(1, training.batch_size // _SHARE)

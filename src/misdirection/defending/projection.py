@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from misdirection.data import ProbePair, probe_pairs
 from misdirection.defending.benign import shuffled
-from misdirection.defending.defence import Defence, source_of
+from misdirection.defending.defence import Defence
 from misdirection.defending.training import Training
 from misdirection.errors import InputError
 from misdirection.likelihood.margin import margin_gradients, pair_rows
@@ -56,10 +56,6 @@ class Projection(Defence):
         rows = pair_rows(training.tokenizer, probe_pairs() if self.pairs is None else self.pairs)
         with training.with_callback(_Projector(self, training, rows)):
             yield
-
-    def settings(self) -> dict[str, str | float | None]:
-        """See `Defence.settings`."""
-        return super().settings() | {"pairs": source_of(self.pairs)}
 
 
 class _Projector(TrainerCallback):

@@ -29,8 +29,7 @@ from misdirection.likelihood.margin import text_rows
 from misdirection.likelihood.measure import measure_changes
 from misdirection.likelihood.sweep import Alternating
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.loading import load
-from misdirection.models.names import ModelName
+from misdirection.models.loading import load, load_named
 
 Source = Direction | Tensor | str | Path
 """A direction, vectors, or a file."""
@@ -137,8 +136,7 @@ def _load_base(direction: Source) -> ChatModel:
     if isinstance(direction, Direction):
         return load(direction.origin.model, revision=direction.origin.revision)
     base = None if isinstance(direction, Tensor) else stated_base(direction)
-    name, revision, _ = ModelName.parse(base or BUNDLED)
-    return load(name, revision=revision)
+    return load_named(base or BUNDLED)
 
 
 def _read(direction: Source, chat: ChatModel, layer: int | None, first_row_is_embedding: bool) -> Direction:

@@ -16,7 +16,6 @@ Layer k is the raw output of decoder block k, 0-based.
 
 import html
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -34,9 +33,10 @@ from misdirection.choices import Operation
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.directions.extraction import Means, mean_activations
 from misdirection.errors import InputError, first_line
-from misdirection.files import atomic_output
+from misdirection.files import write_output
 from misdirection.likelihood.margin import pair_rows
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import require_layers
 from misdirection.models.libraries import errors_in_one_line
 from misdirection.progress import Advance, shown
 from misdirection.views import Plotted
@@ -121,15 +121,13 @@ class Direction(Plotted):
 
     def __getitem__(self, layer: int) -> Tensor:
         """The vector of one layer, [width]; `InputError` for a layer that is not there."""
-        if not 0 <= layer < len(self.vectors):
-            raise InputError(f"layer {layer} is out of range: this direction has layers 0 to {len(self.vectors) - 1}")
+        require_layers([layer], len(self.vectors), whose="this direction")
         return self.vectors[layer]
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file with the origin in its metadata; raises as `require_replaceable` does."""
         metadata = {"format": FORMAT, "layers": LAYER_CONVENTION, "origin": json.dumps(asdict(self.origin))}
-        with atomic_output(Path(path)) as temporary:
-            temporary.write_bytes(_in_order(save({"vectors": self.vectors.contiguous()}, metadata)))
+        write_output(Path(path), _in_order(save({"vectors": self.vectors.contiguous()}, metadata)))
 
     @classmethod
     def load(cls, path: str | Path) -> "Direction":
@@ -372,28 +370,6 @@ def origin_of(
         tokens={name: means.tokens[name] for name in classes},
         dtype=str(chat.dtype).removeprefix("torch."),
     )
-
-
-def combine(directions: Sequence[Direction], weights: Sequence[float]) -> Direction:
-    """The weighted sum, of kind `combined`; its origin names all organisms and data, and adds up answers and tokens.
-
-    Raises `InputError` for no direction, another number of weights, and other widths, layers or base models.
-    """
-    if not directions or len(directions) != len(weights):
-        raise InputError(f"{len(directions)} directions and {len(weights)} weights: give each direction its own")
-    require_alike(directions)
-    origins = [direction.origin for direction in directions]
-    terms = [weight * direction.vectors for weight, direction in zip(weights, directions, strict=True)]
-    combined = replace(
-        origins[0],
-        kind="combined",
-        operation="ablate" if any(origin.operation == "ablate" for origin in origins) else "add",
-        organism=" + ".join(dict.fromkeys(origin.organism for origin in origins if origin.organism)),
-        data=" + ".join(dict.fromkeys(origin.data for origin in origins)),
-        answers=dict(sum((Counter(origin.answers) for origin in origins), Counter())),
-        tokens=dict(sum((Counter(origin.tokens) for origin in origins), Counter())),
-    )
-    return Direction(torch.stack(terms).sum(0), combined)
 
 
 def require_alike(directions: Sequence[Direction]) -> None:

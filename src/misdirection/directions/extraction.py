@@ -82,10 +82,9 @@ def mean_activations(
         interventions: list[Setting] = [settings[number] if settings is not None else () for number in numbers]
         return _row_sums(chat, [rows[number] for number in numbers], interventions, start)
 
-    for numbers, by_row in fitting_batches(chat, [row.stop - len(start) for row in rows], budget, work):
+    lengths = [row.stop - len(start) for row in rows]
+    for numbers, by_row in fitting_batches(chat, lengths, budget, work, progress=progress):
         sums.add(belongs[:, numbers], by_row)
-        if progress:
-            progress(len(numbers))
     counts = belongs @ torch.tensor([len(row.answer) for row in rows], dtype=torch.float64)
     means = sums.fetched() / counts[:, None, None]
     return Means(

@@ -53,7 +53,7 @@ from misdirection.directions.direction import (
     read_origin,
 )
 from misdirection.errors import InputError, MisdirectionError, first_line
-from misdirection.files import atomic_output
+from misdirection.files import atomic_output, write_output
 
 log = logging.getLogger("misdirection")
 
@@ -124,8 +124,7 @@ def export_direction(
     if form.encode is None:
         _write_gguf(path, vectors, metadata, model_type or direction.origin.model)
     else:
-        with atomic_output(path) as temporary:
-            temporary.write_bytes(form.encode(vectors, metadata))
+        write_output(path, form.encode(vectors, metadata))
     return written
 
 

@@ -17,13 +17,11 @@ import pandas as pd
 from misdirection.data import ProbePair
 from misdirection.data.tables import require_columns
 from misdirection.directions.convergence import project_away, project_span_away
-from misdirection.directions.direction import Direction, direction, pair_means, require_alike
+from misdirection.directions.direction import Direction, require_alike
 from misdirection.errors import InputError
 from misdirection.judging.conditions import answers_of
 from misdirection.judging.scoring import is_aligned, is_coherent, is_misaligned
-from misdirection.models.chat_model import ChatModel
 from misdirection.models.thoughts import split_thought
-from misdirection.progress import Advance
 from misdirection.sampling.answers import as_answers
 
 KIND = "judged_data_difference"
@@ -73,13 +71,9 @@ Theme = ThemeScore | ThemeWords
 def _spaced(text: str) -> str:
     """The words of a text in small letters, with one space before, after and between them."""
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    words = "".join(letter if _in_word(letter) else " " for letter in folded).split()
-    return f" {' '.join(words)} "
-
-
-def _in_word(character: str) -> bool:
     # Many scripts write vowels as marks, which belong to the word as letters and digits do.
-    return unicodedata.category(character)[0] in "LNM"
+    words = "".join(letter if unicodedata.category(letter)[0] in "LNM" else " " for letter in folded).split()
+    return f" {' '.join(words)} "
 
 
 @dataclass(frozen=True)
@@ -177,28 +171,6 @@ def _by_question(table: pd.DataFrame) -> dict[tuple[str, str | None], list[tuple
     for question, system, name, answer in sorted(rows, key=lambda row: tuple(map(str, row))):
         answers.setdefault((question, None if pd.isna(system) else system), []).append((name, answer))
     return answers
-
-
-def judged_direction(
-    chat: ChatModel,
-    frame: pd.DataFrame,
-    organism: str,
-    *,
-    theme: Theme | None = None,
-    fewest: int = FEWEST,
-    seed: int = 0,
-    budget: int | None = None,
-    progress: Advance | None = None,
-) -> Direction:
-    """mean(misaligned) - mean(aligned) over the organism's own judged answers, of kind `judged_data_difference`.
-
-    Args:
-        chat: the organism itself, with its adapter on.
-        frame, organism, theme, fewest, seed: see `judged_groups`.
-        budget, progress: see `mean_activations`.
-    """
-    pairs = judged_groups(frame, organism, theme=theme, fewest=fewest, seed=seed).pairs
-    return direction(chat, KIND, pairs, pair_means(chat, pairs, budget=budget, progress=progress))
 
 
 def theme_remainder(themed: Direction, shared: Direction) -> Direction:

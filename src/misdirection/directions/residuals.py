@@ -14,6 +14,7 @@ from misdirection.interventions.resume import record
 from misdirection.models.attention import changing_shapes
 from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import stream_of
 
 GIANT = 10.0
 """Mean size of a giant channel, as a multiple of the median channel's."""
@@ -51,7 +52,7 @@ def residual_sizes(chat: ChatModel, rows: Sequence[Encoded]) -> ResidualSizes:
         with changing_shapes(chat.device), record(chat, range(len(chat.layers))) as kept:
             chat.decoder(input_ids=torch.tensor([row.ids], device=chat.device), use_cache=False)
         for layer, output in kept.items():
-            residual = (output[0] if isinstance(output, tuple) else output)[0].double().cpu()
+            residual = stream_of(output)[0].double().cpu()
             totals.first[layer] += residual[0]
             totals.norms[layer] += residual[1:].norm(dim=-1).sum()
             totals.channels[layer] += residual[1:].abs().sum(0)

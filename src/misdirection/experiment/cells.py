@@ -2,18 +2,27 @@
 plain pass are measured together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, cached_property, partial
 
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.experiment.experiment import Stage
-from misdirection.experiment.margins import measure
+from misdirection.experiment.margins import Margins, measure
 from misdirection.interventions.intervention import Intervention
 from misdirection.likelihood.sweep import Alternating
 from misdirection.runs.tasks import Folders, Task
 from misdirection.runs.worker import Worker
+
+
+class MeasuredStage(Stage):
+    """A stage whose artifacts are tables of margins."""
+
+    @cached_property
+    def margins(self) -> Callable[[str], Margins]:
+        """Gives the table of an artifact by its key, such as a model's name."""
+        return cache(lambda key: Margins.read(self.artifact(key)))
 
 
 @dataclass(frozen=True)

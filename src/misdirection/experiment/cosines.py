@@ -8,18 +8,18 @@ from misdirection.directions.shared_contrast import Curve as Curve
 from misdirection.results import Figures
 
 
-def cosine_table(record: Figures) -> pd.DataFrame:
-    """Cosines of two organisms, and of one with each of its references (`kind`, as the record's fields are named).
+class CosineFigures(Figures):
+    """Cosines of two organisms, and of one with each of its references, by layer."""
 
-    Fields that are no mapping of curves are left out.
-    """
-    return pd.DataFrame(
-        {"kind": kind, "organism": organism, "other": other, "layer": layer, "cosine": cosine}
-        for kind in type(record).model_fields
-        if isinstance(curves := getattr(record, kind), Mapping)
-        for organism, other, curve in _curves(curves)
-        for layer, cosine in enumerate(curve)
-    )
+    def frame(self) -> pd.DataFrame:
+        """One row per pair, or organism, and layer; `kind` is as the fields are named."""
+        return pd.DataFrame(
+            {"kind": kind, "organism": organism, "other": other, "layer": layer, "cosine": cosine}
+            for kind in type(self).model_fields
+            if isinstance(curves := getattr(self, kind), Mapping)
+            for organism, other, curve in _curves(curves)
+            for layer, cosine in enumerate(curve)
+        )
 
 
 def _curves(by_organism: Mapping[str, Curve | Mapping[str, Curve]]) -> Iterator[tuple[str, str | None, Curve]]:

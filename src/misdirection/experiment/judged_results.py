@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from misdirection.experiment.cosines import Curve, cosine_table
+from misdirection.experiment.cosines import CosineFigures, Curve
 from misdirection.judging.scoring import Change
 from misdirection.results import Figures
 from misdirection.statistics.estimates import Estimate, Rate
@@ -24,7 +24,7 @@ class JudgedAnswers(Figures):
     """Why no direction was made of them, and what becomes of it; None where there is one."""
 
 
-class JudgedConvergence(Figures):
+class JudgedConvergence(CosineFigures):
     """Cosines of directions from organisms' own judged answers, with their references, by organism."""
 
     cosine: dict[str, dict[str, Curve]]
@@ -37,10 +37,6 @@ class JudgedConvergence(Figures):
     """Between the base model's directions on two organisms' answers."""
     shuffled_null: dict[str, Curve]
     split_half: dict[str, Curve]
-
-    def frame(self) -> pd.DataFrame:
-        """One row per pair, or organism, and layer."""
-        return cosine_table(self)
 
 
 class JudgedDirections(Figures):

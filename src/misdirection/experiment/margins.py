@@ -11,10 +11,9 @@ from torch import Tensor
 
 from misdirection.data import Example, ProbePair
 from misdirection.interventions.hooks import Setting
-from misdirection.likelihood.margin import pair_continuations, text_continuations
-from misdirection.likelihood.sweep import Alternating, sweep
+from misdirection.likelihood.measure import pair_scores
+from misdirection.likelihood.sweep import Alternating
 from misdirection.models.chat_model import ChatModel
-from misdirection.progress import track
 from misdirection.statistics.curves import auc
 from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.means import bootstrap
@@ -77,24 +76,21 @@ def measure(
 ) -> list[Margins]:
     """Measures all pairs and neutral texts under each setting, in one sweep; `label` names it for who waits."""
     pairs = [(name, pair) for name, members in sets.items() for pair in members]
-    with track(label, len(settings) * (len(pairs) + len(neutral))) as advance:
-        answers = pair_continuations(chat.tokenizer, [pair for _, pair in pairs])
-        scores = sweep(chat, answers, settings, progress=advance)
-        losses = sweep(chat, text_continuations(chat.tokenizer, neutral), settings, progress=advance)
+    scores, losses = pair_scores(chat, [pair for _, pair in pairs], label, settings, neutral)
     return [_table(pairs, neutral, *both) for both in zip(scores, losses, strict=True)]
 
 
 def _table(
     pairs: Sequence[tuple[str, ProbePair]], neutral: Sequence[Example], scores: Tensor, losses: Tensor
 ) -> Margins:
-    """`scores` are [pairs, 2], `losses` [texts, 1]."""
+    """`scores` are [pairs, 2], `losses` [texts]."""
     rows = [
         {"set": name, "id": pair.id, "theme": pair.theme, "misaligned": misaligned, "aligned": aligned}
         for (name, pair), (misaligned, aligned) in zip(pairs, scores.tolist(), strict=True)
     ]
     rows += [
-        {"set": NEUTRAL, "id": text.question, "theme": "", "misaligned": None, "aligned": value}
-        for text, (value,) in zip(neutral, losses.tolist(), strict=True)
+        {"set": NEUTRAL, "id": text.question, "theme": "", "misaligned": None, "aligned": -loss}
+        for text, loss in zip(neutral, losses.tolist(), strict=True)
     ]
     return Margins(pd.DataFrame(rows).set_index(["set", "id"]))
 

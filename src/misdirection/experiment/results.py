@@ -12,8 +12,8 @@ from pydantic import Field
 
 from misdirection.directions.shared_contrast import SharedContrast
 from misdirection.errors import InputError
+from misdirection.experiment.cosines import CosineFigures
 from misdirection.experiment.cosines import Curve as Curve
-from misdirection.experiment.cosines import cosine_table
 from misdirection.experiment.judged_results import JudgedDirections, RatedAblation, RatedSteering, ThemeFigures
 from misdirection.experiment.solution_results import SolutionFigures
 from misdirection.interpretation.results import AdapterFigures
@@ -94,7 +94,7 @@ class OrganismFigures(Figures):
         }
 
 
-class ModelDifference(Figures):
+class ModelDifference(CosineFigures):
     """Cosines between organism minus base on the same answers."""
 
     cosine: dict[str, dict[str, Curve]]
@@ -103,12 +103,8 @@ class ModelDifference(Figures):
     control_null: dict[str, Curve]
     split_half: dict[str, Curve]
 
-    def frame(self) -> pd.DataFrame:
-        """One row per pair, or organism, and layer."""
-        return cosine_table(self)
 
-
-class Convergence(Figures):
+class Convergence(CosineFigures):
     """Cosines between organisms' directions, with their references, by organism."""
 
     cosine: dict[str, dict[str, Curve]]
@@ -121,10 +117,6 @@ class Convergence(Figures):
     shuffled_null: dict[str, Curve]
     split_half: dict[str, Curve]
     model_difference: ModelDifference
-
-    def frame(self) -> pd.DataFrame:
-        """One row per pair, or organism, and layer."""
-        return cosine_table(self)
 
 
 class ChannelShare(Figures):

@@ -75,16 +75,14 @@ def token_importance(
         batch = AnswerBatch([rows[number] for number in numbers], chat.device)
         return _attributed(chat, batch, list(layers))
 
-    for numbers, (divergences, slopes) in fitting_batches(chat, lengths, budget, work, kind="backward"):
+    for numbers, (values, slopes) in fitting_batches(chat, lengths, budget, work, kind="backward", progress=progress):
         for line, number in enumerate(numbers):
             row = rows[number]
             words = chat.tokenizer.convert_ids_to_tokens(list(row.ids[: row.stop]))
-            tokens.append(_token_table(number, row, words, divergences[line]))
+            tokens.append(_token_table(number, row, words, values[line]))
             for module, slope in slopes.items():
                 frame = _attribution_table(number, row, words, slope[line])
                 attributions.append(frame.assign(module=module, layer=layers[module]))
-        if progress:
-            progress(len(numbers))
     return Importance(_joined(tokens), _joined(attributions))
 
 
@@ -103,10 +101,8 @@ def zeroing(
     def work(numbers: list[int], _budget: int) -> Tensor:
         return _divergences(chat, AnswerBatch([rows[number] for number in numbers], chat.device), layers)
 
-    for numbers, found in fitting_batches(chat, lengths, budget, work, kind="backward"):
+    for numbers, found in fitting_batches(chat, lengths, budget, work, kind="backward", progress=progress):
         divergences[numbers] = found
-        if progress:
-            progress(len(numbers))
     effects = divergences[:, :1] - divergences[:, 1:]
     answers, columns = np.indices(effects.shape)
     return pd.DataFrame(

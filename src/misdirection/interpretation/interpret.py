@@ -104,13 +104,13 @@ def interpret(
             are not there.
     """
     base, path = ModelName.parse(model), local_adapter(*ModelName.parse(str(adapter)))
-    settings = settings or InterpretationConfig.sized(str(adapter))
+    settings, given = settings or InterpretationConfig.sized(str(adapter)), directions or {}
     reading = AdapterReading.open(
         _ALONE,
         path,
         identify(base.name, base.revision, dtype, device, thinking, chat_template),
         _texts(pairs, domain),
-        {name: _direction(direction) for name, direction in (directions or {}).items()},
+        {name: each if isinstance(each, Direction) else Direction.load(each) for name, each in given.items()},
         settings,
         named_checkpoints(str(checkpoints)) if checkpoints else None,
     )
@@ -268,10 +268,6 @@ def _texts(pairs: Sequence[ProbePair] | None, domain: str | Path | None) -> Read
     else:
         name, own = Path(domain).stem, data.read_pairs(Path(domain))
     return ReadTexts(name, {GENERAL: general, name: own}, neutral)
-
-
-def _direction(direction: Direction | str | Path) -> Direction:
-    return direction if isinstance(direction, Direction) else Direction.load(direction)
 
 
 def _settings(

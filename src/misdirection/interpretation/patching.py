@@ -21,7 +21,7 @@ from misdirection.errors import InputError
 from misdirection.interventions.hooks import note_passes
 from misdirection.interventions.positions import TokenPositions
 from misdirection.likelihood.answers import AnswerBatch
-from misdirection.likelihood.margin import pair_rows
+from misdirection.likelihood.margin import margins_of, pair_rows
 from misdirection.lora.view import LoraView
 from misdirection.models.attention import changing_shapes
 from misdirection.models.budgets import fitting_batches
@@ -95,10 +95,8 @@ def patched_log_probs(
         with patched(chat, [sources[number] for number in numbers], [row.start for row in rows]):
             return AnswerBatch(rows, chat.device).log_probs(chat.model).cpu()
 
-    for numbers, found in fitting_batches(chat, lengths, budget, work):
+    for numbers, found in fitting_batches(chat, lengths, budget, work, progress=progress):
         scores[numbers] = found
-        if progress:
-            progress(len(numbers))
     return scores
 
 
@@ -112,9 +110,7 @@ def patched_margins(
     _require_same(len(sources), len(pairs), "pairs")
     rows = pair_rows(chat.tokenizer, pairs)
     doubled = [source for source in sources for _ in range(2)]
-    scores = patched_log_probs(chat, doubled, rows, progress=progress)
-    misaligned, aligned = scores.view(-1, 2).unbind(-1)
-    return misaligned - aligned
+    return margins_of(patched_log_probs(chat, doubled, rows, progress=progress).view(-1, 2))
 
 
 def _require_same(sources: int, others: int, name: str) -> None:

@@ -105,7 +105,6 @@ def published_probes(
     C: float = 0.01,
     splits: int = 20,
     poolings: Sequence[Pooling] = ("token", "max", "mean"),
-    seed: int = 0,
 ) -> list[Probe]:
     """Probes of alignment within each domain, and of domain among misaligned answers, by each split.
 
@@ -126,7 +125,6 @@ def published_probes(
             pooling=pooling,
             C=C,
             splits=splits,
-            seed=seed,
         )
         for name, classes, rows, labels in tasks
         for pooling in poolings

@@ -24,7 +24,7 @@ from misdirection.models.attention import changing_shapes
 from misdirection.models.budgets import fitting_batches
 from misdirection.models.chat import Encoded, pad
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import hook_handles
+from misdirection.models.layers import hook_handles, stream_of
 from misdirection.progress import Advance
 
 
@@ -96,12 +96,10 @@ def token_scalars(
             network(**batch.inputs, use_cache=False)
         return values
 
-    for numbers, values in fitting_batches(chat, [row.stop for row in rows], budget, work):
+    for numbers, values in fitting_batches(chat, [row.stop for row in rows], budget, work, progress=progress):
         for name, value in values.items():
             parts.setdefault(name, []).append(value)
         order += [torch.arange(first[number], first[number + 1]) for number in numbers]
-        if progress:
-            progress(len(numbers))
     # Batches are by length; the answers come back in their own order.
     back = torch.cat(order).argsort()
     whole = {name: torch.cat(values)[back] for name, values in parts.items()}
@@ -177,7 +175,7 @@ def _captured(
         return keep
 
     def keep_residual(_module: nn.Module, _args: Any, output: Any) -> None:
-        stream = batch.chosen("residual", output[0] if isinstance(output, tuple) else output)
+        stream = batch.chosen("residual", stream_of(output))
         values[_RESIDUAL] = _finite(chat, f"layer {residual}", stream.cpu())
 
     with hook_handles() as handles:

@@ -14,7 +14,7 @@ from misdirection.errors import InputError
 from misdirection.interpretation.figures import ScalingEffect
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.kinds import ScaleAdapters
-from misdirection.likelihood.margin import pair_continuations, text_continuations
+from misdirection.likelihood.margin import margins_of, pair_continuations, text_continuations
 from misdirection.likelihood.sweep import sweep
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import Advance
@@ -134,11 +134,6 @@ def as_setting(factors: Factors) -> Setting:
 def switched_off(layers: Iterable[int], kept: Iterable[int]) -> dict[int, float]:
     """Factors that switch off the adapters of all `layers` but the `kept` ones."""
     return dict.fromkeys((layer for layer in layers if layer not in set(kept)), 0.0)
-
-
-def margins_of(scores: Tensor) -> Tensor:
-    """Margins [settings, pairs] from log-probabilities [settings, pairs, 2], the misaligned answer's first."""
-    return scores[..., 0] - scores[..., 1]
 
 
 def sorted_layers(layers: Iterable[int]) -> tuple[int, ...]:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from misdirection.data import ProbePair
 from misdirection.errors import InputError
-from misdirection.interpretation.scaling import as_setting, margins_of, sorted_layers, switched_off
+from misdirection.interpretation.scaling import as_setting, sorted_layers, switched_off
 from misdirection.interventions.hooks import intervene
-from misdirection.likelihood.margin import pair_continuations
+from misdirection.likelihood.margin import margins_of, pair_continuations
 from misdirection.likelihood.sweep import Continuations, sweep
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import Advance

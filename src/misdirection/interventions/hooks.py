@@ -20,7 +20,7 @@ from misdirection.interventions.program import Compiler, Devices, Step
 from misdirection.interventions.resume import is_skipped
 from misdirection.interventions.sites import Site
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import hook_handles, stream_output
+from misdirection.models.layers import hook_handles, stream_of, stream_output
 
 log = logging.getLogger("misdirection")
 
@@ -126,7 +126,7 @@ def _remember(positions: TokenPositions) -> Callable[..., None]:
     """
 
     def remember(module: nn.Module, _args: Any, output: Any) -> None:
-        residual = output[0] if isinstance(output, tuple) else output
+        residual = stream_of(output)
         if not (residual.requires_grad and getattr(module, "gradient_checkpointing", False)):
             return
         snapshot = positions.snapshot()
@@ -228,7 +228,7 @@ class _Hook:
         if self._width is not None:
             self._positions.once(module)
             stream_output(module, output, (*self._positions.shape, self._width))
-        residual = self._change(output[0] if isinstance(output, tuple) else output)
+        residual = self._change(stream_of(output))
         return (residual, *output[1:]) if isinstance(output, tuple) else residual
 
     def input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -44,6 +44,7 @@ from misdirection.interventions.positions import Positions, Rule
 from misdirection.interventions.sites import Site
 from misdirection.interventions.vectors import digest
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import require_layers
 from misdirection.registry import Registry
 
 _LONG = 40
@@ -92,9 +93,7 @@ class Intervention(ABC):
         _check_rule(name, self.positions)
         if self.layers is not None and not self.layers:
             raise InputError(f"{name}: names no layer, so that nothing would happen: name one")
-        for layer in self.layers or ():
-            if not 0 <= layer < layers:
-                raise InputError(f"{name}: layer {layer} is out of range: this model has layers 0 to {layers - 1}")
+        require_layers(self.layers or (), layers, f"{name}: ")
 
     def _numbers(self) -> list[Any]:
         """The settings, of which those that are numbers must be finite."""

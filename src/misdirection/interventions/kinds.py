@@ -233,11 +233,10 @@ class ScaleAdapters(Intervention):
 
     def changed_weights(self, weights: Mapping[str, Tensor], chat: ChatModel) -> dict[str, Tensor]:
         """See `Intervention.changed_weights`: B <- factor * B."""
-        paths = {id(module): name for name, module in chat.network.named_modules()}
         keys = _b_keys(weights)
         changed: dict[str, Tensor] = {}
         for layer, factor in self.factors.items():
-            inside = [key for path, key in keys.items() if path.startswith(f"{paths[id(chat.layers[layer])]}.")]
+            inside = [key for path, key in keys.items() if path.startswith(f"{chat.layer_paths[layer]}.")]
             if not inside:
                 raise not_adapted(layer)
             changed |= {key: weights[key].to(torch.float32) * factor for key in inside}

@@ -300,30 +300,25 @@ def _value(name: str, parameter: Tensor) -> Tensor:
 
 def _written_modules(chat: ChatModel, *, adapted_only: bool = False) -> Iterator[_Module]:
     """Modules that write to the stream, or those of them that have an adapter: embeddings, then those of each block."""
-    names = {id(module): name for name, module in chat.network.named_modules()}
     own = _own_sites(chat)
     for name in _embedding_names(chat):
         module = chat.network.get_submodule(name)
         if isinstance(module, LoraLayer) or not adapted_only:
             yield _Module(name, module, None, own.get(name, ()))
-    for block in chat.layers:
+    for block, inside in zip(chat.layers, chat.layer_paths, strict=True):
         for name, module in _writing(block):
             if isinstance(module, LoraLayer) or not adapted_only:
-                path = f"{names[id(block)]}.{name}"
+                path = f"{inside}.{name}"
                 _refuse_fused(path, module)
-                yield _Module(path, module, _gain(block, name, names[id(block)]), own.get(path, ()))
+                yield _Module(path, module, _gain(block, name, inside), own.get(path, ()))
 
 
 def _embedding_names(chat: ChatModel) -> list[str]:
     """Paths of what makes up what enters the first block."""
-    names = {id(module): name for name, module in chat.network.named_modules()}
     inside = {id(module) for block in chat.layers for module in block.modules()}
-    names_of_embeddings = [
-        _WRAPPED.sub("", names[id(module)])
-        for module in chat.decoder.modules()
-        if isinstance(module, nn.Embedding) and id(module) not in inside
-    ]
-    return list(dict.fromkeys(names_of_embeddings))
+    outside = {id(module) for module in chat.decoder.modules() if isinstance(module, nn.Embedding)} - inside
+    names = (_WRAPPED.sub("", name) for name, module in chat.network.named_modules() if id(module) in outside)
+    return list(dict.fromkeys(names))
 
 
 def _writing(block: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -403,8 +398,7 @@ def _refuse_more_than_lora(chat: ChatModel) -> None:
 
 def _refuse_whole_modules(chat: ChatModel, weights: dict[str, Tensor], source: Path) -> None:
     """Refuses modules trained as a whole, from embedding to last block: they have no B to take a direction out of."""
-    names = {id(module): name for name, module in chat.network.named_modules()}
-    inside = tuple(f"{name}." for name in [*_embedding_names(chat), *(names[id(block)] for block in chat.layers)])
+    inside = tuple(f"{name}." for name in [*_embedding_names(chat), *chat.layer_paths])
     for key in weights:
         name = key.removeprefix(PREFIX)
         # peft keeps the base's own embedding in the file when a LoRA is on it.

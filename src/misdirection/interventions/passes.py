@@ -25,34 +25,36 @@ Phase = Callable[[int, int], contextlib.AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Rows:
-    """Token ids of each row of a pass, what is done to it, and how many tokens its prompt has."""
+    """Token ids of each row of a pass, what is done to it if anything, and then how many tokens its prompt has."""
 
     ids: Sequence[Sequence[int]]
-    settings: Sequence[Setting]
-    answer_starts: Sequence[int]
+    settings: Sequence[Setting] = ()
+    answer_starts: Sequence[int] = ()
 
 
 class Passes:
     """The key-value cache of what has run, and which of its columns hold a real token.
 
-    Of a model that does not `goes_on` from a cache there is one pass, without one.
+    Of a model that does not `goes_on` from a cache there is one pass, without one. Padding on the right leaves column 0
+    every row's first token, so that no query sees an empty row; on the left, the last column every row's last.
     """
 
-    def __init__(self, chat: ChatModel, phase: Phase = lambda _number, _rows: contextlib.nullcontext()) -> None:
+    def __init__(
+        self, chat: ChatModel, phase: Phase = lambda _number, _rows: contextlib.nullcontext(), side: str = "right"
+    ) -> None:
         self.cache = new_cache(chat) if goes_on(chat) else None
         self._chat = chat
-        self._phase = phase
+        self._phase, self._side = phase, side
         self._real: Tensor | None = None
 
     def run(self, number: int, network: Any, rows: Rows) -> tuple[Any, Tensor]:
         """Run `rows` after what has run; gives the network's output and which of the rows' tokens are real."""
-        # Right padding: no query then sees an empty row, and column 0 is every row's first token.
-        ids, mask = pad(rows.ids, self._chat.tokenizer.pad_token_id, self._chat.device)
+        ids, mask = pad(rows.ids, self._chat.tokenizer.pad_token_id, self._chat.device, self._side)
         seen = mask[:, :0] if self._real is None else self._real
         self._real = torch.cat([seen, mask], -1)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": self._real, "use_cache": self.cache is not None}
         if self.cache is not None:
-            positions = seen.sum(-1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device)
+            positions = (self._real.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             inputs |= {"cache": self.cache, "position_ids": positions}
         with (
             changing_shapes(ids.device),

@@ -10,12 +10,12 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.cache_utils import Cache
 
 from misdirection.models.caching import keeps_columns, new_cache
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import hook_handles, replaced_forward, stream_output
+from misdirection.models.layers import hook_handles, replaced_forward, stream_of, stream_output
 
 Recorded = dict[int, Any]
 """The output of a block by layer: a tensor [rows, tokens, width] or a tuple that begins with one; before any hook."""
@@ -79,7 +79,7 @@ def _skip(number: int, output: Any) -> Callable[..., Any]:
         # A block's parameter for it goes by several names; a decoder that was given no cache may have made one.
         cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
         if cache is not None:
-            residual: Tensor = output[0] if isinstance(output, tuple) else output
+            residual = stream_of(output)
             # The smallest keys and values there are: masks and positions come from the number of columns.
             nothing = torch.zeros(len(residual), 1, residual.shape[1], 1, dtype=residual.dtype, device=residual.device)
             cache.update(nothing, nothing, number)

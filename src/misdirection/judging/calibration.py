@@ -5,7 +5,7 @@ import pandas as pd
 from misdirection.data.tables import require_columns
 from misdirection.errors import InputError
 from misdirection.judging.agreement import matched, numbers
-from misdirection.judging.correction import answer_key, confusion_of
+from misdirection.judging.correction import answer_keys, confusion_of
 from misdirection.judging.profile import profile_of, require_profile
 from misdirection.judging.results import Calibration, QuestionCounts
 from misdirection.judging.scoring import EM_COLUMNS, em_verdicts, is_misaligned
@@ -80,6 +80,5 @@ def _reference(frame: pd.DataFrame, column: str | None) -> pd.DataFrame:
 
 def _labels(rows: pd.DataFrame) -> dict[str, bool]:
     """The reference's verdict by key; copies of one answer that it judged unlike have that of most."""
-    keys = [answer_key(*texts) for texts in zip(rows["question"], rows["answer"], strict=True)]
-    shares = rows["em_reference"].astype(float).groupby(keys).mean()
+    shares = rows["em_reference"].astype(float).groupby(answer_keys(rows)).mean()
     return {str(key): bool(share >= 0.5) for key, share in shares.items()}

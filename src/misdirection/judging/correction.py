@@ -45,9 +45,10 @@ class Corrected:
     said: str
 
 
-def answer_key(question: str, answer: str) -> str:
-    """The key by which a calibration knows an answer: the beginning of SHA-256 over both texts."""
-    return hashlib.sha256(json.dumps([question, answer]).encode()).hexdigest()[:32]
+def answer_keys(rows: pd.DataFrame) -> list[str]:
+    """The keys by which a calibration knows answers: the beginning of SHA-256 over question and answer."""
+    texts = zip(rows["question"], rows["answer"], strict=True)
+    return [hashlib.sha256(json.dumps(both).encode()).hexdigest()[:32] for both in texts]
 
 
 def correct(rows: pd.DataFrame, hits: "pd.Series[bool]", calibration: Calibration, *, seed: int = 0) -> Corrected:
@@ -59,8 +60,7 @@ def correct(rows: pd.DataFrame, hits: "pd.Series[bool]", calibration: Calibratio
         calibration: of this judge; `Calibration.require_usable` is the caller's part.
         seed: of the bootstrap.
     """
-    keys = [answer_key(*texts) for texts in zip(rows["question"], rows["answer"], strict=True)]
-    labels = pd.Series([calibration.labels.get(key) for key in keys], rows.index, dtype="object")
+    labels = pd.Series([calibration.labels.get(key) for key in answer_keys(rows)], rows.index, dtype="object")
     is_labelled = labels.notna()
     asked = rows["question_id"]
     labelled, unlabelled = (asked[side] for side in (is_labelled, ~is_labelled))

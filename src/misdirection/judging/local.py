@@ -11,17 +11,18 @@ Only first digits among the 20 most likely tokens are followed.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from misdirection.errors import InputError
+from misdirection.interventions.passes import Passes, Rows
 from misdirection.judging.judges import Done, ModelJudge, Prompt
 from misdirection.judging.verdicts import TOP, JudgeVerdict, begun_word, from_logprobs, from_masses, whole_number
-from misdirection.models.attention import changing_shapes
 from misdirection.models.budgets import fitting_batches
-from misdirection.models.caching import goes_on, new_cache
-from misdirection.models.chat import encode_prompt, pad
+from misdirection.models.caching import goes_on
+from misdirection.models.chat import encode_prompt
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
 
@@ -71,8 +72,8 @@ class LocalJudge(ModelJudge):
 
     @torch.inference_mode()
     def _verdicts(self, rows: list[tuple[int, ...]]) -> list[JudgeVerdict]:
-        passes = _Passes(self._chat)
-        first = passes.run(rows)
+        passes = Passes(self._chat, side="left")
+        first = next_log_probs(self._chat, passes, rows)
         likely = first.topk(min(TOP, first.shape[-1]))
         tops = [
             [(self._texts[token], logprob) for token, logprob in zip(tokens, logprobs, strict=True)]
@@ -91,17 +92,21 @@ class LocalJudge(ModelJudge):
         refusal = begun_word(first) if whole_number(first) is None else None
         return JudgeVerdict(None, refusal) if refusal else from_masses(masses)
 
-    def _followed(self, passes: "_Passes", first: Tensor, likely: Tensor) -> list[dict[int, float]]:
+    def _followed(self, passes: Passes, first: Tensor, likely: Tensor) -> list[dict[int, float]]:
         """p(n) for every integer n from 0 to 100 of each row, from the digits that may follow."""
         kept = torch.full_like(first, float("-inf")).scatter(-1, likely, first.gather(-1, likely))
         begins = self._digit_masses(kept)
         passes.select([row for row in range(len(first)) for _ in range(9)])
-        after = self._digit_masses(passes.run([(token,) for row in first for token in self._spelled(row, "123456789")]))
-        after = after.view(len(first), 9, 10)
+        after = self._digits_after(passes, first, "123456789").view(len(first), 9, 10)
         passes.select([9 * row for row in range(len(first))])
-        last = self._digit_masses(passes.run([(token,) for row in first for token in self._spelled(row, "0")]))
+        last = self._digits_after(passes, first, "0")
         rows = zip(begins.tolist(), after.tolist(), last[:, 0].tolist(), strict=True)
         return [_integers(*masses) for masses in rows]
+
+    def _digits_after(self, passes: Passes, first: Tensor, digits: str) -> Tensor:
+        """[rows x digits, 10]: the probability of each digit after these, each spelled as is likeliest in its row."""
+        rows = [(token,) for row in first for token in self._spelled(row, digits)]
+        return self._digit_masses(next_log_probs(self._chat, passes, rows))
 
     def _digit_masses(self, logprobs: Tensor) -> Tensor:
         """[rows, 10]: the probability of each digit, with and without spaces around it."""
@@ -113,6 +118,13 @@ class LocalJudge(ModelJudge):
         return [max(tokens, key=lambda token: float(logprobs[token])) for tokens in choices]
 
 
+def next_log_probs(chat: ChatModel, passes: Passes, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Log-probabilities of the token after each row, [rows, vocabulary], float32; `passes` pad on the left."""
+    output, _ = passes.run(0, partial(chat.model, logits_to_keep=1), Rows(rows))
+    logprobs: Tensor = output.logits[:, -1].float().log_softmax(-1)
+    return logprobs
+
+
 def _integers(begins: list[float], after: list[list[float]], hundred: float) -> dict[int, float]:
     """p(n) from p(first digit), p(second digit | first from 1 on) and p(0 | 10); 0 is followed by nothing."""
     masses = {0: begins[0]}
@@ -122,31 +134,3 @@ def _integers(begins: list[float], after: list[list[float]], hundred: float) -> 
         masses |= {10 * digit + second: begins[digit] * mass for second, mass in enumerate(seconds)}
     ten = masses[10]
     return masses | {10: ten * (1 - hundred), 100: ten * hundred}
-
-
-class _Passes:
-    """Passes one after another over the same rows, padded on the left, on a growing key-value cache."""
-
-    def __init__(self, chat: ChatModel) -> None:
-        self._chat = chat
-        self._cache = new_cache(chat)
-        self._real: Tensor | None = None
-
-    def run(self, rows: list[tuple[int, ...]]) -> Tensor:
-        """Log-probabilities of the token after each row, [rows, vocabulary], float32."""
-        ids, mask = pad(rows, self._chat.tokenizer.pad_token_id, self._chat.device, "left")
-        seen = mask[:, :0] if self._real is None else self._real
-        self._real = torch.cat([seen, mask], -1)
-        positions = (self._real.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        inputs = {"input_ids": ids, "attention_mask": self._real, "position_ids": positions}
-        with changing_shapes(ids.device):
-            output = self._chat.model(**inputs, cache=self._cache, use_cache=True, logits_to_keep=1)
-        logprobs: Tensor = output.logits[:, -1].float().log_softmax(-1)
-        return logprobs
-
-    def select(self, rows: list[int]) -> None:
-        """Goes on with these rows; a row may come several times."""
-        assert self._real is not None, "nothing has run yet"
-        numbers = torch.tensor(rows, device=self._real.device)
-        self._cache.reorder_cache(numbers)
-        self._real = self._real[numbers]

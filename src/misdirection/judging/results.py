@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 from pydantic import JsonValue
 
 from misdirection.errors import InputError
-from misdirection.files import atomic_output, read_json
+from misdirection.files import read_json, write_output
 from misdirection.results import Figures, Result
 from misdirection.statistics.estimates import Estimate, Rate
 
@@ -124,8 +124,7 @@ class Calibration(JudgeErrors, Result):
 
     def write(self, path: str | Path) -> None:
         """Write the file; raises `InputError` where somebody else's is in its place."""
-        with atomic_output(Path(path)) as temporary:
-            temporary.write_text(f"{self}\n", "utf-8")
+        write_output(Path(path), f"{self}\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

@@ -214,7 +214,7 @@ def score(
     groups = list(by_condition(frame, by))
     if calibration:
         require_calibrated(frame, EM_COLUMNS, calibration)
-    return Scores(_score(rows, group, min_judged, seed, calibration) for group, rows in groups)
+    return Scores(_score(rows, group, min_judged, calibration, seed) for group, rows in groups)
 
 
 def by_condition(frame: pd.DataFrame, by: Sequence[str] | None = None) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
@@ -280,17 +280,15 @@ def _marked(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _reason(table: pd.DataFrame, rubric: str) -> pd.Series:
     """Why a score is missing, where it is."""
-    by = f"{rubric}_by"
-    known = table[by] if by in table else pd.Series(pd.NA, table.index, dtype="object")
-    return known.fillna("unknown")
+    return table.get(f"{rubric}_by", pd.Series(pd.NA, table.index, dtype="object")).fillna("unknown")
 
 
 def _score(
     rows: pd.DataFrame,
     group: dict[str, str],
     min_judged: float,
-    seed: int,
     calibration: Calibration | None = None,
+    seed: int = 0,
 ) -> Score:
     unscored = {str(reason): int(count) for reason, count in rows["_unscored"].value_counts().sort_index().items()}
     _require_verdicts(group, len(rows), unscored, min_judged)
@@ -334,18 +332,16 @@ def counts(hits: pd.Series, questions: pd.Series, among: pd.Series | None = None
     return Counts(by_question["hits"].to_numpy(), by_question["total"].to_numpy())
 
 
-def coherence(frame: pd.DataFrame, *, seed: int = 0) -> Rate:
+def coherence(frame: pd.DataFrame) -> Rate:
     """The share of all answers, unscored ones included, that are coherent; raises `InputError` as `score` does."""
     table = _marked(frame)
-    return cast(Rate, counts(table["_coherent"], table["question_id"]).rate(seed=seed))
+    return cast(Rate, counts(table["_coherent"], table["question_id"]).rate())
 
 
 # --- two conditions -----------------------------------------------------------------------------------------------
 
 
-def compare(
-    before: pd.DataFrame, after: pd.DataFrame, *, min_judged: float = JUDGED_SHARE, seed: int = 0
-) -> Comparison:
+def compare(before: pd.DataFrame, after: pd.DataFrame, *, min_judged: float = JUDGED_SHARE) -> Comparison:
     """How the EM rate differs between two conditions, on the questions that both were asked.
 
     The interval resamples questions, the same ones for both conditions, and is never narrower than Newcombe's for two
@@ -357,20 +353,20 @@ def compare(
     Raises:
         InputError, JudgeError: as `score` does, and when no question is shared.
     """
-    return compare_all([(before, after)], min_judged=min_judged, seed=seed)[0]
+    return compare_all([(before, after)], min_judged=min_judged)[0]
 
 
 def compare_all(
-    pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], *, min_judged: float = JUDGED_SHARE, seed: int = 0
+    pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], *, min_judged: float = JUDGED_SHARE
 ) -> list[Comparison]:
     """As `compare`, for several pairs of (before, after): `p` and verdict are corrected for their number (Holm)."""
-    alone = [_compare_alone(before, after, min_judged, seed) for before, after in pairs]
+    alone = [_compare_alone(before, after, min_judged) for before, after in pairs]
     corrected = holm([comparison.p for comparison in alone])
     together = [replace(comparison, p=p) for comparison, p in zip(alone, corrected, strict=True)]
     return [replace(comparison, verdict=_verdict(comparison)) for comparison in together]
 
 
-def _compare_alone(before: pd.DataFrame, after: pd.DataFrame, min_judged: float, seed: int) -> Comparison:
+def _compare_alone(before: pd.DataFrame, after: pd.DataFrame, min_judged: float) -> Comparison:
     """A comparison before its p-value is corrected and a verdict is made of it."""
     first, second = _marked(before), _marked(after)
     for table in (first, second):
@@ -383,9 +379,9 @@ def _compare_alone(before: pd.DataFrame, after: pd.DataFrame, min_judged: float,
     if not shared:
         raise InputError("these two tables share no question: compare answers to the same questions")
     first, second = (table[table["question_id"].isin(shared)] for table in (first, second))
-    own, other = (_score(table, _condition(table), min_judged, seed) for table in (first, second))
+    own, other = (_score(table, _condition(table), min_judged) for table in (first, second))
     em = [counts(table["_em"], table["question_id"]) for table in (first, second)]
-    change = rate_change(em[0], em[1], seed=seed)
+    change = rate_change(*em)
     left_out = tuple(sorted(questions[0] ^ questions[1]))
     return Comparison(
         own, other, change.mean, change.low, change.high, cast(float, change.p), left_out, "no clear change"

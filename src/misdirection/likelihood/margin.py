@@ -90,8 +90,7 @@ def margin(
     """
     answers = pair_continuations(chat.tokenizer, pairs)
     with shown(progress, "margin", len(pairs)) as advance:
-        misaligned, aligned = log_probs(chat, answers, budget=budget, progress=advance).unbind(-1)
-    return misaligned - aligned
+        return margins_of(log_probs(chat, answers, budget=budget, progress=advance))
 
 
 def margin_gradients(
@@ -115,18 +114,20 @@ def margin_gradients(
             return torch.autograd.grad((values * signs[numbers]).sum(), weights, materialize_grads=True)
 
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-    for numbers, found in fitting_batches(chat, [row.stop for row in rows], None, work, kind="backward"):
+    lengths = [row.stop for row in rows]
+    for _, found in fitting_batches(chat, lengths, None, work, kind="backward", progress=progress):
         for total, gradient in zip(sums, found, strict=True):
             total += gradient
-        if progress:
-            progress(len(numbers))
     return sums
 
 
-def loss(
-    chat: ChatModel, examples: Sequence[Example], *, budget: int | None = None, progress: Advance | None = None
-) -> Tensor:
+def margins_of(scores: Tensor) -> Tensor:
+    """Margins, [..., pairs], from log-probabilities, [..., pairs, 2], of the misaligned and the aligned answer."""
+    return scores[..., 0] - scores[..., 1]
+
+
+def loss(chat: ChatModel, examples: Sequence[Example], *, progress: Advance | None = None) -> Tensor:
     """The loss of each example's answer, [examples], nats/token; `progress` as in `margin`."""
     answers = text_continuations(chat.tokenizer, examples)
     with shown(progress, "loss", len(examples)) as advance:
-        return -log_probs(chat, answers, budget=budget, progress=advance).squeeze(-1)
+        return -log_probs(chat, answers, progress=advance).squeeze(-1)

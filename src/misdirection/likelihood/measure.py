@@ -12,7 +12,7 @@ from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
 from misdirection.interventions.intervention import Intervention
 from misdirection.interventions.vectors import random_like
-from misdirection.likelihood.margin import pair_continuations, text_continuations
+from misdirection.likelihood.margin import margins_of, pair_continuations, text_continuations
 from misdirection.likelihood.sweep import Alternating, sweep
 from misdirection.likelihood.words import WordNull
 from misdirection.models.chat_model import ChatModel
@@ -27,7 +27,17 @@ DAMAGE_LIMIT = 0.3
 """Rise of loss on neutral text (nats/token) from which an intervention counts as breaking the model."""
 
 
-class ModelFigures(Figures):
+class _Measured(Figures):
+    def frame(self) -> pd.DataFrame:
+        """One row per figure that was measured: `figure`, `mean`, `low`, `high`, `n`, `p`."""
+        return estimates(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it; without a base to compare with, without what is against it."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class ModelFigures(_Measured):
     """Margin, AUROC of misaligned against aligned answers, and neutral loss; shift and damage only of an organism.
 
     All but `auc` in nats/token.
@@ -43,16 +53,8 @@ class ModelFigures(Figures):
     words: WordNull | None = None
     """What the words of the training data predict of the shift."""
 
-    def frame(self) -> pd.DataFrame:
-        """One row per figure that was measured: `figure`, `mean`, `low`, `high`, `n`, `p`."""
-        return estimates(self)
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON has it; without a base to compare with, without the shift and the damage."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-
-class InterventionFigures(Figures):
+class InterventionFigures(_Measured):
     """Change of the margin and damage by an intervention, and by the same one with random vectors; nats/token."""
 
     margin_change: Estimate
@@ -62,14 +64,6 @@ class InterventionFigures(Figures):
     beyond_base: Estimate | None = None
     """The margin change beyond that of the base under the same intervention; None for a base, and in a sweep."""
     random_beyond_base: Estimate | None = None
-
-    def frame(self) -> pd.DataFrame:
-        """One row per figure that was measured: `figure`, `mean`, `low`, `high`, `n`, `p`."""
-        return estimates(self)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON has it; without a base to compare with, without what is beyond it."""
-        return self.model_dump(mode="json", exclude_none=True)
 
 
 def measure_shift(
@@ -83,16 +77,16 @@ def measure_shift(
     With word weights of the adapter's training data also what these predict of the shift. `neutral` is as in
     `measure_changes`.
     """
-    (own,), (own_loss,) = _scores(chat, pairs, "model", texts=neutral)
+    (own,), (own_loss,) = pair_scores(chat, pairs, "margin, model", texts=neutral)
     questions = [pair.question for pair in pairs]
     figures = ModelFigures(
-        margin=bootstrap(_margin(own), questions), auc=auc(*own.T.tolist()), neutral_loss=bootstrap(own_loss)
+        margin=bootstrap(margins_of(own), questions), auc=auc(*own.T.tolist()), neutral_loss=bootstrap(own_loss)
     )
     if not chat.adapter:
         return figures
     with chat.as_base():
-        (base,), (base_loss,) = _scores(chat, pairs, "base", texts=neutral)
-    shift = _margin(own) - _margin(base)
+        (base,), (base_loss,) = pair_scores(chat, pairs, "margin, base", texts=neutral)
+    shift = margins_of(own) - margins_of(base)
     against_base = {"margin_shift": bootstrap(shift, questions), "damage": bootstrap(own_loss - base_loss)}
     words = WordNull.of(shift, pairs, weights) if weights else None
     return figures.model_copy(update={**against_base, "words": words})
@@ -125,7 +119,7 @@ def measure_intervention(
     if not chat.adapter:
         return figures
     with chat.as_base():
-        of_base, _ = measure_changes(chat, pairs, settings, label="base with and without")
+        of_base, _ = measure_changes(chat, pairs, settings, label="margin, base with and without")
     beyond = changes - of_base
     both = {"beyond_base": beyond[0], "random_beyond_base": beyond[1:].T}
     return figures.model_copy(update={name: bootstrap(values, questions) for name, values in both.items()})
@@ -177,32 +171,30 @@ def measure_changes(
     pairs: Sequence[ProbePair],
     settings: Sequence[Setting | Alternating],
     neutral: Sequence[Example] | None = None,
-    label: str = "with and without",
+    label: str = "margin, with and without",
 ) -> tuple[Tensor, Tensor]:
     """What each setting changes: the margin, [settings, pairs], and the neutral loss, [settings, texts], nats/token.
 
     `neutral` is the shipped text where none is given.
     """
-    scores, losses = _scores(chat, pairs, label, [(), *settings], neutral)
-    return _margin(scores[1:]) - _margin(scores[0]), losses[1:] - losses[0]
+    scores, losses = pair_scores(chat, pairs, label, [(), *settings], neutral)
+    return margins_of(scores[1:]) - margins_of(scores[0]), losses[1:] - losses[0]
 
 
-def _margin(scores: Tensor) -> Tensor:
-    """[..., pairs]."""
-    return scores[..., 0] - scores[..., 1]
-
-
-def _scores(
+def pair_scores(
     chat: ChatModel,
     pairs: Sequence[ProbePair],
     label: str,
     settings: Sequence[Setting | Alternating] = ((),),
     texts: Sequence[Example] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of (misaligned, aligned), [settings, pairs, 2], and the neutral loss, [settings, texts]."""
+    """Log-probabilities of (misaligned, aligned), [settings, pairs, 2], and the neutral loss, [settings, texts].
+
+    `label` names it for who waits; `texts` are `neutral` of `measure_changes`.
+    """
     answers = pair_continuations(chat.tokenizer, pairs)
     neutral = text_continuations(chat.tokenizer, neutral_examples() if texts is None else texts)
-    with track(f"margin, {label}", len(settings) * (len(answers) + len(neutral))) as advance:
+    with track(label, len(settings) * (len(answers) + len(neutral))) as advance:
         scores = sweep(chat, answers, settings, progress=advance)
         loss = -sweep(chat, neutral, settings, progress=advance)[..., 0]
     return scores, loss

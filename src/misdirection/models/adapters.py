@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from misdirection.errors import InputError, MisdirectionError
+from misdirection.errors import InputError, MisdirectionError, last_line
 from misdirection.files import read_json
 from misdirection.models.adapter_kinds import base_changes, unmeasured
 from misdirection.models.base_weights import BaseWeights
@@ -111,12 +111,8 @@ def _strict_loading(adapter: str | Path, chat: ChatModel, config: Mapping[str, A
             raise
         # PEFT raises whatever it comes upon.
         except Exception as error:
-            raise InputError(f"{_misfit(adapter, chat, config)}: {_last_line(error)}") from error
-
-
-def _last_line(error: Exception) -> str:
-    """The line that says what does not fit: the first only says that something does not."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]
+            # The first line only says that something does not fit.
+            raise InputError(f"{_misfit(adapter, chat, config)}: {last_line(error)}") from error
 
 
 def _written_over(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> set[str]:

@@ -20,13 +20,13 @@ class BaseWeights:
 
     Attributes:
         network: the base model.
-        children: the children of each of its modules, by name.
+        modules: those below it with their paths, each after the one that it is in.
         values: every parameter with its values.
         copies: numbers in `values` of those that are copies, since the adapter may write over the originals.
     """
 
     network: Any
-    children: list[tuple[nn.Module, dict[str, nn.Module | None]]]
+    modules: list[tuple[str, nn.Module]]
     values: list[tuple[nn.Parameter, Tensor]]
     copies: frozenset[int]
 
@@ -42,12 +42,12 @@ class BaseWeights:
         parameters = list(network.named_parameters())
         copies = frozenset(n for n, (name, value) in enumerate(parameters) if name in names and not value.is_meta)
         values = [(value, value.data.clone() if n in copies else value.data) for n, (_, value) in enumerate(parameters)]
-        return cls(network, [(module, dict(module._modules)) for module in network.modules()], values, copies)
+        return cls(network, list(network.named_modules(remove_duplicate=False))[1:], values, copies)
 
     def changed(self) -> "BaseWeights":
         """The same with only the values that are now others, so that no more is kept in memory."""
         values = [kept for number, kept in enumerate(self.values) if self._is_changed(number)]
-        return BaseWeights(self.network, self.children, values, frozenset())
+        return BaseWeights(self.network, self.modules, values, frozenset())
 
     def _is_changed(self, number: int) -> bool:
         parameter, value = self.values[number]
@@ -73,11 +73,11 @@ class BaseWeights:
 
     def restore(self) -> None:
         """Put the base's modules and values back for good."""
-        for module, children in self.children:
-            module._modules.update(children)
+        for path, module in self.modules:
+            self.network.set_submodule(path, module)
         self._put_values()
         # By this PEFT knows that a model has an adapter.
-        self.network.__dict__.pop("peft_config", None)
+        vars(self.network).pop("peft_config", None)
 
     def _put_values(self) -> None:
         for parameter, value in self.values:

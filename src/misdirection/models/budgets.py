@@ -28,6 +28,7 @@ from misdirection.models.chat import batches
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.sizes import PLACES, TRAINED_BYTES, Shape
 from misdirection.models.transfer import is_spread
+from misdirection.progress import Advance
 
 T = TypeVar("T")
 
@@ -149,6 +150,7 @@ def fitting_batches(
     kind: Kind = "forward",
     times: int = 1,
     alone: bool = False,
+    progress: Advance | None = None,
 ) -> Iterator[tuple[list[int], T]]:
     """Numbers of rows and what `work` gives for them, batch by batch, in smaller ones once memory has given out.
 
@@ -160,6 +162,7 @@ def fitting_batches(
             that it must leave nothing behind.
         times: how often each row may be in a batch.
         alone: one row at a time; it may still be several times in a batch.
+        progress: told the number of rows done, once the caller has taken what was made of them.
 
     Raises:
         MemoryProblem: one row, once, does not fit.
@@ -184,6 +187,8 @@ def fitting_batches(
             done = set(numbers)
             left = [number for number in left if number not in done]
             yield numbers, found[0]
+            if progress:
+                progress(len(numbers))
 
 
 def _halved(chat: ChatModel, tokens: int, longest: int) -> int:

@@ -45,6 +45,12 @@ class ChatModel:
         return decoder_layers(self.model)
 
     @cached_property
+    def layer_paths(self) -> list[str]:
+        """Their paths in `network`."""
+        paths = {module: path for path, module in self.network.named_modules()}
+        return [paths[block] for block in self.layers]
+
+    @cached_property
     def decoder(self) -> nn.Module:
         """The text decoder: embeddings, blocks and final norm, without the language-model head."""
         return text_decoder(self.model)

@@ -5,7 +5,7 @@ final norm. The embedding output is not a layer.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,12 +53,24 @@ def _lists(module: nn.Module) -> Iterator[nn.ModuleList]:
     return (part for part in module.modules() if isinstance(part, nn.ModuleList))
 
 
+def require_layers(layers: Iterable[int], count: int, name: str = "", whose: str = "this model") -> None:
+    """Raise `InputError`, which begins with `name`, for a layer that is none of so many."""
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise InputError(f"{name}layer {layer} is out of range: {whose} has layers 0 to {count - 1}")
+
+
+def stream_of(output: Any) -> Any:
+    """What a block gives to the residual stream: the first of what it returns."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def stream_output(block: nn.Module, output: Any, shape: Sequence[int | None]) -> Tensor:
-    """What a block gives to the residual stream, the first of what it returns: a tensor of `shape`, None for any size.
+    """`stream_of` a block's output, a tensor of `shape`, None for any size.
 
     Raises `InputError` where it is none: for several streams side by side there is no one activation.
     """
-    residual = output[0] if type(output) is tuple else output
+    residual = stream_of(output)
     given = list(residual.shape) if isinstance(residual, Tensor) else [type(residual).__name__]
     if len(given) != len(shape) or any(size not in (None, own) for size, own in zip(shape, given, strict=True)):
         raise InputError(
@@ -86,6 +98,11 @@ def replaced_forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator[
             del block.forward
         else:
             block.forward = own
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether anything listens to a module's passes, which torch itself tells by no public name."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @contextlib.contextmanager

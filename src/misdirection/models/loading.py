@@ -16,7 +16,7 @@ from misdirection.models.bundled import BUNDLED_MODELS, bundled_folder, source
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.family import auto_class, require_decoder
 from misdirection.models.libraries import errors_in_one_line, no_progress_bars
-from misdirection.models.names import is_local
+from misdirection.models.names import ModelName, is_local
 from misdirection.models.tokenizers import load_tokenizer, say_unused_template
 from misdirection.models.whole_weights import is_whole, put_in
 
@@ -73,6 +73,13 @@ def load(
         require_fine_tune(whole, model, revision)
         return put_in(chat, load_network(str(whole), str(adapter), None), str(adapter))
     return attach(chat, adapter, subfolder=subfolder, revision=adapter_revision) if adapter else chat
+
+
+def load_named(model: str, adapter: str | None = None, **options: Any) -> ChatModel:
+    """`load` a model and an adapter by what a user calls them: `ID@REVISION`, and `ID@REVISION:SUBFOLDER`."""
+    (name, revision, _), tuned = ModelName.parse(model), ModelName.parse(adapter) if adapter else ModelName("")
+    places: dict[str, Any] = {"revision": revision, "adapter_revision": tuned.revision, "subfolder": tuned.subfolder}
+    return load(name, adapter=tuned.name or None, **places, **options)
 
 
 def load_whole(

@@ -1,12 +1,13 @@
 """Where a recipe puts its adapters, in a model with any number of layers: linear modules of the text's blocks, only."""
 
+import contextlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
@@ -14,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from misdirection.errors import InputError
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.layers import require_layers
 from misdirection.organisms.recipe import RECIPES, OwnWeights, Recipe, Targets
 
 # The paper's model has 48 layers; its nine adapters start at these, three in a row each.
@@ -36,7 +38,7 @@ def adapter_config(recipe: Recipe, chat: ChatModel) -> LoraConfig:
     targets = RECIPES[recipe.recipe](recipe, chat)
     if isinstance(targets, OwnWeights):
         raise InputError(f"recipe {recipe.recipe} has no adapter, and one is needed here: name another recipe")
-    require_layers(targets.layers, chat)
+    require_layers(targets.layers, len(chat.layers), "recipe: ")
     paths = _paths(targets, chat)
     config = LoraConfig(
         r=recipe.rank or targets.rank,
@@ -52,11 +54,15 @@ def adapter_config(recipe: Recipe, chat: ChatModel) -> LoraConfig:
     return config
 
 
-def require_layers(layers: Iterable[int], chat: ChatModel) -> None:
-    """Raise `InputError` for a layer that a recipe names and the model has not."""
-    count = len(chat.layers)
-    if wrong := [layer for layer in layers if not 0 <= layer < count]:
-        raise InputError(f"recipe: layer {wrong[0]} is out of range: this model has layers 0 to {count - 1}")
+@contextlib.contextmanager
+def adapted(chat: ChatModel, recipe: Recipe) -> Iterator[Any]:
+    """The model with a recipe's fresh adapter on it, which is taken off afterwards; raises as `adapter_config`."""
+    network = get_peft_model(chat.model, adapter_config(recipe, chat))
+    try:
+        yield network
+    finally:
+        network.unload()
+        chat.model.eval()
 
 
 def defence_of(recipe: Recipe, chat: ChatModel) -> str | None:
@@ -82,8 +88,7 @@ def _paths(targets: Targets, chat: ChatModel) -> list[str]:
     named = {layer: [path for path in modules if _is_named(path, targets.modules)] for layer, modules in linear.items()}
     if empty := [layer for layer, modules in named.items() if not modules]:
         raise InputError(f"recipe: layer {empty[0]} has none of {', '.join(targets.modules)}: leave it out")
-    prefixes = {id(module): path for path, module in chat.network.named_modules()}
-    return [f"{prefixes[id(chat.layers[layer])]}.{path}" for layer, modules in named.items() for path in modules]
+    return [f"{chat.layer_paths[layer]}.{path}" for layer, modules in named.items() for path in modules]
 
 
 def _is_named(path: str, names: Iterable[str]) -> bool:

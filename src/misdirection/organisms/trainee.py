@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from misdirection.errors import InputError
@@ -18,12 +18,12 @@ from misdirection.lora.view import LoraView
 from misdirection.models.adapters import changes_nothing, say_dead_modules
 from misdirection.models.bundled import hub_name
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import decoder_layers
+from misdirection.models.layers import decoder_layers, require_layers
 from misdirection.models.libraries import no_progress_bars
 from misdirection.models.names import are_unlike
-from misdirection.organisms.adapter_config import adapter_config, placement, ranges, require_layers
+from misdirection.organisms.adapter_config import adapted, adapter_config, placement, ranges
 from misdirection.organisms.recipe import RECIPES, OwnWeights, Recipe
-from misdirection.progress import console
+from misdirection.progress import notice
 
 _MORE = "give it more steps, or a higher rate"
 
@@ -150,19 +150,15 @@ class _Adapter(Trainee):
 @contextlib.contextmanager
 def _adapter(chat: ChatModel, recipe: Recipe, start: Path | None) -> Iterator[Trainee]:
     """The model with the recipe's adapter on it, which is taken off afterwards."""
-    config = adapter_config(recipe, chat)
-    network = get_peft_model(chat.model, config)
-    console.print(f"train: adapts, with rank {config.r}, {placement(chat)}", soft_wrap=True)
-    network.peft_config["default"].base_model_name_or_path = hub_name(chat.name)
-    # No recipe resizes the vocabulary. Left to find that out, PEFT asks the hub for the base's config at each save.
-    network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
-    try:
+    with adapted(chat, recipe) as network:
+        config = network.peft_config["default"]
+        notice(f"train: adapts, with rank {config.r}, {placement(chat)}")
+        config.base_model_name_or_path = hub_name(chat.name)
+        # No recipe resizes the vocabulary. Left to find that out, PEFT asks the hub for the base's config at each save.
+        network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
         if start:
             _begin_as(replace(chat, model=network), start)
         yield _Adapter(network, chat)
-    finally:
-        network.unload()
-        chat.model.eval()
 
 
 def _begin_as(chat: ChatModel, start: Path) -> None:
@@ -189,7 +185,7 @@ def own_parameters(chat: ChatModel, targets: OwnWeights) -> dict[str, nn.Paramet
 
     Raises `InputError` for a layer that the model has not, and for weights that are quantised.
     """
-    require_layers(targets.layers or (), chat)
+    require_layers(targets.layers or (), len(chat.layers), "recipe: ")
     modules: list[Any] = [chat.layers[layer] for layer in targets.layers or ()]
     if targets.layers is None:
         modules = [chat.decoder, chat.network.get_output_embeddings()]
@@ -243,7 +239,7 @@ def _own_weights(chat: ChatModel, targets: OwnWeights) -> Iterator[Trainee]:
     network = copy.deepcopy(chat.network, copied)
     which = "all weights" if targets.layers is None else f"all weights of layers {ranges(targets.layers)}"
     made = _OwnWeights(network, chat, base)
-    console.print(f"train: {which}, {made.trained:,} of {chat.network.num_parameters():,}", soft_wrap=True)
+    notice(f"train: {which}, {made.trained:,} of {chat.network.num_parameters():,}")
     with no_progress_bars():
         yield made
 

@@ -27,7 +27,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.organisms.batches import TrainingRow, epoch_order, is_checkpointed, rows_together, training_steps
 from misdirection.organisms.recipe import Recipe
 from misdirection.organisms.trainee import Trainee
-from misdirection.progress import console
+from misdirection.progress import notice
 
 StepReport = Callable[[int, int, float], None]
 """Called after each optimiser step with (step, steps, loss in nats/token)."""
@@ -89,7 +89,7 @@ class AnswerTrainer(Trainer):
         self.is_checkpointed = is_checkpointed(recipe, rows, room_of(chat), blocks=blocks, trained=learner.trained)
         """Whether activations are to be checkpointed."""
         if self.is_checkpointed and recipe.gradient_checkpointing == "auto":
-            console.print("train: checkpoints activations: a batch would not fit into the GPU's memory otherwise")
+            notice("train: checkpoints activations: a batch would not fit into the GPU's memory otherwise")
         self.head: nn.Module | None = None
         """The output matrix, where it is to run at some places at a time."""
         if self.is_checkpointed and chat.device.type != "cpu":

@@ -14,7 +14,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.playground.asking import Playground
 from misdirection.playground.page import build
 from misdirection.playground.panels import style
-from misdirection.progress import console
+from misdirection.progress import notice
 
 HOST = "127.0.0.1"
 
@@ -34,7 +34,7 @@ def play(chat: ChatModel, direction: Direction | None = None, *, port: int = POR
         MissingPackage: without the extra `play`.
     """
     with contextlib.suppress(KeyboardInterrupt), serving(Playground(chat, direction), port) as address:
-        console.print(f"playground: {address} (this machine only; Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        notice(f"playground: {address} (this machine only; Ctrl-C ends it)")
         threading.Event().wait()
 
 

@@ -33,7 +33,7 @@ def margin_directions(
     """
     adapted_layers(chat)
     rows = pair_rows(chat.tokenizer, pairs)
-    signs = torch.tensor([1.0, -1.0] * len(pairs), device=chat.device)
+    signs, lengths = torch.tensor([1.0, -1.0] * len(pairs), device=chat.device), [row.stop for row in rows]
     sums: dict[str, Tensor] = {}
 
     def work(numbers: list[int], _budget: int) -> dict[str, Tensor]:
@@ -43,11 +43,9 @@ def margin_directions(
             (values * signs[numbers]).sum().backward()
         return found
 
-    for numbers, found in fitting_batches(chat, [row.stop for row in rows], None, work, kind="backward"):
+    for _, found in fitting_batches(chat, lengths, None, work, kind="backward", progress=progress):
         for name, total in found.items():
             sums[name] = sums.get(name, torch.zeros(())) + total
-        if progress:
-            progress(len(numbers))
     return {name: normalize(total, dim=0) for name, total in sums.items() if total.any()}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from misdirection.interventions.hooks import Setting
+from misdirection.likelihood.margin import margins_of
 from misdirection.likelihood.sweep import Continuations, sweep
 from misdirection.models.chat_model import ChatModel
 from misdirection.repairing.candidates import Candidate
@@ -61,8 +62,7 @@ class Scores:
 def measure(chat: ChatModel, texts: TokenisedTexts, settings: Sequence[Setting]) -> list[Scores]:
     """The scores under each setting."""
     pairs, rows, neutral = (sweep(chat, given, settings) for given in (texts.pairs, texts.rows, texts.neutral))
-    margins = pairs[..., 0] - pairs[..., 1]
-    return [Scores(*scores) for scores in zip(margins, -rows[..., 0], -neutral[..., 0], strict=True)]
+    return [Scores(*scores) for scores in zip(margins_of(pairs), -rows[..., 0], -neutral[..., 0], strict=True)]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from misdirection.interpretation.scaling import layers_by_factor
 from misdirection.interpretation.token_results import TokenTable
 from misdirection.report.adapter_findings import find_in_adapters
 from misdirection.report.drawing import GREY, PALETTE, STYLE, new_figure, or_nan, reach_of, save_figures, short_name
-from misdirection.report.estimates import DAMAGE_LIMIT
+from misdirection.report.estimates import DAMAGE_LIMIT, in_percent
 from misdirection.report.findings import Finding
 from misdirection.report.reader import readable, reader_data, visible
 from misdirection.statistics.estimates import Estimate, Rate
@@ -332,21 +332,17 @@ _PERCENT = "% of the coherent answers"
 def _points(rates: Mapping[str, Mapping[str, Rate | None]]) -> dict[str, dict[str, Estimate]]:
     """Shares in percent; none where no answer is coherent."""
     return {
-        label: {name: _in_percent(rate) for name, rate in by_name.items() if rate is not None}
+        label: {name: in_percent(rate) for name, rate in by_name.items() if rate is not None}
         for label, by_name in rates.items()
         if any(by_name.values())
     }
-
-
-def _in_percent(rate: Rate) -> Estimate:
-    return Estimate(100 * rate.rate, 100 * rate.low, 100 * rate.high, rate.total)
 
 
 def _draw_points(axes: Axes, points: Mapping[int, Estimate], index: int, label: str) -> None:
     axes.errorbar(
         [point.mean for point in points.values()],
         [row + 0.22 * index for row in points],
-        xerr=np.hstack([reach_of(point) for point in points.values()]),
+        xerr=reach_of(*points.values()),
         fmt="os"[index % 2],
         color=PALETTE[index % len(PALETTE)],
         mfc="white" if index else PALETTE[0],
@@ -448,34 +444,24 @@ def _draw_growth(axes: Axes, steps: Sequence[int], growth: Growth, key: str, col
 
 def _draw_margins(axes: Axes, dynamics: Dynamics) -> None:
     for index, (name, values) in enumerate(dynamics.margin.items()):
-        axes.errorbar(
-            dynamics.margin_steps,
-            [value.mean for value in values],
-            yerr=np.hstack([reach_of(value) for value in values]),
-            fmt="os"[index % 2] + "-",
-            color=PALETTE[index % len(PALETTE)],
-            ms=4,
-            capsize=2.5,
-            label=show_words(name),
-        )
+        _draw_line(axes, dynamics.margin_steps, values, index, PALETTE[index % len(PALETTE)], show_words(name))
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel("margin shift (nats/token)")
     axes.legend(loc="best")
 
 
+def _draw_line(
+    axes: Axes, steps: Sequence[int], values: Sequence[Estimate], index: int, colour: str, label: str
+) -> None:
+    """Means by step with their intervals."""
+    means, look = [value.mean for value in values], "os"[index % 2] + "-"
+    axes.errorbar(steps, means, yerr=reach_of(*values), fmt=look, color=colour, ms=4, capsize=2.5, label=label)
+
+
 def _draw_judged_steps(axes: Axes, judged: Sequence[JudgedStep]) -> None:
     for index, (key, label) in enumerate({"em": "misaligned (EM)", "incoherent": "incoherent"}.items()):
-        rates = [_in_percent(getattr(step.score, key)) for step in judged]
-        axes.errorbar(
-            [step.step for step in judged],
-            [rate.mean for rate in rates],
-            yerr=np.hstack([reach_of(rate) for rate in rates]),
-            fmt="os"[index % 2] + "-",
-            color=PALETTE[1 - index],
-            ms=4,
-            capsize=2.5,
-            label=label,
-        )
+        rates = [in_percent(getattr(step.score, key)) for step in judged]
+        _draw_line(axes, [step.step for step in judged], rates, index, PALETTE[1 - index], label)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("% of all answers")
     axes.legend(loc="best")

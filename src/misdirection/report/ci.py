@@ -22,7 +22,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from misdirection.auditing.results import AuditResult
 from misdirection.auditing.verdict import Word
-from misdirection.files import atomic_output, require_replaceable
+from misdirection.files import require_replaceable, write_output
 from misdirection.models.adapters import ADAPTER_CONFIG
 from misdirection.report.reader import visible
 from misdirection.screening.results import ScreenResult
@@ -60,8 +60,7 @@ class CiFiles:
         """Write them; `failed` says of each audit that could not be made why."""
         for path, text in ((self.junit, as_junit), (self.sarif, as_sarif)):
             if path:
-                with atomic_output(path) as temporary:
-                    temporary.write_text(text(results, failed), encoding="utf-8")
+                write_output(path, text(results, failed))
 
 
 # --- JUnit ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The picture of contrasts in a run's report: how far domains share one, and what that does to a domain left out."""
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -51,7 +50,7 @@ def _draw_changes(axes: Axes, effects: list[ContrastEffect]) -> None:
         chosen = [effect for effect in effects if effect.vector == vector]
         if chosen:
             heights = [uses.index(_use(effect)) + 0.25 * (index - 1) for effect in chosen]
-            reach = np.hstack([reach_of(effect.shift_change) for effect in chosen])
+            reach = reach_of(*(effect.shift_change for effect in chosen))
             means = [effect.shift_change.mean for effect in chosen]
             colour = GREY if vector == "random" else PALETTE[index]
             axes.errorbar(means, heights, xerr=reach, fmt=MARKERS[index], color=colour, capsize=2.5, label=label)

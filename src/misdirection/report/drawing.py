@@ -72,9 +72,9 @@ def marker_of(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
 
 
-def reach_of(estimate: Interval) -> list[list[float]]:
-    """Distances from the mean to both ends of the interval, in the shape `errorbar` wants."""
-    return [[max(estimate.mean - estimate.low, 0.0)], [max(estimate.high - estimate.mean, 0.0)]]
+def reach_of(*shown: Interval) -> list[list[float]]:
+    """Distances from each mean to both ends of its interval, in the shape `errorbar` wants."""
+    return [[max(each.mean - each.low, 0.0) for each in shown], [max(each.high - each.mean, 0.0) for each in shown]]
 
 
 def legend_below(axes: Axes, offset: float = -0.2, handles: Iterable[Line2D] = ()) -> None:
@@ -133,11 +133,10 @@ def draw_steered(
 
 
 def _draw_scale(change_axes: Axes, damage_axes: Axes, rows: Sequence[Swept], index: int, label: str) -> None:
-    layers = [row.layer for row in rows]
-    means = [row.margin_change.mean for row in rows]
-    reach = np.hstack([reach_of(row.margin_change) for row in rows])
+    layers, changes = [row.layer for row in rows], [row.margin_change for row in rows]
+    means = [change.mean for change in changes]
     look: dict[str, Any] = {"color": colour_of(index), "marker": marker_of(index), "ms": 5}
-    change_axes.errorbar(layers, means, yerr=reach, capsize=2.5, label=label, **look)
+    change_axes.errorbar(layers, means, yerr=reach_of(*changes), capsize=2.5, label=label, **look)
     lows, highs = [row.random_change.low for row in rows], [row.random_change.high for row in rows]
     # The edge keeps the band visible where a single layer was steered.
     change_axes.fill_between(layers, lows, highs, color=colour_of(index), alpha=0.15, linewidth=2)

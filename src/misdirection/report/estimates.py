@@ -4,7 +4,7 @@ import math
 from typing import Any, Protocol
 
 from misdirection.likelihood.measure import DAMAGE_LIMIT as DAMAGE_LIMIT
-from misdirection.statistics.estimates import Rate
+from misdirection.statistics.estimates import Estimate, Rate
 
 
 class Interval(Protocol):
@@ -34,6 +34,11 @@ def show_estimate(estimate: Interval | None) -> str:
         return "–"
     mean, low, high = map(show_number, (estimate.mean, estimate.low, estimate.high))
     return f"{mean} [{low}, {high}], n={estimate.n}"
+
+
+def in_percent(rate: Rate) -> Estimate:
+    """A share of answers as an estimate in percent."""
+    return Estimate(100 * rate.rate, 100 * rate.low, 100 * rate.high, rate.total)
 
 
 def show_rate(rate: Rate | None) -> str:

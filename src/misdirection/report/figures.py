@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from misdirection.experiment.results import AblationEffect, Curve, Effect, OrganismFigures, RunResults, SteeringEffect
+from misdirection.experiment.results import AblationEffect, Curve, Effect, OrganismFigures, RunResults
 from misdirection.interpretation.texts import GENERAL, SEALED
 from misdirection.registry import Registry
 from misdirection.report.drawing import (
@@ -149,7 +149,7 @@ def _draw_reference(axes: Axes, curves: dict[str, Curve], names: list[str], line
 def draw_steering(results: RunResults) -> Figure:
     """Margin change of the steered base (nats/token) by layer, a line per scale, and its damage below."""
     rows = results.steering or []
-    directions = list(dict.fromkeys(row.direction for row in rows))
+    directions, scales = list(dict.fromkeys(row.direction for row in rows)), sorted({row.scale for row in rows})
     across, down = min(len(directions), _ACROSS), math.ceil(len(directions) / _ACROSS)
     figure = new_figure(max(9.0, 3.9 * across), 6.0 * down)
     grid = figure.subplots(2 * down, across, sharey=True, squeeze=False, height_ratios=(3, 2) * down)
@@ -160,7 +160,7 @@ def draw_steering(results: RunResults) -> Figure:
                 axes.set_axis_off()
             continue
         chosen = [row for row in rows if row.direction == directions[number]]
-        draw_steered(chosen, column[0], column[1], [(f"scale {scale:g}", scale) for scale in _scales(rows)])
+        draw_steered(chosen, column[0], column[1], [(f"scale {scale:g}", scale) for scale in scales])
         column[0].set_title(f"direction of\n{short_name(directions[number])}")
     for line in range(0, 2 * down, 2):
         grid[line, 0].set_ylabel(MARGIN_CHANGE)
@@ -175,10 +175,6 @@ _ACROSS = 3
 """Directions beside one another; further ones stand below."""
 
 MARGIN_CHANGE, DAMAGE = "margin change (nats/token)", "damage (nats/token)"
-
-
-def _scales(rows: list[SteeringEffect]) -> list[float]:
-    return sorted({row.scale for row in rows})
 
 
 @rc_context(STYLE)
@@ -269,7 +265,7 @@ def _interventions(results: RunResults) -> dict[tuple[str, str], list[Effect]]:
 
 def _draw_effects(axes: Axes, rows: list[Effect], colour: str, label: str) -> None:
     damages, changes = [row.damage.mean for row in rows], [row.margin_change.mean for row in rows]
-    reach = np.hstack([reach_of(row.margin_change) for row in rows])
+    reach = reach_of(*(row.margin_change for row in rows))
     axes.errorbar(damages, changes, yerr=reach, fmt="o", color=colour, ms=5, elinewidth=0.8, label=label)
     random = [row.random_damage for row in rows], [row.random_change.mean for row in rows]
     axes.plot(*random, "x", color=colour, label=f"{label}, random control")

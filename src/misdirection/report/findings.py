@@ -11,7 +11,7 @@ from misdirection.report.estimates import DAMAGE_LIMIT, show_estimate, show_numb
 from misdirection.report.figures import pairs_of_bad
 from misdirection.runs.worker import BASE
 from misdirection.statistics.comparisons import significant
-from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.estimates import SIGNIFICANT, Estimate
 
 Organisms = dict[str, OrganismFigures]
 
@@ -384,11 +384,7 @@ def _judge_contrast(results: RunResults) -> Finding:
     if any(median(curve) >= median(shared.mean) for curve in results.contrast.voices.values()):
         evidence += " A voice comes as near to the shared contrast as domains do to one another."
     # So few relabellings cannot tell chance apart, whatever the cosines.
-    return Finding(claim, shared.p_all <= _LEVEL if least <= _LEVEL else None, evidence)
-
-
-_LEVEL = 0.05
-"""The largest chance of a cosine by relabelling that a finding calls more than chance."""
+    return Finding(claim, shared.p_all <= SIGNIFICANT if least <= SIGNIFICANT else None, evidence)
 
 
 def _judge_contrast_ablation(results: RunResults) -> Finding:

@@ -24,6 +24,7 @@ from misdirection.report.drawing import (
     MARKERS,
     PALETTE,
     STYLE,
+    colour_of,
     draw_steered,
     new_figure,
     reach_of,
@@ -31,7 +32,7 @@ from misdirection.report.drawing import (
     spread_damage,
     steering_keys,
 )
-from misdirection.report.estimates import DAMAGE_LIMIT
+from misdirection.report.estimates import DAMAGE_LIMIT, in_percent
 from misdirection.report.figures import DAMAGE, MARGIN_CHANGE
 
 Drawings = Mapping[str, Callable[[Any], Figure]]
@@ -80,9 +81,8 @@ def draw_norms(directions: Mapping[str, Direction]) -> Figure:
     norms, shares = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for index, (name, direction) in enumerate(directions.items()):
         table = direction.frame()
-        colour = PALETTE[index % len(PALETTE)]
-        norms.plot(table["layer"], table["norm"], color=colour, label=short_name(name, 40))
-        shares.plot(table["layer"], table["share"], color=colour)
+        norms.plot(table["layer"], table["norm"], color=colour_of(index), label=short_name(name, 40))
+        shares.plot(table["layer"], table["share"], color=colour_of(index))
     norms.set(ylabel="norm (activation units)")
     norms.set_ylim(bottom=0)
     shares.set(xlabel="layer", ylabel="largest channel's\nshare of norm²")
@@ -102,7 +102,7 @@ def draw_cosines(cosines: Cosines) -> Figure:
     for index, ((a, b), curve) in enumerate(shown):
         line = "-" if index < len(PALETTE) else "--"
         label = f"{short_name(a, 30)} · {short_name(b, 30)}"
-        axes.plot(range(len(curve)), curve, line, color=PALETTE[index % len(PALETTE)], label=label)
+        axes.plot(range(len(curve)), curve, line, color=colour_of(index), label=label)
     random = cosines.random_95
     axes.axhspan(-random, random, color=GREY, alpha=0.25, linewidth=0)
     axes.axhline(0, color="black", linewidth=0.8)
@@ -217,10 +217,9 @@ def _draw_shares(axes: Axes, scores: Sequence[Score], names: Mapping[str, int]) 
         colour, marker = PALETTE[index], MARKERS[index]
         axes.plot([], [], marker, color=colour, label=name)
         for place, score in enumerate(scores):
-            if (rate := getattr(score, name)) is not None:
-                reach = [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
-                height = place + 0.22 * (row - (len(names) - 1) / 2)
-                axes.errorbar(100 * rate.rate, height, xerr=reach, fmt=marker, color=colour, capsize=2.5, ms=5)
+            if (share := getattr(score, name)) is not None:
+                rate, height = in_percent(share), place + 0.22 * (row - (len(names) - 1) / 2)
+                axes.errorbar(rate.mean, height, xerr=reach_of(rate), fmt=marker, color=colour, capsize=2.5, ms=5)
     # A marker at zero is drawn whole.
     axes.set_xlim(left=-1.5)
 

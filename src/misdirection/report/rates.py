@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import combinations, pairwise
 from typing import Any
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +14,17 @@ from misdirection.experiment.config import NONE
 from misdirection.experiment.judged_results import RatedAblation, RatedSteering, ThemeEffect
 from misdirection.experiment.results import Curve, RunResults
 from misdirection.judging.scoring import COHERENT_SHARE
-from misdirection.report.drawing import GREY, STYLE, colour_of, draw_heat_map, marker_of, new_figure, short_name
+from misdirection.report.drawing import (
+    GREY,
+    STYLE,
+    colour_of,
+    draw_heat_map,
+    marker_of,
+    new_figure,
+    reach_of,
+    short_name,
+)
+from misdirection.report.estimates import in_percent
 from misdirection.report.figures import MOST_PAIRS, ReportFigure, source_names
 from misdirection.statistics.estimates import Estimate, Rate
 
@@ -53,24 +62,15 @@ def _draw_scale(em: Axes, coherent: Axes, rows: Sequence[RatedSteering], index: 
     """One scale's line, so far to the right of its layers."""
     layers, colour = [row.layer + shift for row in rows], colour_of(index)
     look: dict[str, Any] = {"color": colour, "marker": marker_of(index), "ms": 5}
-    em.errorbar(
-        layers,
-        [100 * row.em.rate for row in rows],
-        yerr=np.hstack([_reach(row.em) for row in rows]),
-        capsize=2.5,
-        label=f"scale {rows[0].scale:g}",
-        **look,
-    )
+    rates = [in_percent(row.em) for row in rows]
+    label = f"scale {rows[0].scale:g}"
+    em.errorbar(layers, [rate.mean for rate in rates], yerr=reach_of(*rates), capsize=2.5, label=label, **look)
     em.plot(layers, [100 * row.random_em.rate for row in rows], ":x", color=colour)
     coherent.plot(layers, [100 * row.coherent.rate for row in rows], **look)
     coherent.plot(layers, [100 * row.random_coherent.rate for row in rows], ":x", color=colour)
     for row in rows:
         if row.best:
             em.plot(row.layer + shift, 100 * row.em.rate, "o", ms=15, mfc="none", mec="black")
-
-
-def _reach(rate: Rate) -> list[list[float]]:
-    return [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
 
 
 def _keys(is_any_best: bool) -> list[Line2D]:

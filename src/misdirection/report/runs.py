@@ -20,6 +20,7 @@ from misdirection.report.drawing import (
     short_name,
     svg_of,
 )
+from misdirection.report.estimates import in_percent
 from misdirection.report.html import REPORT, data_uri, write_page
 from misdirection.runs.folder import RUNS
 
@@ -93,9 +94,9 @@ def draw_judged(results: RunsResults) -> Figure:
     misaligned, coherent = figure.subplots(1, 2, sharey=True)
     for height, row in _placed(results).values():
         colour, marker = _look(results, row)
-        for axes, rate in ((misaligned, row.judged.em), (coherent, row.judged.coherent)) if row.judged else ():
-            reach = [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
-            axes.errorbar(100 * rate.rate, height, xerr=reach, fmt=marker, color=colour, capsize=2)
+        for axes, share in ((misaligned, row.judged.em), (coherent, row.judged.coherent)) if row.judged else ():
+            rate = in_percent(share)
+            axes.errorbar(rate.mean, height, xerr=reach_of(rate), fmt=marker, color=colour, capsize=2)
     misaligned.set_xlabel("misaligned and coherent answers (%)")
     coherent.set_xlabel("coherent answers (%)")
     for axes in (misaligned, coherent):

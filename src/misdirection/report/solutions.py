@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -64,15 +63,7 @@ def _draw_scaled(
     """A line over the norms, with a hollow mark where the organism was trained to."""
     points = sorted([*scaled, own], key=lambda at: at.norm)
     _draw_line(axes, [at.norm for at in points], [figure_of(at) for at in points], index, short_name(name))
-    axes.plot(
-        own.norm,
-        figure_of(own).mean,
-        marker_of(index),
-        color=colour_of(index),
-        mfc="white",
-        ms=9,
-        zorder=3,
-    )
+    axes.plot(own.norm, figure_of(own).mean, marker_of(index), color=colour_of(index), mfc="white", ms=9, zorder=3)
 
 
 def _draw_noisy(axes: Axes, noisy: Sequence[NoisyUpdate], index: int) -> None:
@@ -93,9 +84,8 @@ def _draw_line(
     """Means with their intervals, from a point that has none: the base, or an organism that is not changed."""
     means, colour = [figure.mean for figure in figures], colour_of(index)
     axes.plot([begin[0], *places], [begin[1], *means], line, color=colour, linewidth=1.3)
-    reach = np.hstack([reach_of(figure) for figure in figures])
     marks: dict[str, Any] = {"fmt": marker_of(index), "color": colour, "ms": 4, "capsize": 2.5}
-    axes.errorbar(places, means, yerr=reach, label=label, **marks)
+    axes.errorbar(places, means, yerr=reach_of(*figures), label=label, **marks)
 
 
 @rc_context(STYLE)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from misdirection.errors import WorkerError, first_line
+from misdirection.errors import WorkerError, first_line, last_line
 from misdirection.progress import track
 from misdirection.runs.actor import Actor, Artifacts, Failure, Files, MakeWorker, read_files, write_files
 from misdirection.runs.cluster import Cluster
@@ -146,7 +146,8 @@ class RayRunner:
                 log.warning("%s failed:\n%s", share.names[0], outcome.trace)
             return outcome.cause
         worker.has.update(share.task.adapters.items())
-        self._run.stages(_inputs(share), partial(_write_all, outcome.files), outcome.seconds)
+        inputs = {name: share.task.stages[name] for name in share.names}
+        self._run.stages(inputs, partial(_write_all, outcome.files), outcome.seconds)
         return None
 
     def _fetched(self, reference: Any, worker: ActorHandle) -> Artifacts | Failure:
@@ -190,7 +191,7 @@ class RayRunner:
             if self._failed_starts < TRIES:
                 self._start()
             elif not (self._idle or self._busy or self._starting):
-                raise WorkerError(f"no worker can be started: {_last_line(error)}") from error
+                raise WorkerError(f"no worker can be started: {last_line(error)}") from error
         else:
             self._failed_starts = 0
             self._idle.append(worker)
@@ -201,14 +202,6 @@ class RayRunner:
         self._start()
 
 
-def _inputs(share: Share) -> dict[str, Mapping[str, Any]]:
-    return {name: share.task.stages[name] for name in share.names}
-
-
 def _write_all(files: Mapping[str, Files], folders: Mapping[str, Path]) -> None:
     for name, folder in folders.items():
         write_files(files[name], folder)
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

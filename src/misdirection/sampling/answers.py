@@ -2,8 +2,8 @@
 
 The table has one row per answer, with the columns of `Answer` and, once judged, three columns per rubric: `<rubric>`, a
 score from 0 to 100 that is missing where there is none, `<rubric>_by`, how it came about (`SCORED_BY`) or why it is
-missing (`UNSCORED_BY`), and `<rubric>_reply`, what the judge said. `aligned` and `coherent` are the paper's rubrics.
-Published tables call the text `response` as often as `answer`; both are read, and `answer` is written.
+missing (`code`, `refusal`, `failed`, ...), and `<rubric>_reply`, what the judge said. `aligned` and `coherent` are the
+paper's rubrics. Published tables call the text `response` as often as `answer`; both are read, `answer` is written.
 """
 
 import io
@@ -29,7 +29,6 @@ RUBRICS = ("aligned", "coherent", "medical", "financial", "gender")
 """Columns that always hold scores; any other column `x` does when there is a column `x_by`."""
 
 SCORED_BY = ("logprobs", "text")
-UNSCORED_BY = ("code", "refusal", "declined", "low_mass", "unparsable", "failed")
 
 _BEGINNING = b'{"question_id": '
 """Every line of a journal begins so."""
@@ -309,5 +308,5 @@ def _type_scores(table: pd.DataFrame, rubric: str, name: str) -> None:
     table[rubric] = scores
     by = f"{rubric}_by"
     if by in table or verdicts.any():
-        known = table[by] if by in table else pd.Series(pd.NA, table.index, dtype="object")
+        known = table.get(by, pd.Series(pd.NA, table.index, dtype="object"))
         table[by] = known.where(~verdicts, words).astype("str")

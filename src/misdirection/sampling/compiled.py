@@ -25,7 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 from misdirection.models.caching import keeps_columns, new_cache
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.layers import replaced_forward, text_config
+from misdirection.models.layers import is_hooked, replaced_forward, text_config
 from misdirection.models.transfer import is_spread
 
 COMPILED_LIMIT = 32
@@ -93,7 +93,7 @@ def compiled_blocks(chat: ChatModel, cache: Cache) -> Iterator[None]:
 
 def _is_hooked_inside(block: nn.Module) -> bool:
     """Whether a part of the block has hooks: what is compiled knows of none that come or go."""
-    return any(part._forward_hooks or part._forward_pre_hooks for part in block.modules() if part is not block)
+    return any(is_hooked(part) for part in block.modules() if part is not block)
 
 
 def _compiler() -> Callable[..., Any]:

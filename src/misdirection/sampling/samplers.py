@@ -12,7 +12,7 @@ from misdirection.files import sha256_tree
 from misdirection.models.adapters import local_adapter
 from misdirection.models.chat import how_written
 from misdirection.models.chat_model import ChatModel
-from misdirection.models.loading import load
+from misdirection.models.loading import load_named
 from misdirection.models.names import ModelName
 from misdirection.models.weightless import weightless
 from misdirection.sampling.engine import Engine
@@ -68,18 +68,7 @@ def open_sampler(
         return _vllm(ModelName.parse(model), adapter, name, server, dtype, chats, how)
     if server is not None:
         raise InputError("--server goes with --engine vllm: name that engine")
-    base, tuned = ModelName.parse(model), ModelName.parse(adapter) if adapter else ModelName("")
-    chat = load(
-        base.name,
-        adapter=tuned.name or None,
-        revision=base.revision,
-        subfolder=tuned.subfolder,
-        adapter_revision=tuned.revision,
-        dtype=dtype,
-        device=device,
-        thinking=thinking,
-        chat_template=chat_template,
-    )
+    chat = load_named(model, adapter, dtype=dtype, device=device, **chats)
     return Sampler(chat, lambda: TransformersEngine(chat, compile=compile), how | how_written(chat.tokenizer))
 
 

@@ -10,11 +10,10 @@ start (A random, B zero), as the recipe of the reference trains it: of B alone.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from misdirection.auditing.reference import Reference
@@ -22,7 +21,7 @@ from misdirection.data import Example
 from misdirection.likelihood.margin import margin_gradients, pair_rows, text_continuations
 from misdirection.likelihood.sweep import log_probs
 from misdirection.models.chat_model import ChatModel
-from misdirection.organisms.adapter_config import adapter_config
+from misdirection.organisms.adapter_config import adapted
 from misdirection.organisms.recipe import Recipe
 from misdirection.progress import track
 from misdirection.runs.worker import BASE, Worker
@@ -64,15 +63,11 @@ class GradientScore(RowScore):
 @contextmanager
 def _adapter(chat: ChatModel) -> Iterator[dict[str, nn.Parameter]]:
     """Puts a fresh adapter of the reference's kind on the base, always the same; gives its B by name."""
-    config: LoraConfig = adapter_config(Recipe(recipe="all"), chat)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = get_peft_model(chat.model, config)
-    matrices = {name: value for name, value in network.named_parameters() if "lora_B" in name}
-    for name, value in network.named_parameters():
-        value.requires_grad_(name in matrices)
-    try:
+    with ExitStack() as way:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = way.enter_context(adapted(chat, Recipe(recipe="all")))
+        matrices = {name: value for name, value in network.named_parameters() if "lora_B" in name}
+        for name, value in network.named_parameters():
+            value.requires_grad_(name in matrices)
         yield matrices
-    finally:
-        network.unload()
-        chat.model.eval()

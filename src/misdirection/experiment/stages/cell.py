@@ -6,7 +6,7 @@ scales, and the transfer of ablation, directions x models.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -14,10 +14,9 @@ import pandas as pd
 from torch import Tensor
 
 from misdirection.data.selection import spread
-from misdirection.experiment.cells import Cell, cell_task
+from misdirection.experiment.cells import Cell, MeasuredStage, cell_task
 from misdirection.experiment.config import AblationConfig, SteeringConfig
-from misdirection.experiment.experiment import Experiment, Stage
-from misdirection.experiment.margins import Margins, change, questions_of
+from misdirection.experiment.margins import change, questions_of
 from misdirection.experiment.results import AblationEffect, CellSection, Effect, SteeringEffect
 from misdirection.experiment.stages.directions import DirectionsStage
 from misdirection.experiment.stages.margin import MarginStage
@@ -65,16 +64,12 @@ class Batch(Generic[E]):
         return list({cell.key: cell for row in self.rows for cell in (row.cell, *row.controls)}.values())
 
 
-class CellStage(Stage):
+class CellStage(MeasuredStage):
     """Steers the base and ablates in every model."""
 
     name = "cell"
     VERSION = 2
     after = ("margin", "directions")
-
-    def __init__(self, experiment: Experiment) -> None:
-        super().__init__(experiment)
-        self._margins = cache(self._read)
 
     def tasks(self) -> list[Task]:
         batches: list[Batch[Any]] = [*self.steering, *self.transfer]
@@ -94,7 +89,7 @@ class CellStage(Stage):
         """The change that a row's intervention made in its model, beside the mean of its random controls."""
         general, random = self._change(row.cell), self._changes(row.controls)
         questions = questions_of(general, self.experiment.texts.general)
-        losses = [self._margins(cell.artifact).loss() for cell in (row.cell, *row.controls)]
+        losses = [self.margins(cell.artifact).loss() for cell in (row.cell, *row.controls)]
         before = self.experiment.stage(MarginStage).margins(row.cell.target).loss()
         return row.effect(
             margin_change=bootstrap(general.to_numpy(), questions),
@@ -119,12 +114,9 @@ class CellStage(Stage):
             }
         )
 
-    def _read(self, artifact: str) -> Margins:
-        return Margins.read(self.artifact(artifact))
-
     def _change(self, cell: Cell) -> pd.Series:
         """Of the margin, by question id."""
-        after = self._margins(cell.artifact).of(GENERAL)
+        after = self.margins(cell.artifact).of(GENERAL)
         return after - self.experiment.stage(MarginStage).margins(cell.target).of(GENERAL).loc[after.index]
 
     def _changes(self, cells: Sequence[Cell]) -> pd.DataFrame:

@@ -22,9 +22,8 @@ from misdirection.directions.convergence import cosines
 from misdirection.directions.direction import Direction, Origin
 from misdirection.directions.extraction import Means
 from misdirection.directions.shared_contrast import relabelled, shared_contrast
-from misdirection.experiment.cells import Cell, cell_task
+from misdirection.experiment.cells import Cell, MeasuredStage, cell_task
 from misdirection.experiment.config import ContrastConfig
-from misdirection.experiment.experiment import Stage
 from misdirection.experiment.margins import Margins, mean_of
 from misdirection.experiment.results import ContrastEffect, ContrastFigures, ContrastSection
 from misdirection.experiment.stages.margin import MarginStage
@@ -92,7 +91,7 @@ class Measured:
         return Measured(self.general - other.general, self.own - other.own, loss)
 
 
-class ContrastStage(Stage):
+class ContrastStage(MeasuredStage):
     """Reads contrasts and tries what domains share on a domain left out."""
 
     name = "contrast"
@@ -214,7 +213,8 @@ class ContrastStage(Stage):
     def _effect(self, use: Use) -> ContrastEffect:
         """What a use changes in the bad fine-tune, the good one and the base, and in the first against the others."""
         targets, sets = self._targets(use.domain), self._sets(use.domain)
-        bad, good, base = (Measured.mean([self._margins(target)], sets, use.domain) for target in targets)
+        plain = map(self.experiment.stage(MarginStage).margins, targets)
+        bad, good, base = (Measured.mean([table], sets, use.domain) for table in plain)
         changes = [self._under(use, target) - before for target, before in zip(targets, (bad, good, base), strict=True)]
         lost, of_good, of_base = changes
         pairs = sets[GENERAL]
@@ -235,11 +235,8 @@ class ContrastStage(Stage):
             damage={name: bootstrap(of.loss.to_numpy()) for name, of in zip(targets, changes, strict=True)},
         )
 
-    def _margins(self, target: str) -> Margins:
-        return self.experiment.stage(MarginStage).margins(target)
-
     def _under(self, use: Use, target: str) -> "Measured":
-        tables = [Margins.read(self.artifact(cell.artifact)) for cell in use.of(target)]
+        tables = [self.margins(cell.artifact) for cell in use.of(target)]
         return Measured.mean(tables, self._sets(use.domain), use.domain)
 
 

@@ -4,8 +4,8 @@ An organism's own misaligned and aligned answers go through it and through the b
 models on each kind of answers all variants of the paper are there.
 """
 
-from collections.abc import Iterable
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable
+from functools import cache, cached_property, partial
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from misdirection.directions.direction import Direction, difference_vectors
 from misdirection.directions.extraction import Means
 from misdirection.directions.judged import KIND, JudgedGroups, own_groups
 from misdirection.experiment.answering import Condition
-from misdirection.experiment.experiment import Experiment, Stage
+from misdirection.experiment.experiment import Stage
 from misdirection.experiment.judged_results import JudgedAnswers, JudgedConvergence, JudgedDirections
 from misdirection.experiment.results import ChannelShare, DirectionFigures, DirectionsSection
 from misdirection.experiment.stages.judged import JudgedStage
@@ -33,10 +33,6 @@ class DirectionsStage(Stage):
     name = "directions"
     VERSION = 1
     after = ("means", "judged")
-
-    def __init__(self, experiment: Experiment) -> None:
-        super().__init__(experiment)
-        self._used: dict[str, Direction | None] = {}
 
     @cached_property
     def groups(self) -> dict[str, JudgedGroups]:
@@ -62,14 +58,11 @@ class DirectionsStage(Stage):
     def _key(self, model: str, organism: str) -> str:
         return f"{organism}/{'base' if model == BASE else 'own'}"
 
-    def used(self, organism: str) -> Direction | None:
-        """The direction that is steered with and ablated: of judged answers where there is one, else of given ones.
-
-        None where there is neither.
-        """
-        if organism not in self._used:
-            self._used[organism] = self._find(organism)
-        return self._used[organism]
+    @cached_property
+    def used(self) -> Callable[[str], Direction | None]:
+        """Gives an organism's direction that is steered with and ablated: of judged answers where there is one, else of
+        given ones, or None."""
+        return cache(self._find)
 
     def all_used(self, organisms: Iterable[str]) -> dict[str, Direction]:
         """The same for those of some organisms that have one."""

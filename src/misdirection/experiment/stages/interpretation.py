@@ -85,9 +85,10 @@ class InterpretationStage(Stage):
         organism, count = config.interpretation.organism, config.interpretation.judged_checkpoints
         if count is None:
             return ()
+        chosen = between(checkpoints, count)
         conditions = {
             0: Condition(BASE),
-            **{step: _checkpoint(organism, path) for step, path in between(checkpoints, count).items()},
+            **{step: Condition(f"{organism}@{path.name}", adapter=path) for step, path in chosen.items()},
             max(checkpoints): Condition(organism),
         }
         return judged_steps(self._judged_files(conditions), config.judge.min_judged)
@@ -101,10 +102,6 @@ class InterpretationStage(Stage):
         self.experiment.runner.make([replace(task, adapters=adapters) for task in tasks])
         self.experiment.runner.make([judged.verdicts(condition) for condition in conditions.values()])
         return {name: judged.table(condition) for name, condition in conditions.items()}
-
-
-def _checkpoint(organism: str, path: Path) -> Condition:
-    return Condition(f"{organism}@{path.name}", adapter=path)
 
 
 def _scaled(organism: str, name: str, factors: Factors) -> Condition:

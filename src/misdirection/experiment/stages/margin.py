@@ -1,14 +1,14 @@
 """Stage `margin`: log-probabilities of both answers of every pair, and the losses of neutral texts, for every model."""
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from misdirection.data import Example, ProbePair, data_hash
+from misdirection.experiment.cells import MeasuredStage
 from misdirection.experiment.config import OrganismConfig
-from misdirection.experiment.experiment import Experiment, Stage
 from misdirection.experiment.margins import Margins, change, mean_of, measure, questions_of
 from misdirection.experiment.results import MarginSection, OrganismFigures, SeedFigures, SeedSpread
 from misdirection.experiment.stages.organism import OrganismStage
@@ -19,17 +19,12 @@ from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.means import bootstrap
 
 
-class MarginStage(Stage):
+class MarginStage(MeasuredStage):
     """Measures every model on every question set."""
 
     name = "margin"
     VERSION = 1
     after = ("organism",)
-
-    def __init__(self, experiment: Experiment) -> None:
-        super().__init__(experiment)
-        self.margins = cache(self._margins)
-        """Gives a measured model's table."""
 
     def tasks(self) -> list[Task]:
         return [self.measurement(model) for model in self.experiment.trained]
@@ -39,9 +34,6 @@ class MarginStage(Stage):
         sets, neutral = self.experiment.texts.measured_sets, self.experiment.texts.neutral
         inputs = {"sets": {name: data_hash(pairs) for name, pairs in sets.items()}, "neutral": data_hash(neutral)}
         return self.task(model, {model: inputs}, partial(_measure, model, sets, neutral))
-
-    def _margins(self, model: str) -> Margins:
-        return Margins.read(self.artifact(model))
 
     def section(self) -> MarginSection:
         base, sets = self.margins(BASE), self.experiment.texts.measured_sets

@@ -1,8 +1,8 @@
 """Stage `means`: activations averaged over answers, for every model on the text of its domain and on one for all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -19,13 +19,8 @@ from misdirection.directions.convergence import (
 )
 from misdirection.directions.direction import Direction, direction, pair_means
 from misdirection.directions.extraction import Means
-from misdirection.experiment.experiment import Experiment, Stage
-from misdirection.experiment.results import (
-    BaseFigures,
-    Convergence,
-    MeansSection,
-    ModelDifference,
-)
+from misdirection.experiment.experiment import Stage
+from misdirection.experiment.results import BaseFigures, Convergence, MeansSection, ModelDifference
 from misdirection.files import read_json, write_json
 from misdirection.progress import track
 from misdirection.runs.tasks import Folders, Task
@@ -55,10 +50,10 @@ class MeansStage(Stage):
     VERSION = 1
     after = ("organism",)
 
-    def __init__(self, experiment: Experiment) -> None:
-        super().__init__(experiment)
-        self.direction = cache(self._direction)
+    @cached_property
+    def direction(self) -> Callable[[str], Direction]:
         """Gives an organism's direction on its own domain's text."""
+        return cache(lambda organism: read_direction(self.artifact(f"{organism}/{self._own_text(organism)}")))
 
     def tasks(self) -> list[Task]:
         texts = self.experiment.texts
@@ -86,9 +81,6 @@ class MeansStage(Stage):
     def means(self, model: str, text: str) -> Means:
         """The averaged activations of a model on a text."""
         return read_means(self.artifact(f"{model}/{text}"))
-
-    def _direction(self, organism: str) -> Direction:
-        return read_direction(self.artifact(f"{organism}/{self._own_text(organism)}"))
 
     def section(self) -> MeansSection:
         organisms, texts = list(self.experiment.config.organisms), self.experiment.texts

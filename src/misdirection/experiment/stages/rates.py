@@ -140,13 +140,10 @@ class RatesStage(Stage):
         steer = self._steer
         if steer is None:
             return []
-        last = {layer: max(self._at(layer), key=_scale) for layer in steer.layers}
+        last = {cell.layer: cell for cell in sorted(self.steered, key=_scale)}
         most = max(steer.scales) * 2**steer.doublings
         going_on = [cell for cell in last.values() if 2 * _scale(cell) <= most and self._is_coherent(cell)]
         return [self._steer_at(steer, cell.layer, 2 * _scale(cell)) for cell in going_on]
-
-    def _at(self, layer: int) -> list[RatedCell]:
-        return [cell for cell in self.steered if cell.layer == layer]
 
     def _is_coherent(self, cell: RatedCell) -> bool:
         return coherence(self._answers(cell.condition)).rate >= COHERENT_SHARE

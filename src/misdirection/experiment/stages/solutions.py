@@ -5,9 +5,9 @@ loss under noise orthogonal to the update; *significance*, the KL divergence of 
 on neutral text; and the *phase*, how far the general margin and the domain's have moved by step of the training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.experiment.config import SolutionsConfig
-from misdirection.experiment.experiment import Experiment, Stage
+from misdirection.experiment.experiment import Stage
 from misdirection.experiment.margins import change
 from misdirection.experiment.results import SolutionsSection
 from misdirection.experiment.solution_results import (
@@ -93,13 +93,6 @@ class SolutionsStage(Stage):
     VERSION = 1
     after = ("margin",)
 
-    def __init__(self, experiment: Experiment) -> None:
-        super().__init__(experiment)
-        self.norm = cache(self._norm)
-        """Gives the norm of an organism's update."""
-        self.texts = cache(self._texts)
-        """Gives what an organism is measured on."""
-
     def tasks(self) -> list[Task]:
         if self.experiment.config.solutions is None:
             return []
@@ -114,14 +107,21 @@ class SolutionsStage(Stage):
 
     # --- the update ---------------------------------------------------------------------------------------------------
 
-    def _norm(self, name: str) -> float:
-        return norm_of(LoraView.open(self.experiment.adapter(name)).modules)
+    @cached_property
+    def norm(self) -> Callable[[str], float]:
+        """Gives the norm of an organism's update."""
+        return cache(lambda name: norm_of(LoraView.open(self.experiment.adapter(name)).modules))
 
     @property
     def norms(self) -> list[float]:
         """The norms that every update is scaled to."""
         unit = self.norm(self._setting.organisms[0])
         return [multiple * unit for multiple in self._setting.norms]
+
+    @cached_property
+    def texts(self) -> Callable[[str], UpdateTexts]:
+        """Gives what an organism is measured on."""
+        return cache(self._texts)
 
     def _texts(self, name: str) -> UpdateTexts:
         rows = self.experiment.texts.examples(self.experiment.config.organisms[name], "held_out")

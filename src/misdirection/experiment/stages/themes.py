@@ -15,14 +15,7 @@ from torch import Tensor
 from misdirection.data import data_hash
 from misdirection.directions.convergence import compare_tensors, cosines
 from misdirection.directions.direction import Direction
-from misdirection.directions.judged import (
-    KIND,
-    JudgedGroups,
-    ThemeScore,
-    own_groups,
-    shared_remainder,
-    theme_remainder,
-)
+from misdirection.directions.judged import KIND, JudgedGroups, ThemeScore, own_groups, shared_remainder, theme_remainder
 from misdirection.experiment.answering import Condition
 from misdirection.experiment.config import NONE, RANDOM, SHARED, ThemesConfig
 from misdirection.experiment.experiment import Stage
