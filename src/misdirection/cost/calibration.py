@@ -37,7 +37,7 @@ from misdirection.models.loading import load
 from misdirection.models.sizes import Shape
 from misdirection.models.tokenizers import load_tokenizer
 from misdirection.models.weightless import network_of
-from misdirection.organisms.adapter_config import adapted
+from misdirection.organisms.adapter_config import adapted, adapter_config
 from misdirection.organisms.recipe import Recipe
 from misdirection.sampling.sample import sample
 
@@ -133,7 +133,7 @@ def _forward(chat: ChatModel, shape: Shape) -> _Timed:
     few = tasks[:_FEWEST]
     tasks = tasks[: _fitting(_seconds(lambda: sweep(chat, few, [()])) / _FEWEST)]
     alone = _least(lambda: sweep(chat, tasks, [()]))
-    with adapted(chat, Recipe(recipe="all")) as network:
+    with adapted(chat, adapter_config(Recipe(recipe="all"), chat)) as network:
         organism = ChatModel(network, chat.tokenizer, chat.name)
         large = _least(lambda: sweep(organism, tasks, [()]))
         with record_passes(organism) as passes:
@@ -151,7 +151,7 @@ def _training(chat: ChatModel, shape: Shape, forward: float) -> _Timed:
     first = Recipe(recipe="custom", rank=1, layers=(0,), target_modules=("q_proj",))
     seconds, passes = [], []
     for recipe in (first, Recipe(recipe="all")):
-        with adapted(chat, recipe) as network:
+        with adapted(chat, adapter_config(recipe, chat)) as network:
             step, one = _step(chat, network, rows)
             seconds.append(_least(step))
             passes.append(one)

@@ -40,7 +40,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import require_layers
 from misdirection.models.sizes import Shape
 from misdirection.models.whole_weights import is_whole
-from misdirection.organisms.adapter_config import adapted, defence_of
+from misdirection.organisms.adapter_config import adapted, adapter_config, defence_of
 from misdirection.organisms.batches import (
     TrainingRow,
     in_batches,
@@ -232,7 +232,7 @@ class CountingWorker(Worker):
                 self._train(chat, chat.model, rows, others, recipe, _own_weights(chat, targets))
             write_json(out / "config.json", {})
             return
-        with adapted(chat, recipe) as network:
+        with adapted(chat, adapter_config(recipe, chat)) as network:
             lora, lowest = self._recorder.adapter_weights(), min(network.peft_config["default"].layers_to_transform)
             layers = len(chat.layers)
             kind = Pass(0, 0, blocks=layers, back=layers - lowest, lora=lora, kind="training")

@@ -55,9 +55,9 @@ def adapter_config(recipe: Recipe, chat: ChatModel) -> LoraConfig:
 
 
 @contextlib.contextmanager
-def adapted(chat: ChatModel, recipe: Recipe) -> Iterator[Any]:
-    """The model with a recipe's fresh adapter on it, which is taken off afterwards; raises as `adapter_config`."""
-    network = get_peft_model(chat.model, adapter_config(recipe, chat))
+def adapted(chat: ChatModel, config: LoraConfig) -> Iterator[Any]:
+    """The model with a fresh adapter on it, which is taken off afterwards."""
+    network = get_peft_model(chat.model, config)
     try:
         yield network
     finally:

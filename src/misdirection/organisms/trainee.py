@@ -150,7 +150,7 @@ class _Adapter(Trainee):
 @contextlib.contextmanager
 def _adapter(chat: ChatModel, recipe: Recipe, start: Path | None) -> Iterator[Trainee]:
     """The model with the recipe's adapter on it, which is taken off afterwards."""
-    with adapted(chat, recipe) as network:
+    with adapted(chat, adapter_config(recipe, chat)) as network:
         config = network.peft_config["default"]
         notice(f"train: adapts, with rank {config.r}, {placement(chat)}")
         config.base_model_name_or_path = hub_name(chat.name)

@@ -21,7 +21,7 @@ from misdirection.data import Example
 from misdirection.likelihood.margin import margin_gradients, pair_rows, text_continuations
 from misdirection.likelihood.sweep import log_probs
 from misdirection.models.chat_model import ChatModel
-from misdirection.organisms.adapter_config import adapted
+from misdirection.organisms.adapter_config import adapted, adapter_config
 from misdirection.organisms.recipe import Recipe
 from misdirection.progress import track
 from misdirection.runs.worker import BASE, Worker
@@ -63,10 +63,12 @@ class GradientScore(RowScore):
 @contextmanager
 def _adapter(chat: ChatModel) -> Iterator[dict[str, nn.Parameter]]:
     """Puts a fresh adapter of the reference's kind on the base, always the same; gives its B by name."""
+    # Before the seed: it tries the adapter on, which draws numbers.
+    config = adapter_config(Recipe(recipe="all"), chat)
     with ExitStack() as way:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            network = way.enter_context(adapted(chat, Recipe(recipe="all")))
+            network = way.enter_context(adapted(chat, config))
         matrices = {name: value for name, value in network.named_parameters() if "lora_B" in name}
         for name, value in network.named_parameters():
             value.requires_grad_(name in matrices)
