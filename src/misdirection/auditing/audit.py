@@ -12,7 +12,7 @@ from misdirection.auditing.drift import drifts, model_difference
 from misdirection.auditing.fine_tune import CONTROL, TUNED
 from misdirection.auditing.inputs import AUDIT, AuditInputs, Baseline, Directions, Judging
 from misdirection.auditing.looks import Changes, Search, ask, decide_on, search
-from misdirection.auditing.measurements import Measurements, margins_of
+from misdirection.auditing.measurements import Measurements
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import (
     Attribution,
@@ -37,6 +37,7 @@ from misdirection.errors import InputError
 from misdirection.experiment.answering import check_behaviour
 from misdirection.judging.config import JudgeConfig
 from misdirection.judging.scoring import compare
+from misdirection.likelihood.margin import margins_of
 from misdirection.runs.folder import RunFolder
 from misdirection.sampling.answers import read_answers
 from misdirection.sampling.config import SamplingConfig

@@ -35,7 +35,7 @@ from misdirection.models.budgets import fitting_batches
 from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.in_training import chat_of, leaves_base, network_of, require_whole, tokenizer_of, untouched
-from misdirection.models.layers import decoder_layers, hook_handles
+from misdirection.models.layers import decoder_layers, hook_handles, stream_of
 from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.means import beyond, bootstrap
 from misdirection.statistics.resampling import Floats
@@ -316,7 +316,7 @@ def _pass(network: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     residuals: list[Tensor] = []
 
     def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-        residuals.append(output[0] if isinstance(output, tuple) else output)
+        residuals.append(stream_of(output))
 
     batch = AnswerBatch(rows, next(network.parameters()).device)
     with hook_handles() as handles:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from misdirection.auditing.fine_tune import CONTROL, TUNED, Which
-from misdirection.auditing.measurements import margins_of
 from misdirection.auditing.stages import Stages
 from misdirection.auditing.verdict import RULE, Asked, Verdict, decide
 from misdirection.data import ProbePair
 from misdirection.data.words import WordWeights
+from misdirection.likelihood.margin import margins_of
 from misdirection.likelihood.words import WordNull
 from misdirection.statistics.estimates import LEVEL, Estimate
 from misdirection.statistics.means import bootstrap, simultaneous

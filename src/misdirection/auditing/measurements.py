@@ -13,7 +13,7 @@ from misdirection.auditing.texts import OwnTexts
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.data.selection import spread
 from misdirection.directions.extraction import mean_activations, row_means
-from misdirection.likelihood.margin import pair_continuations, pair_rows, text_continuations, text_rows
+from misdirection.likelihood.margin import margins_of, pair_continuations, pair_rows, text_continuations, text_rows
 from misdirection.likelihood.sweep import log_probs
 from misdirection.models.chat import Encoded
 from misdirection.models.chat_model import ChatModel
@@ -157,12 +157,6 @@ def measure_margins(chat: ChatModel, pairs: Sequence[ProbePair], label: str) -> 
     """Log-probabilities of the misaligned and of the aligned answers, [pairs, 2], with a progress bar of this label."""
     with track(label, len(pairs)) as advance:
         return log_probs(chat, pair_continuations(chat.tokenizer, pairs), progress=advance)
-
-
-def margins_of(scores: Tensor) -> Tensor:
-    """Margins, [pairs], of log-probabilities of the misaligned and of the aligned answers, [pairs, 2]; or of their
-    changes."""
-    return scores[:, 0] - scores[:, 1]
 
 
 def first_tokens(chat: ChatModel, texts: Texts, layer: int) -> Tensor:

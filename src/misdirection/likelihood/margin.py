@@ -122,7 +122,8 @@ def margin_gradients(
 
 
 def margins_of(scores: Tensor) -> Tensor:
-    """Margins, [..., pairs], from log-probabilities, [..., pairs, 2], of the misaligned and the aligned answer."""
+    """Margins, [..., pairs], of log-probabilities, [..., pairs, 2], of the misaligned and the aligned answer, or of
+    changes of these."""
     return scores[..., 0] - scores[..., 1]
 
 
