@@ -222,12 +222,14 @@ def picture(lines: Sequence[Line]) -> Figure:
     """General shift against skill, a dot for each defence; open where the rows are learned more often."""
     figure = Figure(figsize=(7, 5))
     axes = figure.subplots()
-    for line in lines:
+    for number, line in enumerate(lines):
         x, y, often = line.skill, line.general, line.times > 1
         bars = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}
         axes.errorbar(x.mean, y.mean, **bars, fmt="o", mfc="white" if often else None, lw=0.8, capsize=2)
         label = f"{line.defence} {line.times}x" if often else line.defence
-        axes.annotate(label, (x.mean, y.mean), xytext=(5, 5), textcoords="offset points", fontsize=9)
+        # Above and below in turn: a defence that does nothing lies where none does.
+        beside = (5, 5 if number % 2 else -12)
+        axes.annotate(label, (x.mean, y.mean), xytext=beside, textcoords="offset points", fontsize=9)
     axes.axhline(0, color="grey", lw=0.8)
     axes.set(xlabel="skill: in-domain shift (nats/token)", ylabel="general shift beyond words (nats/token)")
     figure.tight_layout()
