@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from misdirection.models.identity import ModelIdentity
 from misdirection.screening import prediction
 from misdirection.screening.prediction import predict
 from misdirection.screening.scale import Scale, combined_auc, share
@@ -51,14 +52,19 @@ def test_features_are_those_of_how_it_is_written():
 def test_a_verdict_is_wrong_with_a_chance_of_five_percent_at_most(monkeypatch, mean, verdict):
     monkeypatch.setattr(prediction, "ERRORS", {"base": {"likelihood": 0.3, "probe": 0.9}})
     estimate = Estimate(mean, mean - 0.2, mean + 0.2, 50)
-    made = predict(estimate, 60, 0.1, "base", "likelihood")
+    base = ModelIdentity(model="base", revision=None, files=None, dtype="float32", device="cpu")
+    made = predict(estimate, 60, 0.1, base, "likelihood")
     assert made.verdict == verdict
     assert made.shift == pytest.approx(0.1 * mean)
     # Two independent errors: 0.3, and 0.2 / 1.96 of the rows.
     assert made.high - mean == pytest.approx(1.96 * np.hypot(0.3, 0.2 / 1.96), rel=1e-3)
-    few = predict(replace(estimate, n=11), 11, 0.1, "base", "likelihood")
+    few = predict(replace(estimate, n=11), 11, 0.1, base, "likelihood")
     assert (few.verdict, few.probability) == ("inconclusive", made.probability)
     # What was not measured errs as far as the same score does elsewhere, or as any.
-    for base, score, error in (("another", "likelihood", 0.3), ("base", "projection", 0.9)):
-        other = predict(estimate, 60, 0.1, base, score)
+    for change, score, error in (
+        ({"model": "another"}, "likelihood", 0.3),
+        ({"thinking": "on"}, "likelihood", 0.3),
+        ({}, "projection", 0.9),
+    ):
+        other = predict(estimate, 60, 0.1, base.model_copy(update=change), score)
         assert (other.error, other.is_measured) == (error, False)

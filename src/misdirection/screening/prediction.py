@@ -14,6 +14,7 @@ import math
 from scipy.stats import norm
 
 from misdirection.auditing.verdict import RULE, Word
+from misdirection.models.identity import ModelIdentity, chats_in_words
 from misdirection.screening.results import DatasetFigures
 from misdirection.statistics.estimates import LEVEL, Z_SIGNIFICANT, Estimate
 
@@ -28,15 +29,18 @@ ERRORS: dict[str, dict[str, float]] = {
 """By base model and way to score, the standard error of a prediction, as a share, as
 `benchmarks/suite/screen_suite.py` measured it."""
 
+_CHATS = chats_in_words("off", None)
+"""How they were written there."""
 
-def predict(sampled: Estimate, rows: int, bad_shift: float, base: str, score: str) -> DatasetFigures:
+
+def predict(sampled: Estimate, rows: int, bad_shift: float, base: ModelIdentity, score: str) -> DatasetFigures:
     """What a fine-tune will do, and the verdict.
 
     Args:
         sampled: the rows' mean score in the reference's unit, with its interval over questions.
         rows: how many there are.
         bad_shift: what the reference's bad fine-tunes moved beyond their controls, nats/token.
-        base: the base model's name.
+        base: the base model, and how its chats are written.
         score: the way in which rows were scored.
     """
     error, is_measured = _error(base, score)
@@ -53,7 +57,9 @@ def predict(sampled: Estimate, rows: int, bad_shift: float, base: str, score: st
     if too_few:
         because.append(f"fewer than {RULE.questions} different questions are too little evidence")
     if not is_measured:
-        because.append("how far predictions by this score err was not measured on this base model, but on another one")
+        because.append(
+            "how far predictions by this score err was not measured with this base model and these chats, but elsewhere"
+        )
     return DatasetFigures(
         rows=rows,
         score=sampled.mean,
@@ -70,10 +76,11 @@ def predict(sampled: Estimate, rows: int, bad_shift: float, base: str, score: st
     )
 
 
-def _error(base: str, score: str) -> tuple[float, bool]:
+def _error(base: ModelIdentity, score: str) -> tuple[float, bool]:
     """The standard error of a prediction, and whether it was measured; else the largest of this score, or of all."""
-    if score in ERRORS.get(base, {}):
-        return ERRORS[base][score], True
+    measured = ERRORS.get(base.model, {}) if base.chats == _CHATS else {}
+    if score in measured:
+        return measured[score], True
     known = [error for errors in ERRORS.values() for name, error in errors.items() if name == score]
     return max(known or [error for errors in ERRORS.values() for error in errors.values()]), False
 

@@ -271,7 +271,7 @@ def _result(
     return ScreenResult(
         base=identity,
         data=tuple(data),
-        dataset=predict(share_of(table, predicting), len(table), reference.bad_shift.mean, identity.model, first),
+        dataset=predict(share_of(table, predicting), len(table), reference.bad_shift.mean, identity, first),
         scores=inputs.scores,
         told={**{name: scale.auc for name, scale in scales.items()}, TOGETHER: combined_auc(used)},
         shares={name: share_of(table, {name: scale}) for name, scale in scales.items()},
