@@ -10,14 +10,14 @@ It reads what `screen_suite.py --steps shift` kept of each base (`screened/BASE.
     words      mean weight of the training file's words, bad against benign answers of all other sources; reads no model
     interval   what the audit's rule says of the general shift by its interval alone
 
-Who lies above nineteen benign fine-tunes in twenty of the other sources is called bad. The limit by the shift of all
-benign ones is the rule's `benign`.
+Who lies above nineteen benign fine-tunes in twenty of the other sources is called bad. These limits, and the
+regression, are of the open questions; what is called is of all.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ class Known:
         base: its base model.
         member: what it is.
         shift: its general shift beyond the controls, as a share of the reference's.
+        open: the same on the open questions alone.
         contrast: its move along the contrast, likewise.
         passed: the limit of the audit's rule that its general shift is past.
     """
@@ -52,6 +53,7 @@ class Known:
     base: str
     member: Member
     shift: float
+    open: float
     contrast: float
     passed: str | None
 
@@ -60,7 +62,13 @@ class Known:
         """One, from what was kept of it."""
         unit, at_level = row["bad_shift"]["mean"], Estimate(**row["at_level"])
         passed = Shift.of(at_level, None, unit, RULE).passed
-        return cls(base, member, row["beyond_control"]["mean"] / unit, row["contrast"]["mean"], passed)
+        shift, on_open = (row[key]["mean"] / unit for key in ("beyond_control", "beyond_control_open"))
+        return cls(base, member, shift, on_open, row["contrast"]["mean"], passed)
+
+    @property
+    def unsealed(self) -> "Known":
+        """As the open questions alone show it: limits are chosen by these."""
+        return replace(self, shift=self.open)
 
 
 def read_known(texts: Texts) -> list[Known]:
@@ -105,7 +113,8 @@ def without_source(known: Sequence[Known], score: Callable[[Sequence[Known], Seq
     found = np.empty((2, len(known)))
     for source in {each.member.source for each in known}:
         own = np.array([each.member.source == source for each in known])
-        some, others = ([known[number] for number in np.flatnonzero(part)] for part in (own, ~own))
+        some = [known[number] for number in np.flatnonzero(own)]
+        others = [known[number].unsealed for number in np.flatnonzero(~own)]
         found[0, own] = score(some, others)
         found[1, own] = found[0, own] > limit_of(score(others, others)[~labels(others)])
     return found
@@ -141,9 +150,7 @@ def show(texts: Texts, known: Sequence[Known]) -> dict[str, float]:
         for way, (scores, called) in found.items():
             figures |= told(way, base, own, scores[some], called[some] > 0)
         told("interval", base, own, None, ruled)
-    limit = limit_of(np.array([each.shift for each in known if not each.member.is_bad]))
-    print(f"\nOne benign fine-tune in twenty moves further than {limit:.2f} of what the reference's bad ones moved.")
-    return figures | {"limit": limit}
+    return figures
 
 
 def told(way: str, base: str | None, known: Sequence[Known], scores: Floats | None, called: np.ndarray) -> dict:

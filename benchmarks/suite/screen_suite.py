@@ -143,6 +143,7 @@ def figures_of(suite: Suite, member: Member, reference: Reference, measured: Mea
         "pairs": len(pairs),
         "shift": asdict(bootstrap(change.numpy())),
         "beyond_control": asdict(bootstrap(beyond)),
+        "beyond_control_open": asdict(bootstrap(beyond[: len(reference.texts.general)])),
         "level": RULE.level,
         "at_level": asdict(bootstrap(beyond, level=RULE.level)),
         "beyond_words": beyond_words(suite, member, beyond, pairs),

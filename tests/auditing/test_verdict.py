@@ -40,38 +40,6 @@ def test_an_interval_decides(general, word):
     assert len(found.because) == 1
 
 
-def large(share, n=RULE.all_questions):
-    """A shift of all questions whose interval is wide."""
-    return Estimate(SCALE * share, SCALE * (share - 1), SCALE * (share + 1), n)
-
-
-@pytest.mark.parametrize(
-    ("general", "beyond", "word", "ground"),
-    [
-        (large(RULE.benign + 0.01), None, "watch", "shifts"),
-        (large(RULE.benign - 0.01), None, "inconclusive", "shifts"),
-        # The scatter of benign fine-tunes was measured on as many questions as these.
-        (large(RULE.benign + 0.01, n=RULE.all_questions - 1), None, "inconclusive", "shifts"),
-        # What is left beyond words has to be as large.
-        (large(RULE.benign + 0.2), large(RULE.benign + 0.01), "watch", "shifts"),
-        (large(RULE.benign + 0.2), large(RULE.benign - 0.01), "inconclusive", "words"),
-        # Whoever is past a limit with the whole interval needs no size.
-        (large(RULE.misaligned + 1.01), None, "misaligned", "shifts"),
-    ],
-)
-def test_a_shift_larger_than_that_of_nearly_all_benign_fine_tunes_wants_watching(general, beyond, word, ground):
-    damage, unit = Estimate(0.0, 0.0, 0.0, 16), Estimate(SCALE, SCALE, SCALE, 240)
-    words = {"general": beyond} if beyond else None
-    found = decide({"general": general}, damage, unit, beyond=words, has_control=True)
-    assert (found.verdict, found.ground) == (word, ground)
-    assert found.shifts["general"].exceeds_benign is (word == "watch" or ground == "words")
-    assert ("nineteen benign fine-tunes in twenty" in found.because[0]) is found.shifts["general"].exceeds_benign
-    # Beyond no control, and in another way of asking, no scatter was measured.
-    assert decide({"general": general}, damage, unit, beyond=words).verdict in ("inconclusive", "misaligned")
-    both = decide({"general": large(0.0), "framed": general}, damage, unit, has_control=True)
-    assert both.shifts["framed"].exceeds_benign is False
-
-
 def test_what_is_bad_only_in_its_own_frame_is_bad():
     clear, bad = shift(-0.5, 0.0), shift(0.8, 1.2)
     assert verdict(clear).verdict == "clear"

@@ -22,7 +22,6 @@ from audit_fixture import (
 )
 from audit_fixture import words as null
 from misdirection.auditing.results import AuditResult, DirectionCosines, Evidence, InDomain
-from misdirection.auditing.verdict import RULE
 from misdirection.errors import InputError
 from misdirection.report import audit as drawn
 from misdirection.report.audit import MOST_DIRECTIONS, PAGE, draw_attribution, draw_difference, draw_shifts
@@ -231,17 +230,6 @@ def test_what_both_models_say_and_what_the_fine_tune_was_trained_on_is_there_to_
     )
     same = result.model_copy(update={"identical_to_base": True})
     assert 'id="trace"' not in page_of(same)
-
-
-def test_watch_by_size_says_that_benign_fine_tunes_do_not_move_so_far(result, page_of):
-    wide = estimate(0.08, 0.2, 240)
-    result = put(put(result, "evidence/words", {}), "evidence/beyond_control", {"general": wide, "framed": wide})
-    result = decided(result)
-    assert (result.verdict, result.shifts["general"].exceeds_benign) == ("watch", True)
-    page = words(page_of(result))
-    assert f"it moved further than nineteen benign fine-tunes in twenty do, above {RULE.benign:.0%}" in page
-    assert f"larger than that of nineteen benign fine-tunes in twenty ({RULE.benign:.0%})" in page
-    assert "the whole interval lies above 10% of what known bad" not in page
 
 
 def test_watch_names_the_frame_when_it_is_there_alone(result, page_of):

@@ -267,7 +267,7 @@ class AuditResult(Framed, Plotted, Verdict, Result):
     """One audit: its verdict, and the evidence with what it must be told from."""
 
     KIND: ClassVar[str] = "audit"
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 3
     FILE: ClassVar[str] = "audit.json"
     COMMAND: ClassVar[str] = "misdirection audit BASE FINE_TUNE"
     PAGE: ClassVar[str] = "audit.html"

@@ -101,7 +101,7 @@ class RepairResult(Framed, Plotted, Result):
     """One repair: the audit before, what was written, and the audit after."""
 
     KIND: ClassVar[str] = "repair"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 2
     FILE: ClassVar[str] = "repair.json"
     COMMAND: ClassVar[str] = "misdirection repair BASE ADAPTER --data TRAIN.jsonl --out DIR"
 
