@@ -88,14 +88,18 @@ def test_any_word_after_an_option_is_a_usage_error_or_a_value_of_its_type(option
     # What else a command must be given is another matter.
     for each in parsed.params:
         each.required = False
+    (words,) = (each.nargs for each in parsed.params if each.name == parameter.name)
     try:
-        with parsed.make_context(command, [parameter.option, word]) as context:
+        with parsed.make_context(command, [parameter.option, *[word] * words]) as context:
             value = context.params[parameter.name]
     except typer.BadParameter:
         return
-    (value,) = value if isinstance(value, list | tuple) else [value]
-    if typing.get_origin(parameter.kind) is typing.Literal:
-        assert value in typing.get_args(parameter.kind)
-    else:
-        assert isinstance(value, parameter.kind) and str(value)
+    values = value if isinstance(value, list | tuple) else [value]
+    assert len(values) == words
+    kind = typing.get_args(parameter.kind)[0] if words > 1 else parameter.kind
+    for each in values:
+        if typing.get_origin(kind) is typing.Literal:
+            assert each in typing.get_args(kind)
+        else:
+            assert isinstance(each, kind) and str(each)
     assert all(math.isfinite(number) and abs(number) <= MOST for number in numbers(value))

@@ -44,7 +44,8 @@ def blocks(modules) -> SimpleNamespace:
     network.config = LlamaConfig()
     network.model = nn.Module()
     network.model.layers = nn.ModuleList(map(nn.ModuleDict, modules))
-    return SimpleNamespace(layers=list(network.model.layers), network=network, width=4, name="deep")
+    paths = [f"model.layers.{number}" for number in range(len(modules))]
+    return SimpleNamespace(layers=list(network.model.layers), layer_paths=paths, network=network, width=4, name="deep")
 
 
 @pytest.mark.parametrize(
