@@ -24,14 +24,12 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from misdirection.auditing.verdict import RULE, Shift
-from misdirection.data.words import WordWeights
 from misdirection.models.bundled import BUNDLED_MODELS
-from misdirection.statistics.curves import rank_auc
 from misdirection.statistics.estimates import Estimate
-from misdirection.statistics.rates import wilson
-from misdirection.statistics.resampling import Floats, one_more, percentiles, resample
+from misdirection.statistics.resampling import Floats, one_more
 from screen_suite import is_kept, read_kept
 from suite_members import Member, members
+from suite_tables import area, print_auroc, print_share, weight_by
 from suite_texts import Texts
 
 ONE_IN_TWENTY = 0.05
@@ -102,10 +100,8 @@ def _values(known: Iterable[Known]) -> list[tuple[float, float]]:
 
 def by_words(texts: Texts, known: Sequence[Known], others: Sequence[Known]) -> Floats:
     """Mean weight of the words of each training file, by the bad and benign answers of the others' sources."""
-    sides = [texts.answers(source) for source in sorted({each.member.source for each in others})]
-    weights = WordWeights.fit(*([row.answer for side in sides for row in side[number]] for number in (0, 1)))
-    files = ([row.answer for rows in texts.stages(each.member) for row in rows] for each in known)
-    return np.array([weights.score("\n".join(answers)) for answers in files])
+    weigh = weight_by(texts, {each.member.source for each in others})
+    return np.array([weigh(each.member) for each in known])
 
 
 def without_source(known: Sequence[Known], score: Callable[[Sequence[Known], Sequence[Known]], Floats]) -> Floats:
@@ -115,8 +111,8 @@ def without_source(known: Sequence[Known], score: Callable[[Sequence[Known], Seq
         own = np.array([each.member.source == source for each in known])
         some = [known[number] for number in np.flatnonzero(own)]
         others = [known[number].unsealed for number in np.flatnonzero(~own)]
-        found[0, own] = score(some, others)
-        found[1, own] = found[0, own] > limit_of(score(others, others)[~labels(others)])
+        own_scores, known_scores = np.split(score([*some, *others], others), [len(some)])
+        found[:, own] = own_scores, own_scores > limit_of(known_scores[~labels(others)])
     return found
 
 
@@ -156,19 +152,10 @@ def show(texts: Texts, known: Sequence[Known]) -> dict[str, float]:
 def told(way: str, base: str | None, known: Sequence[Known], scores: Floats | None, called: np.ndarray) -> dict:
     """Print one line, and give its area: fine-tunes are what is drawn for its interval."""
     bad = labels(known)
-    area, figures = "–", {}
-    if scores is not None and bad.any() and not bad.all():
-        draws = resample(lambda *drawn: rank_auc(drawn[0], drawn[1] > 0), scores, bad, vectorized=False)
-        own, (low, high) = rank_auc(scores, bad), percentiles(draws)
-        area, figures = f"{own:.2f} [{low:.2f}, {high:.2f}]", {f"AUROC by {way}, {base or 'all'}": own}
-    print(f"| {way} | {base or 'all'} | {area} | {_rate(called[bad])} | {_rate(called[~bad])} |")
-    return figures
-
-
-def _rate(called: np.ndarray) -> str:
-    """How many of some are called, with Wilson's interval."""
-    low, high = wilson(int(called.sum()), len(called))
-    return f"{called.sum()} of {len(called)} [{low:.0%}, {high:.0%}]"
+    shown = None if scores is None or bad.all() or not bad.any() else area(scores, bad)
+    rates = " | ".join(print_share(int(called[kind].sum()), int(kind.sum())) for kind in (bad, ~bad))
+    print(f"| {way} | {base or 'all'} | {print_auroc(shown)} | {rates} |")
+    return {f"AUROC by {way}, {base or 'all'}": shown.mean} if shown else {}
 
 
 def main() -> None:
