@@ -267,6 +267,13 @@ def test_same_seed_gives_the_same_adapter_and_another_seed_another(tmp_path):
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_names_in_the_configuration_are_in_one_order_whatever_the_hash_seed(tmp_path):
+    train(EXAMPLES, tmp_path / "a", base=make_chat(), recipe=recipe(recipe="all"))
+    modules = config(tmp_path / "a")["target_modules"]
+    assert len(modules) == 7
+    assert modules == sorted(modules)
+
+
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
     chat = make_chat()
 

@@ -154,6 +154,8 @@ def _adapter(chat: ChatModel, recipe: Recipe, start: Path | None) -> Iterator[Tr
         config = network.peft_config["default"]
         notice(f"train: adapts, with rank {config.r}, {placement(chat)}")
         config.base_model_name_or_path = hub_name(chat.name)
+        # PEFT makes a set of the names, which would be written in another order each time: another file, another hash.
+        config.target_modules = sorted(config.target_modules or ())
         # No recipe resizes the vocabulary. Left to find that out, PEFT asks the hub for the base's config at each save.
         network.save_pretrained = partial(network.save_pretrained, save_embedding_layers=False)
         if start:
