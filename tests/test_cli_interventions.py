@@ -178,6 +178,7 @@ def test_what_cannot_be_baked_is_one_line(call, tiny_folder, directions, tmp_pat
 )
 def test_a_hub_reference_has_a_revision_and_a_subfolder(text, parts):
     assert reference(text) == parts
+    assert str(reference(text)) == text
 
 
 def test_a_path_with_odd_characters_is_a_path(tmp_path):

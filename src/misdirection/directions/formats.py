@@ -54,6 +54,7 @@ from misdirection.directions.direction import (
 )
 from misdirection.errors import InputError, MisdirectionError, first_line
 from misdirection.files import atomic_output, write_output
+from misdirection.models.names import ModelName
 
 log = logging.getLogger("misdirection")
 
@@ -188,7 +189,7 @@ def stated_base(path: str | Path) -> str | None:
     if not content.is_ours:
         return None
     origin = read_origin(content.metadata, path)
-    return f"{origin.model}@{origin.revision}" if origin.revision else origin.model
+    return str(ModelName(origin.model, origin.revision))
 
 
 # --- what the vectors must be -------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class ModelEntry(Section):
     @property
     def named(self) -> str:
         """The model as a command takes it."""
-        return f"{self.model}@{self.revision}" if self.revision else self.model
+        return str(ModelName(self.model, self.revision))
 
 
 class _Models(Section):

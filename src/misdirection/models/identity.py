@@ -7,6 +7,7 @@ from misdirection.choices import Dtype, Thinking
 from misdirection.files import sha256_file
 from misdirection.models.bundled import BUNDLED_MODELS, WEIGHTS, weights_from
 from misdirection.models.loading import best_device, resolve_dtype
+from misdirection.models.names import ModelName
 from misdirection.results import Figures
 
 
@@ -28,7 +29,7 @@ class ModelIdentity(Figures):
     @property
     def named(self) -> str:
         """The model as a command takes it, with its revision where it has one."""
-        return f"{self.model}@{self.revision}" if self.revision else self.model
+        return str(ModelName(self.model, self.revision))
 
     @property
     def chats(self) -> str:

@@ -14,6 +14,11 @@ class ModelName(NamedTuple):
     revision: str | None = None
     subfolder: str | None = None
 
+    def __str__(self) -> str:
+        """As it is typed."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.name}{revision}" + (f":{self.subfolder}" if self.subfolder else "")
+
     @classmethod
     def parse(cls, text: str) -> "ModelName":
         """Take a hub id apart; anything on this disk is a name alone."""

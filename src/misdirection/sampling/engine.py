@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from misdirection.choices import MOST
 from misdirection.errors import InputError
 from misdirection.interventions.hooks import Setting
+from misdirection.sampling.draws import stream_key
 from misdirection.sampling.questions import Question
 
 
@@ -55,6 +56,11 @@ class SamplingRequest:
     question: Question
     sample: int
     setting: Setting = ()
+
+    def key(self, seed: int) -> int:
+        """Of this answer's own draws, 64 bits, signed (`draws.stream_key`): its setting has no part in it."""
+        text, system, history = self.question.asked
+        return stream_key(seed, text, system, self.sample, history)
 
 
 @dataclass(frozen=True)

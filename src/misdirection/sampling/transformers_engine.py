@@ -32,7 +32,7 @@ from misdirection.models.chat_model import ChatModel
 from misdirection.models.layers import text_config
 from misdirection.models.transfer import put_numbers
 from misdirection.sampling.compiled import CannotCompile, can_compile, compiled_blocks, say_uncompiled
-from misdirection.sampling.draws import NOT_NUMBERS, draw, require_numbers, stream_key
+from misdirection.sampling.draws import NOT_NUMBERS, draw, require_numbers
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.questions import Asked
 from misdirection.sampling.row_cache import row_cache
@@ -232,9 +232,7 @@ class TransformersEngine:
         prompts = {asked: fitting_prompt(self._chat, asked, parameters.new_tokens) for asked in distinct}
         groups: dict[Hashable, list[_Row]] = {}
         for request in requests:
-            asked = request.question.asked
-            key = stream_key(parameters.seed, asked.text, asked.system, request.sample, asked.history)
-            row = _Row(request, prompts[asked], key)
+            row = _Row(request, prompts[request.question.asked], request.key(parameters.seed))
             groups.setdefault(row.start, []).append(row)
         return list(itertools.chain.from_iterable(groups.values()))
 

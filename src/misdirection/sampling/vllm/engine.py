@@ -30,7 +30,6 @@ from misdirection.models.bundled import source
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import best_device, resolve_dtype
 from misdirection.models.weightless import weightless
-from misdirection.sampling.draws import stream_key
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.transformers_engine import completion, end_tokens, fitting_prompt
 from misdirection.sampling.vllm.adapters import (
@@ -212,11 +211,10 @@ class VllmModel:
         self, name: str, request: SamplingRequest, parameters: SamplingParameters, options: Mapping[str, Any]
     ) -> Any:
         """How one request is sampled, in vLLM's form; what is done to it is then known to the workers."""
-        asked = request.question.asked
         extra = {
             "answer": name,
             "setting": self._known(self._hooked(request.setting)),
-            "key": stream_key(parameters.seed, asked.text, asked.system, request.sample, asked.history),
+            "key": request.key(parameters.seed),
             "temperature": parameters.temperature,
             "top_p": parameters.top_p,
         }

@@ -17,7 +17,6 @@ from misdirection.interventions.hooks import Setting
 from misdirection.models.bundled import source
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.weightless import weightless
-from misdirection.sampling.draws import stream_key
 from misdirection.sampling.engine import Completion, SamplingParameters, SamplingRequest
 from misdirection.sampling.transformers_engine import completion, end_tokens, fitting_prompt
 from misdirection.sampling.vllm.adapters import BASE, INSTEAD, served_folder
@@ -101,7 +100,7 @@ class ServerEngine:
                 max_tokens=parameters.new_tokens,
                 temperature=parameters.temperature,
                 top_p=parameters.top_p,
-                seed=stream_key(parameters.seed, asked.text, asked.system, request.sample, asked.history) & _POSITIVE,
+                seed=request.key(parameters.seed) & _POSITIVE,
                 extra_body={"stop_token_ids": ends, "return_token_ids": True},
             )
         except OpenAIError as error:
