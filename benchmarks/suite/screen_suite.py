@@ -38,9 +38,11 @@ from misdirection.judging.config import JudgeConfig
 from misdirection.likelihood.words import WordNull
 from misdirection.models.bundled import BUNDLED_MODELS
 from misdirection.runs.cluster import Workers
+from misdirection.screening.inputs import FLOOR
 from misdirection.screening.scale import share
 from misdirection.screening.scores import SCORES
-from misdirection.screening.screen import DEFAULT, FLOOR, JUDGE, read_scales, read_scores
+from misdirection.screening.screen import DEFAULT, JUDGE, read_scores
+from misdirection.screening.tasks import read_scales
 from misdirection.statistics.curves import rank_auc
 from misdirection.statistics.estimates import Z_SIGNIFICANT, Estimate
 from misdirection.statistics.means import bootstrap
