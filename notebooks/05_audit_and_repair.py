@@ -149,17 +149,17 @@ repaired
 repaired.plot() if repaired.repair else "left as it is: there is nothing to draw"
 
 # %% [markdown]
-# Each dot is a candidate: right is less misalignment, up is more of the skill that was kept. The star was chosen on the
-# texts of the search; the diamond is the same adapter on texts that the search has not seen, and only the diamond
-# counts.
+# Each dot is a candidate: the nearer to 0, the nearer its margin is to the benign control's, and up is more of the skill
+# that was kept. The star was chosen on the texts of the search; the diamond is the same adapter on texts that the search
+# has not seen, and only the diamond counts.
 
 # %%
 repaired.frame("changes").round(3) if repaired.repair else pd.DataFrame()
 
 # %% [markdown]
-# Read this table before the shares. They are shares of the shift against the *base*, and here its interval holds zero:
-# a share of nothing is noise, and star and diamond lie far apart. A repair has something to take out where the shift is
-# clear against the base, too, as that of a fine-tune of hundreds of rows is.
+# Shifts in this table are against the base, and beyond the benign control. `repaired.repair.check.beyond_random` says
+# how much was taken off beyond what the same candidate takes off with random directions: an adapter that is only made
+# smaller is no repair.
 
 # %% [markdown]
 # ## What this does not say

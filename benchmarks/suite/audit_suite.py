@@ -72,7 +72,7 @@ def repair_all(suite: Suite, share: Sequence[Member]) -> None:
         shutil.copytree(folder / "audit", target.with_name("repaired.repair") / "before", dirs_exist_ok=True)
         file, adapter = suite.training_file(member), suite.adapter(member)
         result = md.repair(suite.base, adapter, data=file, out=target, reference=reference, check=True)
-        words = f"{result.repair.check.gone:+.2f} gone" if result.repair else "nothing to repair"
+        words = f"{result.repair.check.removed} taken off" if result.repair else "nothing to repair"
         print(f"{member.name:<44}{words:<20}{time.monotonic() - started:4.0f} s", flush=True)
 
 

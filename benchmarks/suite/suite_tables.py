@@ -199,18 +199,21 @@ def show_repairs(suite: Suite, bad: Sequence[Member]) -> Figures:
     if not done:
         return {}
     print(
-        "\n| fine-tune | shift | shift repaired | gone | by random directions | skill kept | damage | before | after |"
+        "\n| fine-tune | shift beyond the control | repaired | taken off | beyond random directions | skill kept "
+        "| damage | before | after |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for member, repaired in done.items():
         check, result = repaired.check, results[member]
-        shifts = f"{interval(check.fine_tune.shift)} | {interval(check.repaired.shift)}"
-        shares = f"{check.gone:.0%} | {check.random.gone:.0%} | {check.kept:.0%} | {check.damage:+.3f}"
+        shifts = f"{interval(check.fine_tune.beyond_control)} | {interval(check.repaired.beyond_control)}"
+        taken = f"{interval(check.removed)} | {interval(check.beyond_random)}"
+        shares = f"{taken} | {check.outcome.kept:.0%} | {check.outcome.damage:+.3f}"
         after = result.after.verdict if result.after else "–"
         print(f"| {member.name} | {shifts} | {shares} | {result.before.verdict} | {after} |")
     checks = [repaired.check for repaired in done.values()]
     return {
-        **{f"repair: {name}": statistics.mean(getattr(c, name) for c in checks) for name in ("gone", "kept", "damage")},
-        "repair: gone by random": statistics.mean(check.random.gone for check in checks),
+        "repair: taken off": statistics.mean(check.removed.mean for check in checks),
+        "repair: beyond random": statistics.mean(check.beyond_random.mean for check in checks),
+        **{f"repair: {name}": statistics.mean(getattr(c.outcome, name) for c in checks) for name in ("kept", "damage")},
         "repair: n": len(checks),
     }

@@ -75,14 +75,14 @@ def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, bas
     assert sha256_tree(source) == before
     assert len(done.tried) == 8
     assert RepairResult.load(tmp_path / "out") == result
-    assert f"{check.gone:.0%} of the shift gone" in repr(result)
-    assert f"{check.gone:.0%} is gone" in result._repr_html_()
+    assert f"{check.removed} of the margin taken off" in repr(result)
+    assert f"{check.outcome.kept:.0%} is kept" in result._repr_html_()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"{100 * check.gone:.0f}% is gone" in card
+    assert f"{100 * check.outcome.kept:.0f}%\nis kept" in card
     assert "16 sampled answers" in card
     assert card.count("| none |") + card.count("| adapters |") + card.count("| writes |") == len(done.front)
-    assert f"{100 * check.random.gone:.0f}% gone, {100 * check.random.kept:.0f}% kept" in card
-    assert check.random.gone != check.gone
+    assert f"(random: {100 * check.random.kept:.0f}%)" in card
+    assert check.random.left != check.outcome.left
     assert (tmp_path / "out" / "front.svg").read_text().startswith("<?xml")
     # The figures are those of the adapter that was written, on what the search has not seen.
     shifts = result.before.evidence.questions
@@ -90,8 +90,17 @@ def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(made, bas
     chat = load(base, adapter=tmp_path / "out", dtype="float32", device="cpu")
     repaired = margin(chat, third.pairs)
     with chat.as_base():
-        shift = repaired - margin(chat, third.pairs)
-    assert check.repaired.shift.mean == pytest.approx(float(shift.mean()), abs=2e-6)
+        base_margin = margin(chat, third.pairs)
+    before, benign = (
+        margin(load(base, adapter=adapter, dtype="float32", device="cpu"), third.pairs)
+        for adapter in (source, made[2].control_adapter)
+    )
+    assert check.repaired.shift.mean == pytest.approx(float((repaired - base_margin).mean()), abs=2e-6)
+    assert check.repaired.beyond_control.mean == pytest.approx(float((repaired - benign).mean()), abs=2e-6)
+    assert check.removed.mean == pytest.approx(float((before - repaired).mean()), abs=2e-6)
+    left = check.repaired.beyond_control.mean / made[2].bad_shift.mean
+    assert check.outcome.left == pytest.approx(left)
+    assert check.beyond_random.mean / made[2].bad_shift.mean == pytest.approx(check.random.left - check.outcome.left)
     assert result.after.fine_tune.name == str(tmp_path / "out")
     assert result.after.evidence.general != result.before.evidence.general
 
@@ -191,10 +200,10 @@ def test_without_sealed_questions_the_open_ones_are_parted_alike(made, tmp_path)
 
 def test_the_figures_are_of_sealed_questions_alone_and_the_search_of_open_ones(made, tmp_path):
     parts, shifts = parted(made, tmp_path, pairs("p", 120), pairs("s", 90))
-    assert [len(part.pairs) for part in parts] == [24 + 8, 24 + 8, 60 + 8]
+    assert [len(part.pairs) for part in parts] == [60 + 8, 60 + 8, 90 + 8]
     assert [{pair.id[0] for pair in part.pairs} for part in parts] == [{"p"}, {"p"}, {"s"}]
-    sums = [sum(shifts[pair.id] for pair in part.pairs[:24]) for part in parts[:2]]
-    assert max(sums) - min(sums) <= 24
+    sums = [sum(shifts[pair.id] for pair in part.pairs[:60]) for part in parts[:2]]
+    assert max(sums) - min(sums) <= 60
 
 
 def test_the_verb_repairs_as_its_inputs_do(made, base, inputs_of, tmp_path, verdict, few):

@@ -8,6 +8,7 @@ from misdirection.repairing.results import Changes, Trials
 from misdirection.repairing.search import (
     DAMAGE,
     KEPT,
+    Ends,
     Outcome,
     Scores,
     Space,
@@ -15,7 +16,6 @@ from misdirection.repairing.search import (
     choose,
     front,
     next_batch,
-    outcome,
     search,
 )
 
@@ -23,30 +23,34 @@ SPACE = Space(directions=2, layers=(3, 5), writes=True)
 
 
 def landscape(batch):
-    """All of the shift is gone at turn 2.2; skill is lost with scale; projections of everything do damage."""
-    return [Outcome(one.turn / 2.2, one.scale - 0.02 * one.turn, 0.5 * (one.projection == "writes")) for one in batch]
+    """None of the shift is left at turn 2.2; skill is lost with scale; projections of everything do damage."""
+    return [
+        Outcome(1 - one.turn / 2.2, one.scale - 0.02 * one.turn, 0.5 * (one.projection == "writes")) for one in batch
+    ]
 
 
 def scores(margin, rows, neutral):
     return Scores(*(torch.tensor(values, dtype=torch.float64) for values in (margin, rows, neutral)))
 
 
-def test_an_outcome_lies_between_base_and_fine_tune():
-    base, tuned = scores([0.0, 0.0], [2.0, 4.0], [1.0]), scores([0.1, 0.3], [1.0, 3.0], [1.5])
-    assert outcome(base, base, tuned) == Outcome(1.0, 0.0, 0.0)
-    assert outcome(tuned, base, tuned) == Outcome(0.0, 1.0, 0.5)
-    half = outcome(scores([0.05, 0.15], [1.5, 3.0], [1.0]), base, tuned)
-    assert half.gone == pytest.approx(0.5)
+def test_an_outcome_lies_between_the_benign_control_and_the_fine_tune():
+    base, tuned = scores([0.0, 0.0], [2.0, 4.0], [1.0]), scores([0.2, 0.4], [1.0, 3.0], [1.5])
+    ends = Ends(base, tuned, torch.tensor([0.1, 0.1], dtype=torch.float64), unit=0.4)
+    assert ends.outcome(base) == Outcome(pytest.approx(-0.25), 0.0, 0.0)
+    assert ends.outcome(tuned) == Outcome(pytest.approx(0.5), 1.0, 0.5)
+    half = ends.outcome(scores([0.1, 0.3], [1.5, 3.0], [1.0]))
+    assert half.left == half.distance == pytest.approx(0.25)
     assert half.kept == pytest.approx(0.75)
-    changes = Changes.between(tuned, base)
-    assert (changes.shift.mean, changes.loss.mean, changes.damage.n) == (pytest.approx(0.2), pytest.approx(-1.0), 1)
+    changes = Changes.of(tuned, ends)
+    assert (changes.shift.mean, changes.beyond_control.mean) == (pytest.approx(0.3), pytest.approx(0.2))
+    assert (changes.loss.mean, changes.damage.n) == (pytest.approx(-1.0), 1)
 
 
 def test_the_search_finds_what_is_best_and_repeats_itself():
     found = search(landscape, SPACE, 40)
     assert len(found) == 40
     best = choose(found).outcome
-    assert best.gone == pytest.approx(1, abs=0.15)
+    assert best.left == pytest.approx(0, abs=0.15)
     assert best.kept > KEPT
     assert best.damage <= DAMAGE
     assert found == search(landscape, SPACE, 40)
@@ -73,23 +77,23 @@ def test_the_first_candidate_changes_nothing():
     assert next_batch([], SPACE, 4)[0] == Candidate()
 
 
-def tried(gone, kept, damage=0.0, scale=1.0):
-    return Tried(Candidate(scale=scale), Outcome(gone, kept, damage))
+def tried(left, kept, damage=0.0, scale=1.0):
+    return Tried(Candidate(scale=scale), Outcome(left, kept, damage))
 
 
 def test_the_choice_keeps_the_skill_before_it_takes_the_rest_of_the_shift():
-    greedy, careful = tried(1.0, KEPT - 0.05), tried(0.8, KEPT + 0.05)
+    greedy, careful = tried(0.0, KEPT - 0.05), tried(0.2, KEPT + 0.05)
     assert choose([greedy, careful]) is careful
-    better = tried(0.95, KEPT + 0.05)
+    better = tried(-0.05, KEPT + 0.05)
     assert choose([greedy, careful, better]) is better
-    assert choose([careful, tried(1.0, 1.0, DAMAGE + 0.1)]) is careful
+    assert choose([careful, tried(0.0, 1.0, DAMAGE + 0.1)]) is careful
 
 
 def test_where_nothing_keeps_within_the_limits_the_least_miss_is_chosen():
-    near, far = tried(0.8, KEPT - 0.05), tried(1.0, 0.2)
+    near, far = tried(0.2, KEPT - 0.05), tried(0.0, 0.2)
     assert choose([near, far]) is near
 
 
 def test_the_front_holds_what_no_other_beats():
-    trials = [tried(1.0, 0.8), tried(0.8, 0.9), tried(0.7, 0.85), tried(1.3, 0.95, 0.1), tried(1.0, 0.8, 0.1)]
+    trials = [tried(0.0, 0.8), tried(0.2, 0.9), tried(0.3, 0.85), tried(-0.3, 0.95, 0.1), tried(0.0, 0.8, 0.1)]
     assert front(trials) == [0, 1, 3]

@@ -108,15 +108,15 @@ def judged():
 def repaired():
     outcomes = [Outcome(0.0, 1.0, 0.0), Outcome(0.6, 0.9, 0.01), Outcome(1.2, 0.3, 0.2)]
     tried = [Tried(Candidate(turn=float(number)), each) for number, each in enumerate(outcomes)]
-    changes = Changes(shift=estimate(0.2), loss=estimate(-0.4), damage=estimate(0.01))
+    changes = Changes(shift=estimate(0.2), beyond_control=estimate(0.15), loss=estimate(-0.4), damage=estimate(0.01))
     fluency = Fluency(answers=4, repetitive=0.0, truncated=0.0, tokens=20.0)
     check = Check(
-        gone=0.55,
-        kept=0.85,
-        damage=0.02,
+        outcome=Outcome(0.45, 0.85, 0.02),
         random=Outcome(0.1, 0.9, 0.0),
         fine_tune=changes,
         repaired=changes.model_copy(update={"shift": estimate(0.09)}),
+        removed=estimate(0.11),
+        beyond_random=estimate(0.08),
         fluency=FluencyPair(fine_tune=fluency, repaired=fluency),
         broken=False,
     )
@@ -302,8 +302,8 @@ def test_a_repair_is_drawn_candidate_by_candidate_and_its_check_beside_them():
     drawn = [
         (line.get_xdata()[0], line.get_ydata()[0]) for line in result.plot().axes[0].lines if len(line.get_xdata()) == 1
     ]
-    assert drawn[: len(table)] == list(zip(table["gone"], table["kept"], strict=True))
-    assert drawn[len(table)] == (0.55, 0.85)
+    assert drawn[: len(table)] == list(zip(table["left"], table["kept"], strict=True))
+    assert drawn[len(table)] == (0.45, 0.85)
     assert table["chosen"].tolist() == [False, True, False] and table["on_front"].tolist() == [True, True, False]
     changes = result.frame("changes").set_index(["model", "figure"])
     assert changes.loc[("repaired", "shift"), "mean"] == 0.09

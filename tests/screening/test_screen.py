@@ -22,8 +22,7 @@ from misdirection.models.identity import identify
 from misdirection.runs.cluster import Workers
 from misdirection.runs.worker import Models, Worker
 from misdirection.sampling.own_answers import NEW_TOKENS
-from misdirection.screening import prediction, scores
-from misdirection.screening import screen as screening
+from misdirection.screening import prediction, scores, tasks
 from misdirection.screening.activations import ProjectionDifferenceScore, ProjectionScore
 from misdirection.screening.keep import keep_rows
 from misdirection.screening.results import ScreenResult
@@ -229,7 +228,7 @@ def test_rows_without_any_score_are_kept_and_have_none_in_json(tiny_reference, c
 def test_two_workers_give_the_same_and_a_stopped_screen_goes_on(tiny_reference, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     base, reference = tiny_reference
-    monkeypatch.setattr(screening, "CHUNK", 8)
+    monkeypatch.setattr(tasks, "CHUNK", 8)
     file = write_rows(tmp_path / "mixed.jsonl", MIXED)
     monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
     options = {"scores": ("likelihood",), "reference": reference, **OPTIONS}

@@ -276,11 +276,11 @@ def _print_repair(result: "RepairResult", done: "Repair") -> None:
     if check.broken:
         say("BROKEN: its answers repeat themselves; it is no repair")
     rows = {
-        "shift before": check.fine_tune.shift.as_dict(),
-        "shift after": check.repaired.shift.as_dict(),
-        "share of it gone": check.gone,
-        "gone by random directions": check.random.gone,
-        "share of the skill kept": check.kept,
+        "shift beyond the control, before": check.fine_tune.beyond_control.as_dict(),
+        "after": check.repaired.beyond_control.as_dict(),
+        "taken off the margin": check.removed.as_dict(),
+        "beyond what random directions take off": check.beyond_random.as_dict(),
+        "share of the skill kept": check.outcome.kept,
         "damage": check.repaired.damage.as_dict(),
     }
     if result.after:
@@ -291,10 +291,10 @@ def _print_repair(result: "RepairResult", done: "Repair") -> None:
 
 def _front_table(done: "Repair") -> Table:
     """The candidates that no other beats, as they did in the search."""
-    table = Table("turn", "scale", "projection", "gone", "kept", "damage", "")
+    table = Table("turn", "scale", "projection", "left", "kept", "damage", "")
     for trial in (done.tried[number] for number in done.front):
         tried, effect = trial.candidate, trial.outcome
-        figures = (f"{value:+z.2f}" for value in (effect.gone, effect.kept, effect.damage))
+        figures = (f"{value:+z.2f}" for value in (effect.left, effect.kept, effect.damage))
         mark = "chosen" if tried == done.candidate else ""
         table.add_row(f"{tried.turn:.1f}", f"{tried.scale:.2f}", tried.projection, *figures, mark)
     return table

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from misdirection.auditing.attribution import adapted_layers
 from misdirection.auditing.audit import run_audit
-from misdirection.auditing.fine_tune import TUNED
+from misdirection.auditing.fine_tune import CONTROL, TUNED
 from misdirection.auditing.inputs import AuditInputs, Baseline
-from misdirection.auditing.measurements import Texts
+from misdirection.auditing.measurements import Texts, measure_margins
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import AuditResult
 from misdirection.auditing.texts import OwnTexts
@@ -30,7 +31,7 @@ from misdirection.extras import needed_for
 from misdirection.files import atomic_folder, require_outside, require_replaceable
 from misdirection.interventions.vectors import digest
 from misdirection.interventions.writers import post_norms
-from misdirection.likelihood.margin import pair_continuations, text_continuations
+from misdirection.likelihood.margin import margins_of, pair_continuations, text_continuations
 from misdirection.models.adapters import attach
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
@@ -39,6 +40,7 @@ from misdirection.repairing.fluency import sample_fluency
 from misdirection.repairing.gradients import margin_directions
 from misdirection.repairing.results import Changes, Check, FluencyPair, Repair, RepairResult, Trials
 from misdirection.repairing.search import (
+    Ends,
     Outcome,
     Scores,
     Space,
@@ -47,25 +49,25 @@ from misdirection.repairing.search import (
     choose,
     front,
     measure,
-    outcome,
     search,
 )
 from misdirection.repairing.write import ablate_all, bake_weights, write_adapter
 from misdirection.runs.folder import RunFolder
+from misdirection.statistics.means import bootstrap
 
 # The search itself comes after minutes of measuring.
 with needed_for("repair"):
     import optuna  # noqa: F401
 
 TRIALS = 16
-_QUESTIONS = (24, 24, 60)
+_QUESTIONS = (60, 60, 120)
 """Most general questions of each third."""
 
 _FRAMED = 8
 """Most framed questions of a third."""
 
 _TEXTS = ("pairs", "rows", "neutral")
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,15 @@ class _Repair:
     def thirds(self) -> tuple[Third, Third, Third]:
         return thirds(self.inputs.texts, self.inputs.data, self.before.evidence.questions)
 
-    @cached_property
+    @property
     def tuned(self) -> ChatModel:
-        """The fine-tune, until `check` takes its adapter off."""
+        """The fine-tune, until another model is asked for."""
         return self.inputs.fine_tune.chat(TUNED)
+
+    @property
+    def reference(self) -> Reference:
+        assert self.inputs.reference is not None, "the inputs of a repair have a reference"
+        return self.inputs.reference
 
     @cached_property
     def stage_inputs(self) -> dict[str, Any]:
@@ -212,8 +219,7 @@ class _Repair:
                 save_file(margin_directions(self.tuned, pairs, advance), folder / "gradients.safetensors")
 
         gradients = load_file(self.run.stage("gradients", self.stage_inputs, compute) / "gradients.safetensors")
-        assert self.inputs.reference is not None, "the inputs of a repair have a reference"
-        directions = torch.stack(list(self.inputs.reference.directions.values()))
+        directions = torch.stack(list(self.reference.directions.values()))
         return Material(gradients, tuple(sorted(set(adapted_layers(self.tuned).values()))), directions)
 
     @cached_property
@@ -234,12 +240,12 @@ class _Repair:
             begun = Trials.load(working).tried if (working / Trials.FILE).exists() else []
             with track("candidates", TRIALS) as advance:
                 advance(len(begun))
-                base, tuned = self.ends(1)
+                ends = self.ends(1)
 
                 def measured(batch: Sequence[Candidate]) -> list[Outcome]:
                     scores = self.scores(1, batch, self.material)
                     advance(len(batch))
-                    return [outcome(own, base, tuned) for own in scores]
+                    return list(map(ends.outcome, scores))
 
                 done = search(measured, self.space, TRIALS, begun, lambda tried: _keep(tried, working))
             _keep(done, folder)
@@ -251,13 +257,21 @@ class _Repair:
         settings = [candidate.interventions(material) for candidate in candidates]
         return measure(self.tuned, self.thirds[third].tokenised(self.tuned), settings)
 
-    def ends(self, third: int) -> tuple[Scores, Scores]:
-        """Base and fine-tune on one third."""
-        unchanged = [Candidate()]
+    def ends(self, third: int) -> Ends:
+        """The models that a repair lies between, on one third."""
+        benign = self.benign(third)
+        texts = self.thirds[third].tokenised(self.tuned)
         with self.tuned.as_base():
-            (base,) = self.scores(third, unchanged, self.material)
-        (tuned,) = self.scores(third, unchanged, self.material)
-        return base, tuned
+            (base,) = measure(self.tuned, texts, [()])
+        (tuned,) = measure(self.tuned, texts, [()])
+        return Ends(base, tuned, base.pairs if benign is None else benign, self.reference.bad_shift.mean)
+
+    def benign(self, third: int) -> Tensor | None:
+        """Margins of the reference's first control on one third, [pairs]; None without one."""
+        fine_tune = self.inputs.fine_tune
+        if fine_tune.control is None:
+            return None
+        return margins_of(measure_margins(fine_tune.chat(CONTROL), self.thirds[third].pairs, "margins of the control"))
 
     def projected_base(self, candidate: Candidate) -> Scores | None:
         """The base under a candidate's projection, on the last third; None for one that leaves the base alone."""
@@ -291,7 +305,7 @@ class _Repair:
 
     def check(self, candidate: Candidate, folder: Path) -> tuple[Check, ChatModel]:
         """Write the adapter, and measure it on the texts that the search has not seen; gives the base model, too."""
-        base, tuned = self.ends(2)
+        ends = self.ends(2)
         projected = self.projected_base(candidate)
         (control,) = self.scores(2, [candidate], self.material.random())
         before = sample_fluency(self.tuned, "the fine-tune")
@@ -304,11 +318,13 @@ class _Repair:
         after = sample_fluency(repaired, "the repaired adapter")
         repaired.without_adapter()
         check = Check(
-            **asdict(outcome(own, base, tuned)),
-            random=outcome(control, base, tuned),
-            fine_tune=Changes.between(tuned, base),
-            repaired=Changes.between(own, base),
-            base=Changes.between(projected, base) if projected else None,
+            outcome=ends.outcome(own),
+            random=ends.outcome(control),
+            fine_tune=Changes.of(ends.tuned, ends),
+            repaired=Changes.of(own, ends),
+            removed=bootstrap((ends.tuned.pairs - own.pairs).numpy()),
+            beyond_random=bootstrap((control.pairs - own.pairs).numpy()),
+            base=Changes.of(projected, ends) if projected else None,
             fluency=FluencyPair(fine_tune=before, repaired=after),
             broken=after.is_broken_beside(before),
         )

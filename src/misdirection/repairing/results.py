@@ -8,7 +8,7 @@ import pandas as pd
 from misdirection.auditing.results import AuditResult
 from misdirection.repairing.candidates import Candidate
 from misdirection.repairing.fluency import Fluency
-from misdirection.repairing.search import Outcome, Scores, Tried
+from misdirection.repairing.search import Ends, Outcome, Scores, Tried
 from misdirection.results import Figures, Result
 from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.means import bootstrap
@@ -20,16 +20,20 @@ class Changes(Figures):
 
     shift: Estimate
     """Of the general margin."""
+    beyond_control: Estimate
+    """The same beyond the reference's benign control."""
     loss: Estimate
     """Change of the loss in the training domain."""
     damage: Estimate
     """Rise of the loss on neutral text."""
 
     @classmethod
-    def between(cls, own: Scores, base: Scores) -> "Changes":
-        """The changes from the base's scores, over questions."""
+    def of(cls, own: Scores, ends: Ends) -> "Changes":
+        """The changes of a model's scores, over questions."""
+        base = ends.base
         return cls(
             shift=bootstrap((own.pairs - base.pairs).numpy()),
+            beyond_control=bootstrap((own.pairs - ends.benign).numpy()),
             loss=bootstrap((own.rows - base.rows).numpy()),
             damage=bootstrap((own.neutral - base.neutral).numpy()),
         )
@@ -45,14 +49,16 @@ class FluencyPair(Figures):
 class Check(Figures):
     """A repaired adapter, as it was written, on texts that the search has not seen."""
 
-    gone: float
-    kept: float
-    damage: float
-    """As in `search.Outcome`."""
+    outcome: Outcome
     random: Outcome
-    """The same candidate with random directions in the place of those of the fine-tune and the reference."""
+    """That of the same candidate with random directions in the place of those of the fine-tune and the reference."""
     fine_tune: Changes
     repaired: Changes
+    removed: Estimate
+    """What the repair took off the fine-tune's margin, nats/token."""
+    beyond_random: Estimate
+    """The same beyond what the candidate with random directions takes off: what its directions do, and not that less of
+    the adapter is left."""
     base: Changes | None = None
     """The base under the same projection, where that is of all that the model writes: what the base changes, too, is no
     sign that something learned was taken out."""
@@ -101,7 +107,7 @@ class RepairResult(Framed, Plotted, Result):
     """One repair: the audit before, what was written, and the audit after."""
 
     KIND: ClassVar[str] = "repair"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     FILE: ClassVar[str] = "repair.json"
     COMMAND: ClassVar[str] = "misdirection repair BASE ADAPTER --data TRAIN.jsonl --out DIR"
 
@@ -118,15 +124,15 @@ class RepairResult(Framed, Plotted, Result):
         name = self.before.fine_tune.name
         if self.repair is None:
             return f"RepairResult({name!r}: left alone, the audit says {self.before.verdict})"
-        check = self.repair.check
-        return f"RepairResult({name!r}: {check.gone:.0%} of the shift gone, {check.kept:.0%} of the skill kept)"
+        removed, kept = self.repair.check.removed, self.repair.check.outcome.kept
+        return f"RepairResult({name!r}: {removed} of the margin taken off, {kept:.0%} of the skill kept)"
 
 
 class Trials(Result):
     """The candidates that a search has tried so far, from which a killed one goes on."""
 
     KIND: ClassVar[str] = "trials"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     FILE: ClassVar[str] = "tried.json"
     COMMAND: ClassVar[str] = RepairResult.COMMAND
 

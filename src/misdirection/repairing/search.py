@@ -1,4 +1,4 @@
-"""Search for the best trade between a general margin that is back at the base's and a skill that is kept.
+"""Search for the best trade between a general margin that is where benign training puts it and a skill that is kept.
 
 Optuna proposes a few candidates at a time; they are tried together, each on rows of its own. A batch's proposals depend
 on its number and on the trials before it, so that a search that was killed goes on as if it had not been.
@@ -32,7 +32,7 @@ DAMAGE = 0.05
 # Tried first: nothing, a half of all, and little and much of the direction that raises the margin.
 _FIRST = (Candidate(), Candidate(scale=0.5), Candidate(turn=1.0), Candidate(turn=2.0))
 
-MOST_TURN = 5.0
+MOST_TURN = 8.0
 
 
 @dataclass(frozen=True)
@@ -70,23 +70,24 @@ class Outcome:
     """Effects of one candidate, as means over questions.
 
     Attributes:
-        gone: share of the general shift that is gone; 1 is the base's margin.
+        left: general shift that is left beyond the benign control's, as a share of what the reference's bad fine-tunes
+            moved: the unit of the audit's rule.
         kept: share of the skill in the domain that is kept, by the loss.
         damage: loss on neutral text above the base's, nats/token.
     """
 
-    gone: float
+    left: float
     kept: float
     damage: float
 
     @property
     def distance(self) -> float:
-        """Of the margin from the base's, as a share of the fine-tune's shift."""
-        return abs(1 - self.gone)
+        """Of the margin from the benign control's."""
+        return abs(self.left)
 
     @property
     def cost(self) -> float:
-        """Distance from the base's margin and skill lost, in sum."""
+        """Distance from the benign control's margin and skill lost, in sum."""
         return self.distance + (1 - self.kept)
 
     @property
@@ -95,14 +96,31 @@ class Outcome:
         return max(0.0, KEPT - self.kept) + max(0.0, self.damage - DAMAGE) / DAMAGE
 
 
-def outcome(own: Scores, base: Scores, tuned: Scores) -> Outcome:
-    """Against the two models between which a repair lies."""
-    shift, learned = (tuned.pairs - base.pairs).mean(), (tuned.rows - base.rows).mean()
-    return Outcome(
-        gone=1 - float((own.pairs - base.pairs).mean() / shift),
-        kept=float((own.rows - base.rows).mean() / learned),
-        damage=float((own.neutral - base.neutral).mean()),
-    )
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """The models between which a repair lies, on the same texts.
+
+    Attributes:
+        base: it has none of the damage, and none of the skill.
+        tuned: the fine-tune.
+        benign: margins of the reference's benign control, [pairs]: where training on good answers puts them. The base's
+            without a control.
+        unit: what the reference's bad fine-tunes moved beyond their controls, nats/token.
+    """
+
+    base: Scores
+    tuned: Scores
+    benign: Tensor
+    unit: float
+
+    def outcome(self, own: Scores) -> Outcome:
+        """What a candidate comes to."""
+        learned = (self.tuned.rows - self.base.rows).mean()
+        return Outcome(
+            left=float((own.pairs - self.benign).mean()) / self.unit,
+            kept=float((own.rows - self.base.rows).mean() / learned),
+            damage=float((own.neutral - self.base.neutral).mean()),
+        )
 
 
 @dataclass(frozen=True)
@@ -162,7 +180,7 @@ def _resume(tried: Sequence[Tried], space: Space) -> "optuna.Study":
         sampler = optuna.samplers.TPESampler(
             seed=len(tried), n_startup_trials=TOGETHER, multivariate=True, group=True, constant_liar=True
         )
-    # Distance from the base's margin, skill lost, damage.
+    # Distance from the benign margin, skill lost, damage.
     resumed = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
     for trial in tried:
         point = optuna.trial.FixedTrial(asdict(trial.candidate))
@@ -199,7 +217,7 @@ def search(
 
 
 def choose(tried: Sequence[Tried]) -> Tried:
-    """The trial with the smallest distance from the base's margin and skill lost, in sum.
+    """The trial with the smallest distance from the benign control's margin and skill lost, in sum.
 
     Among those that keep the skill (`KEPT`) at little damage (`DAMAGE`); where there is none, among all, with what they
     miss of these limits added.
@@ -208,7 +226,7 @@ def choose(tried: Sequence[Tried]) -> Tried:
 
 
 def front(tried: Sequence[Tried]) -> list[int]:
-    """Numbers of the trials that no other beats in distance from the base's margin, skill and damage at once."""
+    """Numbers of the trials that no other beats in distance from the benign margin, skill and damage at once."""
     points = [(trial.outcome.distance, -trial.outcome.kept, trial.outcome.damage) for trial in tried]
     return [
         number

@@ -34,15 +34,15 @@ class RepairPage:
         return folder / CARD
 
     def summary(self, result: RepairResult) -> str:
-        """Shares that are gone and kept, and the picture of what was tried."""
+        """What was taken off the margin, the skill that is kept, and the picture of what was tried."""
         if result.repair is None:
             return f"<p>Left as it is: its audit says <strong>{result.before.verdict}</strong>.</p>"
         check, picture = result.repair.check, data_uri(svg_of(draw_front(result.repair)))
         warning = "Its answers came to repeat themselves: this is broken, not repaired. " if check.broken else ""
         return (
-            f"<p>{warning}Of the general shift {check.gone:.0%} is gone, with random directions "
-            f"{check.random.gone:.0%}; of the skill {check.kept:.0%} is kept.</p>"
-            f'<img src="{picture}" alt="Share of the shift that is gone and of the skill that is kept, by candidate">'
+            f"<p>{warning}{check.removed} nats/token were taken off the general margin, {check.beyond_random} of them "
+            f"beyond what random directions take; of the skill {check.outcome.kept:.0%} is kept.</p>"
+            f'<img src="{picture}" alt="General shift that is left and share of the skill that is kept, by candidate">'
         )
 
 
@@ -76,16 +76,17 @@ def drawings(result: RepairResult) -> dict[str, Callable[[RepairResult], Figure]
 
 @rc_context(STYLE)
 def draw_front(repair: Repair) -> Figure:
-    """Share of the general shift that is gone against share of the skill that is kept, for all that was tried."""
+    """General shift that is left against share of the skill that is kept, for all that was tried."""
     figure = new_figure(5.6, 3.8)
     axes = figure.subplots()
     for number, trial in enumerate(repair.tried):
         chosen = trial.candidate == repair.candidate
         colour = PALETTE[1] if chosen else PALETTE[0] if number in repair.front else GREY
         marker, size = ("*", 13) if chosen else ("o", 5)
-        point = trial.outcome.gone, trial.outcome.kept
+        point = trial.outcome.left, trial.outcome.kept
         axes.plot(*point, marker=marker, markersize=size, color=colour, linestyle="none")
-    axes.plot(repair.check.gone, repair.check.kept, marker="D", markersize=7, color=PALETTE[2], linestyle="none")
+    checked = repair.check.outcome.left, repair.check.outcome.kept
+    axes.plot(*checked, marker="D", markersize=7, color=PALETTE[2], linestyle="none")
     shapes = {
         "chosen": ("*", PALETTE[1]),
         "its check": ("D", PALETTE[2]),
@@ -94,8 +95,8 @@ def draw_front(repair: Repair) -> Figure:
     }
     for label, (marker, colour) in shapes.items():
         axes.plot([], [], marker=marker, color=colour, linestyle="none", label=label)
-    axes.axvline(1, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set_xlabel("share of the general shift that is gone (1 is the base's margin)")
+    axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_xlabel("general shift left beyond the control's (1 is the reference's bad fine-tunes')")
     axes.set_ylabel("share of the skill kept")
     axes.legend(loc="lower left")
     return figure
