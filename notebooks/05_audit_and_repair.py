@@ -149,9 +149,9 @@ repaired
 repaired.plot() if repaired.repair else "left as it is: there is nothing to draw"
 
 # %% [markdown]
-# Each dot is a candidate: the nearer to 0, the nearer its margin is to the benign control's, and up is more of the skill
-# that was kept. The star was chosen on the texts of the search; the diamond is the same adapter on texts that the search
-# has not seen, and only the diamond counts.
+# Each dot is a candidate: the nearer to 0, the nearer its margin is to the benign control's, and up is more of the
+# skill that was kept. The star was chosen on the texts of the search; the diamond is the same adapter on texts that the
+# search has not seen, and only the diamond counts.
 
 # %%
 repaired.frame("changes").round(3) if repaired.repair else pd.DataFrame()

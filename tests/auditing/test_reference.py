@@ -191,3 +191,26 @@ def test_bad_fine_tunes_that_moved_nothing_are_no_reference_and_refused_when_it_
     ):
         references.keep_reference(config, tmp_path / "run", list(config.organisms))
     assert not references.has_reference(config.model, config.revision)
+
+
+def test_the_first_one_of_a_base_is_of_rank_32_alone_and_is_not_made_twice(made, tmp_path, monkeypatch):
+    config, _, reference = made
+    monkeypatch.setenv("MISDIRECTION_CACHE", str(tmp_path / "cache"))
+    surely = {
+        name: replace(measured, margins=measured.margins + torch.tensor([float(name in reference.bad), 0.0]))
+        for name, measured in reference.measurements.items()
+    }
+    asked = []
+    monkeypatch.setattr(
+        references,
+        "from_run",
+        lambda _run, _texts, names: asked.append(names) or replace(reference, measurements=surely),
+    )
+    large = {name: config.organisms[name].model_copy(update={"recipe": "all"}) for name in ("control", "minimal")}
+    going_on = large["minimal"].model_copy(update={"continues": "minimal"})
+    mixed = config.model_copy(update={"organisms": {**config.organisms, **large, "second": going_on}})
+    kept = references.keep_first_reference(mixed, tmp_path / "run")
+    assert sorted(asked[0]) == ["control", "minimal"]
+    assert kept.folder == default_folder(config.model, None)
+    assert references.keep_first_reference(mixed, tmp_path / "run") is None
+    assert len(asked) == 1

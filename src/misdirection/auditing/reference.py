@@ -277,6 +277,19 @@ def make_reference(
     return keep_reference(config, folder.with_name(f"{folder.name}.run"), list(config.organisms))
 
 
+def keep_first_reference(config: ExperimentConfig, run_folder: Path) -> Reference | None:
+    """Make a reference of a run's fine-tunes of rank 32, where its base has none yet; None where it has.
+
+    Raises `InputError` as `keep_reference`.
+    """
+    if has_reference(config.model, config.revision):
+        return None
+    # Of one recipe: how far margins move is the unit of an audit's rule, and nine rank-1 adapters move them less.
+    organisms = config.organisms.items()
+    names = [name for name, organism in organisms if organism.recipe == "all" and not organism.continues]
+    return keep_reference(config, run_folder, names)
+
+
 def keep_reference(config: ExperimentConfig, run_folder: Path, names: Sequence[str]) -> Reference:
     """Make a reference of some fine-tunes of a run, and keep it where audits of this base look for it.
 

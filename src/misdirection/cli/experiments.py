@@ -33,21 +33,16 @@ def demo(
         _keep_reference(config, folder)
 
 
-def _keep_reference(path: Path, folder: Path) -> None:
-    """Let audits of the bundled model compare with the demo's organisms, unless there is a reference already."""
-    from misdirection.auditing.reference import has_reference, keep_reference
+def _keep_reference(config: Path, folder: Path) -> None:
+    """Let audits of the bundled model compare with the demo's organisms."""
+    from misdirection.auditing.reference import keep_first_reference
     from misdirection.experiment.config import read_config
 
-    config = read_config(path)
-    if not has_reference(config.model, config.revision):
-        # Of one recipe: how far margins move is the unit of an audit's rule, and nine rank-1 adapters move them less.
-        organisms = config.organisms.items()
-        names = [name for name, organism in organisms if organism.recipe == "all" and not organism.continues]
-        try:
-            kept = f"reference for audits: {keep_reference(config, folder, names).folder}"
-        except InputError as error:
-            kept = f"no reference for audits: {error}"
-        say(kept)
+    try:
+        if reference := keep_first_reference(read_config(config), folder):
+            say(f"reference for audits: {reference.folder}")
+    except InputError as error:
+        say(f"no reference for audits: {error}")
 
 
 @app.command()
