@@ -17,7 +17,7 @@ from misdirection.auditing import known
 from misdirection.cli import main
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
-from tiny import ARCHITECTURES, make_chat, make_network, make_tokenizer
+from tiny import ARCHITECTURES, make_chat, make_merging_tokenizer, make_network, make_tokenizer
 
 
 def pytest_configure():
@@ -50,6 +50,15 @@ def tiny_folder(tmp_path):
     folder = tmp_path / "tiny-llama"
     make_network("llama").save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def merging_folder(tmp_path):
+    """One on disk whose tokens have several bytes, for what reads many of the shipped texts."""
+    folder, tokenizer = tmp_path / "tiny-llama", make_merging_tokenizer()
+    make_network("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -93,6 +94,7 @@ def make_tokenizer(template: str | None = CHATML, tokens: Sequence[str] = ALPHAB
     return fast
 
 
+@cache
 def make_merging_tokenizer() -> PreTrainedTokenizerFast:
     """A thousand tokens of one byte or several: a shipped text has a quarter of those that it has above."""
     texts = [row.answer for row in md.neutral_examples()]
