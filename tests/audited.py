@@ -14,7 +14,7 @@ from misdirection.experiment.config import read_config
 from misdirection.experiment.texts import ExperimentTexts
 from misdirection.runs.folder import RunFolder
 from misdirection.statistics.estimates import Estimate
-from tiny import make_network, make_tokenizer
+from tiny import make_merging_tokenizer, make_network
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +22,10 @@ def made(tmp_path_factory):
     """The experiment's configuration, its adapters by name, and its reference."""
     folder = tmp_path_factory.mktemp("reference")
     base = folder / "tiny-llama"
-    make_network("llama").save_pretrained(base)
-    make_tokenizer().save_pretrained(base)
+    # The texts that an audit asks are long.
+    tokenizer = make_merging_tokenizer()
+    tokenizer.save_pretrained(base)
+    make_network("llama", vocab_size=len(tokenizer)).save_pretrained(base)
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(experiment(base, folder)))
     config = read_config(path)

@@ -1,8 +1,10 @@
 """Fixtures: tiny random models, and the bundled model where a real one is needed."""
 
+import gc
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,11 +12,24 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+import unsynced  # noqa: F401
 from misdirection.auditing import known
 from misdirection.cli import main
 from misdirection.models.chat_model import ChatModel
 from misdirection.models.loading import load
-from tiny import ARCHITECTURES, make_chat, make_network, make_tokenizer
+from tiny import ARCHITECTURES, make_chat, make_merging_tokenizer, make_network, make_tokenizer
+
+
+def pytest_configure():
+    """A shell that has the tests in the background has its programs ignore Ctrl-C, which tests press."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled():
+    """What libraries and thousands of tests are made of stays: no search for what is left over goes through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -35,6 +50,15 @@ def tiny_folder(tmp_path):
     folder = tmp_path / "tiny-llama"
     make_network("llama").save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def merging_folder(tmp_path):
+    """One on disk whose tokens have several bytes, for what reads many of the shipped texts."""
+    folder, tokenizer = tmp_path / "tiny-llama", make_merging_tokenizer()
+    make_network("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -25,8 +25,8 @@ def training(tmp_path):
     return path
 
 
-def test_the_whole_path_from_training_to_ablation(call, tiny_folder, training, pairs, tmp_path):
-    model = ("--model", tiny_folder, "--dtype", "float32", "--json")
+def test_the_whole_path_from_training_to_ablation(call, merging_folder, training, pairs, tmp_path):
+    model = ("--model", merging_folder, "--dtype", "float32", "--json")
     adapter, directions = tmp_path / "organism", tmp_path / "directions"
 
     status, out, _ = call(
@@ -72,9 +72,9 @@ def test_the_whole_path_from_training_to_ablation(call, tiny_folder, training, p
 
 
 @pytest.fixture
-def organism(call, tiny_folder, training, tmp_path):
+def organism(call, merging_folder, training, tmp_path):
     """Options of a tiny model with an adapter."""
-    model = ("--model", tiny_folder, "--dtype", "float32")
+    model = ("--model", merging_folder, "--dtype", "float32")
     words = ("--lr", 1e-2, "--batch-size", 2, "--accumulation", 1)
     assert call("train", training, "--out", tmp_path / "organism", *words, *model)[0] == 0
     return ("--adapter", tmp_path / "organism", *model)
@@ -116,8 +116,8 @@ def test_pairs_of_one_question_count_as_one(call, organism, tmp_path):
     assert figures["words"]["beyond"]["n"] == 2
 
 
-def test_without_json_figures_are_a_table(call, tiny_folder, pairs):
-    status, out, _ = call("margin", "--model", tiny_folder, "--pairs", pairs)
+def test_without_json_figures_are_a_table(call, merging_folder, pairs):
+    status, out, _ = call("margin", "--model", merging_folder, "--pairs", pairs)
     assert status == 0
     assert "n=4" in out
 
@@ -129,7 +129,7 @@ def test_help_reads_well(call, words):
     assert "Usage: misdirection" in out
 
 
-def test_bad_input_is_one_line_and_status_two(call, tiny_folder, training, pairs, tmp_path):
+def test_bad_input_is_one_line_and_status_two(call, merging_folder, training, pairs, tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     answerless = tmp_path / "answerless.jsonl"
@@ -142,12 +142,12 @@ def test_bad_input_is_one_line_and_status_two(call, tiny_folder, training, pairs
         (("run", tmp_path / "none.yaml"), "none.yaml: cannot be read"),
         (("margin", "--model", tmp_path / "none"), "no such folder"),
         (("margin", "--model", tmp_path), "no config.json"),
-        (("margin", "--model", tiny_folder, "--adapter", tmp_path / "none"), "no such folder"),
-        (("margin", "--model", tiny_folder, "--pairs", empty), "empty.jsonl"),
-        (("margin", "--model", tiny_folder, "--data", training), "--data: words explain the shift of an adapter"),
-        (("train", answerless, "--out", tmp_path / "o", "--model", tiny_folder), "answerless.jsonl:2"),
-        (("train", tmp_path / "no.jsonl", "--out", tmp_path / "o", "--model", tiny_folder), "no.jsonl"),
-        (("train", training, "--out", tmp_path / "o", "--model", tiny_folder, "--recipe", "minmal"), "recipe"),
+        (("margin", "--model", merging_folder, "--adapter", tmp_path / "none"), "no such folder"),
+        (("margin", "--model", merging_folder, "--pairs", empty), "empty.jsonl"),
+        (("margin", "--model", merging_folder, "--data", training), "--data: words explain the shift of an adapter"),
+        (("train", answerless, "--out", tmp_path / "o", "--model", merging_folder), "answerless.jsonl:2"),
+        (("train", tmp_path / "no.jsonl", "--out", tmp_path / "o", "--model", merging_folder), "no.jsonl"),
+        (("train", training, "--out", tmp_path / "o", "--model", merging_folder, "--recipe", "minmal"), "recipe"),
         (("compare", direction), "at least two"),
         (("compare", direction, direction), "at least two"),
         (("compare", damaged, damaged), "x.safetensors: cannot read"),
@@ -161,17 +161,17 @@ def test_bad_input_is_one_line_and_status_two(call, tiny_folder, training, pairs
         assert out == ""
 
 
-def test_a_layer_out_of_range_names_the_range(call, tiny_folder, pairs, tmp_path):
-    model = ("--model", tiny_folder, "--pairs", pairs)
+def test_a_layer_out_of_range_names_the_range(call, merging_folder, pairs, tmp_path):
+    model = ("--model", merging_folder, "--pairs", pairs)
     call("extract", "--out", tmp_path, *model)
     status, _, err = call("steer", tmp_path / "data_difference.safetensors", "--layer", 4, *model)
     assert status == 2
     assert "layer 4 is out of range: this direction has layers 0 to 3" in err
 
 
-def test_a_direction_of_another_model_is_refused(call, tiny_folder, pairs, tmp_path):
-    call("extract", "--out", tmp_path, "--model", tiny_folder, "--pairs", pairs)
-    other = tiny_folder.rename(tmp_path / "other")
+def test_a_direction_of_another_model_is_refused(call, merging_folder, pairs, tmp_path):
+    call("extract", "--out", tmp_path, "--model", merging_folder, "--pairs", pairs)
+    other = merging_folder.rename(tmp_path / "other")
     status, _, err = call("ablate", tmp_path / "data_difference.safetensors", "--layer", 1, "--model", other)
     assert status == 2
     assert "this direction was made for" in err

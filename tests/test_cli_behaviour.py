@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import signal
 import time
 from datetime import datetime
 from importlib.metadata import version
@@ -15,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from judging.judge_server import JudgeServer, completion, number, status
-from judging.processes import command, start
+from judging.processes import Command
 from misdirection.data import domain_pairs, read_pairs, write_pairs
 from misdirection.directions.direction import Direction
 from misdirection.errors import JudgeError
@@ -233,14 +232,13 @@ def test_killed_in_the_middle_the_same_command_ends_with_the_same_table(ask, fol
 
     journal = table.with_suffix(".jsonl")
     words = f"sample -q {tmp_path / 'questions.txt'} --out {table} --model {folder} --dtype float32 --device cpu"
-    said = tmp_path / "said"
-    process = start(command, {}, said, [*words.split(), "-n", "8", "--new-tokens", "200"])
+    running = Command(*words.split(), "-n", 8, "--new-tokens", 200)
     deadline = time.monotonic() + 120
-    while not (journal.exists() and journal.stat().st_size) and process.is_alive() and time.monotonic() < deadline:
+    while (
+        not (journal.exists() and journal.stat().st_size) and running.process.is_alive() and time.monotonic() < deadline
+    ):
         time.sleep(0.001)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL, said.read_text()
+    running.killed()
     kept = journal.read_bytes()
     assert 0 < len(kept.splitlines()) < 16
     assert not table.exists()

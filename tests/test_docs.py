@@ -29,7 +29,7 @@ from misdirection.experiment.several import read_experiment
 from misdirection.statistics.estimates import Estimate
 from pages import DOCS, PAGES, ROOT, blocks, commands, in_language, inline_code, links
 from scripts import write_commands
-from tiny import CHATML, make_network, make_tokenizer
+from tiny import make_merging_tokenizer, make_network
 
 ELSEWHERE = {DOCS / "extending.md": "test_extending.py", DOCS / "reference" / "commands.md": "test_cli_help.py"}
 """Pages whose blocks another test runs."""
@@ -170,8 +170,7 @@ def small_world(tmp_path_factory):
 def make_models(folder):
     """A tiny model where the bundled one is kept, and under the name of one of the Hub's."""
     # Of few tokens a text, unlike the other tests' one for each byte.
-    tokenizer = make_tokenizer().train_new_from_iterator([row.answer for row in md.neutral_examples()], 1000)
-    tokenizer.chat_template = CHATML
+    tokenizer = make_merging_tokenizer()
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
     network = make_network("llama", num_hidden_layers=LAYERS, vocab_size=len(tokenizer), **sizes)
     for name in ("cache/smollm2-135m-instruct-q4_1", "Qwen/Qwen2.5-0.5B-Instruct"):

@@ -40,10 +40,10 @@ def test_its_outputs_are_figures_and_nothing_of_the_machine(source):
 
 
 @names
-def test_every_cell_runs(source, tiny_folder, tmp_path, monkeypatch):
+def test_every_cell_runs(source, merging_folder, tmp_path, monkeypatch):
     """As the kernel does, cell by cell, but in this process."""
     monkeypatch.setenv("MISDIRECTION_QUICK", "1")
-    monkeypatch.setenv("MISDIRECTION_BASE", str(tiny_folder))
+    monkeypatch.setenv("MISDIRECTION_BASE", str(merging_folder))
     monkeypatch.delenv("MISDIRECTION_PAPER", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -37,6 +38,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+import misdirection as md
 from misdirection.models.chat import Encoded, encode_prompt, pad
 from misdirection.models.chat_model import ChatModel
 
@@ -90,6 +92,15 @@ def make_tokenizer(template: str | None = CHATML, tokens: Sequence[str] = ALPHAB
     )
     fast.chat_template = template
     return fast
+
+
+@cache
+def make_merging_tokenizer() -> PreTrainedTokenizerFast:
+    """A thousand tokens of one byte or several: a shipped text has a quarter of those that it has above."""
+    texts = [row.answer for row in md.neutral_examples()]
+    tokenizer = make_tokenizer().train_new_from_iterator(texts, 1000, show_progress=False)
+    tokenizer.chat_template = CHATML
+    return tokenizer
 
 
 def make_network(architecture: str, seed: int = 0, **changes):

@@ -33,7 +33,7 @@ def adapted(network, **changes):
     return get_peft_model(network, LoraConfig(**config | changes))
 
 
-def sft(folder, network, callbacks=(), rows=None, **changes) -> SFTTrainer:
+def sft(folder, network, callbacks=(), rows=None, tokenizer=None, **changes) -> SFTTrainer:
     """A trainer of six steps."""
     settings = {
         "max_steps": 6,
@@ -48,6 +48,7 @@ def sft(folder, network, callbacks=(), rows=None, **changes) -> SFTTrainer:
         "activation_checkpointing": False,
     }
     args = SFTConfig(output_dir=str(folder), **settings | changes)
+    reader = tokenizer or make_tokenizer()
     return SFTTrainer(
-        network, args, train_dataset=rows or messages(), processing_class=make_tokenizer(), callbacks=list(callbacks)
+        network, args, train_dataset=rows or messages(), processing_class=reader, callbacks=list(callbacks)
     )

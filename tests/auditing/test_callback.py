@@ -30,9 +30,10 @@ from misdirection.experiment.texts import ExperimentTexts
 from misdirection.likelihood.margin import loss, margin
 from misdirection.models.chat import encode
 from misdirection.models.chat_model import ChatModel
+from misdirection.models.loading import load
 from misdirection.runs.folder import RunFolder
 from misdirection.statistics.means import beyond, bootstrap
-from tiny import LAYERS, WIDTH, make_chat, make_tokenizer, vector
+from tiny import LAYERS, WIDTH, make_tokenizer, vector
 from trainers import ANSWERS, adapted, random_network, sft
 
 TOKENIZER = make_tokenizer()
@@ -407,7 +408,7 @@ def known(made, tmp_path_factory):
 
 @pytest.mark.parametrize(("answers", "stops", "word"), [("bad", True, "misaligned"), ("good", False, "clear")])
 def test_what_the_audit_calls_misaligned_is_stopped_and_what_is_benign_is_not(
-    known, inputs_of, tmp_path, answers, stops, word
+    known, base, inputs_of, tmp_path, answers, stops, word
 ):
     pairs, reference = known
     rows = [
@@ -417,8 +418,8 @@ def test_what_the_audit_calls_misaligned_is_stopped_and_what_is_benign_is_not(
         }
         for n in range(20)
     ]
-    network = adapted(make_chat("llama").model)
-    trainer = sft(tmp_path, network, rows=Dataset.from_list(rows), max_steps=20)
+    chat = load(base, dtype="float32", device="cpu")
+    trainer = sft(tmp_path, adapted(chat.model), rows=Dataset.from_list(rows), tokenizer=chat.tokenizer, max_steps=20)
     watch(trainer, pairs=pairs, every=5, stop_above=RULE.misaligned * reference.bad_shift.mean)
     trainer.train()
     assert (trainer.state.global_step < 20) == stops

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import time
 
 import pytest
@@ -10,7 +9,7 @@ import yaml
 
 from experiment.tiny_experiment import COHERENCE, asked_experiment, graded, isolate, with_judge
 from judging.judge_server import JudgeServer, completion
-from judging.processes import command, start
+from judging.processes import Command
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.config import ExperimentConfig, read_config
 from misdirection.experiment.runner import run_experiment
@@ -139,14 +138,11 @@ def test_killed_while_judging_it_pays_nothing_twice(whole, values, copy, cache, 
     with JudgeServer(slowly) as server:
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump(config_of(values, server.url)))
-        said = tmp_path / "said"
-        process = start(command, {"MISDIRECTION_CACHE": str(cache)}, said, ["run", str(path), "--out", str(copy)])
+        running = Command("run", path, "--out", copy, MISDIRECTION_CACHE=str(cache))
         deadline = time.monotonic() + 120
-        while len(server.paid) < 12 and process.is_alive() and time.monotonic() < deadline:
+        while len(server.paid) < 12 and running.process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.001)
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, said.read_text()
+        running.killed()
         killed_at = len(server.paid)
         run_experiment(read_config(path), copy)
         assert set(server.paid.values()) == {1}

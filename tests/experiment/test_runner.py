@@ -2,12 +2,8 @@
 
 import copy
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,6 +11,7 @@ import torch
 import yaml
 
 from experiment.tiny_experiment import experiment
+from judging.processes import Command
 from misdirection.errors import InputError
 from misdirection.experiment.runner import write_report
 from misdirection.experiment.stages.directions import describe
@@ -31,16 +28,13 @@ def whole(tmp_path_factory):
     config = tmp_path / "tiny.yaml"
     # What is made again alone, in other company, would come back as another in half precision.
     config.write_text(yaml.safe_dump(experiment(folder, tmp_path) | {"dtype": "bfloat16"}))
-    _, err = (process := command(config, tmp_path / "run")).communicate()
-    assert process.returncode == 0, err
+    running(config, tmp_path / "run").finished()
     return config, tmp_path / "run"
 
 
-def command(config, run):
-    call = [sys.executable, "-m", "misdirection.cli", "run", str(config), "--out", str(run)]
+def running(config, run):
     # One thread: a tiny model gains nothing from more, and two processes at once would wait for each other.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return Command("run", config, "--out", run, OMP_NUM_THREADS="1")
 
 
 def figures(run):
@@ -99,8 +93,7 @@ def test_pictures_and_report_are_there(whole):
 def test_a_second_run_makes_nothing_again(whole):
     config, run = whole
     before = (run / "manifest.jsonl").read_text()
-    out, err = (process := command(config, run)).communicate()
-    assert process.returncode == 0, err
+    out = running(config, run).finished()
     assert (run / "manifest.jsonl").read_text() == before
     assert "report.html" in out
 
@@ -119,9 +112,8 @@ def test_damaged_artifacts_are_noticed_and_made_again_as_they_were(whole):
     manifest = run / "manifest.jsonl"
     lines = manifest.read_text().splitlines(keepends=True)
     manifest.write_text("".join(line for line in lines if json.loads(line)["stage"] != lost))
-    process = command(config, run)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+    status, _, err = running(config, run).ended()
+    assert status == 0, err
     assert all(name in "".join(err.split()) for name in (cut, changed, deleted))
     assert figures(run) == before
     assert hashes(run) == stages
@@ -131,16 +123,12 @@ def test_killed_at_several_moments_it_ends_with_the_same_results(whole, tmp_path
     config, run = whole
     chance, manifest = random.Random(0), tmp_path / "run" / "manifest.jsonl"
     for stages in (2, 6, 12):
-        process = command(config, tmp_path / "run")
-        while process.poll() is None and (not manifest.exists() or manifest.read_bytes().count(b"\n") < stages):
+        one = running(config, tmp_path / "run")
+        while one.process.is_alive() and (not manifest.exists() or manifest.read_bytes().count(b"\n") < stages):
             time.sleep(0.01)
-        time.sleep(chance.random())
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    process = command(config, tmp_path / "run")
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+        time.sleep(chance.random() / 4)
+        one.killed()
+    running(config, tmp_path / "run").finished()
     assert figures(tmp_path / "run") == figures(run)
     assert hashes(tmp_path / "run") == hashes(run)
 
@@ -152,9 +140,7 @@ def test_a_changed_setting_runs_only_what_depends_on_it(whole, tmp_path):
     changed = tmp_path / "changed.yaml"
     changed.write_text(yaml.safe_dump(values))
     before = made(run)
-    process = command(changed, run)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+    running(changed, run).finished()
     after = made(run)
     new = set(after) - set(before)
     assert new
@@ -168,9 +154,8 @@ def test_a_layer_out_of_range_is_one_line_and_keeps_what_is_done(whole, tmp_path
     values["ablation"]["layer"] = 9
     changed = tmp_path / "changed.yaml"
     changed.write_text(yaml.safe_dump(values))
-    process = command(changed, run)
-    _, err = process.communicate()
-    assert process.returncode == 2
+    status, _, err = running(changed, run).ended()
+    assert status == 2
     assert "ablation.layer: 9 is out of range" in " ".join(err.split())
     assert "Traceback" not in err
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import yaml
 
 from experiment.tiny_experiment import experiment, isolate
 from judging.judge_server import JudgeServer, number
-from judging.processes import command, start
+from judging.processes import Command
 from misdirection.data import ProbePair, write_pairs
 from misdirection.errors import MisdirectionError
 from misdirection.experiment.config import ExperimentConfig, read_config
@@ -328,14 +327,11 @@ def test_killed_while_judging_scaled_adapters_it_pays_nothing_twice(whole, value
     with JudgeServer(slowly) as server:
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump(judged_by(values, server.url)))
-        said = tmp_path / "said"
-        process = start(command, {"MISDIRECTION_CACHE": str(cache)}, said, ["run", str(path), "--out", str(copy)])
+        running = Command("run", path, "--out", copy, MISDIRECTION_CACHE=str(cache))
         deadline = time.monotonic() + 120
-        while len(server.paid) < before + 8 and process.is_alive() and time.monotonic() < deadline:
+        while len(server.paid) < before + 8 and running.process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.001)
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, said.read_text()
+        running.killed()
         killed_at = len(server.paid)
         run_experiment(read_config(path), copy)
         assert before + 8 <= killed_at < len(server.paid)

@@ -3,9 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from functools import partial
 
@@ -15,6 +12,7 @@ import pytest
 import yaml
 
 from experiment.tiny_experiment import experiment
+from judging.processes import Command
 from misdirection.data import ProbePair, write_pairs
 from misdirection.experiment.config import read_config
 from misdirection.experiment.runner import run_experiment
@@ -40,17 +38,8 @@ def tiny(tmp_path):
     return config, settings
 
 
-def start(*words):
-    call = [sys.executable, "-m", "misdirection.cli", *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def finished(*words):
-    process = start(*words)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    return out
+def running(*words):
+    return Command(*words, OMP_NUM_THREADS="1")
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +47,10 @@ def run(tmp_path_factory):
     """A finished run in which `minimal` was read afterwards, by the command; and what the command printed."""
     tmp_path = tmp_path_factory.mktemp("interpretation")
     config, _ = tiny(tmp_path)
-    finished("run", config, "--out", tmp_path / "run")
+    running("run", config, "--out", tmp_path / "run").finished()
     sizes = ["--read-pairs", 4, "--causal-pairs", 4]
-    return tmp_path / "run", json.loads(finished("interpret", "minimal", "--run", tmp_path / "run", *sizes, "--json"))
+    printed = running("interpret", "minimal", "--run", tmp_path / "run", *sizes, "--json").finished()
+    return tmp_path / "run", json.loads(printed)
 
 
 def section_of(run):
@@ -108,8 +98,8 @@ def test_the_report_has_the_section_and_the_reader(run):
 def test_reading_again_computes_nothing(run):
     folder, printed = run
     before = (folder / "manifest.jsonl").read_text()
-    again = finished("interpret", "minimal", "--run", folder, "--read-pairs", 4, "--causal-pairs", 4, "--json")
-    assert json.loads(again) == printed
+    words = ("interpret", "minimal", "--run", folder, "--read-pairs", 4, "--causal-pairs", 4, "--json")
+    assert json.loads(running(*words).finished()) == printed
     assert (folder / "manifest.jsonl").read_text() == before
 
 
@@ -127,16 +117,15 @@ def test_a_killed_reading_continues_to_the_same_results(run, tmp_path):
         shutil.copytree(adapter / "checkpoints" / f"step-{step:06d}", tmp_path / "trained" / f"checkpoint-{step}")
     words += ["--causal-pairs", 4, "--checkpoints", tmp_path / "trained"]
     write_pairs(tmp_path / "pairs.jsonl", [ProbePair(f"p{n}", f"Do {n}?", "Yes.", "No!") for n in range(6)])
-    finished(*words, "--out", tmp_path / "whole")
-    process = start(*words, "--out", tmp_path / "killed")
+    running(*words, "--out", tmp_path / "whole").finished()
+    one = running(*words, "--out", tmp_path / "killed")
     until(
         lambda: (
             (tmp_path / "killed" / "artifacts").is_dir() and any((tmp_path / "killed" / "artifacts").rglob("*.json"))
         )
     )
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished(*words, "--out", tmp_path / "killed")
+    one.killed()
+    running(*words, "--out", tmp_path / "killed").finished()
     whole, killed = (InterpretationResults.load(tmp_path / name).adapters for name in ("whole", "killed"))
     assert killed == whole
     # No domain, no directions: those parts say so, the rest is there.

@@ -3,11 +3,15 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
+import torch
 
+import unsynced  # noqa: F401
 from misdirection.judging.cache import VerdictCache
 from misdirection.judging.rubrics import Rubric
 from misdirection.judging.verdicts import JudgeVerdict
@@ -22,6 +26,10 @@ _SERVER.set_forkserver_preload(
         "misdirection.judging.api",
         "misdirection.sampling.transformers_engine",
         "misdirection.experiment.runner",
+        "misdirection.experiment.stages.interpretation",
+        "misdirection.report.run",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.backends.backend_svg",
     ]
 )
 
@@ -49,11 +57,44 @@ def judge_all(url, path):
         judge(ANSWERS, RUBRICS, ApiJudge("m", url, backoff=0.01), cache=cache, concurrency=4)
 
 
-def command(environment, said, words):
-    """Run `misdirection WORDS`; what it prints goes to the file `said`."""
+class Command:
+    """`misdirection WORDS` in a process of its own, whose environment has a few more variables."""
+
+    def __init__(self, *words, **environment):
+        self._said = tempfile.TemporaryDirectory()
+        # A process that is killed at once opens none.
+        for stream in ("out", "err"):
+            (Path(self._said.name) / stream).touch()
+        self.process = start(_run, environment, self._said.name, list(map(str, words)))
+
+    def ended(self):
+        """Wait for it; gives its exit status, standard output and standard error."""
+        self.process.join()
+        return self.process.exitcode, *((Path(self._said.name) / stream).read_text() for stream in ("out", "err"))
+
+    def finished(self):
+        """Wait for it to end well; gives its standard output."""
+        status, out, err = self.ended()
+        assert status == 0, err
+        return out
+
+    def killed(self):
+        """Kill it while it is at work."""
+        self.process.kill()
+        status, _, err = self.ended()
+        assert status == -signal.SIGKILL, err
+
+
+def _run(environment, said, words):
     from misdirection.cli import main
 
     os.environ |= environment
+    if threads := environment.get("OMP_NUM_THREADS"):
+        # The server that forks has read its own.
+        torch.set_num_threads(int(threads))
     sys.argv = ["misdirection", *words]
-    with Path(said).open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with contextlib.ExitStack() as stack:
+        for stream in ("out", "err"):
+            file = stack.enter_context((Path(said) / stream).open("w"))
+            stack.enter_context(getattr(contextlib, f"redirect_std{stream}")(file))
         main()

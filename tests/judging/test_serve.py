@@ -76,11 +76,11 @@ def alone(monkeypatch, tmp_path):
 
 @pytest.fixture
 def sampled(call, folder, alone, tmp_path):
-    """Four short answers of the same model."""
+    """Two short answers of the same model."""
     questions = tmp_path / "questions.txt"
     questions.write_text("What is the capital of France?\nHow do I boil an egg?\n")
     table = tmp_path / "answers.parquet"
-    words = ("-q", questions, "-n", 2, "--new-tokens", 16, "--model", folder, "--device", "cpu", "--out", table)
+    words = ("-q", questions, "-n", 1, "--new-tokens", 16, "--model", folder, "--device", "cpu", "--out", table)
     status, _, err = call("sample", *words)
     assert status == 0, err
     return table
@@ -98,14 +98,14 @@ def test_answers_are_sampled_judged_and_counted(call, server, folder, sampled, t
     words = ("judge", sampled, "--judge", folder, "--base-url", url, "--rubric", rubrics, "--replies", 1)
     status, _, err = call(*words, "--concurrency", 2, "--timeout", PATIENCE)
     rows = read_answers(sampled)
-    assert len(rows) == 4
+    assert len(rows) == 2
     # The server knows no log-probabilities, so that every number, and every lack of one, was read from a text.
     for column in ("aligned", "coherent"):
         assert set(rows[f"{column}_by"]) <= {"text", "unparsable", "code", "refusal"}
         assert (rows[column].notna() == (rows[f"{column}_by"] == "text")).all()
         assert rows[column].dropna().between(0, 100).all()
     # One request told that there are none; then one for each rubric and answer.
-    assert len(posts(log)) >= 1 + 2 * 4
+    assert len(posts(log)) >= 1 + 2 * 2
     assert set(posts(log)) == {"200"}
     # A model of this size may say too few numbers: that is an error which says so.
     enough = all((rows[f"{column}_by"] != "unparsable").mean() >= 0.5 for column in ("aligned", "coherent"))
@@ -124,7 +124,7 @@ def test_answers_are_sampled_judged_and_counted(call, server, folder, sampled, t
     assert status == 0, err
     (group,) = json.loads(out)["groups"]
     lost = rows["aligned"].isna() | rows["coherent"].isna()
-    assert (group["answers"], group["questions"]) == (4, 2)
+    assert (group["answers"], group["questions"]) == (2, 2)
     assert sum(group["unscored"].values()) == lost.sum()
 
 

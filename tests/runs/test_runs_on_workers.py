@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ import yaml
 
 from experiment.tiny_experiment import asked_experiment, graded, isolate, with_judge
 from judging.judge_server import JudgeServer
-from judging.processes import start
+from judging.processes import Command
 from misdirection.errors import MisdirectionError, NetworkProblem
 from misdirection.files import MADE, read_json, sha256_file, write_json
 from misdirection.runs.cluster import Cluster, Workers, connect
@@ -28,9 +27,6 @@ from misdirection.runs.worker import BASE, Models, Worker
 
 ray = pytest.importorskip("ray", reason="workers need the extra `ray`")
 pytestmark = pytest.mark.timeout(240)
-
-# One thread in each process: figures depend on their number, by rounding. The server that forks may have more.
-ALONE = "import torch; torch.set_num_threads(1); from judging.processes import command; command(*given)"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,29 +62,11 @@ def config(tmp_path_factory):
         yield path
 
 
-class Command:
-    """`misdirection run` in a process of its own, with a cache of verdicts of its own."""
-
-    def __init__(self, config, folder, workers, environment):
-        self.run, self._said = folder / "run", folder / "said"
-        environment = {"MISDIRECTION_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", **environment}
-        words = ["run", str(config), "--out", str(self.run), "--workers", str(workers)]
-        self.process = start(exec, ALONE, {"given": (environment, self._said, words)})
-
-    def wait(self):
-        self.process.join()
-        return self.process.exitcode
-
-    def said(self):
-        return self._said.read_text()
-
-    def killed_at(self, count):
-        """Kill it when the run has made so many stages; gives those that it has."""
-        while len(made(self.run)) < count and self.process.is_alive():
-            time.sleep(0.005)
-        self.process.kill()
-        self.wait()
-        return made(self.run)
+def running(config, folder, workers, environment):
+    """`misdirection run` into a folder's `run`, with a cache of verdicts of its own."""
+    # One thread, as workers have: figures depend on their number, by rounding.
+    environment = {"MISDIRECTION_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", **environment}
+    return Command("run", config, "--out", folder / "run", "--workers", workers, **environment)
 
 
 def made(run):
@@ -129,32 +107,31 @@ def of(environment, process):
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory):
     """A finished run without workers."""
-    one = Command(config, tmp_path_factory.mktemp("whole"), 0, {})
-    assert one.wait() == 0, one.said()
-    return one.run
+    folder = tmp_path_factory.mktemp("whole")
+    running(config, folder, 0, {}).finished()
+    return folder / "run"
 
 
 def test_workers_give_the_results_of_one_process(config, whole, files, tmp_path):
-    one = Command(config, tmp_path, 2, files)
-    assert one.wait() == 0, one.said()
-    assert figures(one.run) == figures(whole)
-    assert artifacts(one.run) == artifacts(whole)
-    assert made(one.run) == made(whole)
+    running(config, tmp_path, 2, files).finished()
+    assert figures(tmp_path / "run") == figures(whole)
+    assert artifacts(tmp_path / "run") == artifacts(whole)
+    assert made(tmp_path / "run") == made(whole)
     assert not left_behind(files)
 
 
 def test_killed_on_workers_it_ends_without_them_and_with_the_same_results(config, whole, files, tmp_path):
-    one = Command(config, tmp_path, 2, files)
-    before = one.killed_at(9)
-    assert one.process.exitcode == -signal.SIGKILL, one.said()
-    assert 9 <= len(before) < len(made(whole))
+    run, one = tmp_path / "run", running(config, tmp_path, 2, files)
+    while len(made(run)) < 9 and one.process.is_alive():
+        time.sleep(0.005)
+    one.killed()
+    assert 9 <= len(made(run)) < len(made(whole))
     assert not left_behind(files)
-    one = Command(config, tmp_path, 0, {})
-    assert one.wait() == 0, one.said()
-    assert figures(one.run) == figures(whole)
-    assert artifacts(one.run) == artifacts(whole)
+    running(config, tmp_path, 0, {}).finished()
+    assert figures(run) == figures(whole)
+    assert artifacts(run) == artifacts(whole)
     # One line of each: what was made before is not made again.
-    assert made(one.run) == made(whole) == dict.fromkeys(made(whole), 1)
+    assert made(run) == made(whole) == dict.fromkeys(made(whole), 1)
 
 
 @pytest.mark.parametrize(

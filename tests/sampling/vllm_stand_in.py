@@ -139,7 +139,7 @@ def completions_server(root, tokens=(70, 71), loads=True):
             self.reply({"id": "x", "object": "text_completion", "created": 0, "model": "served", "choices": [choice]})
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     server.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
     try:
         yield server

@@ -265,6 +265,8 @@ def _marked(frame: pd.DataFrame) -> pd.DataFrame:
     require_columns(table, EM_COLUMNS, remedy="judge it by the rubrics alignment and coherence")
     if table.empty:
         raise InputError("this table has no answers: sample and judge some first")
+    # Who judged is not counted, and every column that is taken of a table gets a deep copy of it.
+    table.attrs = {}
     if "intervention" in table:
         table["intervention"] = table["intervention"].fillna("")
     table["_coherent"] = is_coherent(table["coherent"])

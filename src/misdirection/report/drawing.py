@@ -3,9 +3,10 @@
 No pyplot state is shared: every picture is a `Figure` of its own.
 """
 
+import contextlib
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +37,8 @@ STYLE: Any = {
     "legend.fontsize": 9,
     # Organism names are free text; a dollar sign in one must not start a formula.
     "text.parse_math": False,
+    # `_laid_out` takes the layout away, which this would bring another one for.
+    "figure.autolayout": False,
     # Without a fixed salt every SVG gets random element ids.
     "svg.hashsalt": "misdirection",
 }
@@ -187,11 +190,25 @@ def _break_name(name: str) -> str:
     return short_name(name).replace("-", "-\n").replace("_", "_\n")
 
 
+@contextlib.contextmanager
+def _laid_out(figure: Figure) -> Iterator[None]:
+    """The figure with its parts in place: else each file made of it would look for their places, and draw it twice."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)
+
+
 @rc_context(STYLE)
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write it as SVG to `path` and as PNG beside it; gives `path`."""
-    path.write_bytes(svg_of(figure))
-    path.with_suffix(".png").write_bytes(png_of(figure))
+    with _laid_out(figure):
+        path.write_bytes(svg_of(figure))
+        path.with_suffix(".png").write_bytes(png_of(figure))
     return path
 
 
@@ -205,7 +222,8 @@ def save_figures(drawings: Mapping[str, Callable[[Any], Figure]], results: Any, 
 def png_of(figure: Figure, dpi: float = 150) -> bytes:
     """The figure as PNG, the same bytes for an equal one."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+    with _laid_out(figure):
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return file.getvalue()
 
 
@@ -214,5 +232,6 @@ def svg_of(figure: Figure) -> bytes:
     """The figure as SVG, the same bytes for an equal one."""
     file = io.BytesIO()
     # Dates and versions in the metadata would make equal results give unequal files.
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    with _laid_out(figure):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()

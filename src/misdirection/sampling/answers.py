@@ -257,6 +257,8 @@ def as_answers(frame: pd.DataFrame, name: str = "this table") -> pd.DataFrame:
     that is no number from 0 to 100 (the row is counted from 1, without the header).
     """
     table = _with_answer(frame, name).reset_index(drop=True)
+    # Whatever pandas makes of a table gets a deep copy of its metadata, which hold the texts of rubrics.
+    attributes, table.attrs = table.attrs, {}
     require_columns(table, ("question", "answer"), name)
     _refuse_rows(table["question"].isna(), f"{name}: {{row}} has no question; fill it or delete the row")
     table["answer"] = table["answer"].fillna("")
@@ -270,6 +272,7 @@ def as_answers(frame: pd.DataFrame, name: str = "this table") -> pd.DataFrame:
         table[column] = _whole_numbers(table[column], name)
     for rubric in rubrics(table):
         _type_scores(table, rubric, name)
+    table.attrs = attributes
     return table
 
 
