@@ -91,9 +91,9 @@ class Third:
 def thirds(texts: Texts, own: OwnTexts, shifts: Mapping[str, float]) -> tuple[Third, Third, Third]:
     """All texts in three parts; a question is in one of them alone, plain or framed.
 
-    The last part's general questions are the sealed ones, where there are some. `shifts` are those of the fine-tune by
-    the pair's id, as far as its audit asked: questions are taken in turn from the largest down, so that the parts have
-    about the same shift to lose.
+    The last part's general questions are the sealed ones, where there are some. `shifts` are those of the fine-tune
+    beyond the benign control by the pair's id, as far as its audit asked: questions are taken in turn from the largest
+    down, so that each part has about the mean shift of all to lose, and not that of a few.
     """
     general = sorted(texts.general, key=lambda pair: -shifts.get(pair.id, 0.0))
     parts = [general[0::2], general[1::2], texts.sealed] if texts.sealed else [general[n::3] for n in range(3)]
@@ -190,7 +190,11 @@ class _Repair:
 
     @cached_property
     def thirds(self) -> tuple[Third, Third, Third]:
-        return thirds(self.inputs.texts, self.inputs.data, self.before.evidence.questions)
+        shifts, benign = self.before.evidence.questions, self.reference.control_shift
+        if benign is not None:
+            own = dict(zip((pair.id for pair in self.inputs.texts.asked), benign.tolist(), strict=True))
+            shifts = {name: shift - own[name] for name, shift in shifts.items()}
+        return thirds(self.inputs.texts, self.inputs.data, shifts)
 
     @property
     def tuned(self) -> ChatModel:

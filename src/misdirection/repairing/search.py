@@ -30,7 +30,7 @@ DAMAGE = 0.05
 """Largest rise of the loss on neutral text above the base's that a choice may cost, nats/token."""
 
 # Tried first: nothing, a half of all, and little and much of the direction that raises the margin.
-_FIRST = (Candidate(), Candidate(scale=0.5), Candidate(turn=1.0), Candidate(turn=2.0))
+_FIRST = (Candidate(), Candidate(scale=0.5), Candidate(turn=2.0), Candidate(turn=4.0))
 
 MOST_TURN = 8.0
 
