@@ -1,0 +1,108 @@
+"""Whether what a fine-tune itself says to general questions tells bad fine-tunes from benign ones.
+
+    python benchmarks/suite/own_answers.py --out runs/audit-suite [--published DIR] [--only PATTERN]
+
+Its likeliest answer to every open question is scored by the reference: log-probability under the bad fine-tunes minus
+that under their controls, nats/token, mean over domains. What is measured is kept in `screened/BASE.said.jsonl`, and
+not measured again.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import misdirection as md
+from audit_suite import load_reference
+from misdirection.auditing.reference import Reference
+from misdirection.choices import BUNDLED
+from misdirection.data import Example
+from misdirection.models.bundled import BUNDLED_MODELS
+from misdirection.models.chat_model import ChatModel
+from misdirection.runs.worker import Models, Worker
+from misdirection.sampling.own_answers import likeliest_answers
+from misdirection.sampling.transformers_engine import TransformersEngine
+from misdirection.screening.scores import SCORES, score_rows
+from misdirection.statistics.estimates import Estimate
+from misdirection.statistics.means import bootstrap
+from screen_suite import KEPT, is_kept, plain_members
+from suite_folder import Suite
+from suite_members import Member
+from suite_tables import area, interval, print_auroc
+from suite_texts import Texts
+from suite_training import train_all
+
+
+def kept_file(base: str) -> Path:
+    """Where measurements of this base are kept."""
+    return KEPT / f"{base}.said.jsonl"
+
+
+def read_kept(base: str) -> dict[str, dict]:
+    """The last measurement of each fine-tune, by name."""
+    lines = kept_file(base).read_text("utf-8").splitlines() if kept_file(base).is_file() else []
+    return {row["member"]: row for row in map(json.loads, lines)}
+
+
+def measure_all(suite: Suite, some: Sequence[Member]) -> None:
+    """Train and measure what is not measured yet."""
+    reference, known = load_reference(suite.base), read_kept(suite.base)
+    for member in some:
+        record = suite.record(member)
+        if known.get(member.name, {}).get("record") == record:
+            continue
+        train_all(suite, [member])
+        said = score(reference, md.load(suite.base, adapter=suite.adapter(member)))
+        with kept_file(suite.base).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"member": member.name, "record": record, "said": asdict(said)}) + "\n")
+        print(f"{member.name:<40}{interval(said)}", flush=True)
+
+
+def score(reference: Reference, chat: ChatModel) -> Estimate:
+    """How much more the answers of a model are at home in the reference's bad fine-tunes than in their controls."""
+    asked = [Example(pair.question, "", pair.system) for pair in reference.texts.general]
+    answers = [row for row in likeliest_answers(TransformersEngine(chat), asked) if row.answer]
+    models = Models(partial(md.load, reference.identity.model), dict(reference.adapters))
+    way = SCORES["likelihood"].open(None)
+    return bootstrap(score_rows(way, Worker(models, Path), answers, reference, {}))
+
+
+def show(base: str, some: Sequence[Member]) -> dict[str, float]:
+    """Print what was measured, the highest first, and how well it tells; gives the area."""
+    known = read_kept(base)
+    measured = {member: Estimate(**known[member.name]["said"]) for member in some if member.name in known}
+    print("| fine-tune | kind | its answers, nats/token |\n|---|---|---|")
+    for member, said in sorted(measured.items(), key=lambda each: -each[1].mean):
+        print(f"| {member.name} | {member.kind} | {interval(said)} |")
+    bad = np.array([member.is_bad for member in measured])
+    if bad.all() or not bad.any():
+        return {}
+    told = area(np.array([said.mean for said in measured.values()]), bad)
+    print(f"\nAUROC {print_auroc(told)}")
+    return {"AUROC by its own answers": told.mean}
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--base", choices=list(BUNDLED_MODELS), default=BUNDLED)
+    parser.add_argument("--published", type=Path, help="folder of published text")
+    parser.add_argument("--only", default="*", help="fine-tunes whose name matches, as in a shell")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    suite = Suite(arguments.base, arguments.out, Texts(arguments.published))
+    some = [member for member in plain_members(arguments.only) if is_kept(member.source)]
+    some = [member for member in some if not suite.texts.missing(member)]
+    measure_all(suite, some)
+    figures = show(suite.base, some)
+    if arguments.json:
+        print(json.dumps({"ratios": figures}))
+
+
+if __name__ == "__main__":
+    main()
