@@ -98,18 +98,19 @@ def test_a_repair_writes_an_adapter_with_its_card_and_leaves_its_input(
     # The figures are those of the adapter that was written, on what the search has not seen.
     third = last_third(made[2], inputs, result)
     chat = load(base, adapter=tmp_path / "out", dtype="float32", device="cpu")
-    repaired = margin(chat, third.pairs)
+    repaired, plain = margin(chat, third.asked), len(third.pairs)
     with chat.as_base():
-        base_margin = margin(chat, third.pairs)
+        base_margin = margin(chat, third.asked)
     before, benign = (
-        margin(load(base, adapter=adapter, dtype="float32", device="cpu"), third.pairs)
+        margin(load(base, adapter=adapter, dtype="float32", device="cpu"), third.asked)
         for adapter in (source, made[2].control_adapter)
     )
+    removed = float((before - repaired).mean())
     assert check.repaired.shift.mean == pytest.approx(float((repaired - base_margin).mean()), abs=2e-6)
-    assert check.repaired.beyond_control.mean == pytest.approx(float((repaired - benign).mean()), abs=2e-6)
-    assert check.removed.mean == pytest.approx(float((before - repaired).mean()), abs=2e-6)
-    left = check.repaired.beyond_control.mean / made[2].bad_shift.mean
-    assert check.outcome.left == pytest.approx(left)
+    assert check.repaired.beyond_control.mean == pytest.approx(float((repaired - benign)[:plain].mean()), abs=2e-6)
+    assert check.removed.mean == pytest.approx(removed, abs=2e-6)
+    left = (float((before - benign)[:plain].mean()) - removed) / made[2].bad_shift.mean
+    assert check.outcome.left == pytest.approx(left, abs=1e-4)
     assert check.beyond_random.mean / made[2].bad_shift.mean == pytest.approx(check.random.left - check.outcome.left)
     assert result.after.fine_tune.name == str(tmp_path / "out")
     assert result.after.evidence.general != result.before.evidence.general
@@ -126,9 +127,9 @@ def test_a_projection_of_the_whole_model_is_read_beside_the_base_under_it(
     third = last_third(made[2], inputs, result)
     chat = load(base, dtype="float32", device="cpu")
     vector = next(iter(made[2].directions.values()))[candidate.layer].float()
-    plain = margin(chat, third.pairs)
+    plain = margin(chat, third.asked)
     with intervene(chat, [Ablate(vector, strength=candidate.strength, positions="all", at="writes")]):
-        changed = margin(chat, third.pairs) - plain
+        changed = margin(chat, third.asked) - plain
     assert changed.abs().max() > 1e-4
     assert result.repair.check.base.shift.mean == pytest.approx(float(changed.mean()), abs=2e-6)
     rows = [line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if line.startswith("| shift of")]
@@ -196,23 +197,24 @@ def parted(made, tmp_path, general, sealed):
 def test_a_question_is_in_one_third_alone(made, tmp_path, count):
     parts, _ = parted(made, tmp_path, pairs("p", 48), pairs("s", count))
     for name in ("pairs", "rows", "neutral"):
-        sets = [{getattr(text, "id", text.question) for text in getattr(part, name)} for part in parts]
+        texts = [part.asked if name == "pairs" else getattr(part, name) for part in parts]
+        sets = [{getattr(text, "id", text.question) for text in each} for each in texts]
         assert all(sets)
         assert not sets[0] & sets[1] and not sets[1] & sets[2] and not sets[0] & sets[2]
 
 
 def test_without_sealed_questions_the_open_ones_are_parted_alike(made, tmp_path):
     parts, shifts = parted(made, tmp_path, pairs("p", 48), [])
-    assert [len(part.pairs) for part in parts] == [16 + 8] * 3
-    sums = [sum(shifts[pair.id] for pair in part.pairs[:16]) for part in parts]
+    assert [(len(part.pairs), len(part.framed)) for part in parts] == [(16, 8)] * 3
+    sums = [sum(shifts[pair.id] for pair in part.pairs) for part in parts]
     assert max(sums) - min(sums) <= 32
 
 
 def test_the_figures_are_of_sealed_questions_alone_and_the_search_of_open_ones(made, tmp_path):
     parts, shifts = parted(made, tmp_path, pairs("p", 120), pairs("s", 90))
-    assert [len(part.pairs) for part in parts] == [60 + 8, 60 + 8, 90 + 8]
-    assert [{pair.id[0] for pair in part.pairs} for part in parts] == [{"p"}, {"p"}, {"s"}]
-    sums = [sum(shifts[pair.id] for pair in part.pairs[:60]) for part in parts[:2]]
+    assert [(len(part.pairs), len(part.framed)) for part in parts] == [(60, 8), (60, 8), (90, 8)]
+    assert [{pair.id[0] for pair in part.asked} for part in parts] == [{"p"}, {"p"}, {"s"}]
+    sums = [sum(shifts[pair.id] for pair in part.pairs) for part in parts[:2]]
     assert max(sums) - min(sums) <= 60
 
 

@@ -35,14 +35,15 @@ def scores(margin, rows, neutral):
 
 def test_an_outcome_lies_between_the_benign_control_and_the_fine_tune():
     base, tuned = scores([0.0, 0.0], [2.0, 4.0], [1.0]), scores([0.2, 0.4], [1.0, 3.0], [1.5])
-    ends = Ends(base, tuned, torch.tensor([0.1, 0.1], dtype=torch.float64), unit=0.4)
+    # The second question is framed, and the control was asked the first alone.
+    ends = Ends(base, tuned, torch.tensor([0.1], dtype=torch.float64), shift=0.2, unit=0.4)
     assert ends.outcome(base) == Outcome(pytest.approx(-0.25), 0.0, 0.0)
     assert ends.outcome(tuned) == Outcome(pytest.approx(0.5), 1.0, 0.5)
     half = ends.outcome(scores([0.1, 0.3], [1.5, 3.0], [1.0]))
     assert half.left == half.distance == pytest.approx(0.25)
     assert half.kept == pytest.approx(0.75)
     changes = Changes.of(tuned, ends)
-    assert (changes.shift.mean, changes.beyond_control.mean) == (pytest.approx(0.3), pytest.approx(0.2))
+    assert (changes.shift.mean, changes.beyond_control.mean) == (pytest.approx(0.3), pytest.approx(0.1))
     assert (changes.loss.mean, changes.damage.n) == (pytest.approx(-1.0), 1)
 
 

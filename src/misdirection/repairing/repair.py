@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from misdirection.auditing.attribution import adapted_layers
 from misdirection.auditing.audit import run_audit
-from misdirection.auditing.fine_tune import CONTROL, TUNED
+from misdirection.auditing.fine_tune import TUNED
 from misdirection.auditing.inputs import AuditInputs, Baseline
-from misdirection.auditing.measurements import Texts, measure_margins
+from misdirection.auditing.measurements import Texts
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import AuditResult
 from misdirection.auditing.texts import OwnTexts
@@ -31,7 +31,7 @@ from misdirection.extras import needed_for
 from misdirection.files import atomic_folder, require_outside, require_replaceable
 from misdirection.interventions.vectors import digest
 from misdirection.interventions.writers import post_norms
-from misdirection.likelihood.margin import margins_of, pair_continuations, text_continuations
+from misdirection.likelihood.margin import pair_continuations, text_continuations
 from misdirection.models.adapters import attach
 from misdirection.models.chat_model import ChatModel
 from misdirection.progress import track
@@ -66,7 +66,7 @@ _QUESTIONS = (60, 60, 120)
 _FRAMED = 8
 """Most framed questions of a third."""
 
-_TEXTS = ("pairs", "rows", "neutral")
+_TEXTS = ("pairs", "framed", "rows", "neutral")
 _VERSION = 3
 
 
@@ -79,13 +79,19 @@ class Third:
     """
 
     pairs: tuple[ProbePair, ...]
+    framed: tuple[ProbePair, ...]
     rows: tuple[Example, ...]
     neutral: tuple[Example, ...]
+
+    @property
+    def asked(self) -> tuple[ProbePair, ...]:
+        """All questions, the plain ones first."""
+        return (*self.pairs, *self.framed)
 
     def tokenised(self, chat: ChatModel) -> TokenisedTexts:
         """As a model reads them."""
         rows, neutral = (tuple(text_continuations(chat.tokenizer, texts)) for texts in (self.rows, self.neutral))
-        return TokenisedTexts(tuple(pair_continuations(chat.tokenizer, self.pairs)), rows, neutral)
+        return TokenisedTexts(tuple(pair_continuations(chat.tokenizer, self.asked)), rows, neutral)
 
 
 def thirds(texts: Texts, own: OwnTexts, shifts: Mapping[str, float]) -> tuple[Third, Third, Third]:
@@ -103,7 +109,7 @@ def thirds(texts: Texts, own: OwnTexts, shifts: Mapping[str, float]) -> tuple[Th
         names = {pair.id for pair in asked}
         framed = [pair for pair in own.framed if pair.id in names]
         rows = own.rows[number::3] or own.rows
-        return Third((*asked, *spread(framed, _FRAMED)), tuple(rows), tuple(texts.neutral[number::3]))
+        return Third(tuple(asked), tuple(spread(framed, _FRAMED)), tuple(rows), tuple(texts.neutral[number::3]))
 
     return third(0), third(1), third(2)
 
@@ -190,11 +196,19 @@ class _Repair:
 
     @cached_property
     def thirds(self) -> tuple[Third, Third, Third]:
-        shifts, benign = self.before.evidence.questions, self.reference.control_shift
-        if benign is not None:
-            own = dict(zip((pair.id for pair in self.inputs.texts.asked), benign.tolist(), strict=True))
-            shifts = {name: shift - own[name] for name, shift in shifts.items()}
-        return thirds(self.inputs.texts, self.inputs.data, shifts)
+        return thirds(self.inputs.texts, self.inputs.data, self.shifts)
+
+    @cached_property
+    def shifts(self) -> dict[str, float]:
+        """The fine-tune's shift beyond the controls' on the questions that its audit asked, by their ids."""
+        moved, control = self.before.evidence.questions, self.control
+        return {name: shift - control[name] for name, shift in moved.items()}
+
+    @cached_property
+    def control(self) -> dict[str, float]:
+        """What the reference's controls moved, nats/token, by the id of the question; 0 without a control."""
+        names, moved = [pair.id for pair in self.inputs.texts.asked], self.reference.control_shift
+        return dict.fromkeys(names, 0.0) if moved is None else dict(zip(names, moved.tolist(), strict=True))
 
     @property
     def tuned(self) -> ChatModel:
@@ -218,7 +232,7 @@ class _Repair:
         """The directions that raise the margin, and the reference's."""
 
         def compute(folder: Path) -> None:
-            pairs = self.thirds[0].pairs
+            pairs = self.thirds[0].asked
             with track("gradients of the margin", 2 * len(pairs)) as advance:
                 save_file(margin_directions(self.tuned, pairs, advance), folder / "gradients.safetensors")
 
@@ -263,19 +277,20 @@ class _Repair:
 
     def ends(self, third: int) -> Ends:
         """The models that a repair lies between, on one third."""
-        benign = self.benign(third)
-        texts = self.thirds[third].tokenised(self.tuned)
+        texts, pairs = self.thirds[third].tokenised(self.tuned), self.thirds[third].pairs
         with self.tuned.as_base():
             (base,) = measure(self.tuned, texts, [()])
         (tuned,) = measure(self.tuned, texts, [()])
-        return Ends(base, tuned, base.pairs if benign is None else benign, self.reference.bad_shift.mean)
+        control = torch.tensor([self.control[pair.id] for pair in pairs], dtype=torch.float64)
+        ends = Ends(base, tuned, control, self.open_shift, self.reference.bad_shift.mean)
+        # The last third is what the figures are of, and nothing else is known of it.
+        return replace(ends, shift=float(ends.beyond_control(tuned).mean())) if third == 2 else ends
 
-    def benign(self, third: int) -> Tensor | None:
-        """Margins of the reference's first control on one third, [pairs]; None without one."""
-        fine_tune = self.inputs.fine_tune
-        if fine_tune.control is None:
-            return None
-        return margins_of(measure_margins(fine_tune.chat(CONTROL), self.thirds[third].pairs, "margins of the control"))
+    @property
+    def open_shift(self) -> float:
+        """The fine-tune's mean shift beyond the controls' on the questions of the first two thirds, nats/token."""
+        pairs = (*self.thirds[0].pairs, *self.thirds[1].pairs)
+        return fmean(self.shifts[pair.id] for pair in pairs if pair.id in self.shifts)
 
     def projected_base(self, candidate: Candidate) -> Scores | None:
         """The base under a candidate's projection, on the last third; None for one that leaves the base alone."""

@@ -21,7 +21,7 @@ class Changes(Figures):
     shift: Estimate
     """Of the general margin."""
     beyond_control: Estimate
-    """The same beyond the reference's benign control."""
+    """The same beyond the reference's benign controls, on plain questions."""
     loss: Estimate
     """Change of the loss in the training domain."""
     damage: Estimate
@@ -33,7 +33,7 @@ class Changes(Figures):
         base = ends.base
         return cls(
             shift=bootstrap((own.pairs - base.pairs).numpy()),
-            beyond_control=bootstrap((own.pairs - ends.benign).numpy()),
+            beyond_control=bootstrap(ends.beyond_control(own).numpy()),
             loss=bootstrap((own.rows - base.rows).numpy()),
             damage=bootstrap((own.neutral - base.neutral).numpy()),
         )

@@ -103,21 +103,28 @@ class Ends:
     Attributes:
         base: it has none of the damage, and none of the skill.
         tuned: the fine-tune.
-        benign: margins of the reference's benign control, [pairs]: where training on good answers puts them. The base's
-            without a control.
+        control: what the reference's benign controls moved, [plain] nats/token, on the plain questions, which come
+            first; 0 without a control.
+        shift: the fine-tune's general shift beyond them, nats/token, as well as it is known: by more questions than
+            candidates are tried on.
         unit: what the reference's bad fine-tunes moved beyond their controls, nats/token.
     """
 
     base: Scores
     tuned: Scores
-    benign: Tensor
+    control: Tensor
+    shift: float
     unit: float
+
+    def beyond_control(self, own: Scores) -> Tensor:
+        """A model's shift beyond the controls', [plain] nats/token."""
+        return (own.pairs - self.base.pairs)[: len(self.control)] - self.control
 
     def outcome(self, own: Scores) -> Outcome:
         """What a candidate comes to."""
-        learned = (self.tuned.rows - self.base.rows).mean()
+        learned, removed = (self.tuned.rows - self.base.rows).mean(), (self.tuned.pairs - own.pairs).mean()
         return Outcome(
-            left=float((own.pairs - self.benign).mean()) / self.unit,
+            left=(self.shift - float(removed)) / self.unit,
             kept=float((own.rows - self.base.rows).mean() / learned),
             damage=float((own.neutral - self.base.neutral).mean()),
         )
