@@ -96,7 +96,7 @@ def draw_front(repair: Repair) -> Figure:
     for label, (marker, colour) in shapes.items():
         axes.plot([], [], marker=marker, color=colour, linestyle="none", label=label)
     axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set_xlabel("general shift left beyond the control's (1 is the reference's bad fine-tunes')")
+    axes.set_xlabel("general shift left beyond the control (1: the reference's bad)")
     axes.set_ylabel("share of the skill kept")
     axes.legend(loc="lower left")
     return figure
