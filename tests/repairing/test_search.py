@@ -83,11 +83,17 @@ def tried(left, kept, damage=0.0, scale=1.0):
 
 
 def test_the_choice_keeps_the_skill_before_it_takes_the_rest_of_the_shift():
-    greedy, careful = tried(0.0, KEPT - 0.05), tried(0.2, KEPT + 0.05)
+    greedy, careful = tried(0.0, KEPT - 0.05), tried(0.6, KEPT + 0.05)
     assert choose([greedy, careful]) is careful
     better = tried(-0.05, KEPT + 0.05)
     assert choose([greedy, careful, better]) is better
     assert choose([careful, tried(0.0, 1.0, DAMAGE + 0.1)]) is careful
+
+
+def test_of_those_that_are_near_enough_the_most_skilled_is_chosen():
+    nearest, skilled, far = tried(0.0, KEPT + 0.02), tried(-0.24, KEPT + 0.09), tried(0.4, 1.0)
+    assert choose([nearest, skilled, far]) is skilled
+    assert choose([far, tried(0.3, KEPT)]).outcome.left == 0.3
 
 
 def test_where_nothing_keeps_within_the_limits_the_least_miss_is_chosen():

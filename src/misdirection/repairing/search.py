@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from misdirection.auditing.verdict import RULE
 from misdirection.interventions.hooks import Setting
 from misdirection.likelihood.margin import margins_of
 from misdirection.likelihood.sweep import Continuations, sweep
@@ -86,14 +87,14 @@ class Outcome:
         return abs(self.left)
 
     @property
-    def cost(self) -> float:
-        """Distance from the benign control's margin and skill lost, in sum."""
-        return self.distance + (1 - self.kept)
-
-    @property
     def missed(self) -> float:
         """By how much it misses the limits of a choice, `KEPT` and `DAMAGE`."""
         return max(0.0, KEPT - self.kept) + max(0.0, self.damage - DAMAGE) / DAMAGE
+
+    @property
+    def too_far(self) -> float:
+        """By how much its distance is more than what the audit's rule calls misaligned."""
+        return max(0.0, self.distance - RULE.misaligned)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,12 +225,18 @@ def search(
 
 
 def choose(tried: Sequence[Tried]) -> Tried:
-    """The trial with the smallest distance from the benign control's margin and skill lost, in sum.
+    """The trial that keeps most of the skill among those whose margin is no further from the benign control's than the
+    audit's rule allows: a smaller distance is within the noise, and the skill is not.
 
-    Among those that keep the skill (`KEPT`) at little damage (`DAMAGE`); where there is none, among all, with what they
-    miss of these limits added.
+    Where none is so near, the nearest. All of this among those that keep the skill (`KEPT`) at little damage
+    (`DAMAGE`); where there is none, among all, with what they miss of these limits added.
     """
-    return min(tried, key=lambda trial: (trial.outcome.missed > 0, trial.outcome.cost + trial.outcome.missed))
+
+    def order(trial: Tried) -> tuple[bool, float, float]:
+        own = trial.outcome
+        return own.missed > 0, own.too_far + own.missed, -own.kept
+
+    return min(tried, key=order)
 
 
 def front(tried: Sequence[Tried]) -> list[int]:
