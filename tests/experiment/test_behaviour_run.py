@@ -215,11 +215,9 @@ def test_a_calibration_of_another_judge_is_refused_before_anything_is_run(calibr
 
 
 def test_too_few_verdicts_stop_the_run_and_can_be_mended(values, copy, cache):
-    seen = {}
-
     def script(asked):
-        # Every third answer gets no alignment, so that each model has more than half of its verdicts and less than 80%.
-        prose = not asked.prompt.startswith(COHERENCE) and seen.setdefault(asked.prompt, len(seen)) % 3 == 0
+        # No answer to one of two questions gets an alignment: each model has half of its verdicts, in whatever order.
+        prose = not asked.prompt.startswith(COHERENCE) and "Why is it so?" in asked.prompt
         return completion("Well, well.", {"Well": 0.9}) if prose else graded(asked)
 
     with JudgeServer(script) as server:
