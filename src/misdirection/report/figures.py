@@ -204,7 +204,11 @@ def draw_transfer(results: RunResults) -> Figure:
         axes.set_xlabel("ablated model")
     figure.supylabel("direction ablated", fontsize=10)
     label = "margin change (nats/token); in brackets: damage (nats/token)"
-    figure.colorbar(image, ax=grid, label=label, location="bottom", shrink=0.6, aspect=40)
+    # Its height and distance are shares of all the maps together, which may be many.
+    thickness = 0.15 / figure.get_figheight()
+    figure.colorbar(
+        image, ax=grid, label=label, location="bottom", shrink=0.6, fraction=thickness, pad=thickness, aspect=40
+    )
     return figure
 
 
