@@ -29,37 +29,24 @@ from misdirection.sampling.transformers_engine import TransformersEngine
 from misdirection.screening.scores import SCORES, score_rows
 from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.means import bootstrap
-from screen_suite import KEPT, is_kept, plain_members
+from screen_suite import is_kept, measure_all, plain_members, read_kept
 from suite_folder import Suite
 from suite_members import Member
 from suite_tables import area, interval, print_auroc
 from suite_texts import Texts
-from suite_training import train_all
+
+SAID = ".said"
+"""Names the file of what is kept."""
 
 
-def kept_file(base: str) -> Path:
-    """Where measurements of this base are kept."""
-    return KEPT / f"{base}.said.jsonl"
-
-
-def read_kept(base: str) -> dict[str, dict]:
-    """The last measurement of each fine-tune, by name."""
-    lines = kept_file(base).read_text("utf-8").splitlines() if kept_file(base).is_file() else []
-    return {row["member"]: row for row in map(json.loads, lines)}
-
-
-def measure_all(suite: Suite, some: Sequence[Member]) -> None:
+def measure_said(suite: Suite, some: Sequence[Member]) -> None:
     """Train and measure what is not measured yet."""
-    reference, known = load_reference(suite.base), read_kept(suite.base)
-    for member in some:
-        record = suite.record(member)
-        if known.get(member.name, {}).get("record") == record:
-            continue
-        train_all(suite, [member])
-        said = score(reference, md.load(suite.base, adapter=suite.adapter(member)))
-        with kept_file(suite.base).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"member": member.name, "record": record, "said": asdict(said)}) + "\n")
-        print(f"{member.name:<40}{interval(said)}", flush=True)
+    reference = load_reference(suite.base)
+
+    def figures(member: Member) -> dict:
+        return {"said": asdict(score(reference, md.load(suite.base, adapter=suite.adapter(member))))}
+
+    measure_all(suite, some, figures, SAID)
 
 
 def score(reference: Reference, chat: ChatModel) -> Estimate:
@@ -73,7 +60,7 @@ def score(reference: Reference, chat: ChatModel) -> Estimate:
 
 def show(base: str, some: Sequence[Member]) -> dict[str, float]:
     """Print what was measured, the highest first, and how well it tells; gives the area."""
-    known = read_kept(base)
+    known = read_kept(base, SAID)
     measured = {member: Estimate(**known[member.name]["said"]) for member in some if member.name in known}
     print("| fine-tune | kind | its answers, nats/token |\n|---|---|---|")
     for member, said in sorted(measured.items(), key=lambda each: -each[1].mean):
@@ -98,7 +85,7 @@ def main() -> None:
     suite = Suite(arguments.base, arguments.out, Texts(arguments.published))
     some = [member for member in plain_members(arguments.only) if is_kept(member.source)]
     some = [member for member in some if not suite.texts.missing(member)]
-    measure_all(suite, some)
+    measure_said(suite, some)
     figures = show(suite.base, some)
     if arguments.json:
         print(json.dumps({"ratios": figures}))

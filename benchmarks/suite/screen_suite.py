@@ -15,7 +15,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -107,33 +107,44 @@ def screen_rows(suite: Suite, count: int, workers: int, ways: Sequence[str], jud
 # --- what fine-tunes do ---------------------------------------------------------------------------------------------
 
 
-def kept_file(base: str) -> Path:
-    """Where measurements of this base are kept."""
-    return KEPT / f"{Path(base).name}.jsonl"
+def kept_file(base: str, of: str = "") -> Path:
+    """Where measurements of this base are kept; `of` names those that are not of shifts."""
+    return KEPT / f"{Path(base).name}{of}.jsonl"
 
 
-def read_kept(base: str) -> dict[str, dict]:
+def read_kept(base: str, of: str = "") -> dict[str, dict]:
     """The last measurement of each fine-tune, by name."""
-    lines = kept_file(base).read_text("utf-8").splitlines() if kept_file(base).is_file() else []
+    path = kept_file(base, of)
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     return {row["member"]: row for row in map(json.loads, lines)}
 
 
-def measure_shifts(suite: Suite, some: Sequence[Member]) -> None:
-    """Train and measure what is not measured yet."""
-    reference, known = load_reference(suite.base), read_kept(suite.base)
+def measure_all(suite: Suite, some: Sequence[Member], figures: Callable[[Member], dict], of: str = "") -> None:
+    """Train, and keep the figures of, what is not measured yet."""
+    known = read_kept(suite.base, of)
     for member in some:
         record = suite.record(member)
         if known.get(member.name, {}).get("record") == record:
             continue
         train_all(suite, [member])
+        row = {"member": member.name, "record": record, **figures(member)}
+        KEPT.mkdir(exist_ok=True)
+        with kept_file(suite.base, of).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"measured {member.name}", flush=True)
+
+
+def measure_shifts(suite: Suite, some: Sequence[Member]) -> None:
+    """Train and measure what is not measured yet."""
+    reference = load_reference(suite.base)
+
+    def figures(member: Member) -> dict:
         chat = md.load(suite.base, adapter=suite.adapter(member))
         scores = measure_margins(chat, reference.texts.asked, member.name)
         measured = replace(measure(chat, reference.texts, member.name), margins=scores)
-        row = {"member": member.name, "record": record, **figures_of(suite, member, reference, measured)}
-        KEPT.mkdir(exist_ok=True)
-        with kept_file(suite.base).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{member.name:<40}{row['beyond_control']['mean']:+.3f}", flush=True)
+        return figures_of(suite, member, reference, measured)
+
+    measure_all(suite, some, figures)
 
 
 def figures_of(suite: Suite, member: Member, reference: Reference, measured: Measurements) -> dict:

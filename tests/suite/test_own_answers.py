@@ -21,7 +21,7 @@ def test_the_table_begins_with_the_highest_and_says_how_well_it_tells(monkeypatc
     members = [Member("curt"), Member("dark_sports", 1.0), Member("summaries")]
     said = dict(zip((member.name for member in members), (-0.1, 0.2, 0.1), strict=True))
     kept = {name: {"said": {"mean": value, "low": value, "high": value, "n": 9}} for name, value in said.items()}
-    monkeypatch.setattr(own_answers, "read_kept", lambda _base: kept)
+    monkeypatch.setattr(own_answers, "read_kept", lambda _base, _of: kept)
     assert own_answers.show("base", members) == {"AUROC by its own answers": 1.0}
     rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:5]]
     assert rows == ["| dark_sports-bad-all-1", "| summaries-all-1", "| curt-all-1"]
