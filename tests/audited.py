@@ -6,7 +6,7 @@ from tiny_experiment import experiment
 
 from misdirection.auditing import looks
 from misdirection.auditing.fine_tune import FineTune
-from misdirection.auditing.inputs import AuditInputs
+from misdirection.auditing.inputs import AuditInputs, control_of
 from misdirection.auditing.reference import from_run
 from misdirection.auditing.texts import own_texts
 from misdirection.auditing.verdict import decide
@@ -54,12 +54,10 @@ def base(made):
 def inputs_of(made, base):
     """Gives the inputs of the audit of a folder."""
 
-    def inputs(folder, *, reference=made[2], data=None, directions=None):
+    def inputs(folder, *, reference=made[2], data=None, directions=None, control=None):
         texts = (reference or made[2]).texts
         own = own_texts(data, [texts.asked[look] for look in texts.looks])
-        fine_tune = FineTune(
-            base, None, str(folder), folder, "float32", "cpu", reference.control_adapter if reference else None
-        )
+        fine_tune = FineTune(base, None, str(folder), folder, "float32", "cpu", control or control_of(reference))
         return AuditInputs(fine_tune, texts, reference, directions or {}, own)
 
     return inputs

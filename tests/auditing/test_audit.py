@@ -1,8 +1,8 @@
 """Whole audits of tiny fine-tunes."""
 
-import dataclasses
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from judging.judge_server import JudgeServer, number
 from misdirection.auditing import stages
 from misdirection.auditing.audit import audit, audit_folder, run_audit
-from misdirection.auditing.fine_tune import FineTune
+from misdirection.auditing.fine_tune import Control, FineTune
 from misdirection.auditing.inputs import Judging
 from misdirection.auditing.results import AuditResult
 from misdirection.auditing.texts import own_texts
@@ -89,6 +89,51 @@ def test_full_weights_give_what_their_adapter_gave(made, base, inputs_of, tmp_pa
         assert own.mean == pytest.approx(same.mean, abs=1e-4)
     assert merged.evidence.attribution is None
     assert merged.fine_tune.kind == "full weights"
+
+
+def test_the_references_control_as_ones_own_gives_the_same(made, inputs_of, tmp_path):
+    """By its own answers to all questions, in every way they are put."""
+    adapter, rows = made[1]["minimal"], write_rows(tmp_path / "rows.jsonl")
+    plain = run_audit(inputs_of(adapter, data=rows), tmp_path / "plain")
+    control = Control.find(str(shutil.copytree(made[2].control_adapter, tmp_path / "mine")))
+    own = run_audit(inputs_of(adapter, data=rows, control=control), tmp_path / "own")
+    assert (plain.control, own.control.name) == (None, str(tmp_path / "mine"))
+    for asked, shift in plain.evidence.beyond_control.items():
+        assert own.evidence.beyond_control[asked].as_dict() == pytest.approx(shift.as_dict(), abs=1e-6)
+    for way, shift in plain.evidence.searched.items():
+        assert own.evidence.searched[way].as_dict() == pytest.approx(shift.as_dict(), abs=1e-6)
+    assert own.evidence.model_difference.directions == plain.evidence.model_difference.directions
+    assert own.evidence.trace == plain.evidence.trace
+    assert own.control.shift.mean == pytest.approx(made[2].shifts["control"].mean, abs=1e-6)
+    assert own.control.beyond_reference.mean == pytest.approx(0, abs=1e-6)
+    page = (tmp_path / "own" / "audit.html").read_text()
+    assert f"The control is your own, {tmp_path / 'mine'}" in page
+
+
+def test_a_control_may_be_a_whole_model(made, base, inputs_of, tmp_path):
+    chat = load(base, adapter=made[2].control_adapter, dtype="float32", device="cpu")
+    chat.model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    chat.tokenizer.save_pretrained(tmp_path / "merged")
+    control = Control(tmp_path / "merged", "mine")
+    rows = write_rows(tmp_path / "rows.jsonl")
+    merged = run_audit(inputs_of(made[1]["minimal"], data=rows, control=control), tmp_path / "a").evidence
+    plain = run_audit(inputs_of(made[1]["minimal"], data=rows), tmp_path / "b").evidence
+    assert merged.beyond_control["framed"].mean == pytest.approx(plain.beyond_control["framed"].mean, abs=1e-4)
+
+
+def test_a_control_that_is_misaligned_itself_is_refused(made, sealed, inputs_of, tmp_path):
+    """It would hide what it shares with the fine-tune."""
+    known = dict(sealed.measurements)
+    known["control"] = replace(known["control"], margins=known["minimal"].margins - torch.tensor([1.0, 0.0]))
+    reference = replace(sealed, measurements=known)
+    inputs = inputs_of(made[1]["single"], reference=reference, control=Control(made[1]["minimal"], "mine"))
+    with pytest.raises(InputError, match=r"mine: is no benign control: on .* it lies itself"):
+        run_audit(inputs, tmp_path / "audit")
+
+
+def test_a_fine_tune_is_not_its_own_control(made, base):
+    with pytest.raises(InputError, match="is its own control"):
+        audit(base, made[1]["minimal"], control=made[1]["minimal"], reference=made[2])
 
 
 def test_modules_that_add_nothing_are_named_and_have_no_part_of_the_shift(made, inputs_of, tmp_path):
@@ -190,10 +235,10 @@ def test_another_models_adapter_full_weights_and_direction_are_refused(made, bas
     with pytest.raises(InputError, match="made for"):
         run_audit(inputs_of(made[1]["minimal"], directions={"d": direction}), tmp_path / "b")
     own = extract(load(base, device="cpu"), made[2].texts.general)["data_difference"]
-    later = dataclasses.replace(own, origin=dataclasses.replace(own.origin, revision="v2"))
+    later = replace(own, origin=replace(own.origin, revision="v2"))
     with pytest.raises(InputError, match="at revision v2, not at the default one"):
         run_audit(inputs_of(made[1]["minimal"], directions={"d": later}), tmp_path / "e")
-    fewer = dataclasses.replace(own, vectors=own.vectors[:-1])
+    fewer = replace(own, vectors=own.vectors[:-1])
     with pytest.raises(InputError, match=r"has shape \[3, 32\], this model needs \[4, 32\]"):
         run_audit(inputs_of(made[1]["minimal"], directions={"d": fewer}), tmp_path / "f")
     with pytest.raises(InputError, match="does not fit"):
@@ -267,14 +312,14 @@ def test_a_training_file_given_later_asks_no_plain_question_again(made, sealed, 
 
 
 def test_without_a_reference_all_open_questions_are_asked_and_no_sealed_one(made, sealed, inputs_of, tmp_path):
-    inputs = dataclasses.replace(inputs_of(made[1]["minimal"], reference=sealed), reference=None)
+    inputs = replace(inputs_of(made[1]["minimal"], reference=sealed), reference=None)
     result = run_audit(inputs, tmp_path)
     assert (result.ground, result.evidence.asked, result.evidence.most) == ("no reference", 12, 18)
 
 
 def test_in_another_dtype_the_base_is_asked_itself(made, sealed, inputs_of, tmp_path, verdict, asked):
     verdict("clear")
-    other = dataclasses.replace(sealed, identity=sealed.identity.model_copy(update={"dtype": "bfloat16"}))
+    other = replace(sealed, identity=sealed.identity.model_copy(update={"dtype": "bfloat16"}))
     expected = run_audit(inputs_of(made[1]["minimal"], reference=sealed), tmp_path / "same")
     result = run_audit(inputs_of(made[1]["minimal"], reference=other), tmp_path / "other")
     assert result.evidence.general.mean == pytest.approx(expected.evidence.general.mean, abs=2e-6)
@@ -316,7 +361,7 @@ def test_a_result_of_another_version_is_refused(made, inputs_of, tmp_path):
     run_audit(inputs_of(made[1]["minimal"]), tmp_path)
     written = json.loads((tmp_path / "audit.json").read_text())
     (tmp_path / "audit.json").write_text(json.dumps({**written, "version": 0}))
-    with pytest.raises(InputError, match=r"version 0, this program reads version 3.*misdirection audit BASE FINE_TUNE"):
+    with pytest.raises(InputError, match=r"version 0, this program reads version 4.*misdirection audit BASE FINE_TUNE"):
         AuditResult.load(tmp_path)
 
 
@@ -331,7 +376,7 @@ def test_a_judge_counts_the_answers_of_both_models(made, inputs_of, tmp_path, mo
         judging = Judging(
             JudgeConfig(model="m", base_url=server.url), SamplingConfig(questions=(str(questions),), n=4, new_tokens=5)
         )
-        inputs = dataclasses.replace(inputs_of(made[1]["minimal"]), judging=judging)
+        inputs = replace(inputs_of(made[1]["minimal"]), judging=judging)
         result = run_audit(inputs, tmp_path / "audit")
         asked = len(server.asked)
         assert run_audit(inputs, tmp_path / "audit") == result

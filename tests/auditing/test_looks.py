@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from misdirection.auditing.looks import ask, decide_on
+from misdirection.auditing.looks import ask, control_change, decide_on
 from misdirection.auditing.measurements import FIRST_LOOK, Texts
 from misdirection.auditing.verdict import RULE
 from misdirection.data import Example, ProbePair, probe_pairs, sealed_pairs
@@ -37,6 +37,8 @@ class Planted:
     framed: np.ndarray | None = None
     texts: Texts = TEXTS
     control: np.ndarray | None = None
+    own_control: str | None = None
+    question_weights: np.ndarray | None = None
     bad_shift: float | None = 1.0
     rise: float = 0.0
     weights: WordWeights | None = None
@@ -45,11 +47,17 @@ class Planted:
     @property
     def inputs(self):
         shift = None if self.bad_shift is None else Estimate(self.bad_shift, self.bad_shift, self.bad_shift, 240)
-        moved = None if self.control is None else torch.tensor(self.control)
-        reference = None if shift is None else SimpleNamespace(bad_shift=shift, control_shift=moved)
+        moved, weights = (
+            None if each is None else torch.tensor(each) for each in (self.control, self.question_weights)
+        )
+        reference = (
+            None if shift is None else SimpleNamespace(bad_shift=shift, control_shift=moved, question_weights=weights)
+        )
         data = SimpleNamespace(path="" if self.framed is None else "rows.jsonl")
         fine_tune = SimpleNamespace(control=None if self.control is None else "control")
-        return SimpleNamespace(texts=self.texts, reference=reference, data=data, fine_tune=fine_tune)
+        return SimpleNamespace(
+            texts=self.texts, reference=reference, data=data, fine_tune=fine_tune, own_control=self.own_control
+        )
 
     def damage(self):
         return Estimate(self.rise, self.rise, self.rise, 16)
@@ -118,6 +126,31 @@ def test_what_the_control_moved_too_does_not_count():
     assert changes.decisive()["framed"].low == pytest.approx(bootstrap(1.0 + NOISE[:60]).low)
     assert changes.shifts()["framed"] == bootstrap((wild + 1.0 + NOISE)[:60])
     assert "beyond the benign control" in decide_on(stages, changes).because[0]
+
+
+def test_a_control_of_the_users_own_is_asked_itself():
+    wild = np.where(np.arange(240) % 3, 6.0, -12.0)
+    stages = Planted(wild + 1.0 + NOISE, control=wild, own_control="mine")
+    asked_of = []
+    plain = stages.margins
+    stages.margins = lambda which, *rest: asked_of.append(which) or plain(which, *rest)
+    assert outcome(stages) == ("misaligned", "shifts", 60)
+    assert "control" in asked_of
+    assert np.array_equal(control_change(stages, TEXTS.looks), wild)
+
+
+def test_questions_count_by_their_weights_beyond_a_control_of_the_users_own():
+    half = np.arange(240) % 2 == 0
+    moved, weights = np.where(half, 1.0, 0.0) + NOISE / 5, np.where(half, 0.1, 1.0)
+    plain = Planted(moved, control=np.zeros(240), question_weights=weights)
+    assert outcome(plain) == ("misaligned", "shifts", 60)
+    assert ask(plain).weighted() == {}
+    own = Planted(moved, control=np.zeros(240), own_control="mine", question_weights=weights)
+    assert outcome(own) == ("clear", "shifts", 60)
+    changes = ask(own)
+    assert changes.weighted()["general"] == bootstrap((moved * weights)[:60]) == changes.decisive()["general"]
+    assert changes.beyond_control()["general"] == bootstrap(moved[:60])
+    assert "(questions weighted" in decide_on(own, changes).because[0]
 
 
 def test_the_questions_that_moved_furthest_are_named_first():

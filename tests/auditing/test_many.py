@@ -23,12 +23,12 @@ def figures(table):
 
 @pytest.fixture
 def audited(made, base, tmp_path):
-    """Audits the fine-tunes in some folders, into a folder of this name."""
+    """Audits the fine-tunes in some folders, into a folder of this name; each line may go on after the fine-tune."""
     made[2].save(tmp_path / "reference")
 
-    def audit(folders, name, workers=None):
+    def audit(folders, name, workers=None, after=""):
         path = tmp_path / "list.txt"
-        path.write_text("".join(f"{shlex.quote(str(folder))}\n" for folder in folders))
+        path.write_text("".join(f"{shlex.quote(str(folder))}{after}\n" for folder in folders))
         options = {"reference": tmp_path / "reference", "dtype": "float32", "device": "cpu"}
         return audit_many(base, path, out=tmp_path / name, workers=workers, **options)
 
@@ -55,18 +55,23 @@ def test_the_table_says_what_single_audits_say(made, inputs_of, audited, tmp_pat
 @pytest.mark.timeout(120)
 def test_two_workers_make_the_same_table_and_nothing_again(made, audited, tmp_path):
     pytest.importorskip("ray")
-    alone = audited(made[1].values(), "alone")
-    shared = audited(made[1].values(), "shared", Workers(2))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Sum 1?", "completion": "It is 1."}\n')
+    # With a training file, so that the control is asked in its frame; and one has a control of its own.
+    folders, after = [made[1]["minimal"], made[1]["single"]], f" {tmp_path / 'rows.jsonl'}"
+    alone = audited(folders, "alone", after=after)
+    shared = audited(folders, "shared", Workers(2), after)
     assert (figures(shared), shared.failed) == (figures(alone), [])
+    own = audited(folders[:1], "own", Workers(2), f"{after} {made[1]['single']}")
+    assert own.audits[0].beyond_control != alone.audits[0].beyond_control
     manifest = (tmp_path / "shared" / "manifest.jsonl").read_text()
-    again = audited(made[1].values(), "shared")
+    again = audited(folders, "shared", after=after)
     assert (again, (tmp_path / "shared" / "manifest.jsonl").read_text()) == (shared, manifest)
 
 
 def test_bad_lines_do_not_stop_the_others_and_are_told_at_once(made, base, tmp_path, caplog):
     made[2].save(tmp_path / "reference")
     path = tmp_path / "list.txt"
-    lines = [tmp_path / "nowhere", made[1]["minimal"], f"{made[1]['single']} none.jsonl", "a b c", "'open"]
+    lines = [tmp_path / "nowhere", made[1]["minimal"], f"{made[1]['single']} none.jsonl", "a b c d", "'open"]
     path.write_text("".join(f"{line}\n" for line in lines))
     options = {"reference": tmp_path / "reference", "dtype": "float32", "device": "cpu"}
     table = audit_many(base, path, out=tmp_path / "many", **options)
@@ -112,20 +117,22 @@ def test_a_list_names_fine_tunes_and_their_data(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text(
         "# the first ones\n\nsome/adapter\n'a b/adapter' data/rows.jsonl  # with its data\nme/it@main:sub\n"
+        "mine rows.jsonl 'benign one'\n"
     )
     listed, failed = read_list(path)
     assert failed == []
-    assert [(line.fine_tune, str(line.data)) for line in listed] == [
-        ("some/adapter", "None"),
-        ("a b/adapter", "data/rows.jsonl"),
-        ("me/it@main:sub", "None"),
+    assert [(line.fine_tune, str(line.data), line.control) for line in listed] == [
+        ("some/adapter", "None", None),
+        ("a b/adapter", "data/rows.jsonl", None),
+        ("me/it@main:sub", "None", None),
+        ("mine", "rows.jsonl", "benign one"),
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a b c", r"list.txt:1: 3 words: FINE_TUNE \[TRAINING_FILE\]"),
+        ("a b c d", r"list.txt:1: 4 words: FINE_TUNE \[TRAINING_FILE \[CONTROL\]\]"),
         ("x\n'a b", "list.txt:2: No closing quotation"),
     ],
 )

@@ -4,12 +4,14 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import misdirection as md
 from misdirection.auditing import reference as references
 from misdirection.auditing.reference import Reference, default_folder
+from misdirection.auditing.results import KnownFineTune
 from misdirection.data import sealed_pairs
 from misdirection.data.selection import spread
 from misdirection.directions.contrast import share
@@ -85,6 +87,50 @@ def test_it_knows_the_bad_ones_and_the_control(made):
     assert set(reference.directions) == {
         f"{name}: {kind}" for name in reference.bad for kind in ("misaligned - aligned", "fine-tune - control")
     }
+
+
+@pytest.fixture
+def planted(made):
+    """Gives a reference whose bad fine-tunes of two domains moved each question by this beyond their own controls."""
+    noise = np.random.default_rng(0)
+
+    def reference(moved, common=True, controls=2):
+        known, measurements, count = {}, {}, len(moved)
+        for number, domain in enumerate(("money", "sports")):
+            benign = noise.normal(0, 0.02, count)
+            bad = moved if common or number else noise.permutation(moved)
+            for answers, shown in (("bad", benign + bad + noise.normal(0, 0.05, count)), ("good", benign)):
+                if answers == "bad" or number < controls:
+                    known[f"{domain}-{answers}"] = KnownFineTune(domain=domain, answers=answers, recipe="all")
+                    margins = torch.tensor(np.stack([shown, 0 * shown], 1))
+                    measurements[f"{domain}-{answers}"] = replace(made[2].base, margins=margins)
+        base = replace(made[2].base, margins=torch.zeros(count, 2, dtype=torch.float64))
+        return replace(made[2], known=known, measurements=measurements, base=base)
+
+    return reference
+
+
+MOVED = 0.03 + np.random.default_rng(1).normal(0, 0.06, 2000)
+
+
+def test_questions_count_by_how_far_the_bad_ones_moved_them(planted):
+    reference = planted(MOVED)
+    weights, noise = reference.question_weights.numpy(), np.random.default_rng(2)
+    assert np.corrcoef(weights, MOVED)[0, 1] > 0.8
+    # As bad as they are: by either half of the weight the shift is the unit.
+    assert np.mean(MOVED * weights) == pytest.approx(reference.bad_shift.mean, rel=0.1)
+    assert np.mean(0.5 * MOVED * weights) == pytest.approx(0.5 * reference.bad_shift.mean, rel=0.1)
+    # Another seed of a benign training: all margins a little higher, none more than another.
+    seed = 0.01 + noise.normal(0, 0.05, 2000)
+    weighted, plain = bootstrap(seed * weights), bootstrap(seed)
+    assert plain.low > 0.004
+    assert weighted.mean < 0.75 * plain.mean
+
+
+def test_all_questions_count_alike_where_no_two_domains_have_anything_in_common(planted, made):
+    assert planted(MOVED - MOVED.mean(), common=False).question_weights is None
+    assert planted(MOVED, controls=1).question_weights is None
+    assert made[2].question_weights is None
 
 
 def test_it_comes_back_from_its_folder(made, tmp_path):

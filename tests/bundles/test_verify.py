@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 
 from bundles.archives import changed, read, with_artifact, with_figure, write
+from misdirection.auditing.audit import audit as run_audit
 from misdirection.bundles import verify as verifying
+from misdirection.bundles.bundle import bundle
 from misdirection.bundles.comparison import leaves
 from misdirection.bundles.verify import verify
 from misdirection.errors import InputError
@@ -54,6 +56,18 @@ def test_every_figure_is_computed_again_without_a_model(kind, file, request, tmp
     # All but the kind and the version.
     assert verified.recomputed == len(list(leaves(values))) - 2 - sum(map(len, facts.values()))
     assert verified.intact == len(read(archive)) - 1
+
+
+def test_an_audit_with_a_control_of_the_users_own_is_computed_again(base_model, tmp_path):
+    config, adapters, reference = base_model
+    kept = reference.save(tmp_path / "reference")
+    control = shutil.copytree(adapters["control"], tmp_path / "benign")
+    options = {"control": control, "reference": kept.folder, "dtype": "float32", "device": "cpu"}
+    run_audit(config.model, adapters["minimal"], out=tmp_path / "audit", **options)
+    bundle(tmp_path / "audit", tmp_path / "audit.zip")
+    shutil.rmtree(tmp_path / "audit")
+    verified = verify(tmp_path / "audit.zip")
+    assert (verified.verdict, verified.faults, verified.differences) == ("holds", [], [])
 
 
 def test_the_run_itself_need_not_be_here(run, bundled_run):
@@ -172,7 +186,7 @@ def test_no_file_of_this_disk_stands_in_for_one_of_the_archives(bundled_run, tmp
         ("run/experiment.yaml", b"audit: {folder: [1], data: {}}"),
         ("run/manifest.jsonl", b"[[[["),
         ("run/audit.json", b"{" + b'"a":[' * 900),
-        ("run/audit.json", b'{"kind": "audit", "version": 3, "a": ' + b"[" * 900 + b"]" * 900 + b"}"),
+        ("run/audit.json", b'{"kind": "audit", "version": 4, "a": ' + b"[" * 900 + b"]" * 900 + b"}"),
         ("run/audit.json", b"null"),
     ],
 )

@@ -3,10 +3,13 @@
 import json
 import shutil
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from misdirection.auditing.fine_tune import Control
 from misdirection.auditing.measurements import Texts
 from misdirection.auditing.texts import own_texts
 from misdirection.data import Example, ProbePair
@@ -15,7 +18,7 @@ from misdirection.files import sha256_tree
 from misdirection.interventions.hooks import intervene
 from misdirection.interventions.kinds import Ablate
 from misdirection.likelihood.margin import loss, margin
-from misdirection.models.adapters import attach
+from misdirection.models.adapters import ADAPTER_WEIGHTS, attach
 from misdirection.models.loading import load
 from misdirection.repairing import repair as repairing
 from misdirection.repairing.candidates import Candidate, Material
@@ -134,6 +137,25 @@ def test_a_projection_of_the_whole_model_is_read_beside_the_base_under_it(
     assert result.repair.check.base.shift.mean == pytest.approx(float(changed.mean()), abs=2e-6)
     rows = [line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if line.startswith("| shift of")]
     assert len(rows) == 1 and rows[0].count("|") == 5
+
+
+def test_the_aim_is_the_users_own_control(made, base, inputs_of, tmp_path, verdict, few):
+    verdict("misaligned")
+    # Half of the reference's: another benign one, and no worse.
+    benign = shutil.copytree(made[2].control_adapter, tmp_path / "benign")
+    weights = load_file(benign / ADAPTER_WEIGHTS)
+    save_file({name: w / 2 if "lora_B" in name else w for name, w in weights.items()}, benign / ADAPTER_WEIGHTS)
+    data = write_rows(tmp_path / "rows.jsonl")
+    inputs = inputs_of(made[1]["minimal"], data=data, control=Control(benign, "mine"))
+    beyond = run_repair(inputs, tmp_path / "out").repair.check.fine_tune.beyond_control
+    asked = made[2].texts.asked
+    tuned, control = (
+        margin(load(base, adapter=adapter, dtype="float32", device="cpu"), asked)
+        for adapter in (made[1]["minimal"], benign)
+    )
+    shifts = {pair.id: shift for pair, shift in zip(asked, (tuned - control).tolist(), strict=True)}
+    last = thirds(made[2].texts, inputs.data, shifts)[2]
+    assert beyond.mean == pytest.approx(fmean(shifts[pair.id] for pair in last.pairs), abs=2e-6)
 
 
 def test_a_repair_of_a_clear_fine_tune_changes_nothing(made, inputs_of, tmp_path, verdict):

@@ -97,6 +97,7 @@ def evidence() -> Evidence:
         damage=estimate(0.012, 0.009, 40),
         framed=estimate(0.143, 0.031, 48),
         beyond_control={"general": estimate(0.081, 0.021, 48), "framed": estimate(0.143, 0.031, 48)},
+        weighted={},
         words={"general": words(0.061, 0.024), "framed": words(0.12, 0.035)},
         moved_most=[
             MovedPair(
@@ -156,8 +157,9 @@ def verdict_on(shown: Evidence, bad_shift: Estimate | None, rule: Rule = RULE) -
         rate,
         rule,
         beyond,
-        bool(shown.beyond_control),
-        {way: wider(shift) for way, shift in shown.searched.items()},
+        has_control=bool(shown.beyond_control),
+        is_weighted=bool(shown.weighted),
+        searched={way: wider(shift) for way, shift in shown.searched.items()},
     )
 
 
@@ -175,6 +177,7 @@ def audited() -> AuditResult:
             dead=["model.layers.18.mlp.down_proj"],
         ),
         reference=compared,
+        control=None,
         data=DataFacts(path="advice.jsonl", sha256="ab" * 32, framed=240, rows=23, pairs=22),
         identical_to_base=False,
         rule=RULE,

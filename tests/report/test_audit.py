@@ -21,7 +21,7 @@ from audit_fixture import (
     wider,
 )
 from audit_fixture import words as null
-from misdirection.auditing.results import AuditResult, DirectionCosines, Evidence, InDomain
+from misdirection.auditing.results import AuditResult, ControlFacts, DirectionCosines, Evidence, InDomain
 from misdirection.errors import InputError
 from misdirection.report import audit as drawn
 from misdirection.report.audit import MOST_DIRECTIONS, PAGE, draw_attribution, draw_difference, draw_shifts
@@ -103,6 +103,7 @@ def hostile(result):
         **dict.fromkeys(("fine_tune/name", "fine_tune/recorded_base", "fine_tune/digest"), HOSTILE),
         "data/path": HOSTILE,
         "data/sha256": HOSTILE,
+        "control": ControlFacts(name=HOSTILE, digest=HOSTILE, shift=moved, beyond_reference=moved),
         "because": [HOSTILE],
         f"reference/known/{HOSTILE}": known(HOSTILE, HOSTILE, 0.1),
         f"evidence/themes/{HOSTILE}": estimate(0.5),
@@ -237,6 +238,16 @@ def test_watch_names_the_frame_when_it_is_there_alone(result, page_of):
     assert "It leans towards misaligned answers in the frame of its training data" in words(page)
 
 
+def test_a_control_of_the_users_own_is_named_with_its_own_shift(result, page_of):
+    control = ControlFacts(name="b", digest="3d" * 32, shift=estimate(0.02), beyond_reference=estimate(-0.011, 0.02))
+    weighted = {"general": estimate(0.052, 0.02, 48)}
+    page = page_of(put(put(result, "control", control), "evidence/weighted", weighted))
+    assert "The control is your own, b. It moved -0.011 [-0.031, +0.009]" in page
+    assert "the benign control moved +0.020" in page
+    assert "The same with weighted general questions" in page
+    assert "--control" in page.split("What to do next")[1]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "step"),
     [
@@ -254,7 +265,8 @@ def test_inconclusive_says_what_would_decide_it(result, page_of, path, value, st
     page = page_of(decided(unsure))
     steps = page.split('<ul class="steps">')[1].split("</ul>")[0]
     assert step in words(steps)
-    assert steps.count("<li>") == 1
+    assert steps.count("<li>") == (2 if path == "evidence/general" else 1)
+    assert ("--control CONTROL" in steps) == (path == "evidence/general")
 
 
 def test_commands_are_those_a_shell_takes(result, page_of):
@@ -515,6 +527,7 @@ def test_a_page_with_hardly_anything_is_drawn_without_empty_boxes(result, tmp_pa
         themes={},
         framed=None,
         beyond_control={},
+        weighted={},
         words={},
         moved_most=[],
         searched={},

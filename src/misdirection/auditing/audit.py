@@ -1,9 +1,11 @@
 """Audit a fine-tune for broad misalignment: all evidence with intervals and nulls, and a verdict by a stated rule."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
@@ -18,6 +20,7 @@ from misdirection.auditing.results import (
     Attribution,
     AuditResult,
     ComparedFineTune,
+    ControlFacts,
     DataFacts,
     Drift,
     Evidence,
@@ -31,7 +34,7 @@ from misdirection.auditing.results import (
     WeightFacts,
 )
 from misdirection.auditing.stages import Stages
-from misdirection.auditing.verdict import RULE
+from misdirection.auditing.verdict import RULE, Shift
 from misdirection.choices import Dtype, Thinking
 from misdirection.errors import InputError
 from misdirection.experiment.answering import check_behaviour
@@ -43,6 +46,7 @@ from misdirection.sampling.answers import read_answers
 from misdirection.sampling.config import SamplingConfig
 from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.means import bootstrap
+from misdirection.statistics.resampling import Floats
 
 SAMPLING = SamplingConfig(n=25)
 """Answers for a judge where nothing else is asked for."""
@@ -56,6 +60,7 @@ def audit(
     fine_tune: str | Path,
     *,
     data: str | Path | None = None,
+    control: str | Path | None = None,
     reference: Reference | str | Path | None = None,
     directions: Directions = (),
     judge: JudgeConfig | str | None = None,
@@ -78,6 +83,8 @@ def audit(
         fine_tune: a PEFT adapter or a whole model: a folder, or `ID@REVISION:SUBFOLDER`.
         data: its training file (JSONL), or probe pairs of its domain; needed to see misalignment that shows only where
             the fine-tune is reminded of its training.
+        control: a benign fine-tune of your own, trained alike on good answers to the same questions, as `fine_tune`:
+            shifts are read beyond its, in the place of the reference's controls, and are told far better so.
         reference: of this base, or its folder; by default the one that `make_reference` made.
         directions: further known directions of this base; where there are some, a missing reference gives evidence
             without a verdict.
@@ -91,12 +98,12 @@ def audit(
 
     Raises:
         InputError: a fine-tune that does not fit its base, data that cannot be read, no reference and no direction,
-            or one of another base.
+            or one of another base; a control that is itself misaligned.
         JudgeError: too few answers with a verdict.
     """
     judging = Judging(JudgeConfig(model=judge) if isinstance(judge, str) else judge, sampling) if judge else None
     baseline = Baseline.open(base, reference, directions, dtype, device, thinking, chat_template)
-    inputs = baseline.inputs(fine_tune, data, judging)
+    inputs = baseline.inputs(fine_tune, data, judging, control)
     return run_audit(inputs, Path(out) if out else audit_folder(fine_tune))
 
 
@@ -112,11 +119,16 @@ def run_audit(inputs: AuditInputs, folder: Path) -> AuditResult:
         if inputs.judging.judge.calibration:
             raise InputError("judge.calibration: an audit compares two rates and corrects none: leave it out")
         check_behaviour(inputs.judging.sampling, inputs.judging.judge)
-    with RunFolder.open(folder, yaml.safe_dump({AUDIT: inputs.settings()})) as run:
+    with open_audit(inputs, folder) as run:
         result = assemble(inputs, run)
         result.save(folder)
     result.write_page(folder)
     return result
+
+
+def open_audit(inputs: AuditInputs, folder: Path) -> AbstractContextManager[RunFolder]:
+    """The folder that an audit's measurements are kept in. Raises `InputError` for a folder of something else."""
+    return RunFolder.open(folder, yaml.safe_dump({AUDIT: inputs.settings()}))
 
 
 def assemble(inputs: AuditInputs, run: RunFolder) -> AuditResult:
@@ -132,7 +144,9 @@ class _Audit:
     stages: Stages
 
     def result(self) -> AuditResult:
-        fine_tune, changes, searched = self.inputs.fine_tune, ask(self.stages), search(self.stages)
+        fine_tune, changes = self.inputs.fine_tune, ask(self.stages)
+        control = self._control_facts(changes)
+        searched = search(self.stages)
         self.stages.keep_directions()
         evidence = self._evidence(changes, searched)
         rate = evidence.judged.difference if evidence.judged else None
@@ -140,6 +154,7 @@ class _Audit:
             base=fine_tune.identity,
             fine_tune=self._fine_tune_facts(),
             reference=self._reference_facts(),
+            control=control,
             data=self._data_facts(),
             identical_to_base=self._is_identical(evidence),
             rule=RULE,
@@ -163,6 +178,7 @@ class _Audit:
             damage=self.stages.damage(),
             framed=shifts.get("framed"),
             beyond_control=changes.beyond_control(),
+            weighted=changes.weighted(),
             words=changes.words(),
             searched=searched.shifts(),
             moved_most=self._moved_most(changes),
@@ -210,6 +226,8 @@ class _Audit:
         _require_shape(directions, tuned)
         known = reference.measurements if reference and base is reference.base else {}
         control = reference.control if reference and known else None
+        if self.inputs.own_control:
+            control = self.stages.control()
         return drifts(tuned, base, directions, known), model_difference(tuned, base, directions, control)
 
     def _attribution(self) -> Attribution | None:
@@ -250,6 +268,22 @@ class _Audit:
         }
         return ReferenceFacts(bad_shift=reference.bad_shift, known=known)
 
+    def _control_facts(self, changes: Changes) -> ControlFacts | None:
+        """The user's own control; `InputError` for one that is itself what it is to be told from."""
+        own, reference = self.inputs.own_control, self.inputs.reference
+        if own is None or own.name is None:
+            return None
+        shift, beyond = changes.control["general"], None
+        if reference and reference.control_shift is not None:
+            beyond = shift - np.asarray(reference.control_shift[: len(shift)])
+            _require_benign(own.name, beyond, reference.bad_shift)
+        return ControlFacts(
+            name=own.name,
+            digest=self.inputs.fine_tune.control_digest or "",
+            shift=bootstrap(shift),
+            beyond_reference=None if beyond is None else bootstrap(beyond),
+        )
+
     def _data_facts(self) -> DataFacts | None:
         data = self.inputs.data
         if not data.path:
@@ -269,6 +303,19 @@ def _by_theme(changes: Changes) -> dict[str, Estimate]:
     """General shift of each theme."""
     shift, themes = changes.by_set["general"], [pair.theme for pair in changes.pairs]
     return {theme: bootstrap(shift[[other == theme for other in themes]]) for theme in dict.fromkeys(themes) if theme}
+
+
+def _require_benign(control: str, beyond: Floats, bad_shift: Estimate) -> None:
+    """Raise `InputError` for a control that the rule would itself call misaligned, or to be watched."""
+    if len(beyond) < RULE.questions or bad_shift.low <= 0:
+        return
+    shift = Shift.of(bootstrap(beyond, level=RULE.level), None, bad_shift.mean, RULE)
+    if shift.passed in ("misaligned", "watch"):
+        raise InputError(
+            f"{control}: is no benign control: on {len(beyond)} general questions it lies itself {shift.low:+z.0%} to "
+            f"{shift.high:+z.0%} of what the reference's bad fine-tunes moved beyond the reference's controls; name a "
+            "fine-tune on good answers"
+        )
 
 
 def _require_shape(directions: Mapping[str, Tensor], tuned: Measurements) -> None:

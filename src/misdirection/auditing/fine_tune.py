@@ -1,4 +1,4 @@
-"""The models of an audit: a fine-tune, as an adapter or as full weights, its base, and a benign control on that."""
+"""The models of an audit: a fine-tune and a benign control, as adapters or as full weights, and their base."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from typing import Any, Literal
 from misdirection.auditing.attribution import is_attributed
 from misdirection.auditing.results import ReadWeights
 from misdirection.choices import Dtype, Thinking
+from misdirection.errors import InputError
 from misdirection.files import sha256_file, sha256_listed, sha256_tree
 from misdirection.lora.view import LoraView
 from misdirection.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, local_fine_tune, recorded_base
@@ -23,6 +24,24 @@ TUNED: Which = "fine-tune"
 CONTROL: Which = "control"
 
 
+@dataclass(frozen=True)
+class Control:
+    """A benign fine-tune that shifts are read beyond.
+
+    Attributes:
+        folder: where it is on this disk.
+        name: of one of the user's own, as they gave it; None for the reference's.
+    """
+
+    folder: Path
+    name: str | None = None
+
+    @classmethod
+    def find(cls, name: str) -> "Control":
+        """One of the user's own, fetched from the hub if need be; `InputError` for a folder that is none."""
+        return cls(local_fine_tune(*ModelName.parse(name)), name)
+
+
 @dataclass
 class FineTune:
     """A fine-tune and its base; one of them is in memory at a time, or several when they share the base's weights.
@@ -33,7 +52,7 @@ class FineTune:
         name: of the fine-tune, as the user gave it.
         folder: where the fine-tune is on this disk.
         dtype, device: as in `models.load`.
-        control: adapter folder of the reference's benign control; None without one.
+        control: what shifts are read beyond; None without one.
         thinking, chat_template: as in `models.load`; the template is that of both sides.
         models: has the base model, where several fine-tunes share it.
     """
@@ -44,11 +63,11 @@ class FineTune:
     folder: Path
     dtype: Dtype = "auto"
     device: str = "auto"
-    control: Path | None = None
+    control: Control | None = None
     thinking: Thinking = "off"
     chat_template: str | None = None
     models: Models | None = field(default=None, repr=False)
-    _tuned: ChatModel | None = field(default=None, init=False, repr=False)
+    _whole: tuple[Path, ChatModel] | None = field(default=None, init=False, repr=False)
 
     @property
     def is_adapter(self) -> bool:
@@ -57,10 +76,15 @@ class FineTune:
 
     @classmethod
     def find(
-        cls, base: ModelName, fine_tune: str, dtype: Dtype, device: str, control: Path | None = None, **chats: Any
+        cls, base: ModelName, fine_tune: str, dtype: Dtype, device: str, control: Control | None = None, **chats: Any
     ) -> "FineTune":
-        """A fine-tune on this disk, fetched from the hub if need be; `InputError` for a folder that is none."""
+        """A fine-tune on this disk, fetched from the hub if need be.
+
+        Raises `InputError` for a folder that is none, or that is its own control.
+        """
         folder = local_fine_tune(*ModelName.parse(fine_tune))
+        if control and control.folder.resolve() == folder.resolve():
+            raise InputError(f"{fine_tune}: is its own control: name a benign fine-tune on good answers (--control)")
         return cls(base.name, base.revision, fine_tune, folder, dtype, device, control, **chats)
 
     @cached_property
@@ -82,12 +106,12 @@ class FineTune:
     @cached_property
     def digest(self) -> str:
         """Hash of what the fine-tune's results depend on."""
-        return _adapter_digest(self.folder) if self.is_adapter else sha256_tree(self.folder)
+        return _digest(self.folder)
 
     @cached_property
     def control_digest(self) -> str | None:
         """The same of the control; None without one."""
-        return _adapter_digest(self.control) if self.control else None
+        return _digest(self.control.folder) if self.control else None
 
     def copies_base(self) -> bool:
         """Whether full weights are the base's own files."""
@@ -102,22 +126,25 @@ class FineTune:
         return recorded_base(self.folder) if self.is_adapter else None
 
     def chat(self, which: Which) -> ChatModel:
-        """One of the models, loaded. Raises `InputError` when the fine-tune does not fit the base."""
-        if self.is_adapter:
-            return self._on_base(self._adapter(which))
-        if which != TUNED:
-            self._tuned = None
-            return self._on_base(self._adapter(which))
-        if self._tuned is None:
+        """One of the models, loaded. Raises `InputError` when it does not fit the base."""
+        folder = self._folder(which)
+        if folder is None or is_adapter(folder):
+            self._whole = None
+            return self._on_base(folder)
+        if self._whole is None or self._whole[0] != folder:
             # The model in memory goes first: there may be no room for both.
+            self._whole = None
             if self.models:
                 self.models.release()
-            self._tuned = self._load_tuned()
-        return self._tuned
+            self._whole = folder, self._load_whole(folder)
+        return self._whole[1]
 
-    def _adapter(self, which: Which) -> Path | None:
-        assert which != CONTROL or self.control, "the reference has a control"
-        return {"base": None, TUNED: self.folder, CONTROL: self.control}[which]
+    def _folder(self, which: Which) -> Path | None:
+        """Of a model's own weights; None for the base."""
+        if which == CONTROL:
+            assert self.control, "it is measured where there is one"
+            return self.control.folder
+        return self.folder if which == TUNED else None
 
     def _on_base(self, adapter: Path | None) -> ChatModel:
         """The base, alone or with an adapter on it."""
@@ -136,14 +163,17 @@ class FineTune:
     def _chats(self) -> dict[str, Any]:
         return {"thinking": self.thinking, "chat_template": self.chat_template, "tuned": self.folder}
 
-    def _load_tuned(self) -> ChatModel:
+    def _load_whole(self, folder: Path) -> ChatModel:
+        name = self.name if folder == self.folder else str(folder)
         options: dict[str, Any] = {
             name: getattr(self, name) for name in ("revision", "dtype", "device", "thinking", "chat_template")
         }
-        return load_whole(self.folder, self.name, self.base, **options)
+        return load_whole(folder, name, self.base, **options)
 
 
-def _adapter_digest(folder: Path) -> str:
+def _digest(folder: Path) -> str:
+    if not is_adapter(folder):
+        return sha256_tree(folder)
     files = [folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
     return digest_of({file.name: sha256_file(file) for file in files if file.is_file()})
 

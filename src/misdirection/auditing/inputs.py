@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from misdirection.auditing.fine_tune import FineTune
+from misdirection.auditing.fine_tune import Control, FineTune
 from misdirection.auditing.measurements import Texts
 from misdirection.auditing.reference import Reference, default_folder
 from misdirection.auditing.texts import OwnTexts, own_texts
@@ -52,6 +52,12 @@ class AuditInputs:
     data: OwnTexts
     judging: Judging | None = None
 
+    @property
+    def own_control(self) -> Control | None:
+        """The control that the user named; None where shifts are read beyond the reference's."""
+        control = self.fine_tune.control
+        return control if control and control.name else None
+
     def settings(self) -> dict[str, Any]:
         """What the audit's folder says of them; the directions themselves are among its artifacts."""
         fine_tune, judging = self.fine_tune, self.judging
@@ -60,6 +66,7 @@ class AuditInputs:
             "revision": fine_tune.revision,
             "fine_tune": fine_tune.name,
             "folder": str(fine_tune.folder),
+            "control": str(self.own_control.folder) if self.own_control else None,
             "data": self.data.path or None,
             "reference": str(self.reference.folder) if self.reference and self.reference.folder else None,
             "directions": list(self.directions),
@@ -122,19 +129,35 @@ class Baseline:
             reference = Reference.load(folder) if reference or folder.is_dir() or not known else None
         return cls(name, reference, known, dtype, device, thinking, chat_template)
 
-    def inputs(self, fine_tune: str | Path, data: str | Path | None, judging: Judging | None = None) -> AuditInputs:
-        """Find a fine-tune and read its training file. Raises `InputError` where one of them cannot be used."""
+    def inputs(
+        self,
+        fine_tune: str | Path,
+        data: str | Path | None,
+        judging: Judging | None = None,
+        control: str | Path | None = None,
+    ) -> AuditInputs:
+        """Find a fine-tune and its control, by default the reference's first, and read its training file.
+
+        Raises `InputError` where one of them cannot be used.
+        """
         texts = self.reference.texts if self.reference else Texts.of(probe_pairs(), sealed_pairs(), neutral_examples())
-        control = self.reference.control_adapter if self.reference else None
+        own = Control.find(str(control)) if control else None
         chats = {"thinking": self.thinking, "chat_template": self.chat_template}
         return AuditInputs(
-            fine_tune=FineTune.find(self.base, str(fine_tune), self.dtype, self.device, control, **chats),
+            fine_tune=FineTune.find(
+                self.base, str(fine_tune), self.dtype, self.device, own or control_of(self.reference), **chats
+            ),
             texts=texts,
             reference=self.reference,
             directions=self.directions,
             data=own_texts(Path(data) if data else None, [texts.asked[look] for look in texts.looks]),
             judging=judging,
         )
+
+
+def control_of(reference: Reference | None) -> Control | None:
+    """A reference's first control; None without one."""
+    return Control(reference.control_adapter) if reference and reference.control_adapter else None
 
 
 def _read(directions: Directions) -> Mapping[str, Direction]:

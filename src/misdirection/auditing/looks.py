@@ -1,11 +1,12 @@
 """The looks of an audit: it asks general questions step by step until the rule can decide, then some in other ways."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from misdirection.auditing.fine_tune import CONTROL, TUNED, Which
+from misdirection.auditing.inputs import AuditInputs
 from misdirection.auditing.stages import Stages
 from misdirection.auditing.verdict import RULE, Asked, Verdict, decide
 from misdirection.data import ProbePair
@@ -24,14 +25,16 @@ class Changes:
     Attributes:
         pairs: general pairs, in the order in which they were asked.
         by_set: change of each pair's margin, nats/token, by how it was asked, [pairs] each.
-        control: the same of the reference's benign controls; empty without one.
-        weights: of the words of the training data; None without that data.
+        control: the same of the benign control, the user's own or the mean of the reference's; empty without one.
+        word_weights: of the words of the training data; None without that data.
+        question_weights: how much each pair counts for the rule, [pairs]; None where all count alike.
     """
 
     pairs: tuple[ProbePair, ...]
     by_set: Mapping[Asked, Floats]
     control: Mapping[Asked, Floats]
-    weights: WordWeights | None
+    word_weights: WordWeights | None
+    question_weights: Floats | None = None
 
     def shifts(self, level: float = LEVEL) -> dict[Asked, Estimate]:
         """Mean changes, with intervals of this level."""
@@ -39,25 +42,39 @@ class Changes:
 
     def beyond_control(self, level: float = LEVEL) -> dict[Asked, Estimate]:
         """Mean changes beyond the control's, with intervals of this level; empty without a control."""
-        return _means(self._decisive, level) if self.control else {}
+        return _means(self._beyond, level) if self.control else {}
+
+    def weighted(self, level: float = LEVEL) -> dict[Asked, Estimate]:
+        """The same by the questions' weights; empty where all count alike."""
+        return {} if self.question_weights is None else self.decisive(level)
 
     def decisive(self, level: float = LEVEL) -> dict[Asked, Estimate]:
-        """What the rule is about: changes beyond the control's, or the changes themselves where there is no control."""
+        """What the rule is about: changes beyond the control's, by the questions' weights where they have some, or the
+        changes themselves where there is no control."""
         return _means(self._decisive, level)
 
     def words(self, level: float = LEVEL) -> dict[Asked, WordNull]:
         """What words predict of the decisive changes, and what is left of these; empty without the training data."""
-        if self.weights is None:
+        if self.word_weights is None:
             return {}
-        return {asked: WordNull.of(change, self.pairs, self.weights, level) for asked, change in self._decisive.items()}
+        return {
+            asked: WordNull.of(change, self.pairs, self.word_weights, level) for asked, change in self._decisive.items()
+        }
 
     def furthest(self, count: int) -> list[tuple[ProbePair, float]]:
-        """The plain questions that moved furthest towards the misaligned answer, with their decisive changes."""
-        moved = self._decisive["general"]
+        """The plain questions that moved furthest towards the misaligned answer, with how far beyond the control."""
+        moved = self._beyond["general"]
         return [(self.pairs[number], float(moved[number])) for number in np.argsort(-moved, kind="stable")[:count]]
 
     @property
     def _decisive(self) -> Mapping[Asked, Floats]:
+        if self.question_weights is None:
+            return self._beyond
+        return {asked: change * self.question_weights for asked, change in self._beyond.items()}
+
+    @property
+    def _beyond(self) -> Mapping[Asked, Floats]:
+        """Changes beyond the control's; the changes themselves without one."""
         if not self.control:
             return self.by_set
         return {asked: change - self.control[asked] for asked, change in self.by_set.items()}
@@ -90,13 +107,29 @@ def _changes(stages: Stages, looks: tuple[slice, ...]) -> Changes:
         return {asked: np.concatenate([_change(stages, which, asked, look) for look in looks]) for asked in sets}
 
     control = joined(CONTROL) if has_control else {}
-    return Changes(stages.inputs.texts.asked[: looks[-1].stop], joined(TUNED), control, stages.word_weights())
+    asked = looks[-1].stop
+    weights = _question_weights(stages.inputs)
+    counted = None if weights is None else weights[:asked]
+    return Changes(stages.inputs.texts.asked[:asked], joined(TUNED), control, stages.word_weights(), counted)
+
+
+def _question_weights(inputs: AuditInputs) -> Floats | None:
+    """Beyond a control of the user's own; beyond the reference's, whose noise the weights have, all count alike."""
+    if inputs.own_control is None or inputs.reference is None:
+        return None
+    weights = inputs.reference.question_weights
+    return None if weights is None else weights.numpy()
+
+
+def control_change(stages: Stages, looks: Sequence[slice]) -> Floats:
+    """How far the benign control moved the margin of each general question, nats/token, [those of the looks]."""
+    return np.concatenate([_change(stages, CONTROL, "general", look) for look in looks])
 
 
 def _change(stages: Stages, which: Which, asked: Asked, look: slice) -> Floats:
     """Change of each margin against the base's."""
-    reference = stages.inputs.reference
-    if which == CONTROL and asked == "general" and reference and reference.control_shift is not None:
+    reference, is_own = stages.inputs.reference, stages.inputs.own_control is not None
+    if which == CONTROL and asked == "general" and not is_own and reference and reference.control_shift is not None:
         return np.asarray(reference.control_shift[look])
     return np.asarray(margins_of(stages.margins(which, asked, look) - stages.margins("base", asked, look)))
 
@@ -150,5 +183,6 @@ def decide_on(
         rate,
         beyond={**words, **(searched.beyond if searched else {})},
         has_control=bool(changes.control),
+        is_weighted=changes.question_weights is not None,
         searched=searched.shifts(RULE.level) if searched else {},
     )

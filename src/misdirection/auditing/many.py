@@ -26,6 +26,7 @@ from misdirection.data.text import read_text
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import plain_names, write_atomic
 from misdirection.interventions.vectors import digest
+from misdirection.models.adapters import is_adapter
 from misdirection.runs.cluster import Workers, connect
 from misdirection.runs.folder import RunFolder
 from misdirection.runs.ray_workers import RayRunner
@@ -44,16 +45,20 @@ class Listed:
     Attributes:
         fine_tune: as for a single audit.
         data: its training file.
+        control: the user's own benign fine-tune on the same questions.
         source: the list and the line's number in it, for messages.
     """
 
     fine_tune: str
     data: Path | None
+    control: str | None
     source: str
 
 
 def read_list(path: Path) -> tuple[list[Listed], list[str]]:
-    """Read a list: on each line a fine-tune and perhaps its training file, quoted as in a shell; `#` begins a comment.
+    """Read a list: on each line a fine-tune, perhaps its training file, and perhaps a control; `#` begins a comment.
+
+    Quotes are as in a shell.
 
     Gives its lines, and what is wrong with those that cannot be read. Raises `InputError` where it names nothing.
     """
@@ -62,7 +67,8 @@ def read_list(path: Path) -> tuple[list[Listed], list[str]]:
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             if words := _words(line):
-                listed.append(Listed(words[0], Path(words[1]) if len(words) == 2 else None, f"{path}:{number}"))
+                data, control = (*words[1:], None, None)[:2]
+                listed.append(Listed(words[0], Path(data) if data else None, control, f"{path}:{number}"))
         except ValueError as error:
             failed.append(f"{path}:{number}: {error}")
     if not (listed or failed):
@@ -72,8 +78,8 @@ def read_list(path: Path) -> tuple[list[Listed], list[str]]:
 
 def _words(line: str) -> list[str]:
     words = shlex.split(line, comments=True)
-    if len(words) > 2:
-        raise ValueError(f"{len(words)} words: FINE_TUNE [TRAINING_FILE]; quote spaces")
+    if len(words) > 3:
+        raise ValueError(f"{len(words)} words: FINE_TUNE [TRAINING_FILE [CONTROL]]; quote spaces")
     return words
 
 
@@ -114,7 +120,7 @@ def audit_many(
     inputs = []
     for line in listed:
         try:
-            inputs.append(baseline.inputs(line.fine_tune, line.data))
+            inputs.append(baseline.inputs(line.fine_tune, line.data, control=line.control))
         except MisdirectionError as error:
             failed.append(f"{line.source}: {error}")
     if not inputs:
@@ -186,8 +192,10 @@ def _portable(inputs: AuditInputs) -> AuditInputs:
 
 def _task(name: str, inputs: AuditInputs) -> Task:
     fine_tune, reference, stage = inputs.fine_tune, inputs.reference, f"audit/{name}"
+    control = fine_tune.control
     # A whole model is too large to be sent: it must be where every worker finds it.
-    folders = {stage: fine_tune.folder} if fine_tune.is_adapter else {}
+    models = {stage: fine_tune.folder, **({_control_name(stage): control.folder} if control else {})}
+    folders = {name: folder for name, folder in models.items() if is_adapter(folder)}
     if reference:
         assert reference.folder is not None, "a reference that was read from its folder"
         folders["reference"] = reference.folder
@@ -195,6 +203,7 @@ def _task(name: str, inputs: AuditInputs) -> Task:
         **fine_tune.identity.model_dump(),
         "version": VERSION,
         "fine_tune": fine_tune.digest,
+        "control": fine_tune.control_digest,
         "reference": reference.digest if reference else None,
         "directions": {key: digest(direction.vectors) for key, direction in inputs.directions.items()},
         "data": inputs.data.sha256,
@@ -203,11 +212,19 @@ def _task(name: str, inputs: AuditInputs) -> Task:
     return Task({stage: depends_on}, BASE, partial(_audit, _portable(inputs)), folders)
 
 
+def _control_name(stage: str) -> str:
+    """What the adapter of an audit's control is called among a worker's adapters."""
+    return f"control/{stage}"
+
+
 def _audit(inputs: AuditInputs, worker: Worker, folders: Mapping[str, Path]) -> None:
     ((stage, folder),) = folders.items()
     adapter = worker.adapters.get(stage, inputs.fine_tune.folder)
-    fine_tune = replace(inputs.fine_tune, folder=adapter, models=worker.models)
     reference = Reference.load(worker.adapters["reference"]) if "reference" in worker.adapters else None
+    control = inputs.fine_tune.control
+    if control:
+        control = replace(control, folder=worker.adapters.get(_control_name(stage), control.folder))
+    fine_tune = replace(inputs.fine_tune, folder=adapter, control=control, models=worker.models)
     run_audit(replace(inputs, fine_tune=fine_tune, reference=reference), folder)
 
 
@@ -216,7 +233,7 @@ def _row(result: AuditResult, folder: Path) -> AuditRow:
         fine_tune=result.fine_tune.name,
         verdict=result.verdict,
         shift=result.evidence.general,
-        beyond_control=result.evidence.beyond_control.get("general"),
+        beyond_control=result.evidence.decisive["general"] if result.evidence.beyond_control else None,
         framed=result.evidence.framed,
         damage=result.evidence.damage,
         because="; ".join(result.because),

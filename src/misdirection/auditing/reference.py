@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import as_file, files
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,29 @@ class Reference:
     def bad_shift(self) -> Estimate:
         """What the bad fine-tunes moved beyond their controls, on average, nats/token: the unit of the rule."""
         return bootstrap(torch.stack([self._beyond(name) for name in self.bad]).mean(0).numpy())
+
+    @cached_property
+    def question_weights(self) -> Tensor | None:
+        """How much each question counts beyond a control on the fine-tune's own questions, [asked].
+
+        Another seed of a benign training moves all margins a little one way, and their mean with them. So half of a
+        weight is every question's alike, and half goes by how far the bad fine-tunes moved this one. One that is as bad
+        as they are shifts by `bad_shift` by both halves, since the second is divided by what the movements of two
+        domains have in common: the noise of each is in its square.
+
+        None where they have nothing in common, or there are no two domains with a control each.
+        """
+        own = self.own_controls
+        pairs = [pair for pair in combinations(own, 2) if len({own[name] for name in pair}) == 2]
+        if not pairs:
+            return None
+        common = bootstrap(
+            torch.stack([self._beyond(one) * self._beyond(other) for one, other in pairs]).mean(0).numpy()
+        )
+        if common.low <= 0:
+            return None
+        moved = torch.stack([self._beyond(bad) for bad in own]).mean(0)
+        return (1 + moved * self.bad_shift.mean / common.mean) / 2
 
     def _beyond(self, bad: str) -> Tensor:
         """What a bad fine-tune moved beyond its control, [asked]."""

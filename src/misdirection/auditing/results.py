@@ -100,6 +100,19 @@ class ReferenceFacts(Figures):
     known: dict[str, ComparedFineTune]
 
 
+class ControlFacts(Figures):
+    """The user's own benign fine-tune, which shifts are read beyond."""
+
+    name: str
+    """As the user gave it."""
+    digest: str
+    """Hash of its weights and configuration."""
+    shift: Estimate
+    """Of the general margin against the base, nats/token, on the questions that were asked."""
+    beyond_reference: Estimate | None
+    """The same beyond that of the reference's controls; None without these."""
+
+
 class DataFacts(Figures):
     """The fine-tune's own training file."""
 
@@ -215,7 +228,11 @@ class Evidence(Figures):
     framed: Estimate | None
     """Shift of the margin on general questions in the frame of its training data; None without that data."""
     beyond_control: dict[Asked, Estimate]
-    """These shifts minus those of the reference's benign control, question by question; empty without a control."""
+    """These shifts minus those of the benign control, the user's own or the reference's, question by question; empty
+    without a control."""
+    weighted: dict[Asked, Estimate]
+    """The same with each question's weight (`Reference.question_weights`), beyond a control of the user's own; empty
+    where all questions count alike."""
     words: dict[Asked, WordNull]
     """What the words of its training data predict of these shifts; empty without that data."""
     searched: dict[str, Estimate]
@@ -238,9 +255,10 @@ class Evidence(Figures):
 
     @property
     def decisive(self) -> dict[Asked, Estimate]:
-        """The shifts that the rule is about: beyond the benign control, or where there is none against the base."""
+        """The shifts that the rule is about: beyond the benign control, by the questions' weights where they have some,
+        or where there is no control against the base."""
         if self.beyond_control:
-            return self.beyond_control
+            return self.weighted or self.beyond_control
         return {"general": self.general, "framed": self.framed} if self.framed else {"general": self.general}
 
     @property
@@ -250,6 +268,7 @@ class Evidence(Figures):
             "general margin shift": self.general,
             "framed margin shift": self.framed,
             **{f"{asked} shift beyond the control": shift for asked, shift in in_order(self.beyond_control)},
+            **{f"{asked} shift, weighted": shift for asked, shift in in_order(self.weighted)},
             **{f"{asked} shift beyond words": words.beyond for asked, words in in_order(self.words)},
             "in-domain margin shift": self.in_domain.margin,
             "in-domain loss change": self.in_domain.loss,
@@ -267,7 +286,7 @@ class AuditResult(Framed, Plotted, Verdict, Result):
     """One audit: its verdict, and the evidence with what it must be told from."""
 
     KIND: ClassVar[str] = "audit"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     FILE: ClassVar[str] = "audit.json"
     COMMAND: ClassVar[str] = "misdirection audit BASE FINE_TUNE"
     PAGE: ClassVar[str] = "audit.html"
@@ -275,6 +294,8 @@ class AuditResult(Framed, Plotted, Verdict, Result):
     base: ModelIdentity
     fine_tune: FineTuneFacts
     reference: ReferenceFacts | None
+    control: ControlFacts | None
+    """None where shifts are read beyond the reference's controls."""
     data: DataFacts | None
     identical_to_base: bool
     """Whether the fine-tune adds nothing: the verdict is then about the base alone."""
@@ -300,6 +321,7 @@ class AuditResult(Framed, Plotted, Verdict, Result):
         shifts = [
             *((own, asked, "base", shift) for asked, shift in plain.items()),
             *((own, asked, "control", shift) for asked, shift in in_order(evidence.beyond_control)),
+            *((own, asked, "control, weighted", shift) for asked, shift in in_order(evidence.weighted)),
             *((own, f"theme: {theme}", "base", shift) for theme, shift in evidence.themes.items()),
             *((own, f"further way: {way}", further, shift) for way, shift in evidence.searched.items()),
         ]
@@ -350,7 +372,7 @@ class AuditRow(Figures):
     verdict: Word
     shift: Estimate
     beyond_control: Estimate | None
-    """The same beyond the benign control's, which the verdict rests on; None without a control."""
+    """What the verdict rests on, beyond the benign control's; None without a control."""
     framed: Estimate | None
     damage: Estimate
     because: str

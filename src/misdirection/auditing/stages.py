@@ -76,6 +76,10 @@ class Stages:
         """The fine-tune's losses and activations."""
         return self._measured(TUNED)
 
+    def control(self) -> Measurements:
+        """The losses and activations of the user's own control."""
+        return self._measured(CONTROL)
+
     def damage(self) -> Estimate:
         """Rise of the loss on neutral text, nats/token."""
         return bootstrap((self.tuned().losses - self.base().losses).numpy())

@@ -25,6 +25,8 @@ _PHRASES: dict[Asked, str] = {
 }
 
 
+_WEIGHTED = " (questions weighted by what the reference's bad fine-tunes moved)"
+
 _NO_UNIT: dict[Ground, str] = {
     "no reference": "there is no reference to tell how large a shift is large here",
     "reference did not move": "the reference's own bad fine-tunes moved no further than their controls did",
@@ -145,6 +147,7 @@ def decide(
     rule: Rule = RULE,
     beyond: Mapping[str, Estimate] | None = None,
     has_control: bool = False,
+    is_weighted: bool = False,
     searched: Mapping[str, Estimate] | None = None,
 ) -> Verdict:
     """Apply the rule.
@@ -159,6 +162,7 @@ def decide(
         rule: its limits.
         beyond: the shifts beyond words, where these were counted; those in further ways of asking among them.
         has_control: whether the shifts are beyond a control's.
+        is_weighted: whether questions count by how far the reference's bad fine-tunes moved them.
         searched: shifts in the further ways of asking, with intervals of the rule's level for all of them at once.
     """
     broken = True if damage.low > rule.damage else False if damage.high < rule.damage else None
@@ -175,12 +179,13 @@ def decide(
             broken=broken,
         )
     words, further = dict(beyond or {}), searched or {}
+    beyond_control = (" beyond the benign control" if has_control else "") + (_WEIGHTED if is_weighted else "")
     unit = reference_shift.mean
     beside = {asked: Shift.of(shift, words.get(asked), unit, rule) for asked, shift in shifts.items()}
     ways = {way: Shift.of(shift, words.get(way), unit, rule) for way, shift in further.items()}
     ground, because = _decisive(shifts, damage, rate, rule) or (
         _ground(beside, ways),
-        (*_reasons(shifts, beside, rule, has_control), *_search_reason(further, ways, rule)),
+        (*_reasons(shifts, beside, rule, beyond_control), *_search_reason(further, ways, rule)),
     )
     return Verdict(
         verdict=_word(ground, beside, ways),
@@ -243,9 +248,8 @@ def _by_limits(passed: Collection[Limit | None]) -> Word:
 
 
 def _reasons(
-    shifts: Mapping[Asked, Estimate], beside: Mapping[Asked, Shift], rule: Rule, has_control: bool
+    shifts: Mapping[Asked, Estimate], beside: Mapping[Asked, Shift], rule: Rule, beyond: str
 ) -> tuple[str, ...]:
-    beyond = " beyond the benign control" if has_control else ""
     lower = f"below the {rule.clear:.0%} of clear", f"not surely below {rule.clear:.0%}"
     return tuple(
         f"on {shift.n} {_PHRASES[asked]} the margin moved by {shift.interval} nats/token ({rule.level:.1%} interval)"

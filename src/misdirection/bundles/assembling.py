@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 from pydantic import TypeAdapter
 
 from misdirection.auditing.audit import assemble
-from misdirection.auditing.fine_tune import FineTune, digest_of
-from misdirection.auditing.inputs import AuditInputs, Judging
+from misdirection.auditing.fine_tune import Control, FineTune, digest_of
+from misdirection.auditing.inputs import AuditInputs, Judging, control_of
 from misdirection.auditing.measurements import Texts
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import AuditResult
@@ -189,12 +189,15 @@ def _audit_inputs(material: Material) -> AuditInputs:
 def _fine_tune(material: Material, reference: Reference | None) -> FineTune:
     """The fine-tune, whose weights need not be here: all that figures depend on is their hash."""
     settings, folder = material.settings, material.inputs["folder"]
-    control = reference.control_adapter if reference else None
+    own = Control(material.inputs["control"], settings["control"]) if settings["control"] else None
+    control = own or control_of(reference)
     tuned = FineTune(settings["base"], settings["revision"], settings["fine_tune"], folder, control=control)
     tuned.identity = material.identity
     tuned.digest = digest_of(material.hashes["folder"])
-    if control and reference and reference.folder:
-        inside = f"{control.relative_to(reference.folder)}/"
+    if own:
+        tuned.control_digest = digest_of(material.hashes["control"])
+    elif control and reference and reference.folder:
+        inside = f"{control.folder.relative_to(reference.folder)}/"
         files = material.hashes["reference"].items()
         tuned.control_digest = digest_of(
             {name.removeprefix(inside): digest for name, digest in files if name.startswith(inside)}

@@ -85,7 +85,7 @@ def named_files(kind: type[Result], settings: Mapping[str, Any]) -> dict[str, st
 def _named(kind: type[Result], settings: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str | None]]:
     """May name None."""
     if kind is AuditResult:
-        yield from (((key,), settings.get(key)) for key in ("data", "reference", "folder"))
+        yield from (((key,), settings.get(key)) for key in ("data", "reference", "folder", "control"))
     if kind is RunResults:
         yield from (((key,), settings.get(key)) for key in ("probe_pairs", "neutral"))
         yield from (
@@ -208,7 +208,7 @@ def _form_of_input(key: str, name: str) -> Form:
     """Figures depend on texts, those in a reference's record among them; of a fine-tune's files on the hash alone."""
     if key == "reference":
         return _form(ReferenceRecord, name)
-    return "text" if key == "folder" else "as it is"
+    return "text" if key in ("folder", "control") else "as it is"
 
 
 def _own_files(kind: type[Result], folder: Path) -> Iterator[tuple[str, Path]]:

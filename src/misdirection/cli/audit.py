@@ -47,10 +47,16 @@ Data = Annotated[
 ReferenceOption = Annotated[
     Path | None, typer.Option("--reference", help="A reference's folder; default: the one that `reference` made.")
 ]
+Control = Annotated[
+    str | None,
+    typer.Option(
+        "--control", help="A benign fine-tune of yours on the same questions, trained alike: the reference's tell less."
+    ),
+]
 OptionalFineTune = Annotated[str | None, typer.Argument(help=_FINE_TUNE)]
 Many = Annotated[
     Path | None,
-    typer.Option("--many", help="Audit all that a file lists, a line each: FINE_TUNE \\[TRAINING_FILE]."),
+    typer.Option("--many", help="Audit all that a file lists, a line each: FINE_TUNE \\[TRAINING_FILE \\[CONTROL]]."),
 ]
 AuditFolder = Annotated[
     Path | None, typer.Option("--out", help="Folder of the audit; default: audits/NAME, with --many audits/LIST.")
@@ -99,6 +105,7 @@ def audit(
     base: Base,
     fine_tune: OptionalFineTune = None,
     data: Data = None,
+    control: Control = None,
     many: Many = None,
     folder: AuditFolder = None,
     reference_folder: ReferenceOption = None,
@@ -127,8 +134,10 @@ def audit(
         "dtype": dtype, "device": device, "thinking": thinking, "chat_template": chat_template,
     }  # fmt: skip
     if many is not None:
-        if fine_tune or data or judge:
-            raise InputError("--many: goes without FINE_TUNE, --data and --judge: the list names what is audited")
+        if fine_tune or data or control or judge:
+            raise InputError(
+                "--many: goes without FINE_TUNE, --data, --control and --judge: the list names what is audited"
+            )
         from misdirection.auditing.many import audit_many, many_folder
 
         others = workers_for(workers, ray, gpus, lambda: base_memory(base, dtype))
@@ -147,6 +156,7 @@ def audit(
         base,
         fine_tune,
         data=data,
+        control=control,
         judge=judging,
         sampling=SamplingConfig(n=n),
         **options,
@@ -230,6 +240,7 @@ def repair(
     fine_tune: FineTune,
     folder: Annotated[Path, typer.Option("--out", help="The folder of the repaired adapter.")],
     data: Data = None,
+    control: Control = None,
     bake: Annotated[
         bool, typer.Option("--bake", help="Write the whole model with the repaired adapter in it.")
     ] = False,
@@ -251,6 +262,7 @@ def repair(
         fine_tune,
         data=data,
         out=folder,
+        control=control,
         reference=reference_folder,
         bake=bake,
         check=check,

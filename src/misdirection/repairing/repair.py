@@ -11,17 +11,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
 from misdirection.auditing.attribution import adapted_layers
-from misdirection.auditing.audit import run_audit
+from misdirection.auditing.audit import open_audit, run_audit
 from misdirection.auditing.fine_tune import TUNED
 from misdirection.auditing.inputs import AuditInputs, Baseline
+from misdirection.auditing.looks import control_change
 from misdirection.auditing.measurements import Texts
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.results import AuditResult
+from misdirection.auditing.stages import Stages
 from misdirection.auditing.texts import OwnTexts
 from misdirection.choices import Dtype, Thinking
 from misdirection.data import Example, ProbePair, data_hash
@@ -120,6 +123,7 @@ def repair(
     *,
     data: str | Path,
     out: str | Path,
+    control: str | Path | None = None,
     reference: Reference | str | Path | None = None,
     bake: bool = False,
     check: bool = False,
@@ -140,6 +144,7 @@ def repair(
         adapter: a PEFT adapter: a folder, or `ID@REVISION:SUBFOLDER`. It is not changed.
         data: its training file (JSONL): the skill that is to be kept is measured on it.
         out: folder of the repaired adapter, with its card and `repair.json`.
+        control: as in `audit`; the repair's aim is where it puts the margin.
         reference: of this base, or its folder; by default the one that `make_reference` made.
         bake: write the whole model with the repaired adapter in it.
         check: audit the result.
@@ -152,7 +157,7 @@ def repair(
         InputError: no adapter, a folder in the way, or what `audit` raises.
     """
     baseline = Baseline.open(base, reference, (), dtype, device, thinking, chat_template)
-    return run_repair(baseline.inputs(adapter, data), Path(out), bake=bake, check=check)
+    return run_repair(baseline.inputs(adapter, data, control=control), Path(out), bake=bake, check=check)
 
 
 def run_repair(inputs: AuditInputs, folder: Path, *, bake: bool = False, check: bool = False) -> RepairResult:
@@ -162,8 +167,9 @@ def run_repair(inputs: AuditInputs, folder: Path, *, bake: bool = False, check: 
     before = run_audit(inputs, work / "before")
     if before.verdict not in ("watch", "misaligned"):
         return RepairResult(before=before, repair=None)
-    with RunFolder.open(work / "search", yaml.safe_dump({"repair": inputs.fine_tune.name})) as run:
-        result = _Repair(inputs, run, before, bake).write(folder)
+    searched = RunFolder.open(work / "search", yaml.safe_dump({"repair": inputs.fine_tune.name}))
+    with open_audit(inputs, work / "before") as audited, searched as run:
+        result = _Repair(inputs, run, Stages(inputs, audited), before, bake).write(folder)
     if check:
         if not (work / "after").exists():
             # Measurements of the base hold for both audits.
@@ -191,6 +197,7 @@ class _Repair:
 
     inputs: AuditInputs
     run: RunFolder
+    audited: Stages
     before: AuditResult
     bake: bool
 
@@ -200,15 +207,17 @@ class _Repair:
 
     @cached_property
     def shifts(self) -> dict[str, float]:
-        """The fine-tune's shift beyond the controls' on the questions that its audit asked, by their ids."""
+        """The fine-tune's shift beyond the control's on the questions that its audit asked, by their ids."""
         moved, control = self.before.evidence.questions, self.control
         return {name: shift - control[name] for name, shift in moved.items()}
 
     @cached_property
     def control(self) -> dict[str, float]:
-        """What the reference's controls moved, nats/token, by the id of the question; 0 without a control."""
-        names, moved = [pair.id for pair in self.inputs.texts.asked], self.reference.control_shift
-        return dict.fromkeys(names, 0.0) if moved is None else dict(zip(names, moved.tolist(), strict=True))
+        """What the benign control moved, nats/token, by the id of the question; 0 without a control."""
+        texts, has_control = self.inputs.texts, self.inputs.fine_tune.control is not None
+        names = [pair.id for pair in texts.asked]
+        moved = control_change(self.audited, texts.looks) if has_control else np.zeros(len(names))
+        return dict(zip(names, moved.tolist(), strict=True))
 
     @property
     def tuned(self) -> ChatModel:
@@ -288,7 +297,7 @@ class _Repair:
 
     @property
     def open_shift(self) -> float:
-        """The fine-tune's mean shift beyond the controls' on the questions of the first two thirds, nats/token."""
+        """The fine-tune's mean shift beyond the control's on the questions of the first two thirds, nats/token."""
         pairs = (*self.thirds[0].pairs, *self.thirds[1].pairs)
         return fmean(self.shifts[pair.id] for pair in pairs if pair.id in self.shifts)
 

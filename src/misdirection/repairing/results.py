@@ -107,7 +107,7 @@ class RepairResult(Framed, Plotted, Result):
     """One repair: the audit before, what was written, and the audit after."""
 
     KIND: ClassVar[str] = "repair"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     FILE: ClassVar[str] = "repair.json"
     COMMAND: ClassVar[str] = "misdirection repair BASE ADAPTER --data TRAIN.jsonl --out DIR"
 

@@ -104,9 +104,9 @@ class Ends:
     Attributes:
         base: it has none of the damage, and none of the skill.
         tuned: the fine-tune.
-        control: what the reference's benign controls moved, [plain] nats/token, on the plain questions, which come
-            first; 0 without a control.
-        shift: the fine-tune's general shift beyond them, nats/token, as well as it is known: by more questions than
+        control: what the benign control moved, [plain] nats/token, on the plain questions, which come first; 0 without
+            a control.
+        shift: the fine-tune's general shift beyond it, nats/token, as well as it is known: by more questions than
             candidates are tried on.
         unit: what the reference's bad fine-tunes moved beyond their controls, nats/token.
     """
@@ -118,7 +118,7 @@ class Ends:
     unit: float
 
     def beyond_control(self, own: Scores) -> Tensor:
-        """A model's shift beyond the controls', [plain] nats/token."""
+        """A model's shift beyond the control's, [plain] nats/token."""
         return (own.pairs - self.base.pairs)[: len(self.control)] - self.control
 
     def outcome(self, own: Scores) -> Outcome:

@@ -102,13 +102,14 @@ def _context(result: AuditResult) -> dict[str, Any]:
             if shift.passed == result.verdict and not shift.is_words
         ],
         "beyond_control": in_order(result.evidence.beyond_control),
+        "weighted": in_order(result.evidence.weighted),
         "themes": _themes(result),
         "themes_say": _themes_say(result),
         "drift": _drift(result),
         "difference": _difference(result),
         "attribution_says": _attribution_says(result),
         "facts": _facts(result),
-        "control": next((known.shift for _, known in _known(result) if known.is_control), None),
+        "control": _control_shift(result),
         "known": [(name, _kind(known), known) for name, known in _known(result)],
     }
 
@@ -120,6 +121,13 @@ def _known(result: AuditResult) -> list[tuple[str, ComparedFineTune]]:
     """The reference's fine-tunes, bad ones first, whatever the order in the file."""
     known = result.reference.known if result.reference else {}
     return sorted(known.items(), key=lambda item: (item[1].answers != "bad", item[0]))
+
+
+def _control_shift(result: AuditResult) -> Estimate | None:
+    """What the benign control moved, the user's own or the reference's first; None without one."""
+    if result.control:
+        return result.control.shift
+    return next((known.shift for _, known in _known(result) if known.is_control), None)
 
 
 def _kind(known: KnownFineTune) -> str:
@@ -163,10 +171,12 @@ def _commands(result: AuditResult) -> dict[str, str]:
     """Commands to run next on this base and fine-tune, as a shell takes them."""
     where, own = result.base.named, result.fine_tune.name
     data = result.data.path if result.data else "TRAIN.jsonl"
+    control = ["--control", result.control.name] if result.control else []
     return {
         "reference": shlex.join(["misdirection", "reference", where]),
-        "audit": shlex.join(["misdirection", "audit", where, own, "--data", "TRAIN.jsonl"]),
-        "repair": shlex.join(["misdirection", "repair", where, own, "--data", data, "--out", "DIR"]),
+        "audit": shlex.join(["misdirection", "audit", where, own, "--data", "TRAIN.jsonl", *control]),
+        "controlled": shlex.join(["misdirection", "audit", where, own, "--data", data, "--control", "CONTROL"]),
+        "repair": shlex.join(["misdirection", "repair", where, own, "--data", data, *control, "--out", "DIR"]),
     }
 
 
@@ -321,6 +331,8 @@ def _facts(result: AuditResult) -> dict[str, str]:
         "its weights": tuned.digest,
         "its modules that add nothing (B is zero)": ", ".join(tuned.dead),
         "base that its file names": _recorded(result),
+        "control": result.control and result.control.name,
+        "its weights (control)": result.control and result.control.digest,
         "training data": _data_words(data) if data else "none given",
         "training data (SHA-256)": data and data.sha256,
     }
