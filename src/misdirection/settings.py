@@ -32,13 +32,15 @@ class Section(BaseModel):
         for each in value if isinstance(value, list | tuple) else [value]:
             if isinstance(each, int) and abs(each) > MOST:
                 raise ValueError(f"Input should be a number up to {MOST}")
-            if isinstance(each, str) and not _is_text(each):
+            if isinstance(each, str) and ("\0" in each or holds_half_surrogate(each)):
                 raise ValueError("Input should be text, without NUL and halves of surrogate pairs")
         return value
 
 
-def _is_text(value: str) -> bool:
-    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+def holds_half_surrogate(value: str) -> bool:
+    """Whether it is no text: an escape of JSON or YAML can write half of a pair, which neither UTF-8 nor a tokenizer
+    takes."""
+    return any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def validate(kind: type[T], values: Any, source: str, remedy: str = "") -> T:

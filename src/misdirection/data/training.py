@@ -15,6 +15,7 @@ from misdirection.data.records import Example, ProbePair, Turn
 from misdirection.data.sources import read_source
 from misdirection.errors import InputError, MisdirectionError
 from misdirection.files import write_output
+from misdirection.settings import holds_half_surrogate
 
 Role = Literal["system", "user", "assistant"]
 
@@ -71,7 +72,7 @@ class _Row:
     def text(self, key: str, value: Any) -> str:
         if not isinstance(value, str):
             raise self.error(key, f"must be a string, not {type(value).__name__}", "write it as one string")
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        if holds_half_surrogate(value):
             raise self.error(key, "holds half a surrogate pair, which is no text", "remove the stray \\ud... escape")
         return value
 

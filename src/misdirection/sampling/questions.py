@@ -15,6 +15,7 @@ from misdirection.data.shipped import find_source, shipped_files
 from misdirection.data.template import template_parts
 from misdirection.data.text import read_text, read_yaml
 from misdirection.errors import InputError, MisdirectionError
+from misdirection.settings import holds_half_surrogate
 
 TYPE = "free_form_judge_0_100"
 """The one type of question in Betley-style files that is sampled freely and graded from 0 to 100."""
@@ -174,7 +175,7 @@ class _Entry:
             raise self.error(f"`{key}` must be text, not {type(value).__name__}", "put it between quotes")
         if not empty and not value.strip():
             raise self.error(f"`{key}` is empty", "fill it in")
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        if holds_half_surrogate(value):
             raise self.error(f"`{key}` holds half a surrogate pair, which is no text", "write the character itself")
         return value
 
