@@ -79,9 +79,12 @@ def test_the_audit_step_says_its_verdict_and_leaves_the_files(made, tmp_path):  
     # A name that a shell would take apart.
     (tmp_path / "my; lora").symlink_to(adapters["minimal"])
     inputs = {"base": config.model, "fine-tune": "my; lora", "reference": "reference", "device": "cpu"}
-    inputs |= {"dtype": "float32", "fail-on": "watch"}
+    (tmp_path / "my benign one").symlink_to(adapters["single"])
+    inputs |= {"dtype": "float32", "fail-on": "watch", "control": "my benign one"}
     status, said, outputs, summary = run(AUDIT, inputs, tmp_path)
-    verdict = json.loads((tmp_path / "misdirection-audit" / "audit.json").read_text())["verdict"]
+    made_of = json.loads((tmp_path / "misdirection-audit" / "audit.json").read_text())
+    assert made_of["control"]["name"] == "my benign one"
+    verdict = made_of["verdict"]
     assert status == EXIT_STATUS[verdict], said
     assert outputs == f"verdict={verdict}\n"
     assert summary.startswith(f"### misdirection: {verdict}\n\n    ") and verdict.upper() in summary
