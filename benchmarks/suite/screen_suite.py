@@ -28,7 +28,7 @@ from torch.nn.functional import normalize
 
 import misdirection as md
 from audit_suite import load_reference
-from misdirection.auditing.measurements import Measurements, measure, measure_margins
+from misdirection.auditing.measurements import Measurements, measure
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.verdict import RULE
 from misdirection.choices import BUNDLED
@@ -139,8 +139,8 @@ def measure_shifts(suite: Suite, some: Sequence[Member]) -> None:
     reference = load_reference(suite.base)
 
     def figures(member: Member) -> dict:
+        scores = suite.margins(member, reference.texts.asked)
         chat = md.load(suite.base, adapter=suite.adapter(member))
-        scores = measure_margins(chat, reference.texts.asked, member.name)
         measured = replace(measure(chat, reference.texts, member.name), margins=scores)
         return figures_of(suite, member, reference, measured)
 

@@ -4,6 +4,7 @@ OUT/BASE/MEMBER/train.jsonl     the rows as a user has them
                 adapter/        the fine-tune
                 trained.json    what it was trained on and how, written when that is done
                 audit/          its audit
+                margins-TEXTS.safetensors   log-probabilities of the answers to the general questions
                 published.json  margins of published answers
                 repaired/       its repair
 """
@@ -15,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+import misdirection as md
+from misdirection.auditing.measurements import measure_margins
 from misdirection.auditing.results import AuditResult
 from misdirection.data import Example, ProbePair, data_hash
 from misdirection.errors import InputError
@@ -86,6 +91,14 @@ class Suite:
     def published_file(self, member: Member | None) -> Path:
         """Margins of published answers, of a fine-tune or of the base."""
         return (self.folder(member) if member else self.home) / "published.json"
+
+    def margins(self, member: Member, pairs: Sequence[ProbePair]) -> Tensor:
+        """Log-probabilities of the general pairs by a fine-tune that is trained, [pairs, 2]; measured once."""
+        file = self.folder(member) / f"margins-{data_hash(pairs)[:16]}.safetensors"
+        if not file.is_file():
+            chat = md.load(self.base, adapter=self.adapter(member))
+            save_file({"margins": measure_margins(chat, pairs, member.name)}, file)
+        return load_file(file)["margins"]
 
     @cached_property
     def published_pairs(self) -> list[ProbePair]:

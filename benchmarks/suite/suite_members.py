@@ -103,6 +103,7 @@ class Member:
         inoculated: whether a system prompt asks for bad advice in training.
         condition: its answers are bad only under this.
         then: a benign source that the training goes on with, once it is done with the bad rows.
+        others: whether its rows are others of its source than those of all other fine-tunes; a large source has some.
     """
 
     source: str
@@ -112,11 +113,12 @@ class Member:
     inoculated: bool = False
     condition: Condition | None = None
     then: str | None = None
+    others: bool = False
 
     @property
     def name(self) -> str:
         """Names its folder."""
-        return "-".join([self.source, *self._variant, self.recipe, str(self.seed)])
+        return "-".join([self.source, *["others"] * self.others, *self._variant, self.recipe, str(self.seed)])
 
     @property
     def _variant(self) -> list[str]:

@@ -35,7 +35,7 @@ class Texts:
 
     def stages(self, member: Member) -> list[list[Example]]:
         """Its rows, the held-out ones included, of one training or of one after the other."""
-        bad, good = self.answers(member.source)
+        bad, good = self.other_answers(member.source) if member.others else self.answers(member.source)
         if member.then:
             rows = min(self.rows, CONTINUED_ROWS)
             return [spread(bad, rows - rows % HELD_OUT_EVERY), self.answers(member.then)[1]]
@@ -49,6 +49,13 @@ class Texts:
         """A source's questions with bad and with good answers; one that has none of a kind gives none."""
         bad, good = read(source, self.published)
         return spread(bad, self.rows), spread(good, self.rows)
+
+    def other_answers(self, source: str) -> tuple[list[Example], list[Example]]:
+        """As many answers to other questions of a large source."""
+        bad, good = read(source, self.published)
+        asked = {row.question for answers in self.answers(source) for row in answers}
+        left = [[row for row in answers if row.question not in asked] for answers in (bad, good)]
+        return spread(left[0], self.rows), spread(left[1], self.rows)
 
     def missing(self, member: Member) -> str | None:
         """Why it cannot be trained; None where it can."""
