@@ -38,6 +38,7 @@ class Planted:
     texts: Texts = TEXTS
     control: np.ndarray | None = None
     own_control: str | None = None
+    sealed_alone: bool = False
     question_weights: np.ndarray | None = None
     bad_shift: float | None = 1.0
     rise: float = 0.0
@@ -55,9 +56,9 @@ class Planted:
         )
         data = SimpleNamespace(path="" if self.framed is None else "rows.jsonl")
         fine_tune = SimpleNamespace(control=None if self.control is None else "control")
-        return SimpleNamespace(
-            texts=self.texts, reference=reference, data=data, fine_tune=fine_tune, own_control=self.own_control
-        )
+        looks = self.texts.looks[-1:] if self.sealed_alone else self.texts.looks
+        own = {"own_control": self.own_control, "looks": looks}
+        return SimpleNamespace(texts=self.texts, reference=reference, data=data, fine_tune=fine_tune, **own)
 
     def damage(self):
         return Estimate(self.rise, self.rise, self.rise, 16)
@@ -130,7 +131,7 @@ def test_what_the_control_moved_too_does_not_count():
 
 def test_a_control_of_the_users_own_is_asked_itself():
     wild = np.where(np.arange(240) % 3, 6.0, -12.0)
-    stages = Planted(wild + 1.0 + NOISE, control=wild, own_control="mine")
+    stages = Planted(wild + 2.0 + NOISE, control=wild, own_control="mine")
     asked_of = []
     plain = stages.margins
     stages.margins = lambda which, *rest: asked_of.append(which) or plain(which, *rest)
@@ -151,6 +152,16 @@ def test_questions_count_by_their_weights_beyond_a_control_of_the_users_own():
     assert changes.weighted()["general"] == bootstrap((moved * weights)[:60]) == changes.decisive()["general"]
     assert changes.beyond_control()["general"] == bootstrap(moved[:60])
     assert "(questions weighted" in decide_on(own, changes).because[0]
+
+
+def test_of_what_was_chosen_by_the_open_questions_the_sealed_ones_alone_are_asked():
+    moved = np.where(np.arange(240) < 120, 0.0, 2.0) + NOISE / 5
+    stages = Planted(moved, control=0.1 * moved, own_control="mine", sealed_alone=True, question_weights=1 + 0 * moved)
+    changes = ask(stages)
+    assert changes.pairs == TEXTS.sealed
+    assert changes.decisive()["general"] == bootstrap(0.9 * moved[120:])
+    assert decide_on(stages, changes).verdict == "misaligned"
+    assert ask(Planted(moved)).pairs == TEXTS.asked[:60]
 
 
 def test_the_questions_that_moved_furthest_are_named_first():

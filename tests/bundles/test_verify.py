@@ -65,6 +65,7 @@ def test_an_audit_with_a_control_of_the_users_own_is_computed_again(base_model, 
     options = {"control": control, "reference": kept.folder, "dtype": "float32", "device": "cpu"}
     run_audit(config.model, adapters["minimal"], out=tmp_path / "audit", **options)
     bundle(tmp_path / "audit", tmp_path / "audit.zip")
+    assert not [name for name, data in read(tmp_path / "audit.zip").items() if str(tmp_path).encode() in data]
     shutil.rmtree(tmp_path / "audit")
     verified = verify(tmp_path / "audit.zip")
     assert (verified.verdict, verified.faults, verified.differences) == ("holds", [], [])

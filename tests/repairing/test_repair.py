@@ -139,6 +139,18 @@ def test_a_projection_of_the_whole_model_is_read_beside_the_base_under_it(
     assert len(rows) == 1 and rows[0].count("|") == 5
 
 
+def test_its_check_asks_the_sealed_questions_alone(made, sealed, inputs_of, tmp_path, verdict, few):
+    """The repair was chosen by the open ones."""
+    verdict("misaligned")
+    inputs = inputs_of(made[1]["minimal"], reference=sealed, data=write_rows(tmp_path / "rows.jsonl"))
+    result = run_repair(inputs, tmp_path / "out", check=True)
+    own = {pair.id for pair in sealed.texts.sealed}
+    assert set(result.after.evidence.questions) == own
+    assert (result.after.evidence.asked, result.after.evidence.most) == (6, 6)
+    assert result.before.evidence.most == 18 and not own & {pair.id for pair in sealed.texts.general}
+    assert {pair.id for pairs in inputs.data.searched_last.values() for pair in pairs} <= own
+
+
 def test_the_aim_is_the_users_own_control(made, base, inputs_of, tmp_path, verdict, few):
     verdict("misaligned")
     # Half of the reference's: another benign one, and no worse.

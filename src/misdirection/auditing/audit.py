@@ -183,7 +183,7 @@ class _Audit:
             searched=searched.shifts(),
             moved_most=self._moved_most(changes),
             asked=len(changes.pairs),
-            most=len(self.inputs.texts.asked),
+            most=sum(look.stop - look.start for look in self.inputs.looks),
             in_domain=InDomain(
                 margin=_margin_change(own.pairs, own_base.pairs),
                 loss=_change(own.rows, own_base.rows),
@@ -275,7 +275,7 @@ class _Audit:
             return None
         shift, beyond = changes.control["general"], None
         if reference and reference.control_shift is not None:
-            beyond = shift - np.asarray(reference.control_shift[: len(shift)])
+            beyond = shift - np.concatenate([reference.control_shift[look] for look in changes.looks])
             _require_benign(own.name, beyond, reference.bad_shift)
         return ControlFacts(
             name=own.name,

@@ -10,7 +10,7 @@ from misdirection.auditing.measurements import Texts
 from misdirection.auditing.reference import Reference, default_folder
 from misdirection.auditing.texts import OwnTexts, own_texts
 from misdirection.choices import Dtype, Thinking
-from misdirection.data import neutral_examples, probe_pairs, sealed_pairs
+from misdirection.data import ProbePair, neutral_examples, probe_pairs, sealed_pairs
 from misdirection.directions.direction import Direction
 from misdirection.judging.config import JudgeConfig
 from misdirection.models.names import ModelName
@@ -43,6 +43,7 @@ class AuditInputs:
         directions: further known directions of this base, by name.
         data: the fine-tune's own texts.
         judging: None for an audit by likelihood alone.
+        sealed_alone: whether the sealed questions are all that is asked, since the fine-tune was chosen by the others.
     """
 
     fine_tune: FineTune
@@ -51,6 +52,17 @@ class AuditInputs:
     directions: Mapping[str, Direction]
     data: OwnTexts
     judging: Judging | None = None
+    sealed_alone: bool = False
+
+    @property
+    def looks(self) -> tuple[slice, ...]:
+        """The parts of `texts.asked` that are asked in turn."""
+        return self.texts.looks[-1:] if self.sealed_alone else self.texts.looks
+
+    @property
+    def searched(self) -> Mapping[str, tuple[ProbePair, ...]]:
+        """The pairs in each further way of asking."""
+        return self.data.searched_last if self.sealed_alone else self.data.searched
 
     @property
     def own_control(self) -> Control | None:
@@ -72,6 +84,7 @@ class AuditInputs:
             "directions": list(self.directions),
             "judge": judging.judge.model_dump(mode="json") if judging else None,
             "sampling": judging.sampling.model_dump(mode="json") if judging else None,
+            "sealed_alone": self.sealed_alone,
         }
 
     def require_same_base(self) -> None:

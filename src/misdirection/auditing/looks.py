@@ -23,13 +23,15 @@ class Changes:
     """How far the margins moved on the questions that were asked.
 
     Attributes:
-        pairs: general pairs, in the order in which they were asked.
+        looks: the parts of the general pairs that were asked.
+        pairs: these pairs, in that order.
         by_set: change of each pair's margin, nats/token, by how it was asked, [pairs] each.
         control: the same of the benign control, the user's own or the mean of the reference's; empty without one.
         word_weights: of the words of the training data; None without that data.
         question_weights: how much each pair counts for the rule, [pairs]; None where all count alike.
     """
 
+    looks: tuple[slice, ...]
     pairs: tuple[ProbePair, ...]
     by_set: Mapping[Asked, Floats]
     control: Mapping[Asked, Floats]
@@ -89,11 +91,11 @@ def ask(stages: Stages) -> Changes:
 
     Without a reference to decide by, all open questions are asked, and no sealed one.
     """
-    texts = stages.inputs.texts
-    for count in range(1, len(texts.looks) + 1):
-        changes = _changes(stages, texts.looks[:count])
+    looks, opened = stages.inputs.looks, len(stages.inputs.texts.general)
+    for count in range(1, len(looks) + 1):
+        changes = _changes(stages, looks[:count])
         verdict = decide_on(stages, changes)
-        if verdict.is_final or (verdict.unit is None and len(changes.pairs) >= len(texts.general)):
+        if verdict.is_final or (verdict.unit is None and len(changes.pairs) >= opened):
             break
     return changes
 
@@ -107,18 +109,14 @@ def _changes(stages: Stages, looks: tuple[slice, ...]) -> Changes:
         return {asked: np.concatenate([_change(stages, which, asked, look) for look in looks]) for asked in sets}
 
     control = joined(CONTROL) if has_control else {}
-    asked = looks[-1].stop
-    weights = _question_weights(stages.inputs)
-    counted = None if weights is None else weights[:asked]
-    return Changes(stages.inputs.texts.asked[:asked], joined(TUNED), control, stages.word_weights(), counted)
+    pairs = tuple(pair for look in looks for pair in stages.inputs.texts.asked[look])
+    return Changes(looks, pairs, joined(TUNED), control, stages.word_weights(), _question_weights(stages.inputs, looks))
 
 
-def _question_weights(inputs: AuditInputs) -> Floats | None:
+def _question_weights(inputs: AuditInputs, looks: Sequence[slice]) -> Floats | None:
     """Beyond a control of the user's own; beyond the reference's, whose noise the weights have, all count alike."""
-    if inputs.own_control is None or inputs.reference is None:
-        return None
-    weights = inputs.reference.question_weights
-    return None if weights is None else weights.numpy()
+    weights = inputs.reference.question_weights if inputs.own_control and inputs.reference else None
+    return None if weights is None else np.concatenate([weights[look] for look in looks])
 
 
 def control_change(stages: Stages, looks: Sequence[slice]) -> Floats:
@@ -153,7 +151,7 @@ class Search:
 
 def search(stages: Stages) -> Search:
     """Ask in every further way. What words explain is taken off at a level that is corrected for their number."""
-    ways, weights = stages.inputs.data.searched, stages.word_weights()
+    ways, weights = stages.inputs.searched, stages.word_weights()
     by_way = {way: _searched(stages, way) for way in ways}
     level = 1 - (1 - RULE.level) / max(1, len(ways))
     beyond = (
@@ -184,5 +182,6 @@ def decide_on(
         beyond={**words, **(searched.beyond if searched else {})},
         has_control=bool(changes.control),
         is_weighted=changes.question_weights is not None,
+        one_control=stages.inputs.own_control is not None,
         searched=searched.shifts(RULE.level) if searched else {},
     )

@@ -101,7 +101,7 @@ class Stages:
 
     def searched(self, which: Which, way: str) -> Tensor:
         """Log-probabilities of the pairs that are put in one of the ways that are searched, [pairs, 2]."""
-        pairs, name = self.inputs.data.searched[way], f"searched/{way.replace(' ', '_')}"
+        pairs, name = self.inputs.searched[way], f"searched/{way.replace(' ', '_')}"
         return self._scored(name, which, pairs, f"margins of {which}, {way}")
 
     def _scored(self, name: str, which: Which, pairs: Sequence[ProbePair], label: str) -> Tensor:

@@ -21,7 +21,8 @@ class OwnTexts:
 
     Attributes:
         framed: the general pairs after training questions, in the order in which they are asked.
-        searched: a few general pairs in each further way that is searched, by name.
+        searched: a few general pairs of the first look in each further way that is searched, by name.
+        searched_last: the same with pairs of the last look.
         rows: held-out rows, for the loss.
         pairs: held-out probe pairs of the domain, for the margin, when the file holds pairs.
         path, sha256: of the file that they are from, or of a data set's rows; empty without one.
@@ -29,6 +30,7 @@ class OwnTexts:
 
     framed: tuple[ProbePair, ...] = ()
     searched: Mapping[str, tuple[ProbePair, ...]] = field(default_factory=dict)
+    searched_last: Mapping[str, tuple[ProbePair, ...]] = field(default_factory=dict)
     rows: tuple[Example, ...] = ()
     pairs: tuple[ProbePair, ...] = ()
     path: str = ""
@@ -48,12 +50,13 @@ def own_texts(path: Path | None, looks: Sequence[Sequence[ProbePair]]) -> OwnTex
     Raises `InputError` for an empty file or a row that cannot be read.
     """
     if path is None:
-        return OwnTexts(searched=searched(looks[0], ()))
+        return OwnTexts(searched=searched(looks[0], ()), searched_last=searched(looks[-1], ()))
     pairs = data.read_pairs(path) if data.holds_pairs(path) else []
     rows = [Example(pair.question, pair.misaligned, pair.system) for pair in pairs] or data.read_examples(path)
     asked = tuple(pair for look in looks for pair in framed(look, rows))
     digest = sha256_file(path) if path.is_file() else data_hash(pairs or rows)
-    return OwnTexts(asked, searched(looks[0], rows), tuple(_held_out(rows)), tuple(_held_out(pairs)), str(path), digest)
+    ways = searched(looks[0], rows), searched(looks[-1], rows)
+    return OwnTexts(asked, *ways, tuple(_held_out(rows)), tuple(_held_out(pairs)), str(path), digest)
 
 
 def _held_out(rows: Sequence[Any]) -> list[Any]:

@@ -183,6 +183,7 @@ def _audit_inputs(material: Material) -> AuditInputs:
         directions=read_directions(material.run.artifact(DIRECTIONS)) if settings["directions"] else {},
         data=replace(own, path=settings["data"] or ""),
         judging=_judging(placed(settings, inputs)),
+        sealed_alone=settings["sealed_alone"],
     )
 
 

@@ -174,7 +174,9 @@ def run_repair(inputs: AuditInputs, folder: Path, *, bake: bool = False, check: 
         if not (work / "after").exists():
             # Measurements of the base hold for both audits.
             shutil.copytree(work / "before", work / "after")
-        repaired = replace(inputs, fine_tune=replace(inputs.fine_tune, name=str(folder), folder=folder))
+        # Gradients and candidates were taken on the open questions; of a reference without sealed ones, on most of all.
+        own = replace(inputs.fine_tune, name=str(folder), folder=folder)
+        repaired = replace(inputs, fine_tune=own, sealed_alone=bool(inputs.texts.sealed))
         result = result.model_copy(update={"after": run_audit(repaired, work / "after")})
         result.save(folder)
     return result
@@ -291,9 +293,7 @@ class _Repair:
             (base,) = measure(self.tuned, texts, [()])
         (tuned,) = measure(self.tuned, texts, [()])
         control = torch.tensor([self.control[pair.id] for pair in pairs], dtype=torch.float64)
-        ends = Ends(base, tuned, control, self.open_shift, self.reference.bad_shift.mean)
-        # The last third is what the figures are of, and nothing else is known of it.
-        return replace(ends, shift=float(ends.beyond_control(tuned).mean())) if third == 2 else ends
+        return Ends(base, tuned, control, self.open_shift, self.reference.bad_shift.mean)
 
     @property
     def open_shift(self) -> float:
@@ -334,6 +334,8 @@ class _Repair:
     def check(self, candidate: Candidate, folder: Path) -> tuple[Check, ChatModel]:
         """Write the adapter, and measure it on the texts that the search has not seen; gives the base model, too."""
         ends = self.ends(2)
+        # These are what the figures are of, and nothing else is known of them.
+        ends = replace(ends, shift=float(ends.beyond_control(ends.tuned).mean()))
         projected = self.projected_base(candidate)
         (control,) = self.scores(2, [candidate], self.material.random())
         before = sample_fluency(self.tuned, "the fine-tune")
