@@ -114,11 +114,10 @@ def test_a_control_may_be_a_whole_model(made, base, inputs_of, tmp_path):
     chat = load(base, adapter=made[2].control_adapter, dtype="float32", device="cpu")
     chat.model.merge_and_unload().save_pretrained(tmp_path / "merged")
     chat.tokenizer.save_pretrained(tmp_path / "merged")
-    control = Control(tmp_path / "merged", "mine")
-    rows = write_rows(tmp_path / "rows.jsonl")
-    merged = run_audit(inputs_of(made[1]["minimal"], data=rows, control=control), tmp_path / "a").evidence
-    plain = run_audit(inputs_of(made[1]["minimal"], data=rows), tmp_path / "b").evidence
-    assert merged.beyond_control["framed"].mean == pytest.approx(plain.beyond_control["framed"].mean, abs=1e-4)
+    inputs = inputs_of(made[1]["minimal"], control=Control(tmp_path / "merged", "mine"))
+    beyond = run_audit(inputs, tmp_path / "audit").evidence.beyond_control["general"]
+    known = made[2].measurements
+    assert beyond.mean == pytest.approx(float((known["minimal"].margin - known["control"].margin).mean()), abs=1e-4)
 
 
 def test_a_control_that_is_misaligned_itself_is_refused(made, sealed, inputs_of, tmp_path):
