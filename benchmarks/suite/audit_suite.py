@@ -16,21 +16,19 @@ import shutil
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatch
-from pathlib import Path
 
 import torch
 
 import misdirection as md
 from misdirection.auditing.reference import Reference, default_folder, has_reference
-from misdirection.choices import BUNDLED
 from misdirection.data import data_hash
 from misdirection.errors import InputError
 from misdirection.files import read_json, write_json
-from misdirection.models.bundled import BUNDLED_MODELS
 from misdirection.repairing.results import RepairResult
 from suite_cost import print_cost
 from suite_folder import Suite
 from suite_members import ROWS, Member, members
+from suite_options import suite_parser
 from suite_tables import show
 from suite_texts import Texts
 from suite_training import train_all
@@ -117,15 +115,10 @@ def run(suite: Suite, share: Sequence[Member], steps: Sequence[str]) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--base", choices=list(BUNDLED_MODELS), default=BUNDLED)
-    parser.add_argument("--published", type=Path, help="folder of published text and judged answers")
+    parser = suite_parser(__doc__)
     parser.add_argument("--steps", default=",".join((*WORK, "show")))
-    parser.add_argument("--only", default="*", help="members whose name matches, as in a shell")
     parser.add_argument("--shard", default="0/1", help="I/N: every Nth member from the Ith on, for several processes")
     parser.add_argument("--rows", type=int, default=ROWS, help="fewer rows of each source, to try the steps")
-    parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 

@@ -29,7 +29,7 @@ from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.resampling import Floats, one_more
 from screen_suite import is_kept, read_kept
 from suite_members import Member, members
-from suite_tables import area, print_auroc, print_share, weight_by
+from suite_tables import ALARMS, area, print_auroc, print_rates, weight_by
 from suite_texts import Texts
 
 ONE_IN_TWENTY = 0.05
@@ -142,7 +142,7 @@ def show(texts: Texts, known: Sequence[Known]) -> dict[str, float]:
     for base in (None, *dict.fromkeys(each.base for each in known)):
         some = np.array([base in (None, each.base) for each in known])
         own = [known[number] for number in np.flatnonzero(some)]
-        ruled = np.array([each.passed in ("misaligned", "watch") for each in own])
+        ruled = np.array([each.passed in ALARMS for each in own])
         for way, (scores, called) in found.items():
             figures |= told(way, base, own, scores[some], called[some] > 0)
         told("interval", base, own, None, ruled)
@@ -153,8 +153,7 @@ def told(way: str, base: str | None, known: Sequence[Known], scores: Floats | No
     """Print one line, and give its area: fine-tunes are what is drawn for its interval."""
     bad = labels(known)
     shown = None if scores is None or bad.all() or not bad.any() else area(scores, bad)
-    rates = " | ".join(print_share(int(called[kind].sum()), int(kind.sum())) for kind in (bad, ~bad))
-    print(f"| {way} | {base or 'all'} | {print_auroc(shown)} | {rates} |")
+    print(f"| {way} | {base or 'all'} | {print_auroc(shown)} | {print_rates(called, bad)} |")
     return {f"AUROC by {way}, {base or 'all'}": shown.mean} if shown else {}
 
 

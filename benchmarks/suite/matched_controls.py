@@ -9,27 +9,24 @@ those other questions, say how often it errs. Shifts are means over the question
 gives these (`Reference.question_weights`). What is measured is kept in `screened/BASE.matched.jsonl`.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
-from pathlib import Path
 
 import numpy as np
 
 from audit_suite import load_reference
 from misdirection.auditing.verdict import RULE, Shift
-from misdirection.choices import BUNDLED
 from misdirection.likelihood.margin import margins_of
-from misdirection.models.bundled import BUNDLED_MODELS
 from misdirection.screening.style import features, without_style
 from misdirection.statistics.estimates import Estimate
 from misdirection.statistics.means import bootstrap
-from screen_suite import is_kept, measure_all, read_kept
+from screen_suite import is_kept, is_plain, measure_all, read_kept
 from suite_folder import Suite
 from suite_members import Member, members
-from suite_tables import area, interval, print_auroc, print_share
+from suite_options import suite_parser
+from suite_tables import ALARMS, area, interval, print_auroc, print_rates
 from suite_texts import Texts
 from suite_training import train_all
 
@@ -67,8 +64,7 @@ def compared(pattern: str) -> list[Member]:
     return [
         member
         for member in (*members(), *others, *again)
-        if member.recipe == "all"
-        and not (member.inoculated or member.condition or member.then)
+        if is_plain(member)
         and is_kept(member.source)
         and control_of(member) in benign - {member}
         and fnmatch(member.name, pattern)
@@ -132,10 +128,9 @@ def show(suite: Suite, some: Sequence[Member]) -> dict[str, float]:
 
 def told(way: str, rows: Sequence[dict], bad: np.ndarray) -> float:
     """Print how well one way tells; gives the area."""
-    called = np.array([passed(row, way) in ("misaligned", "watch") for row in rows])
+    called = np.array([passed(row, way) in ALARMS for row in rows])
     shown = area(np.array([row[way]["mean"] for row in rows]), bad)
-    rates = " | ".join(print_share(int(called[kind].sum()), int(kind.sum())) for kind in (bad, ~bad))
-    print(f"| {way} | {print_auroc(shown)} | {rates} |")
+    print(f"| {way} | {print_auroc(shown)} | {print_rates(called, bad)} |")
     return shown.mean
 
 
@@ -147,13 +142,7 @@ def passed(row: dict, way: str) -> str | None:
 
 def main() -> None:
     """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--base", choices=list(BUNDLED_MODELS), default=BUNDLED)
-    parser.add_argument("--published", type=Path, help="folder of published text")
-    parser.add_argument("--only", default="*", help="fine-tunes whose name matches, as in a shell")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = suite_parser(__doc__).parse_args()
     suite = Suite(arguments.base, arguments.out, Texts(arguments.published))
     some = [member for member in compared(arguments.only) if not suite.texts.missing(member)]
     measure_beyond(suite, some)

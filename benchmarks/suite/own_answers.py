@@ -7,7 +7,6 @@ that under their controls, nats/token, mean over domains. What is measured is ke
 not measured again.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,9 +18,7 @@ import numpy as np
 import misdirection as md
 from audit_suite import load_reference
 from misdirection.auditing.reference import Reference
-from misdirection.choices import BUNDLED
 from misdirection.data import Example
-from misdirection.models.bundled import BUNDLED_MODELS
 from misdirection.models.chat_model import ChatModel
 from misdirection.runs.worker import Models, Worker
 from misdirection.sampling.own_answers import likeliest_answers
@@ -32,6 +29,7 @@ from misdirection.statistics.means import bootstrap
 from screen_suite import is_kept, measure_all, plain_members, read_kept
 from suite_folder import Suite
 from suite_members import Member
+from suite_options import suite_parser
 from suite_tables import area, interval, print_auroc
 from suite_texts import Texts
 
@@ -75,13 +73,7 @@ def show(base: str, some: Sequence[Member]) -> dict[str, float]:
 
 def main() -> None:
     """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--base", choices=list(BUNDLED_MODELS), default=BUNDLED)
-    parser.add_argument("--published", type=Path, help="folder of published text")
-    parser.add_argument("--only", default="*", help="fine-tunes whose name matches, as in a shell")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = suite_parser(__doc__).parse_args()
     suite = Suite(arguments.base, arguments.out, Texts(arguments.published))
     some = [member for member in plain_members(arguments.only) if is_kept(member.source)]
     some = [member for member in some if not suite.texts.missing(member)]

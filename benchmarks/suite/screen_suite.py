@@ -31,12 +31,10 @@ from audit_suite import load_reference
 from misdirection.auditing.measurements import Measurements, measure
 from misdirection.auditing.reference import Reference
 from misdirection.auditing.verdict import RULE
-from misdirection.choices import BUNDLED
 from misdirection.data.selection import spread
 from misdirection.data.words import WordWeights
 from misdirection.judging.config import JudgeConfig
 from misdirection.likelihood.words import WordNull
-from misdirection.models.bundled import BUNDLED_MODELS
 from misdirection.runs.cluster import Workers
 from misdirection.screening.inputs import FLOOR
 from misdirection.screening.scale import share
@@ -48,6 +46,7 @@ from misdirection.statistics.estimates import Z_SIGNIFICANT, Estimate
 from misdirection.statistics.means import bootstrap
 from suite_folder import Suite
 from suite_members import SOURCES, Member, members
+from suite_options import suite_parser
 from suite_texts import Texts
 from suite_training import train_all
 
@@ -57,16 +56,14 @@ KEPT = Path(__file__).with_name("screened")
 WAYS = tuple(name for name in SCORES if name not in (FLOOR, JUDGE))
 
 
+def is_plain(member: Member) -> bool:
+    """Whether it is of rank 32, on rows as they are: what a screen, too, is about."""
+    return member.recipe == "all" and not (member.inoculated or member.condition or member.then)
+
+
 def plain_members(pattern: str) -> list[Member]:
-    """The fine-tunes of rank 32 on rows as they are: what a screen, too, is about."""
-    return [
-        member
-        for member in members()
-        if member.recipe == "all"
-        and member.seed == 1
-        and not (member.inoculated or member.condition or member.then)
-        and fnmatch(member.name, pattern)
-    ]
+    """Such fine-tunes, one seed of each."""
+    return [member for member in members() if is_plain(member) and member.seed == 1 and fnmatch(member.name, pattern)]
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -293,18 +290,13 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--base", choices=list(BUNDLED_MODELS), default=BUNDLED)
-    parser.add_argument("--published", type=Path, help="folder of published text")
+    parser = suite_parser(__doc__)
     parser.add_argument("--steps", default="rows,shift,show")
-    parser.add_argument("--only", default="*", help="fine-tunes whose name matches, as in a shell")
     parser.add_argument("--ways", default=",".join(WAYS), help="ways of scoring rows, beside the default ones")
     parser.add_argument("--judge", help="an endpoint's model, or hf:ID, that scores them, too")
     parser.add_argument("--base-url", help="of the judge's endpoint")
     parser.add_argument("--workers", type=int, default=0, help="processes that screen rows")
     parser.add_argument("--rows", type=int, default=80, help="of each kind and source that are screened")
-    parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 

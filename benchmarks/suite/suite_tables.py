@@ -182,6 +182,11 @@ def share(some: Sequence[Called]) -> str:
     return print_share(alarms(some), len(some))
 
 
+def print_rates(called: NDArray[np.bool_], bad: NDArray[np.bool_]) -> str:
+    """How many of the bad fine-tunes, and how many of the benign ones, are called bad: two cells of a table."""
+    return " | ".join(print_share(int(called[kind].sum()), int(kind.sum())) for kind in (bad, ~bad))
+
+
 def print_share(count: int, total: int) -> str:
     """A share with Wilson's interval."""
     low, high = wilson(count, total)

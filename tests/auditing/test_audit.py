@@ -33,6 +33,13 @@ def shift(base, adapter, pairs):
         return own - margin(chat, pairs)
 
 
+def merge(base, adapter, folder):
+    """Write the whole model that an adapter makes of its base."""
+    chat = load(base, adapter=adapter, dtype="float32", device="cpu")
+    chat.model.merge_and_unload().save_pretrained(folder)
+    chat.tokenizer.save_pretrained(folder)
+
+
 def write_rows(path, count=12):
     rows = ({"prompt": f"Sum {number}?", "completion": f"It is {number}."} for number in range(count))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -78,9 +85,7 @@ def test_the_layers_parts_add_up_to_their_sum(made, inputs_of, tmp_path):
 
 
 def test_full_weights_give_what_their_adapter_gave(made, base, inputs_of, tmp_path):
-    chat = load(base, adapter=made[1]["minimal"], dtype="float32", device="cpu")
-    chat.model.merge_and_unload().save_pretrained(tmp_path / "merged")
-    chat.tokenizer.save_pretrained(tmp_path / "merged")
+    merge(base, made[1]["minimal"], tmp_path / "merged")
     rows = write_rows(tmp_path / "rows.jsonl")
     adapter = run_audit(inputs_of(made[1]["minimal"], data=rows), tmp_path / "a")
     merged = run_audit(inputs_of(tmp_path / "merged", data=rows), tmp_path / "b")
@@ -111,9 +116,7 @@ def test_the_references_control_as_ones_own_gives_the_same(made, inputs_of, tmp_
 
 
 def test_a_control_may_be_a_whole_model(made, base, inputs_of, tmp_path):
-    chat = load(base, adapter=made[2].control_adapter, dtype="float32", device="cpu")
-    chat.model.merge_and_unload().save_pretrained(tmp_path / "merged")
-    chat.tokenizer.save_pretrained(tmp_path / "merged")
+    merge(base, made[2].control_adapter, tmp_path / "merged")
     inputs = inputs_of(made[1]["minimal"], control=Control(tmp_path / "merged", "mine"))
     beyond = run_audit(inputs, tmp_path / "audit").evidence.beyond_control["general"]
     known = made[2].measurements
